@@ -1,0 +1,86 @@
+"""Where a model came from and how a sample was made, for the record."""
+
+import hashlib
+import re
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from cardiodit.errors import CardioDiTError
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def check_is_pipeline_folder(folder: Path) -> None:
+    """A local folder must be a pipeline folder; says what it seems to be instead."""
+    if not folder.is_dir() or (folder / "model_index.json").is_file():
+        return
+    hint = "A pipeline folder is made by pipe.save_pretrained(...), by training or by `cardiodit convert`."
+    if (folder / "config.json").is_file():
+        hint = "It looks like a single model: open it with that model's own from_pretrained."
+    elif any(folder.glob("*.pth")):
+        hint = "It looks like an authors' checkpoint: make a pipeline folder of it with `cardiodit convert cardiodit`."
+    raise CardioDiTError(f"{folder} holds no model_index.json, so it is no pipeline folder. {hint}")
+
+
+def revision_of(pipe: DiffusionPipeline) -> str | None:
+    """The Hub commit a pipeline was loaded from, or a hash of the weight files of a local folder; None in memory."""
+    names = [getattr(pipe.components[name].config, "_name_or_path", None) for name in ("transformer", "vae")]
+    if not all(names):
+        return None
+    commit = re.search(r"snapshots/([0-9a-f]{40})", Path(names[0]).as_posix())
+    if commit:
+        return commit.group(1)
+    files = sorted(file for name in names for file in Path(name).glob("*.safetensors"))
+    return _hash_of(tuple((file, file.stat().st_mtime_ns) for file in files)) if files else None
+
+
+@lru_cache(maxsize=8)
+def _hash_of(files: tuple[tuple[Path, int], ...]) -> str:
+    """Of the contents; the modification times only make a rewritten file be read again."""
+    digest = hashlib.sha256()
+    for path, _ in files:
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def describe_model(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """Name, revision, solver and precision. Of a local model only the folder's name: paths can tell of patients."""
+    name = str(pipe.config.get("_name_or_path") or "in memory")
+    return {
+        "model": Path(name).resolve().name if Path(name).is_dir() else name,
+        "revision": revision_of(pipe),
+        "solver": type(pipe.scheduler).__name__,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "device": pipe._execution_device.type,
+        "cardiodit": _package_version(),
+    }
+
+
+def _package_version() -> str | None:
+    try:
+        return version("cardiodit")
+    except PackageNotFoundError:
+        return None
+
+
+def make_records(
+    run: dict[str, Any],
+    seed: int | None,
+    first_sample: int,
+    generator: Generators,
+    labels: list[int | str | None],
+) -> list[dict[str, Any]]:
+    """One record a sample, ready for JSON: its seed and index, or its generator's seed, and what the run shares."""
+    records = []
+    for i, label in enumerate(labels):
+        own = generator[i] if isinstance(generator, list) else generator
+        generator_seed = None if own is None else own.initial_seed()
+        origin = {"seed": seed, "index": first_sample + i, "generator_seed": generator_seed, "class_label": label}
+        records.append({**origin, **run})
+    return records

@@ -1,0 +1,22 @@
+"""Generate 4D cardiac cine MRI and 3D CT the way everybody generates images with diffusers."""
+
+__version__ = "0.1.0.dev0"
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.hub import register_with_diffusers
+from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
+from cardiodit.pipelines import CardioDiTPipeline
+from cardiodit.schedulers import change_solver, make_scheduler
+
+register_with_diffusers(CardioDiTPipeline, DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D)
+
+__all__ = [
+    "CardioDiTError",
+    "CardioDiTPipeline",
+    "DiT3DTransformerModel",
+    "DiT4DTransformerModel",
+    "VQModel3D",
+    "VQModel4D",
+    "change_solver",
+    "make_scheduler",
+]

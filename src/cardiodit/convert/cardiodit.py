@@ -1,0 +1,382 @@
+"""CardioDiT's published checkpoints → a pipeline folder. The parts serve VolDiT's 3D models as well."""
+
+import json
+import math
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from cardiodit import __version__
+from cardiodit.convert.authors_config import (
+    DiTConfig,
+    DiTParams,
+    VQGANConfig,
+    read_dit_config,
+    read_vqgan_config,
+)
+from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, sha256, some
+from cardiodit.errors import CardioDiTError
+from cardiodit.models import DiT4DTransformerModel, VQModel4D
+from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.models.discriminator import PatchDiscriminator
+from cardiodit.models.positions import sincos_positions
+from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
+from cardiodit.schedulers import cosine_betas, make_scheduler
+
+Autoencoder = TypeVar("Autoencoder", bound=VQModel)
+Transformer = TypeVar("Transformer", bound=DiTTransformerModel)
+
+# Our modules, as patterns, and what the authors call them.
+QUANTIZER_NAMES = {
+    "quantizer.weight": "quantizer.quantizer.embedding.weight",
+    "quantizer.ema_sums": "quantizer.quantizer.ema_w",
+    "quantizer.ema_counts": "quantizer.quantizer.ema_cluster_size",
+}
+TRANSFORMER_NAMES = {
+    r"patch_embed": r"x_embedder.proj",
+    r"time_embed\.linear_1": r"t_embedder.mlp.0",
+    r"time_embed\.linear_2": r"t_embedder.mlp.2",
+    r"class_embed": r"y_embedder.embedding_table",
+    r"transformer_blocks\.(\d+)\.attn\.to_[qkv]": r"blocks.\1.attn.qkv",
+    r"transformer_blocks\.(\d+)\.attn\.to_out\.0": r"blocks.\1.attn.proj",
+    r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj": r"blocks.\1.mlp.fc1",
+    r"transformer_blocks\.(\d+)\.ff\.net\.2": r"blocks.\1.mlp.fc2",
+    r"transformer_blocks\.(\d+)\.modulation": r"blocks.\1.adaLN_modulation.1",
+    r"modulation_out": r"final_layer.adaLN_modulation.1",
+    r"proj_out": r"final_layer.linear",
+}
+QKV = re.compile(r"\.attn\.to_([qkv])\.")
+POSITIONS = "pos_embed"
+LABELS = "y_embedder.embedding_table.weight"  # VolDiT has the table even without labels
+
+
+def convert_cardiodit(
+    stage1_ckpt: str | PathLike,
+    stage1_cfg: str | PathLike,
+    diff_ckpt: str | PathLike,
+    diff_cfg: str | PathLike,
+    output_dir: str | PathLike,
+    scale_factor: float | None = None,
+    spacing: tuple[float, float, float] | None = None,
+    frame_time: float | None = None,
+    ema: bool = True,
+) -> Path:
+    """Writes a `CardioDiTPipeline` folder from the authors' two checkpoints and configs.
+
+    Args:
+        stage1_ckpt, stage1_cfg: the VQ-GAN's checkpoint and YAML.
+        diff_ckpt, diff_cfg: the transformer's checkpoint and YAML.
+        output_dir: a new or empty folder; written as a whole or not at all.
+        scale_factor: what latents were multiplied by in training; read from `diff_cfg` where it is not given.
+        spacing: voxel size in mm along H, W, D of the training volumes, if known.
+        frame_time: seconds between their frames, if known.
+        ema: take the EMA weights of the transformer where the checkpoint holds them.
+    """
+    vq_config, dit_config = read_vqgan_config(stage1_cfg), read_dit_config(diff_cfg)
+    check_stages_agree(vq_config, dit_config)
+    check_geometry(spacing, frame_time)
+    scaling_factor = choose_scale_factor(scale_factor, dit_config)
+    with new_folder(Path(output_dir)) as folder:
+        stage1, stage2 = read_checkpoint(stage1_ckpt), read_checkpoint(diff_ckpt)
+        geometry: dict[str, Any] = {"spacing": spacing, "frame_time": frame_time}
+        pipeline = CardioDiTPipeline(
+            build_vq_model(stage1, vq_config, VQModel4D, scaling_factor=scaling_factor, **geometry),
+            build_transformer(stage2, dit_config, DiT4DTransformerModel, ema),
+            build_scheduler(dit_config),
+        )
+        pipeline.save_pretrained(folder)
+        discriminator = build_discriminator(stage1, vq_config)
+        if discriminator is not None:
+            discriminator.save_pretrained(folder / "discriminator")
+        write_record(folder, stage1, stage2, ema)
+    if spacing is None:
+        print("No voxel spacing was given (mm): the volumes of this model carry no scanner space.")
+    return Path(output_dir)
+
+
+def load_vq_model(
+    ckpt: str | PathLike, cfg: str | PathLike, kind: type[Autoencoder] = VQModel4D
+) -> Autoencoder:
+    """The VQ model of the authors' stage 1 checkpoint; `kind` is `VQModel3D` for VolDiT."""
+    return build_vq_model(read_checkpoint(ckpt), read_vqgan_config(cfg), kind)
+
+
+def load_discriminator(ckpt: str | PathLike, cfg: str | PathLike) -> PatchDiscriminator | None:
+    """The discriminator of the authors' stage 1 checkpoint, or None where it holds none."""
+    return build_discriminator(read_checkpoint(ckpt), read_vqgan_config(cfg))
+
+
+def load_transformer(
+    ckpt: str | PathLike,
+    cfg: str | PathLike,
+    ema: bool = True,
+    kind: type[Transformer] = DiT4DTransformerModel,
+) -> Transformer:
+    """The transformer of the authors' stage 2 checkpoint, with its EMA weights where it holds them."""
+    return build_transformer(read_checkpoint(ckpt), read_dit_config(cfg), kind, ema)
+
+
+def build_vq_model(
+    checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoencoder], **extra: Any
+) -> Autoencoder:
+    """`extra`: what the authors' files do not know, such as `scaling_factor` and `spacing`."""
+    params = config.params
+    model = kind(
+        in_channels=params.in_channels,
+        out_channels=params.out_channels,
+        channels=params.num_channels,
+        num_res_channels=params.res_channels,
+        num_res_layers=params.num_res_layers,
+        downsample_parameters=params.downsampling,
+        upsample_parameters=params.upsampling,
+        num_embeddings=params.num_embeddings,
+        embedding_dim=params.embedding_dim,
+        commitment_cost=params.commitment_cost,
+        decay=params.decay,
+        epsilon=params.epsilon,
+        dropout=params.dropout,
+        codebook_warm_counts=False,
+        codebook_data_init=False,
+        codebook_restart=False,
+        codebook_sync=False,
+        **extra,
+    )
+    ours = model.state_dict()
+    ours["quantizer.num_updates"].fill_(1)  # trained: its codes are not to be drawn from data again
+    names = {name: QUANTIZER_NAMES.get(name, name) for name in ours if name != "quantizer.num_updates"}
+    weights = checkpoint.weights()
+    check_names({names[name]: ours[name].shape for name in names}, weights, checkpoint, config.file)
+    model.load_state_dict({**ours, **{name: weights[theirs] for name, theirs in names.items()}})
+    return model.eval()
+
+
+def build_discriminator(checkpoint: Checkpoint, config: VQGANConfig) -> PatchDiscriminator | None:
+    if not checkpoint.entries.get("discriminator"):
+        return None
+    if config.discriminator is None:
+        raise CardioDiTError(
+            f"{checkpoint.file} holds a discriminator, but {config.file} has no section 'discriminator' that "
+            "describes it. Use the config that the checkpoint was trained with."
+        )
+    model = PatchDiscriminator(**asdict(config.discriminator))
+    weights = checkpoint.tensors("discriminator")
+    check_names(
+        {name: value.shape for name, value in model.state_dict().items()}, weights, checkpoint, config.file
+    )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def build_transformer(
+    checkpoint: Checkpoint, config: DiTConfig, kind: type[Transformer], ema: bool = True
+) -> Transformer:
+    params = config.params
+    axes = len(kind.axis_names)
+    if len(params.input_size) != axes:
+        raise CardioDiTError(
+            f"{config.file}: input_size has {len(params.input_size)} numbers, but a model with {axes} "
+            "axes is converted here."
+        )
+    optional: dict[str, Any] = {"prediction_type": config.scheduler.prediction_type}
+    if params.dropout is not None:
+        optional["dropout"] = params.dropout
+    model = kind(
+        sample_size=params.input_size,
+        patch_size=params.patch,
+        in_channels=params.in_channels,
+        num_layers=params.depth,
+        num_attention_heads=params.num_heads,
+        attention_head_dim=params.hidden_size // params.num_heads,
+        mlp_ratio=params.mlp_ratio,
+        num_classes=params.num_classes,
+        class_dropout_prob=params.class_dropout_prob,
+        learn_sigma=params.learn_sigma,
+        **optional,
+    )
+    weights = normalised(checkpoint.weights(ema), params)
+    expected = {
+        transformer_name(ours): fused_shape(ours, value) for ours, value in model.state_dict().items()
+    }
+    expected[POSITIONS] = torch.Size((1, math.prod(model.grid_of(params.input_size)), params.hidden_size))
+    check_names(expected, weights, checkpoint, config.file)
+    check_positions(weights[POSITIONS], model.grid_of(params.input_size), checkpoint)
+    model.load_state_dict(
+        {ours: part_of(ours, weights[transformer_name(ours)]) for ours in model.state_dict()}
+    )
+    return model.eval()
+
+
+def build_scheduler(config: DiTConfig) -> Any:
+    """The published noise schedule to the last digit, sampled by our default solver."""
+    steps = config.scheduler.num_train_timesteps
+    return make_scheduler(
+        solver="dpm++",
+        num_train_timesteps=steps,
+        betas=cosine_betas(steps),
+        prediction_type=config.scheduler.prediction_type,
+    )
+
+
+# --- Names and shapes ---
+
+
+def transformer_name(ours: str) -> str:
+    """What the authors call a weight of ours; their qkv stands for three of ours."""
+    module, _, leaf = ours.rpartition(".")
+    for pattern, theirs in TRANSFORMER_NAMES.items():
+        if match := re.fullmatch(pattern, module):
+            return f"{match.expand(theirs)}.{leaf}"
+    raise KeyError(ours)
+
+
+def fused_shape(ours: str, value: torch.Tensor) -> torch.Size:
+    return torch.Size((3 * value.shape[0], *value.shape[1:])) if QKV.search(ours) else value.shape
+
+
+def part_of(ours: str, theirs: torch.Tensor) -> torch.Tensor:
+    """A third of the authors' fused qkv where ours is one of the three; otherwise the whole."""
+    match = QKV.search(ours)
+    return theirs.chunk(3)["qkv".index(match[1])] if match else theirs
+
+
+def normalised(weights: Weights, params: DiTParams) -> Weights:
+    """VolDiT's convolutional patch embedding as the linear layer it is, and no label table without labels."""
+    weights = dict(weights)
+    if params.num_classes == 0 and len(weights.get(LABELS, ())) == (params.class_dropout_prob > 0):
+        weights.pop(LABELS, None)
+    patches = weights.get("x_embedder.proj.weight")
+    if patches is not None and patches.shape[1:] == (params.in_channels, *params.patch):
+        weights["x_embedder.proj.weight"] = patches.flatten(1)
+    return weights
+
+
+def check_names(
+    expected: dict[str, torch.Size], weights: Weights, checkpoint: Checkpoint, config: str
+) -> None:
+    """Every weight is there, none is left over, all have the shape that the config says."""
+    missing = [name for name in expected if name not in weights]
+    strangers = [name for name in weights if name not in expected]
+    reshaped = [
+        f"{name} {list(weights[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    problems = [
+        f"{label}: {some(names)}"
+        for label, names in [
+            ("missing", missing),
+            ("not expected", strangers),
+            ("of another shape", reshaped),
+        ]
+        if names
+    ]
+    if problems:
+        raise CardioDiTError(
+            f"The weights in {checkpoint.file} are not those of the model that {config} describes. "
+            f"{'; '.join(problems)}. Use the config that the checkpoint was trained with."
+        )
+
+
+def check_positions(table: torch.Tensor, grid: tuple[int, ...], checkpoint: Checkpoint) -> None:
+    """Positions are computed here, not stored; a checkpoint with other ones would give nonsense."""
+    difference = (table[0].float() - sincos_positions(grid, table.shape[-1])).abs().max()
+    if not difference <= 1e-4:
+        raise CardioDiTError(
+            f"{checkpoint.file}: this checkpoint was trained with other positions (its pos_embed differs "
+            f"by up to {difference:.2g} from the sine-cosine positions of the grid {list(grid)}). Check "
+            "input_size and patch_size in its config; positions scaled by a 'spacing' cannot be converted."
+        )
+
+
+# --- What the two stages and the user say ---
+
+
+def check_stages_agree(vq: VQGANConfig, dit: DiTConfig) -> None:
+    if vq.params.embedding_dim != dit.params.in_channels:
+        raise CardioDiTError(
+            f"The stages do not fit together: {vq.file} makes latents of {vq.params.embedding_dim} channels "
+            f"(embedding_dim), {dit.file} takes {dit.params.in_channels} (in_channels)."
+        )
+
+
+def choose_scale_factor(flag: float | None, config: DiTConfig) -> float:
+    """The flag, else the config's; without either the samples would be noise."""
+    said = config.training.scale_factor
+    value = said if flag is None else flag
+    if value is None:
+        raise CardioDiTError(
+            f"{config.file} does not hold the scale factor, so it must be given (--scale_factor): the "
+            "number that latents were multiplied by when the transformer was trained, 1 / their standard "
+            "deviation. It is in the training's log or command; with a wrong one the samples are noise."
+        )
+    if not math.isfinite(value) or value <= 0:
+        raise CardioDiTError(f"The scale factor must be a finite number above 0, found {value}.")
+    if flag is not None and said is not None and flag != said:
+        print(f"Using the scale factor {flag} that was given, not {said} from {config.file}.")
+    return value
+
+
+def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float | None) -> None:
+    if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)):
+        raise CardioDiTError(
+            f"The spacing must be three positive numbers, mm along H, W and D, found {list(spacing)}."
+        )
+    if frame_time is None:
+        return
+    if not math.isfinite(frame_time) or frame_time <= 0:
+        raise CardioDiTError(f"The frame time must be a positive number of seconds, found {frame_time}.")
+    if frame_time > 1:
+        raise CardioDiTError(
+            f"A frame time of {frame_time} s is longer than a heart beat; it is meant in seconds. "
+            f"If those were milliseconds, give {frame_time / 1000:g}."
+        )
+
+
+# --- Writing ---
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which must be new or empty; renames it at the end."""
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise CardioDiTError(f"The output {path} is a file; a new or empty folder was expected.")
+    if path.is_dir() and (held := sorted(item.name for item in path.iterdir())):
+        raise CardioDiTError(
+            f"The output folder {path} is not empty, it holds {some(held)}. "
+            "Choose a new folder or empty this one."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_record(folder: Path, stage1: Checkpoint, stage2: Checkpoint, ema: bool) -> None:
+    """`conversion.json`: where the weights come from. Base names only, since paths may name people."""
+    record = {
+        "cardiodit_version": __version__,
+        "stage1": {"file": stage1.file, "sha256": sha256(stage1.path), "epoch": stage1.epoch},
+        "transformer": {
+            "file": stage2.file,
+            "sha256": sha256(stage2.path),
+            "epoch": stage2.epoch,
+            "ema": ema and stage2.has_ema,
+        },
+    }
+    (folder / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,240 @@
+"""The codebook of a VQ model, learned by moving averages and kept in use.
+
+The rule is that of van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1. With counts that start at zero it
+divides by almost nothing, so that a code which no vector chose at first leaves the data for good. Four
+corrections keep codes in use and processes in step; each can be switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.randomness import generator_for
+
+# Distances held at a time: 16 MiB in float32, where 131,072 vectors and 16,384 codes would take 8 GiB. Larger
+# blocks fall out of a processor's cache and are several times slower there.
+MAX_DISTANCES = 2**22
+# A code is dead when its count is below half of what a restarted code is credited with. At decay 0.99 a code that
+# nothing chooses gets there in ln 2 / 0.01 = 69 steps, time enough to be chosen.
+DEAD_BELOW = 0.5
+# Spread of codes that had to share one vector, as a share of the standard deviation of the vectors.
+JITTER = 0.01
+
+
+@dataclass
+class QuantizerOutput(BaseOutput):
+    """What `EMACodebook` returns.
+
+    Args:
+        latents: `(B, C, *spatial)`, quantised; its gradient is that of the input (straight-through).
+        indices: `(B, *spatial)`, int64, the code of each vector.
+        commitment_loss: scalar, float32, already multiplied by the commitment cost.
+    """
+
+    latents: Tensor
+    indices: Tensor
+    commitment_loss: Tensor
+
+
+class EMACodebook(nn.Module):
+    """Replaces each vector by its nearest code; in training mode each forward also moves the codes.
+
+    All arithmetic is float32, and the module's tensors stay float32 when it is cast (`.half()`, `.to(dtype)`):
+    half precision is too coarse for a moving average and too small for counts.
+
+    Args:
+        num_embeddings: number of codes, K.
+        embedding_dim: channels of a code, C.
+        commitment_cost: weight of the loss that pulls the encoder to its codes.
+        decay: of the moving averages.
+        epsilon: smooths the counts (Laplace).
+        warm_counts: counts start at one instead of zero, so that codes stand still until they are chosen.
+        data_init: the first training forward draws the codes from its batch.
+        restart_dead: codes that are hardly chosen any more move to vectors of the current batch.
+        sync: statistics and draws are shared by all processes, so that their codebooks stay identical.
+        seed: every draw depends on it and on the number of updates alone.
+    """
+
+    ema_sums: Tensor
+    ema_counts: Tensor
+    num_updates: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        commitment_cost: float = 0.25,
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        warm_counts: bool = True,
+        data_init: bool = True,
+        restart_dead: bool = True,
+        sync: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+        self.decay = decay
+        self.epsilon = epsilon
+        self.data_init = data_init
+        self.restart_dead = restart_dead
+        self.sync = sync
+        self.seed = seed
+
+        # Devices and dtypes are named because loaders build models under `torch.device("meta")` and a half
+        # precision default: the draw needs a real device, and buffers stay real, as in init_empty_weights.
+        device = torch.get_default_device()
+        codes = torch.randn(
+            num_embeddings, embedding_dim, generator=generator_for(seed, 0), device="cpu", dtype=torch.float32
+        )
+        self.weight = nn.Parameter(codes.to(device), requires_grad=False)  # (K, C)
+        real = torch.device("cpu") if device.type == "meta" else device
+        counts = torch.full((num_embeddings,), float(warm_counts), device=real, dtype=torch.float32)
+        self.register_buffer("ema_sums", codes.to(real, copy=True))  # (K, C)
+        self.register_buffer("ema_counts", counts)  # (K,)
+        self.register_buffer("num_updates", torch.zeros((), device=real, dtype=torch.int64))
+
+    def forward(self, z: Tensor) -> QuantizerOutput:
+        """Quantise `z` of shape `(B, C, *spatial)`, any number of spatial axes."""
+        if z.ndim < 2 or z.shape[1] != self.embedding_dim:
+            raise CardioDiTError(
+                f"The codebook takes latents (B, {self.embedding_dim}, *spatial), got {tuple(z.shape)}."
+            )
+        with _without_autocast(z.device.type):
+            vectors = z.float()
+            flat = vectors.detach().movedim(1, -1).reshape(-1, self.embedding_dim)  # (N, C)
+            if self.training:
+                self._prepare_update(flat)
+            indices = self.nearest(flat)  # (N,)
+            spatial_indices = indices.view(z.shape[0], *z.shape[2:])  # (B, *spatial)
+            quantized = self.embed(spatial_indices).detach().float()  # (B, C, *spatial)
+            if self.training:
+                self._update(flat, indices)
+            loss = self.commitment_cost * F.mse_loss(vectors, quantized)
+            latents = vectors + (quantized - vectors).detach()
+        return QuantizerOutput(latents=latents.to(z.dtype), indices=spatial_indices, commitment_loss=loss)
+
+    @torch.no_grad()
+    def nearest(self, flat: Tensor) -> Tensor:
+        """The index `(N,)` of the code nearest to each vector of `flat` `(N, C)`; of equals, the lowest."""
+        with _without_autocast(flat.device.type):
+            codes = self.weight.float()
+            # ||z - e||^2 = ||z||^2 + 2 (||e||^2 / 2 - z.e), and ||z||^2 is the same for all codes
+            half_norms = codes.square().sum(dim=1) / 2  # (K,)
+            rows = max(1, MAX_DISTANCES // self.num_embeddings)
+            blocks = [
+                torch.addmm(half_norms, block, codes.t(), alpha=-1).min(dim=1).indices
+                for block in flat.float().split(rows)
+            ]
+        return torch.cat(blocks)
+
+    def embed(self, indices: Tensor) -> Tensor:
+        """The codes `(B, C, *spatial)` of `indices` `(B, *spatial)`."""
+        return F.embedding(indices, self.weight).movedim(-1, 1)
+
+    @torch.no_grad()
+    def _prepare_update(self, flat: Tensor) -> None:
+        if self.weight.dtype != torch.float32:
+            self.float()  # loaders assign half precision tensors past `_apply`
+        if self.data_init and self.num_updates == 0:
+            codes = self._draw(flat, self.num_embeddings)
+            self.weight.copy_(codes)
+            self.ema_sums.copy_(codes)
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, indices: Tensor) -> None:
+        """Equations 6 to 8 of appendix A.1, with smoothed counts."""
+        counts, sums = self._statistics(flat, indices)
+        self.num_updates += 1
+        self.ema_counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.ema_sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        total = self.ema_counts.sum()
+        smoothed = (self.ema_counts + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
+        self.weight.copy_(self.ema_sums / smoothed.unsqueeze(1))
+        if self.restart_dead:
+            self._restart_dead(flat)
+
+    def _statistics(self, flat: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """How many vectors chose each code `(K,)`, and their sum `(K, C)`, over all processes."""
+        counts = torch.bincount(indices, minlength=self.num_embeddings).to(flat.dtype)
+        sums = torch.zeros_like(self.ema_sums).index_add_(0, indices, flat)
+        both = self._sum_over_processes(torch.cat([counts.unsqueeze(1), sums], dim=1))  # (K, 1 + C)
+        return both[:, 0], both[:, 1:]
+
+    def _restart_dead(self, flat: Tensor) -> None:
+        """Move codes that are hardly chosen to vectors of this batch.
+
+        The measure is the mean count, at most one. A fixed threshold would call every code dead where a batch
+        has fewer vectors than codes, since the counts then average less than one; the running mean, unlike the
+        size of this batch, is not upset by batches of unequal size. The counts are the synchronised ones, so
+        that every process takes the same decision and joins the same draw.
+        """
+        credit = self.ema_counts.mean().clamp(max=1)
+        dead = (self.ema_counts < DEAD_BELOW * credit).nonzero().squeeze(1)
+        if len(dead) == 0:
+            return
+        codes = self._draw(flat, len(dead))
+        self.weight[dead] = codes
+        self.ema_sums[dead] = codes * credit
+        self.ema_counts[dead] = credit
+
+    def _draw(self, flat: Tensor, count: int) -> Tensor:
+        """Draw `count` vectors `(count, C)` of the batch of all processes; each process gets the same ones.
+
+        They are distinct as long as there are enough; otherwise they repeat evenly, a little noise apart.
+        """
+        rank, sizes = self._batch_sizes(flat)
+        first, total = sum(sizes[:rank]), sum(sizes)
+        generator = generator_for(self.seed, int(self.num_updates))
+        order = torch.randperm(total, generator=generator, device="cpu")
+        chosen = order.repeat(-(-count // total))[:count].to(flat.device) - first  # (count,)
+        mine = (chosen >= 0) & (chosen < len(flat))
+        drawn = flat.new_zeros(count, self.embedding_dim)
+        drawn[mine] = flat[chosen[mine]]
+        drawn = self._sum_over_processes(drawn)  # one process contributes each row, the others zeros
+        if count > total:
+            noise = torch.randn(drawn.shape, generator=generator, device="cpu", dtype=drawn.dtype)
+            drawn += JITTER * drawn.std(dim=0, correction=0) * noise.to(drawn.device)
+        return drawn
+
+    def _batch_sizes(self, flat: Tensor) -> tuple[int, list[int]]:
+        """This process's place, and the number of vectors in each process."""
+        if not self._shared():
+            return 0, [len(flat)]
+        rank = dist.get_rank()
+        sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=flat.device)
+        sizes[rank] = len(flat)
+        return rank, self._sum_over_processes(sizes).tolist()
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        if self._shared():
+            dist.all_reduce(values)
+        return values
+
+    def _shared(self) -> bool:
+        return self.sync and dist.is_available() and dist.is_initialized()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMACodebook:
+        def keep_float32(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            wrong = result.is_floating_point() and result.dtype != torch.float32
+            return tensor.to(device=result.device, dtype=torch.float32) if wrong else result
+
+        return super()._apply(keep_float32, recurse)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[None]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

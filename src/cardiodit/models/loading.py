@@ -1,0 +1,68 @@
+"""Strict loading, shared by all our models: safetensors only, and every weight accounted for."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import ConfigMixin, ModelMixin
+
+from cardiodit.errors import CardioDiTError
+
+
+class StrictModelMixin(ModelMixin, ConfigMixin):
+    """A diffusers model whose `from_pretrained` refuses weights that do not belong to its config.
+
+    diffusers only warns when names differ and then runs with random weights in their place.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
+        wants_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True  # never fall back to pickles
+        kwargs.setdefault("low_cpu_mem_usage", True)
+        where = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            )
+        except Exception as error:
+            raise _explain(error, cls.__name__, where) from error
+        _refuse_strangers(info, cls.__name__, where)
+        return (model, info) if wants_info else model
+
+
+def _describe(path: str | PathLike, subfolder: str | None) -> str:
+    return str(Path(path, subfolder)) if subfolder else str(path)
+
+
+def _explain(error: Exception, model: str, where: str) -> Exception:
+    """Damaged files and foreign shapes in a sentence; every other error as it came."""
+    text = str(error)
+    if "SafetensorError" in type(error).__name__ or "deserializ" in text or "MetadataIncomplete" in text:
+        return CardioDiTError(
+            f"The weights in {where} are damaged or cut short ({text}). Copy or download the folder again."
+        )
+    if "expected shape" in text or "size mismatch" in text:
+        return CardioDiTError(
+            f"The weights in {where} do not fit the config.json beside them ({model}): {text.split('. If')[0]}. "
+            "Weights and config must come from the same model."
+        )
+    return error
+
+
+def _refuse_strangers(info: dict[str, list], model: str, where: str) -> None:
+    problems = [
+        f"{label}: {', '.join(sorted(map(str, info[key]))[:8])}{' …' if len(info[key]) > 8 else ''}"
+        for key, label in [
+            ("missing_keys", "missing"),
+            ("unexpected_keys", "not known to the model"),
+            ("mismatched_keys", "of another shape"),
+        ]
+        if info.get(key)
+    ]
+    if problems:
+        raise CardioDiTError(
+            f"The weights in {where} do not fit the config.json beside them ({model}). "
+            f"{'; '.join(problems)}. Weights and config must come from the same model."
+        )

@@ -1,0 +1,349 @@
+"""Diffusion transformers for 3D volumes and 4D cine, on one core for any number of axes.
+
+Peebles and Xie, "Scalable Diffusion Models with Transformers" (arXiv:2212.09748), with the patches, positions
+and heads of VolDiT (three axes) and CardioDiT (four axes). Nothing below knows how many axes there are except
+the two classes at the end.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.models.loading import StrictModelMixin
+from cardiodit.models.positions import sincos_positions
+
+TIME_FEATURES = 256
+
+
+def patchify(volume: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
+    """(B, C, *size) → (B, tokens, C·∏patch): tokens in grid order, features of a patch as (c, *patch)."""
+    n = len(patch)
+    split = [part for size, p in zip(volume.shape[2:], patch, strict=True) for part in (size // p, p)]
+    volume = volume.reshape(*volume.shape[:2], *split)
+    grid_axes = range(2, 2 + 2 * n, 2)
+    patch_axes = range(3, 3 + 2 * n, 2)
+    return volume.permute(0, *grid_axes, 1, *patch_axes).flatten(n + 1).flatten(1, n)
+
+
+def unpatchify(tokens: torch.Tensor, grid: Sequence[int], patch: Sequence[int]) -> torch.Tensor:
+    """(B, tokens, ∏patch·C) → (B, C, *size): features of a predicted patch come as (*patch, c)."""
+    n = len(patch)
+    volume = tokens.reshape(tokens.shape[0], *grid, *patch, -1)
+    interleaved = [axis for i in range(n) for axis in (1 + i, 1 + n + i)]
+    volume = volume.permute(0, 2 * n + 1, *interleaved)
+    return volume.reshape(*volume.shape[:2], *(g * p for g, p in zip(grid, patch, strict=True)))
+
+
+def modulate(tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Adaptive LayerNorm (DiT, section 3.2): tokens (B, L, C), shift and scale (B, C)."""
+    normalised = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift.unsqueeze(1), normalised, 1 + scale.unsqueeze(1))
+
+
+class DiTAttnProcessor:
+    """Self-attention over all tokens through diffusers' choice of backends."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attn: "DiTAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = (
+                attn.to_q(hidden_states),
+                attn.to_k(hidden_states),
+                attn.to_v(hidden_states),
+            )
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))  # (B, L, H, D)
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=None,
+            dropout_p=attn.dropout if attn.training else 0.0,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)  # (B, L, C)
+        for layer in attn.to_out:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+class DiTAttention(nn.Module, AttentionModuleMixin):
+    _default_processor_cls = DiTAttnProcessor
+    _available_processors = [DiTAttnProcessor]
+    use_bias = True
+    is_cross_attention = False
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(dropout)])
+        self.set_processor(DiTAttnProcessor())
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.processor(self, hidden_states)
+
+
+class DiTBlock(nn.Module):
+    """adaLN-zero block: attention and MLP, each shifted, scaled and gated by the conditioning."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.attn = DiTAttention(dim, heads, dropout)
+        self.ff = FeedForward(dim, inner_dim=int(dim * mlp_ratio), dropout=dropout, activation_fn="gelu", final_dropout=True)
+
+    def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
+        """hidden_states (B, L, C), conditioning (B, C)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(conditioning)).chunk(6, dim=-1)
+        attended = self.attn(modulate(hidden_states, shift_a, scale_a))
+        hidden_states = torch.addcmul(hidden_states, gate_a.unsqueeze(1), attended)
+        transformed = self.ff(modulate(hidden_states, shift_m, scale_m))
+        return torch.addcmul(hidden_states, gate_m.unsqueeze(1), transformed)
+
+
+class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """The n-axis core. Use `DiT3DTransformerModel` or `DiT4DTransformerModel`."""
+
+    axis_names: tuple[str, ...] = ()
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DiTBlock"]
+    _repeated_blocks = ["DiTBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "class_embed", "modulation", "proj_out"]
+
+    def __init__(
+        self,
+        sample_size: Sequence[int],
+        patch_size: Sequence[int],
+        in_channels: int,
+        num_layers: int,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        mlp_ratio: float,
+        num_classes: int,
+        class_dropout_prob: float,
+        learn_sigma: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        for name, values in [("sample_size", sample_size), ("patch_size", patch_size)]:
+            if len(values) != len(self.axis_names):
+                raise CardioDiTError(
+                    f"{name}={tuple(values)} has {len(values)} numbers, but {type(self).__name__} has the "
+                    f"{len(self.axis_names)} axes {', '.join(self.axis_names)}."
+                )
+        self.patch_size = tuple(patch_size)
+        self.grid_of(sample_size)  # fails early when the patch does not divide the size
+        hidden_size = num_attention_heads * attention_head_dim
+        self.out_channels = in_channels * (2 if learn_sigma else 1)
+        voxels = math.prod(patch_size)
+
+        self.patch_embed = nn.Linear(in_channels * voxels, hidden_size)
+        self.time_proj = Timesteps(TIME_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embed = TimestepEmbedding(TIME_FEATURES, hidden_size)
+        self.class_embed = None
+        if num_classes > 0:
+            null_rows = 1 if class_dropout_prob > 0 else 0
+            self.class_embed = nn.Embedding(num_classes + null_rows, hidden_size)
+        self.transformer_blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_attention_heads, mlp_ratio, dropout) for _ in range(num_layers)
+        )
+        self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj_out = nn.Linear(hidden_size, voxels * self.out_channels)
+        self.gradient_checkpointing = False
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """DiT's initialisation: every block starts as the identity, the prediction as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (self.time_embed.linear_1, self.time_embed.linear_2):
+            nn.init.normal_(layer.weight, std=0.02)
+        if self.class_embed is not None:
+            nn.init.normal_(self.class_embed.weight, std=0.02)
+        for layer in (*(block.modulation for block in self.transformer_blocks), self.modulation_out, self.proj_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no label", when the model was trained with label dropout."""
+        if self.class_embed is None or self.config.class_dropout_prob <= 0:
+            return None
+        return self.config.num_classes
+
+    def grid_of(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The token grid of a latent of this size; an axis that the patch does not divide is an error."""
+        for name, length, patch in zip(self.axis_names, size, self.patch_size, strict=True):
+            if length % patch or length < patch:
+                raise CardioDiTError(
+                    f"The latent's {name} axis has size {length}, which the patch size {patch} does not divide: "
+                    f"{name} must be a multiple of {patch}."
+                )
+        return tuple(length // patch for length, patch in zip(size, self.patch_size, strict=True))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predicts from a noisy latent.
+
+        Args:
+            hidden_states: `(B, C, *size)`; the size may differ from the trained one.
+            timestep: one number, or one for each sample `(B,)`.
+            class_labels: `(B,)` integers; `null_label` stands for none. Without it no label is added.
+            return_dict: a `Transformer2DModelOutput` (default) or a tuple.
+
+        Returns:
+            `sample` of the shape of `hidden_states`; with `learn_sigma` twice the channels, the prediction first.
+        """
+        if hidden_states.ndim != 2 + len(self.axis_names):
+            raise CardioDiTError(
+                f"{type(self).__name__} expects (batch, channel, {', '.join(self.axis_names)}), "
+                f"got {hidden_states.ndim} axes: {tuple(hidden_states.shape)}."
+            )
+        grid = self.grid_of(hidden_states.shape[2:])
+        conditioning = self._condition(hidden_states, timestep, class_labels)
+
+        tokens = self.patch_embed(patchify(hidden_states, self.patch_size))  # (B, L, hidden)
+        tokens = tokens + sincos_positions(grid, tokens.shape[-1], tokens.device, tokens.dtype)
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, conditioning)
+            else:
+                tokens = block(tokens, conditioning)
+        shift, scale = self.modulation_out(F.silu(conditioning)).chunk(2, dim=-1)
+        tokens = self.proj_out(modulate(tokens, shift, scale))  # (B, L, ∏patch·C_out)
+
+        sample = unpatchify(tokens, grid, self.patch_size)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _condition(
+        self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Time and label as one vector for each sample, (B, hidden)."""
+        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])
+        conditioning = self.time_embed(self.time_proj(timestep).to(hidden_states.dtype))
+        if class_labels is None:
+            return conditioning
+        if self.class_embed is None:
+            raise CardioDiTError("class_labels were given, but this model was trained without labels (num_classes=0).")
+        return conditioning + self.class_embed(class_labels).to(conditioning.dtype)
+
+
+class DiT4DTransformerModel(DiTTransformerModel):
+    """CardioDiT's transformer over cine latents `(B, C, D, H, W, T)`: slices, rows, columns, frames.
+
+    Args:
+        sample_size: latent size `(D, H, W, T)` the model was trained on; another one may be given at any call.
+        patch_size: patch along `(D, H, W, T)`.
+        in_channels: latent channels.
+        num_layers: transformer blocks.
+        num_attention_heads: heads; the hidden width is `num_attention_heads * attention_head_dim`.
+        attention_head_dim: width of a head.
+        mlp_ratio: width of the MLP over the hidden width.
+        num_classes: labels, 0 for none.
+        class_dropout_prob: share of labels dropped while training; above 0 the model has a null label.
+        class_names: names of the labels, to be used in place of numbers.
+        learn_sigma: the model also predicts log σ, in a second half of the channels.
+        dropout: dropout in attention and MLP while training.
+        prediction_type: what the model was trained to predict: "v_prediction", "epsilon" or "sample".
+    """
+
+    axis_names = ("depth", "height", "width", "frames")
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: tuple[int, int, int, int] = (6, 64, 64, 8),
+        patch_size: tuple[int, int, int, int] = (1, 4, 4, 2),
+        in_channels: int = 8,
+        num_layers: int = 12,
+        num_attention_heads: int = 12,
+        attention_head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        class_dropout_prob: float = 0.0,
+        class_names: list[str] | None = None,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+        prediction_type: str = "v_prediction",
+    ) -> None:
+        super().__init__(
+            sample_size,
+            patch_size,
+            in_channels,
+            num_layers,
+            num_attention_heads,
+            attention_head_dim,
+            mlp_ratio,
+            num_classes,
+            class_dropout_prob,
+            learn_sigma,
+            dropout,
+        )
+
+
+class DiT3DTransformerModel(DiTTransformerModel):
+    """VolDiT's transformer over volume latents `(B, C, H, W, D)`, in NIfTI order with the slice axis last.
+
+    Arguments as for `DiT4DTransformerModel`, with three numbers for `sample_size` and `patch_size`.
+    """
+
+    axis_names = ("height", "width", "depth")
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: tuple[int, int, int] = (64, 64, 32),
+        patch_size: tuple[int, int, int] = (4, 4, 4),
+        in_channels: int = 8,
+        num_layers: int = 12,
+        num_attention_heads: int = 12,
+        attention_head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        class_dropout_prob: float = 0.0,
+        class_names: list[str] | None = None,
+        learn_sigma: bool = False,
+        dropout: float = 0.1,
+        prediction_type: str = "v_prediction",
+    ) -> None:
+        super().__init__(
+            sample_size,
+            patch_size,
+            in_channels,
+            num_layers,
+            num_attention_heads,
+            attention_head_dim,
+            mlp_ratio,
+            num_classes,
+            class_dropout_prob,
+            learn_sigma,
+            dropout,
+        )

@@ -1,0 +1,225 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import VQVAE
+
+from cardiodit import CardioDiTError, VQModel3D, VQModel4D
+
+LEVELS = {
+    "two": {"channels": (8, 16)},
+    "three": {"channels": (8, 16, 16), "num_res_channels": (4, 8, 8), "num_res_layers": 1},
+    "anisotropic": {
+        "channels": (8, 16),
+        "downsample_parameters": [[2, 4, 1, 1], [[2, 2, 1], [4, 4, 1], 1, [1, 1, 0]]],
+        "upsample_parameters": [[[2, 2, 1], [4, 4, 1], 1, [1, 1, 0], [0, 0, 0]], [2, 4, 1, 1, 0]],
+    },
+}
+
+
+def with_widths(settings: dict) -> dict:
+    return {"num_res_channels": settings["channels"], **settings}
+
+
+def monai_twin(vae: VQModel4D) -> VQVAE:
+    """MONAI's VQVAE, whose constructor refuses strides of an axis, with our weights."""
+    config = vae.config
+    twin = VQVAE(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=1,
+        channels=config.channels,
+        num_res_channels=config.num_res_channels,
+        num_res_layers=config.num_res_layers,
+        downsample_parameters=vae.down,
+        upsample_parameters=vae.up,
+        num_embeddings=config.num_embeddings,
+        embedding_dim=config.embedding_dim,
+        decay=0.99,
+    )
+    state = vae.state_dict()
+    codebook = "quantizer.quantizer"
+    twin.load_state_dict(
+        {k: v for k, v in state.items() if not k.startswith("quantizer.")}
+        | {
+            f"{codebook}.embedding.weight": state["quantizer.weight"],
+            f"{codebook}.ema_w": state["quantizer.ema_sums"],
+            f"{codebook}.ema_cluster_size": state["quantizer.ema_counts"],
+        }
+    )
+    return twin.eval()
+
+
+def test_published_size_has_the_published_number_of_weights() -> None:
+    with torch.device("meta"):
+        vae = VQModel4D()
+    assert sum(p.numel() for p in vae.parameters()) == 25_690_377
+    assert sum(p.numel() for p in vae.parameters() if p.requires_grad) == 25_559_305
+    with torch.device("meta"):
+        voldit = VQModel3D()
+    assert abs(sum(p.numel() for p in voldit.parameters()) / 1e6 - 95.57) < 0.01
+
+
+@pytest.mark.parametrize("levels", ["two", "three"])
+def test_it_computes_what_monai_computes(make_vae, levels) -> None:
+    vae = make_vae(**with_widths(LEVELS[levels]))
+    twin = monai_twin(vae)
+    image = torch.rand(2, 1, 16, 24, 8) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(image).latents
+        assert torch.allclose(latents, twin.encode(image), atol=1e-6)
+        quantized = vae.quantize(latents)
+        expected, loss = twin.quantize(twin.encode(image))
+        assert torch.allclose(quantized.latents, expected, atol=1e-6)
+        assert torch.allclose(quantized.commitment_loss, loss)
+        assert torch.allclose(vae.decode(latents).sample, twin(image)[0], atol=1e-6)
+
+
+def test_strides_of_each_axis(make_vae) -> None:
+    vae = make_vae(**with_widths(LEVELS["anisotropic"]))
+    assert vae.scale_factors == (4, 4, 2)
+    image = torch.rand(1, 1, 16, 24, 8)
+    latents = vae.encode(image).latents
+    assert latents.shape == (1, 8, 4, 6, 4)
+    assert vae.decode(latents).sample.shape == image.shape
+
+
+def test_a_volume_is_coded_slice_by_slice(make_vae) -> None:
+    vae = make_vae()
+    volume = torch.rand(2, 1, 3, 16, 16, 8) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(volume).latents
+        assert latents.shape == (2, 8, 3, 4, 4, 2)
+        for b in range(2):
+            for d in range(3):
+                alone = vae.encode(volume[b : b + 1, :, d]).latents
+                assert torch.allclose(latents[b : b + 1, :, d], alone, atol=1e-6)
+        decoded = vae.decode(latents).sample
+        assert decoded.shape == volume.shape
+        assert torch.allclose(decoded[1:, :, 2], vae.decode(latents[1:, :, 2]).sample, atol=1e-6)
+        indices = vae.quantize(latents).indices
+        assert indices.shape == (2, 3, 4, 4, 2)
+
+
+def test_slicing_runs_one_slice_at_a_time_with_the_same_result(make_vae) -> None:
+    vae = make_vae()
+    seen: list[int] = []
+    vae.decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    volume = torch.rand(2, 1, 3, 16, 16, 8)
+    with torch.no_grad():
+        latents = vae.encode(volume).latents
+        whole = vae.decode(latents).sample
+        vae.enable_slicing()
+        assert torch.allclose(vae.encode(volume).latents, latents, atol=1e-6)
+        assert torch.allclose(vae.decode(latents).sample, whole, atol=1e-6)
+    assert seen == [6] + [1] * 6
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_tiling_at_the_default_overlap_is_exact_and_at_a_quarter_close(make_vae, levels, record_property) -> None:
+    """Differences as a share of the range of the untiled result; the promise is 1e-3."""
+    vae = make_vae(**with_widths(LEVELS[levels]))
+    height, width, _ = vae.scale_factors
+    image = torch.rand(1, 1, 64 * height, 48 * width, 8) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(image).latents
+        sample = vae.decode(latents).sample
+        vae.enable_tiling()
+        for name, tiled, untiled in [
+            ("encode", vae.encode(image).latents, latents),
+            ("decode", vae.decode(latents).sample, sample),
+        ]:
+            difference = float((tiled - untiled).abs().max() / (untiled.max() - untiled.min()))
+            record_property(name, difference)
+            print(f"{levels} levels, {name}: {difference:.1e} of the range")
+            assert difference < 1e-3
+    vae.disable_tiling()
+    with torch.no_grad():
+        assert torch.equal(vae.decode(latents).sample, sample)
+
+
+def test_tiling_bounds_the_tiles(make_vae) -> None:
+    vae = make_vae()
+    sizes = []
+    vae.encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    vae.enable_tiling(tile_sample_min_height=64, tile_sample_min_width=32, tile_sample_stride_width=16)
+    with torch.no_grad():
+        vae.encode(torch.rand(1, 1, 96, 80, 8))
+    assert set(sizes) == {(64, 32, 8)}
+    with pytest.raises(CardioDiTError, match="tile_sample_stride_height=64 must be smaller"):
+        vae.enable_tiling(tile_sample_min_height=64, tile_sample_stride_height=64)
+
+
+def test_gradient_checkpointing_changes_no_gradient(make_vae) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        vae = make_vae().train()
+        if checkpointing:
+            vae.enable_gradient_checkpointing()
+        image = torch.rand(1, 1, 16, 16, 8, generator=torch.Generator().manual_seed(0))
+        out = vae(image)
+        (F.l1_loss(out.sample, image) + out.commit_loss).backward()
+        gradients.append([p.grad for p in vae.parameters() if p.requires_grad])
+    assert all(g is not None for g in gradients[0])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients))
+
+
+def test_training_learns_a_picture_and_moves_the_codebook(make_vae) -> None:
+    vae = make_vae().train()
+    image = torch.linspace(-1, 1, 16).view(1, 1, 16, 1, 1).expand(2, 1, 16, 16, 8).contiguous()
+    optimiser = torch.optim.Adam(vae.parameters(), 3e-3)
+    before = vae.quantizer.weight.clone()
+    losses = []
+    for _ in range(30):
+        out = vae(image)
+        loss = F.l1_loss(out.sample, image) + out.commit_loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+    assert not torch.equal(before, vae.quantizer.weight)
+
+
+def test_decoding_quantises_unless_told_otherwise(make_vae) -> None:
+    vae = make_vae()
+    latents = torch.randn(1, 8, 4, 4, 2)
+    with torch.no_grad():
+        codes = vae.quantize(latents).latents
+        assert torch.equal(vae.decode(latents).sample, vae.decode(codes, force_not_quantize=True).sample)
+        assert not torch.equal(vae.decode(latents).sample, vae.decode(latents, force_not_quantize=True).sample)
+        assert vae.decode(latents, force_not_quantize=True).commit_loss is None
+        sample, loss = vae.decode(latents, return_dict=False)
+    assert loss > 0
+
+
+def test_the_codebook_stays_in_float32_when_the_model_is_cast(make_vae, tmp_path) -> None:
+    vae = make_vae()
+    vae.save_pretrained(tmp_path)
+    for half in (make_vae().half(), VQModel4D.from_pretrained(tmp_path, torch_dtype=torch.float16)):
+        assert half.quantizer.weight.dtype == torch.float32
+        assert half.encoder.blocks[0].conv.weight.dtype == torch.float16
+        z = torch.randn(1, 8, 4, 4, 2)
+        assert torch.equal(half.quantize(z).indices, vae.quantize(z).indices)
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((1, 1, 18, 16, 8), "height axis has size 18.*multiple of 4"),
+        ((1, 1, 16, 16, 6), "frames axis has size 6.*multiple of 4"),
+        ((1, 1, 2, 16, 18, 8), "width axis has size 18"),
+        ((1, 16, 16, 8), r"slices \(B, C, H, W, T\) or volumes \(B, C, D, H, W, T\), got 4 axes"),
+    ],
+)
+def test_sizes_that_cannot_be_coded(make_vae, shape, message) -> None:
+    with pytest.raises(CardioDiTError, match=message):
+        make_vae().encode(torch.zeros(shape))
+
+
+def test_levels_that_do_not_match(make_vae) -> None:
+    with pytest.raises(CardioDiTError, match="as many numbers as channels"):
+        make_vae(num_res_channels=(8,))
+    with pytest.raises(CardioDiTError, match="Expected 4 numbers for each of the 2 levels"):
+        make_vae(downsample_parameters=[[2, 4, 1, 1]])
+    with pytest.raises(CardioDiTError, match="takes volumes"):
+        make_vae(VQModel3D).encode(torch.zeros(1, 1, 2, 16, 16, 8))

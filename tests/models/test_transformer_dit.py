@@ -1,0 +1,157 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cardiodit import CardioDiTError, DiT3DTransformerModel, DiT4DTransformerModel
+from cardiodit.models.transformer_dit import patchify, unpatchify
+
+
+def test_patchify_orders_tokens_and_features_as_published() -> None:
+    volume = torch.arange(2 * 3 * 2 * 4 * 4 * 4, dtype=torch.float32).view(2, 3, 2, 4, 4, 4)
+    tokens = patchify(volume, (1, 2, 4, 2))
+    assert tokens.shape == (2, 2 * 2 * 1 * 2, 3 * 1 * 2 * 4 * 2)
+    # token (d, h, w, t) = (1, 0, 0, 1) is number 1·4 + 0 + 0 + 1, and holds (c, pz, ph, pw, pt)
+    patch = volume[1, :, 1:2, 0:2, 0:4, 2:4]
+    assert torch.equal(tokens[1, 5], patch.flatten())
+
+
+def test_unpatchify_puts_channels_last_in_a_patch() -> None:
+    volume = torch.randn(2, 3, 2, 4, 4, 4)
+    patch, grid = (1, 2, 4, 2), (2, 2, 1, 2)
+    tokens = patchify(volume, patch).unflatten(-1, (3, 16)).transpose(-1, -2).flatten(-2)
+    assert torch.equal(unpatchify(tokens, grid, patch), volume)
+
+
+@pytest.mark.parametrize(
+    "layers, total", [(8, 87_390_208), (12, 129_903_616), (16, 172_417_024)], ids=["s4", "b4", "l4"]
+)
+def test_published_sizes_have_the_published_number_of_weights(layers: int, total: int) -> None:
+    with torch.device("meta"):
+        model = DiT4DTransformerModel(num_layers=layers)
+    assert sum(p.numel() for p in model.parameters()) == total
+    assert abs(total / 1e6 - {8: 87.39, 12: 129.90, 16: 172.42}[layers]) < 0.01
+
+
+@pytest.mark.parametrize("layers, hidden, heads, patch, millions", [(6, 384, 6, 4, 17.68), (12, 768, 12, 2, 142.19)])
+def test_voldit_sizes(layers: int, hidden: int, heads: int, patch: int, millions: float) -> None:
+    """The published totals count the stored position table, 8 × 64 × 64 × 32 latents in p³ patches."""
+    with torch.device("meta"):
+        model = DiT3DTransformerModel(
+            patch_size=(patch,) * 3,
+            num_layers=layers,
+            num_attention_heads=heads,
+            attention_head_dim=hidden // heads,
+        )
+    table = 64 * 64 * 32 // patch**3 * hidden
+    assert abs((sum(p.numel() for p in model.parameters()) + table) / 1e6 - millions) < 0.01
+
+
+def test_a_fresh_model_predicts_zero() -> None:
+    model = DiT4DTransformerModel(sample_size=(2, 8, 8, 4), num_layers=2, num_attention_heads=2, attention_head_dim=16)
+    assert torch.equal(model(torch.randn(1, 8, 2, 8, 8, 4), 5).sample, torch.zeros(1, 8, 2, 8, 8, 4))
+
+
+@pytest.mark.parametrize("size", [(2, 8, 8, 4), (5, 8, 8, 4), (1, 12, 4, 8), (3, 16, 8, 2)])
+def test_the_grid_may_differ_from_the_trained_one(make_dit, size) -> None:
+    model = make_dit()
+    out = model(torch.randn(2, 8, *size), torch.tensor([0, 299])).sample
+    assert out.shape == (2, 8, *size)
+    assert out.isfinite().all() and out.std() > 0
+
+
+def test_a_model_made_for_another_size_computes_the_same(make_dit) -> None:
+    noisy = torch.randn(1, 8, 4, 8, 8, 4)
+    assert torch.equal(make_dit()(noisy, 7).sample, make_dit(sample_size=(4, 8, 8, 4))(noisy, 7).sample)
+
+
+@pytest.mark.parametrize(
+    "size, axis, length, patch",
+    [((2, 10, 8, 4), "height", 10, 4), ((2, 8, 6, 4), "width", 6, 4), ((2, 8, 8, 3), "frames", 3, 2)],
+)
+def test_an_axis_that_the_patch_does_not_divide_is_named(make_dit, size, axis, length, patch) -> None:
+    with pytest.raises(CardioDiTError, match=f"{axis} axis has size {length}.*patch size {patch}"):
+        make_dit()(torch.randn(1, 8, *size), 0)
+
+
+def test_a_config_that_the_patch_does_not_divide_fails_when_it_is_made() -> None:
+    with pytest.raises(CardioDiTError, match="width axis has size 62"):
+        DiT4DTransformerModel(sample_size=(6, 64, 62, 8))
+
+
+def test_missing_axes_are_named(make_dit, make_dit_3d) -> None:
+    with pytest.raises(CardioDiTError, match="expects .batch, channel, depth, height, width, frames., got 5 axes"):
+        make_dit()(torch.randn(1, 8, 8, 8, 4), 0)
+    with pytest.raises(CardioDiTError, match=r"patch_size=\(1, 4, 4, 2\) has 4 numbers.*3 axes"):
+        DiT3DTransformerModel(patch_size=(1, 4, 4, 2))
+
+
+def test_time_and_labels_steer_and_samples_of_a_batch_do_not_mix(make_dit) -> None:
+    model = make_dit(num_classes=3, class_dropout_prob=0.1)
+    noisy = torch.randn(1, 8, 2, 8, 8, 4).repeat(3, 1, 1, 1, 1, 1)
+    times, labels = torch.tensor([10, 10, 200]), torch.tensor([0, 2, 0])
+    together = model(noisy, times, labels).sample
+    apart = torch.cat([model(n[None], t, label[None]).sample for n, t, label in zip(noisy, times, labels)])
+    assert torch.allclose(together, apart, atol=1e-6)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    assert (together[0] - together[2]).abs().max() > 1e-3
+
+
+def test_labels(make_dit) -> None:
+    noisy = torch.randn(1, 8, 2, 8, 8, 4)
+    with pytest.raises(CardioDiTError, match="trained without labels"):
+        make_dit()(noisy, 0, class_labels=torch.tensor([0]))
+    assert make_dit().null_label is None
+    assert make_dit(num_classes=4).null_label is None
+    model = make_dit(num_classes=4, class_dropout_prob=0.1)
+    assert model.null_label == 4
+    assert not torch.equal(model(noisy, 0, torch.tensor([4])).sample, model(noisy, 0).sample)
+
+
+def test_learn_sigma_doubles_the_channels(make_dit) -> None:
+    assert make_dit(learn_sigma=True)(torch.randn(2, 8, 2, 8, 8, 4), 3).sample.shape == (2, 16, 2, 8, 8, 4)
+
+
+def test_tuple_output(make_dit) -> None:
+    noisy = torch.randn(1, 8, 2, 8, 8, 4)
+    model = make_dit()
+    (sample,) = model(noisy, 3, return_dict=False)
+    assert torch.equal(sample, model(noisy, 3).sample)
+
+
+@pytest.mark.parametrize("axes", [3, 4])
+def test_gradient_checkpointing_changes_no_gradient(make_dit, make_dit_3d, axes) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_dit() if axes == 4 else make_dit_3d(dropout=0.0)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        noisy = torch.randn(1, 8, *model.config.sample_size, generator=torch.Generator().manual_seed(0))
+        F.mse_loss(model.train()(noisy, 5).sample, torch.zeros_like(noisy)).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 20
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients))
+
+
+def test_fused_projections_and_backends_agree(make_dit) -> None:
+    model, noisy = make_dit(), torch.randn(1, 8, 2, 8, 8, 4)
+    expected = model(noisy, 9).sample
+    model.fuse_qkv_projections()
+    assert torch.allclose(model(noisy, 9).sample, expected, atol=1e-5)
+    model.unfuse_qkv_projections()
+    model.set_attention_backend("_native_math")
+    assert torch.allclose(model(noisy, 9).sample, expected, atol=1e-5)
+
+
+def test_half_precision_stays_close(make_dit) -> None:
+    model, noisy = make_dit(), torch.randn(1, 8, 2, 8, 8, 4)
+    expected = model(noisy, 9).sample
+    half = model.to(torch.bfloat16)(noisy.bfloat16(), 9).sample
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_three_axes_keep_the_nifti_order(make_dit_3d) -> None:
+    model = make_dit_3d()
+    assert model(torch.randn(2, 8, 8, 4, 6), 1).sample.shape == (2, 8, 8, 4, 6)
+    with pytest.raises(CardioDiTError, match="depth axis has size 3"):
+        model(torch.randn(1, 8, 8, 8, 3), 1)
