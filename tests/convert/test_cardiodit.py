@@ -214,9 +214,15 @@ def test_scale_factor_of_the_config(tmp_path: Path, tamper: Callable, capsys: py
         ({"stage1_ckpt": GOLDEN / "nowhere.pth"}, r"nowhere.pth cannot be read: No such file"),
         ({"stage1_cfg": DIT_FILES[1]}, "swapped"),
         ({"diff_cfg": VQ_FILES[1]}, "swapped"),
-        ({"stage1_ckpt": DIT_FILES[0]}, r"dit_best_model.pth are not those .* vqgan.yaml describes. missing: enc"),
+        (
+            {"stage1_ckpt": DIT_FILES[0]},
+            r"dit_best_model.pth are not those .* vqgan.yaml describes. missing: enc",
+        ),
         ({"diff_ckpt": VQ_FILES[0]}, r"vqgan_best_model.pth are not those .* dit.yaml describes. missing"),
-        ({"diff_cfg": LABEL_FILES[1]}, r"missing: y_embedder.*another shape: .*\[256, 64\] instead of \[512, 64\]"),
+        (
+            {"diff_cfg": LABEL_FILES[1]},
+            r"missing: y_embedder.*another shape: .*\[256, 64\] instead of \[512, 64\]",
+        ),
     ],
 )
 def test_mistakes_leave_nothing_behind(tmp_path: Path, settings: dict[str, Any], words: str) -> None:

@@ -24,7 +24,14 @@ def image() -> torch.Tensor:
 def test_same_names_and_outputs_as_monai(settings: dict[str, Any]) -> None:
     ours = PatchDiscriminator(**SMALL, **settings)
     theirs = Reference(
-        **{"spatial_dims": 3, "in_channels": 1, "channels": 4, "num_layers_d": 2, "kernel_size": 3, **settings}
+        **{
+            "spatial_dims": 3,
+            "in_channels": 1,
+            "channels": 4,
+            "num_layers_d": 2,
+            "kernel_size": 3,
+            **settings,
+        }
     )
     theirs.load_state_dict(ours.state_dict())
     for ours_out, theirs_out in zip(ours.eval()(image()), theirs.eval()(image()), strict=True):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from diffusers import ConfigMixin, ModelMixin
+from safetensors import SafetensorError
 
 from cardiodit.errors import CardioDiTError
 
@@ -39,10 +40,8 @@ def _describe(path: str | PathLike, subfolder: str | None) -> str:
 def _explain(error: Exception, model: str, where: str) -> Exception:
     """Damaged files and foreign shapes in a sentence; every other error as it came."""
     text = str(error)
-    if "SafetensorError" in type(error).__name__ or "deserializ" in text or "MetadataIncomplete" in text:
-        return CardioDiTError(
-            f"The weights in {where} are damaged or cut short ({text}). Copy or download the folder again."
-        )
+    if isinstance(error, SafetensorError) or "Unable to load weights" in text:
+        return CardioDiTError(f"The weights in {where} are damaged or cut short. Copy or download the folder again.")
     if "expected shape" in text or "size mismatch" in text:
         return CardioDiTError(
             f"The weights in {where} do not fit the config.json beside them ({model}): {text.split('. If')[0]}. "
