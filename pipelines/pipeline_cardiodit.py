@@ -239,8 +239,8 @@ class CardioDiTPipeline(DiffusionPipeline):
         volumes = stack_slices(decoded, latents.shape[2]).clamp(-1, 1)  # (B, 1, D, H, W, T)
         if not torch.isfinite(volumes).all():
             raise CardioDiTError(
-                f"The model produced values that are not numbers (in {self.vae.dtype}). Load it with "
-                "torch_dtype=torch.float32 or torch.bfloat16; if that does not help, its weights are broken."
+                f"The model produced values that are not numbers (in {self.transformer.dtype}). Run it "
+                "in float32 or bfloat16; if that does not help, its weights are broken."
             )
         if output_type == "pt":
             return volumes

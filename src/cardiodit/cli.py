@@ -100,8 +100,9 @@ def _run_sample(arguments: argparse.Namespace) -> None:
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
-    pipe = CardioDiTPipeline.from_pretrained(arguments.model, torch_dtype=getattr(torch, arguments.dtype))
-    pipe.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe = CardioDiTPipeline.from_pretrained(arguments.model)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(device, getattr(torch, arguments.dtype))
     if arguments.solver:
         pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
     label = arguments.class_label

@@ -52,8 +52,10 @@ def make_scheduler(
 def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
     """Another solver for the same noise schedule: `pipe.scheduler = change_solver(pipe.scheduler, "ddim")`."""
     config = scheduler.config
-    if config.trained_betas is None and config.beta_schedule != "squaredcos_cap_v2":
+    betas, schedule = config.get("trained_betas"), config.get("beta_schedule")
+    if betas is None and schedule != "squaredcos_cap_v2":
         raise CardioDiTError(
-            f"change_solver knows the squared-cosine schedule and explicit betas, not {config.beta_schedule!r}."
+            f"change_solver knows the squared-cosine schedule and explicit betas; this {type(scheduler).__name__} "
+            f"has the schedule {schedule!r}."
         )
-    return make_scheduler(solver, config.num_train_timesteps, config.trained_betas, config.prediction_type)
+    return make_scheduler(solver, config.num_train_timesteps, betas, config.prediction_type)

@@ -1,0 +1,59 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+import cardiodit
+from cardiodit import CardioDiTPipeline
+from cardiodit.hub.registration import public_library
+
+
+def test_diffusers_knows_our_classes() -> None:
+    for name in ("CardioDiTPipeline", "VQModel3D", "VQModel4D", "DiT3DTransformerModel", "DiT4DTransformerModel"):
+        assert getattr(diffusers, name) is getattr(cardiodit, name)
+    assert diffusers.pipelines.cardiodit is cardiodit
+
+
+def test_a_folder_names_the_package_and_not_its_modules(make_pipe, tmp_path: Path) -> None:
+    pipe = make_pipe()
+    pipe.scheduler = cardiodit.change_solver(pipe.scheduler, "ddim")
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["vae"] == ["cardiodit", "VQModel4D"]
+    assert index["transformer"] == ["cardiodit", "DiT4DTransformerModel"]
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+
+
+def test_it_opens_in_a_fresh_process_by_either_class(make_pipe, tmp_path: Path) -> None:
+    pipe = make_pipe()
+    pipe.save_pretrained(tmp_path / "model")
+    expected = pipe(seed=4, num_inference_steps=3, output_type="latent").volumes
+    torch.save(expected, tmp_path / "expected.pt")
+    code = (
+        "import torch, cardiodit, diffusers\n"
+        "expected = torch.load('expected.pt', weights_only=True)\n"
+        "for cls in (diffusers.DiffusionPipeline, cardiodit.CardioDiTPipeline):\n"
+        "    pipe = cls.from_pretrained('model')\n"
+        "    assert type(pipe) is cardiodit.CardioDiTPipeline\n"
+        "    found = pipe(seed=4, num_inference_steps=3, output_type='latent').volumes\n"
+        "    assert torch.equal(found, expected), (found - expected).abs().max()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_components_can_be_swapped_on_loading(make_pipe, make_vae, tmp_path: Path) -> None:
+    make_pipe().save_pretrained(tmp_path)
+    vae = make_vae()
+    assert CardioDiTPipeline.from_pretrained(tmp_path, vae=vae).vae is vae
+    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16), CardioDiTPipeline)
+
+
+def test_only_our_own_modules_are_renamed() -> None:
+    assert public_library(("cardiodit.models.autoencoder_vq", "VQModel4D")) == ("cardiodit", "VQModel4D")
+    assert public_library(("diffusers", "DDIMScheduler")) == ("diffusers", "DDIMScheduler")
+    assert public_library((None, None)) == (None, None)
+    assert public_library("cardiodit.x") == "cardiodit.x"
