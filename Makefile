@@ -1,0 +1,72 @@
+# `make` alone lists what there is. Needs GNU make and Python 3.11 or newer, nothing else.
+PYTHON ?= python3
+OLDEST_PYTHON ?= python3.12
+
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help env test demo lint test-oldest lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+env: $(VENV)/installed ## create .venv with the locked versions
+
+test: env ## run the tests
+	$(BIN)/python -m pytest
+
+demo: env ## generate volumes with a small model into demo-output/
+	rm -rf demo-output
+	$(BIN)/cardiodit demo --output_dir demo-output
+
+lint: env ## linter, formatter (as a check) and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-oldest: $(OLDEST)/installed ## run the tests against the oldest supported versions (Python 3.12)
+	$(OLDEST)/bin/python -m pytest
+
+# A stamp is written last, so that an interrupted installation starts anew. $(1) folder, $(2) Python, $(3) lock.
+define install
+	@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "cardiodit needs Python 3.11 or newer; name one with PYTHON=/path/to/python3"; exit 1; }
+	rm -rf $(1)
+	$(2) -m venv $(1)
+	$(1)/bin/python $(PIP) --upgrade pip
+	$(1)/bin/python $(PIP) -r $(3)
+	$(1)/bin/python $(PIP) --no-deps --editable .
+	@touch $@
+endef
+
+$(VENV)/installed: requirements/lock.txt setup.py
+	$(call install,$(VENV),$(PYTHON),$<)
+
+$(OLDEST)/installed: requirements/lock-oldest.txt setup.py
+	$(call install,$(OLDEST),$(OLDEST_PYTHON),$<)
+
+# torch itself is locked, its CUDA libraries are not: each torch release names exactly the ones it needs, and a
+# CPU build of the same release needs none.
+COMPILE = $(BIN)/uv pip compile --quiet --no-header --no-annotate --extra dev $(NO_CUDA) setup.py
+NO_CUDA = $(foreach package,$(CUDA_PACKAGES),--no-emit-package $(package))
+CUDA_PACKAGES = triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cublas-cu12 \
+	nvidia-cuda-cupti nvidia-cuda-cupti-cu12 nvidia-cuda-nvrtc nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime \
+	nvidia-cuda-runtime-cu12 nvidia-cudnn-cu12 nvidia-cudnn-cu13 nvidia-cufft nvidia-cufft-cu12 nvidia-cufile \
+	nvidia-cufile-cu12 nvidia-curand nvidia-curand-cu12 nvidia-cusolver nvidia-cusolver-cu12 nvidia-cusparse \
+	nvidia-cusparse-cu12 nvidia-cusparselt-cu12 nvidia-cusparselt-cu13 nvidia-nccl-cu12 nvidia-nccl-cu13 \
+	nvidia-nvjitlink nvidia-nvjitlink-cu12 nvidia-nvshmem-cu12 nvidia-nvshmem-cu13 nvidia-nvtx nvidia-nvtx-cu12
+
+lock: env ## resolve both locks anew
+	$(BIN)/python $(PIP) uv
+	echo 'torch==2.13.0' > requirements/.torch
+	$(COMPILE) --upgrade --universal --python-version 3.11 --constraint requirements/.torch -o requirements/lock.txt
+	echo 'torch==2.10.0' > requirements/.torch
+	$(COMPILE) --upgrade --python-version 3.12 --resolution lowest-direct --constraint requirements/.torch \
+		-o requirements/lock-oldest.txt
+	rm requirements/.torch
+
+clean: ## remove environments, caches and the demo's output
+	rm -rf $(VENV) $(OLDEST) build demo-output .mypy_cache .ruff_cache .pytest_cache src/*.egg-info *.egg-info

@@ -1,0 +1,75 @@
+"""Packaging: three folders of the repository make one package (`src/cardiodit`, `pipelines`, `training`)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+FOLDERS = {"cardiodit": "src/cardiodit", "cardiodit.pipelines": "pipelines", "cardiodit.training": "training"}
+
+
+def packages() -> list[str]:
+    """The three packages with all their subpackages."""
+    found = []
+    for package, folder in FOLDERS.items():
+        found += [package, *(f"{package}.{sub}" for sub in find_packages(folder))]
+    return found
+
+
+def version() -> str:
+    text = (ROOT / "src/cardiodit/__init__.py").read_text()
+    match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    assert match is not None
+    return match.group(1)
+
+
+setup(
+    name="cardiodit",
+    version=version(),
+    description="Generate 4D cardiac cine MRI and 3D CT with diffusers",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="cardiac MRI, cine, CT, diffusion, transformer, diffusers, medical imaging, synthetic data",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+    package_dir=FOLDERS,
+    packages=packages(),
+    package_data={"cardiodit": ["**/*.yaml"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.10",
+        "diffusers>=0.37",
+        "accelerate>=1.10",
+        "huggingface-hub>=1.0",
+        "safetensors>=0.5",
+        "nibabel>=5.3",
+        "monai>=1.5.2",
+        "jsonargparse>=4.40",
+        "numpy>=2.1",
+        "scipy>=1.15",
+        "Pillow>=11",
+        "PyYAML>=6.0.2",
+    ],
+    extras_require={
+        "xformers": ["xformers"],
+        "train": ["tensorboard>=2.18", "lpips>=0.1.4"],
+        "viz": ["matplotlib>=3.10", "imageio>=2.37"],
+        "energy": ["codecarbon>=3.0"],
+        "dicom": ["pydicom>=3.0"],
+        "track": ["tensorboard>=2.18", "wandb>=0.19", "trackio>=0.2"],
+        "dev": [
+            "pytest>=8.4",
+            "pytest-timeout>=2.4",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "types-PyYAML>=6.0.12",
+        ],
+    },
+    entry_points={"console_scripts": ["cardiodit = cardiodit.cli:main"]},
+)
