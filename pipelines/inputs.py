@@ -81,9 +81,7 @@ def _choices(transformer: DiTTransformerModel) -> str:
     return f"{numbers} or {', '.join(names)}" if names else numbers
 
 
-def latent_size(
-    transformer: DiTTransformerModel, asked: Sequence[int | None], factors: Sequence[int]
-) -> list[int]:
+def latent_size(transformer: DiTTransformerModel, asked: Sequence[int | None], factors: Sequence[int]) -> list[int]:
     """The latent size for a size in voxels along the transformer's axes, the trained one where none is asked.
 
     `factors` are the voxels a latent along each axis.

@@ -36,12 +36,15 @@ class VolumePipelineOutput(BaseOutput):
 
         A folder can be filled over many calls; a file that is already there is never replaced.
         """
-        if len(self.records) != len(self.volumes) or any(r["output_type"] not in ("volumes", "np") for r in self.records):
+        if len(self.records) != len(self.volumes) or any(
+            r["output_type"] not in ("volumes", "np") for r in self.records
+        ):
             raise CardioDiTError('save() needs volumes: call the pipeline with output_type="volumes" or "np".')
         folder = Path(folder)
         paths = [folder / f"{_name(record)}.nii.gz" for record in self.records]
         _check_folder(folder, paths)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / SAMPLE_LIST).touch()  # first of all: by it other processes know a folder of samples
         for path, record, volume in zip(paths, self.records, self.volumes, strict=True):
             voxels = np.asarray(volume, dtype=np.float32)
             write_nifti(path, voxels, self.geometry)

@@ -35,6 +35,7 @@ class CardioDiTPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents"]
+    _current_timestep: int | None = None
 
     def __init__(self, vae: VQModel4D, transformer: DiT4DTransformerModel, scheduler: SchedulerMixin) -> None:
         super().__init__()
@@ -167,7 +168,12 @@ class CardioDiTPipeline(DiffusionPipeline):
         return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry)
 
     def _check(
-        self, num_inference_steps: int, guidance_scale: float, decode_batch_size: int, output_type: str, first_sample: int
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        decode_batch_size: int,
+        output_type: str,
+        first_sample: int,
     ) -> None:
         check_scheduler(self.scheduler, self.transformer.config.prediction_type)
         check_steps(self.scheduler, num_inference_steps)

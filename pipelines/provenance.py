@@ -29,13 +29,13 @@ def check_is_pipeline_folder(folder: Path) -> None:
 
 def revision_of(pipe: DiffusionPipeline) -> str | None:
     """The Hub commit a pipeline was loaded from, or a hash of the weight files of a local folder; None in memory."""
-    names = [getattr(pipe.components[name].config, "_name_or_path", None) for name in ("transformer", "vae")]
-    if not all(names):
+    folders = [str(getattr(pipe.components[name].config, "_name_or_path", "")) for name in ("transformer", "vae")]
+    if not all(folders):
         return None
-    commit = re.search(r"snapshots/([0-9a-f]{40})", Path(names[0]).as_posix())
+    commit = re.search(r"snapshots/([0-9a-f]{40})", Path(folders[0]).as_posix())
     if commit:
         return commit.group(1)
-    files = sorted(file for name in names for file in Path(name).glob("*.safetensors"))
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.safetensors"))
     return _hash_of(tuple((file, file.stat().st_mtime_ns) for file in files)) if files else None
 
 

@@ -81,7 +81,9 @@ class Stepper:
         total = scheduler.config.num_train_timesteps
         self.is_uneven_ddim = isinstance(scheduler, DDIMScheduler) and total % len(scheduler.timesteps) != 0
 
-    def step(self, model_output: torch.Tensor, index: int, timestep: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, model_output: torch.Tensor, index: int, timestep: torch.Tensor, sample: torch.Tensor
+    ) -> torch.Tensor:
         """From `timesteps[index]` to the next one."""
         if not self.is_uneven_ddim:
             return self.scheduler.step(model_output, timestep, sample, **self.arguments, return_dict=False)[0]

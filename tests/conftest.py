@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from cardiodit import CardioDiTPipeline, DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D, make_scheduler
+from cardiodit import (
+    CardioDiTPipeline,
+    DiT3DTransformerModel,
+    DiT4DTransformerModel,
+    VQModel3D,
+    VQModel4D,
+    make_scheduler,
+)
 
 torch.set_num_threads(2)
 

@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: argparse._SubParsersAction, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+def _add_command(
+    commands: argparse._SubParsersAction, name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
     return commands.add_parser(
         name,
         help=summary,
@@ -54,7 +56,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "Run the whole chain once with a small model: make, save, load, sample, write.",
         "cardiodit demo --output_dir demo-output",
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("demo-output"), help="new or empty folder (%(default)s)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("demo-output"), help="new or empty folder (%(default)s)"
+    )
     parser.add_argument("--num_samples", type=int, default=2, help="hearts to generate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
     parser.set_defaults(run=_run_demo)
@@ -74,14 +78,22 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
         "cardiodit sample my-model --output_dir samples --num_samples 16 --batch_size 4 --seed 0",
     )
     parser.add_argument("model", help="pipeline folder, or org/name on the Hub")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the samples; may hold samples already")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for the samples; may hold samples already"
+    )
     parser.add_argument("--num_samples", type=int, default=1, help="volumes to generate (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=1, help="volumes at once; the result is the same (%(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help="volumes at once; the result is the same (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="sample i of a seed is always the same (%(default)s)")
-    parser.add_argument("--first_sample", type=int, default=0, help="number of the first sample of the seed (%(default)s)")
+    parser.add_argument(
+        "--first_sample", type=int, default=0, help="number of the first sample of the seed (%(default)s)"
+    )
     parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps (%(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, help="default: the one saved with the model")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none (%(default)s)")
+    parser.add_argument(
+        "--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none (%(default)s)"
+    )
     parser.add_argument("--class_label", help="name or number of a label, for all samples")
     for axis, unit in [("depth", "slices"), ("height", "voxels"), ("width", "voxels"), ("frames", "frames")]:
         parser.add_argument(f"--{axis}", type=int, help=f"{unit}; default: as trained")
@@ -154,7 +166,11 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "--scale_factor", type=float, help="1 / standard deviation of the latents; default: the one in diff_cfg"
     )
     cardiodit.add_argument(
-        "--spacing", type=float, nargs=3, metavar=("H", "W", "D"), help="voxel size in mm; without it samples carry no space"
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar=("H", "W", "D"),
+        help="voxel size in mm; without it samples carry no space",
     )
     cardiodit.add_argument("--frame_time", type=float, metavar="S", help="seconds between frames")
     cardiodit.add_argument("--raw_weights", action="store_true", help="take the raw weights instead of the EMA")

@@ -182,9 +182,7 @@ def test_both_schemas_of_one_model_are_equal(write: Any) -> None:
             "params": {"perceptual_params": compact["perceptual_network"]["params"]},
         },
     }
-    assert read_vqgan_config(write(expanded, "vqgan.yaml")) == read_vqgan_config(
-        GOLDEN / "cardiodit/vqgan.yaml"
-    )
+    assert read_vqgan_config(write(expanded, "vqgan.yaml")) == read_vqgan_config(GOLDEN / "cardiodit/vqgan.yaml")
 
     compact = changed(golden("cardiodit/dit.yaml"), "dit.base_lr", 1e-4)
     expanded = {

@@ -140,7 +140,7 @@ def test_expanded_configs_give_the_same_models(tmp_path: Path) -> None:
 def test_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = convert(tmp_path / "deep" / "model")
     assert capsys.readouterr().out == ""
-    assert os.listdir(folder.parent) == ["model"]
+    assert [entry.name for entry in folder.parent.iterdir()] == ["model"]
     pipe = CardioDiTPipeline.from_pretrained(folder)
     golden = expected("cardiodit/dit")
     sample = pipe.transformer(golden["hidden_states"], golden["timestep"]).sample

@@ -106,9 +106,7 @@ def test_a_tampered_byte(tmp_path: Path, share: float) -> None:
         read_checkpoint(tmp_path / "bad.pth")
 
 
-@pytest.mark.parametrize(
-    "content", [b"hello, this is text\n", b"\x93NUMPY\x01\x00", b"version https://git-lfs"]
-)
+@pytest.mark.parametrize("content", [b"hello, this is text\n", b"\x93NUMPY\x01\x00", b"version https://git-lfs"])
 def test_another_kind_of_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "text.pth").write_bytes(content)
     with pytest.raises(CardioDiTError, match=r"text.pth is not a torch checkpoint"):
@@ -127,9 +125,7 @@ def test_a_zip_of_something_else(tmp_path: Path) -> None:
 def test_pickled_objects_are_not_run(tmp_path: Path, new_format: bool) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"model": {}, "args": Stranger()}, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(
-        CardioDiTError, match=r"evil.pth contains arbitrary pickled objects .*system.*torch.save"
-    ):
+    with pytest.raises(CardioDiTError, match=r"evil.pth contains arbitrary pickled objects .*system.*torch.save"):
         read_checkpoint(path)
     assert not Path("/tmp/should-not-exist").exists()
 

@@ -34,9 +34,7 @@ def assert_matches(ours: Tensor, reference: Tensor) -> None:
 
 def cells(params: dict[str, Any]) -> list[tuple[int, ...]]:
     """The tokens' places in the grid, the last axis fastest."""
-    return list(
-        product(*(range(s // p) for s, p in zip(params["input_size"], params["patch_size"], strict=True)))
-    )
+    return list(product(*(range(s // p) for s, p in zip(params["input_size"], params["patch_size"], strict=True))))
 
 
 def window(cell: tuple[int, ...], params: dict[str, Any]) -> tuple[slice, ...]:

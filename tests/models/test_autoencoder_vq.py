@@ -175,7 +175,7 @@ def test_training_learns_a_picture_and_moves_the_codebook(make_vae) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert not torch.equal(before, vae.quantizer.weight)
 
@@ -188,7 +188,7 @@ def test_decoding_quantises_unless_told_otherwise(make_vae) -> None:
         assert torch.equal(vae.decode(latents).sample, vae.decode(codes, force_not_quantize=True).sample)
         assert not torch.equal(vae.decode(latents).sample, vae.decode(latents, force_not_quantize=True).sample)
         assert vae.decode(latents, force_not_quantize=True).commit_loss is None
-        sample, loss = vae.decode(latents, return_dict=False)
+        _, loss = vae.decode(latents, return_dict=False)
     assert loss > 0
 
 

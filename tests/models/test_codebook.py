@@ -69,9 +69,7 @@ def golden_codebook(golden: dict[str, Tensor]) -> EMACodebook:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_quantises_as_published(
-    golden: dict[str, Tensor], golden_codebook: EMACodebook, training: bool
-) -> None:
+def test_quantises_as_published(golden: dict[str, Tensor], golden_codebook: EMACodebook, training: bool) -> None:
     output = golden_codebook.train(training)(golden["latents"])
     assert torch.equal(output.indices, golden["indices"])
     assert_close(output.latents, golden["quantized"])

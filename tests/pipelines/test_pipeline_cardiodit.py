@@ -1,5 +1,5 @@
-import io
 import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -264,7 +264,9 @@ def test_leading_spacing_is_allowed_with_a_warning(make_pipe) -> None:
     from diffusers.utils import logging
 
     pipe = make_pipe()
-    pipe.scheduler = DDPMScheduler(300, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False)
+    pipe.scheduler = DDPMScheduler(
+        300, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+    )
     logger = logging.get_logger("cardiodit.pipelines.solving")
     shown: list[str] = []
     logger.addFilter(lambda record: shown.append(record.getMessage()) or True)

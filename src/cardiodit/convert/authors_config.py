@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 
@@ -181,13 +181,9 @@ class DiTParams:
     flash_attention: bool = False
     attn_drop: float | None = None
     mlp_drop: float | None = None
-    spacing: tuple[float, ...] | None = (
-        None  # scales the positions, which are compared when a checkpoint loads
-    )
+    spacing: tuple[float, ...] | None = None  # scales the positions, which are compared when a checkpoint loads
     self_conditioning: bool = only(False, because="the transformers here have no self-conditioning")
-    temporal_pe: str = only(
-        "absolute", because="the transformers here know absolute sine-cosine positions only"
-    )
+    temporal_pe: str = only("absolute", because="the transformers here know absolute sine-cosine positions only")
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -202,9 +198,7 @@ class DiTParams:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerParams:
-    schedule: str = only(
-        "cosine", because="only the squared-cosine schedule of the published models is known"
-    )
+    schedule: str = only("cosine", because="only the squared-cosine schedule of the published models is known")
     num_train_timesteps: Count = 300
     prediction_type: str = only("v_prediction", "epsilon", "sample", because="no other prediction is known")
     zero_terminal_snr: bool = only(False, because="the published schedule does not end at zero signal")
@@ -434,18 +428,18 @@ class _Reader:
 
     def section(self, kind: type[T], raw: Any, at: str) -> T:
         if not isinstance(raw, dict):
-            self.fail(at, f"must be a section with keys, found {raw!r}")
+            raise self.error(at, f"must be a section with keys, found {raw!r}")
         known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
         hints = typing.get_type_hints(kind, include_extras=True)
         values = {}
         for key, value in raw.items():
             if key not in known:
-                self.fail(_join(at, key), f"is not a known key{_nearest(key, list(known))}")
+                raise self.error(_join(at, key), f"is not a known key{_nearest(key, list(known))}")
             values[key] = self.value(hints[key], value, _join(at, key))
             self.refuse_foreign(values[key], known[key].metadata, _join(at, key))
         for name, f in known.items():
             if name not in values and f.default is MISSING:
-                self.fail(_join(at, name), "is missing")
+                raise self.error(_join(at, name), "is missing")
         return kind(**values)
 
     def value(self, kind: Any, value: Any, at: str) -> Any:
@@ -453,7 +447,7 @@ class _Reader:
             read = self.match(option, value, at)
             if read is not MISSING:
                 return read
-        self.fail(at, f"must be {_describe(kind)}, found {value!r}")
+        raise self.error(at, f"must be {_describe(kind)}, found {value!r}")
 
     def match(self, kind: Any, value: Any, at: str) -> Any:
         """The value as `kind`, or MISSING where it is not one."""
@@ -481,10 +475,10 @@ class _Reader:
     def refuse_foreign(self, value: Any, metadata: Any, at: str) -> None:
         if "only" in metadata and value not in metadata["only"]:
             allowed = " or ".join(map(repr, metadata["only"]))
-            self.fail(at, f"is {value!r}, but {metadata['because']}: only {allowed} can be used")
+            raise self.error(at, f"is {value!r}, but {metadata['because']}: only {allowed} can be used")
 
-    def fail(self, at: str, problem: str) -> NoReturn:
-        raise CardioDiTError(f"{self.file}: {at or 'the file'} {problem}.")
+    def error(self, at: str, problem: str) -> CardioDiTError:
+        return CardioDiTError(f"{self.file}: {at or 'the file'} {problem}.")
 
 
 def _is_int(value: Any) -> bool:
@@ -524,9 +518,7 @@ def _describe(kind: Any) -> str:
         if typing.get_origin(option) is tuple:
             words.append(f"a list of {PLURALS.get(typing.get_args(option)[0], 'numbers or lists')}")
         else:
-            words.append(
-                "a positive integer" if option == Count else NAMES.get(option, "a section with keys")
-            )
+            words.append("a positive integer" if option == Count else NAMES.get(option, "a section with keys"))
     return " or ".join(dict.fromkeys(words))
 
 
@@ -557,14 +549,10 @@ def _check_levels(params: VQParams, where: str) -> None:
     }
     for name, (entries, width) in per_level.items():
         if len(entries) != levels:
-            raise CardioDiTError(
-                f"{where}.{name} has {len(entries)} entries; expected {levels}, as num_channels has."
-            )
+            raise CardioDiTError(f"{where}.{name} has {len(entries)} entries; expected {levels}, as num_channels has.")
         for entry in entries if width else ():
             if len(entry) != width or any(isinstance(item, tuple) and len(item) != 3 for item in entry):
-                raise CardioDiTError(
-                    f"{where}.{name} holds {entry}; expected {width} items, each a number or three."
-                )
+                raise CardioDiTError(f"{where}.{name} holds {entry}; expected {width} items, each a number or three.")
 
 
 def _check_shape(params: DiTParams, where: str) -> None:

@@ -103,9 +103,7 @@ def convert_cardiodit(
     return Path(output_dir)
 
 
-def load_vq_model(
-    ckpt: str | PathLike, cfg: str | PathLike, kind: type[Autoencoder] = VQModel4D
-) -> Autoencoder:
+def load_vq_model(ckpt: str | PathLike, cfg: str | PathLike, kind: type[Autoencoder] = VQModel4D) -> Autoencoder:
     """The VQ model of the authors' stage 1 checkpoint; `kind` is `VQModel3D` for VolDiT."""
     return build_vq_model(read_checkpoint(ckpt), read_vqgan_config(cfg), kind)
 
@@ -125,9 +123,7 @@ def load_transformer(
     return build_transformer(read_checkpoint(ckpt), read_dit_config(cfg), kind, ema)
 
 
-def build_vq_model(
-    checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoencoder], **extra: Any
-) -> Autoencoder:
+def build_vq_model(checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoencoder], **extra: Any) -> Autoencoder:
     """`extra`: what the authors' files do not know, such as `scaling_factor` and `spacing`."""
     params = config.params
     model = kind(
@@ -169,9 +165,7 @@ def build_discriminator(checkpoint: Checkpoint, config: VQGANConfig) -> PatchDis
         )
     model = PatchDiscriminator(**asdict(config.discriminator))
     weights = checkpoint.tensors("discriminator")
-    check_names(
-        {name: value.shape for name, value in model.state_dict().items()}, weights, checkpoint, config.file
-    )
+    check_names({name: value.shape for name, value in model.state_dict().items()}, weights, checkpoint, config.file)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -203,15 +197,11 @@ def build_transformer(
         **optional,
     )
     weights = normalised(checkpoint.weights(ema), params)
-    expected = {
-        transformer_name(ours): fused_shape(ours, value) for ours, value in model.state_dict().items()
-    }
+    expected = {transformer_name(ours): fused_shape(ours, value) for ours, value in model.state_dict().items()}
     expected[POSITIONS] = torch.Size((1, math.prod(model.grid_of(params.input_size)), params.hidden_size))
     check_names(expected, weights, checkpoint, config.file)
     check_positions(weights[POSITIONS], model.grid_of(params.input_size), checkpoint)
-    model.load_state_dict(
-        {ours: part_of(ours, weights[transformer_name(ours)]) for ours in model.state_dict()}
-    )
+    model.load_state_dict({ours: part_of(ours, weights[transformer_name(ours)]) for ours in model.state_dict()})
     return model.eval()
 
 
@@ -259,9 +249,7 @@ def normalised(weights: Weights, params: DiTParams) -> Weights:
     return weights
 
 
-def check_names(
-    expected: dict[str, torch.Size], weights: Weights, checkpoint: Checkpoint, config: str
-) -> None:
+def check_names(expected: dict[str, torch.Size], weights: Weights, checkpoint: Checkpoint, config: str) -> None:
     """Every weight is there, none is left over, all have the shape that the config says."""
     missing = [name for name in expected if name not in weights]
     strangers = [name for name in weights if name not in expected]
@@ -327,9 +315,7 @@ def choose_scale_factor(flag: float | None, config: DiTConfig) -> float:
 
 def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float | None) -> None:
     if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)):
-        raise CardioDiTError(
-            f"The spacing must be three positive numbers, mm along H, W and D, found {list(spacing)}."
-        )
+        raise CardioDiTError(f"The spacing must be three positive numbers, mm along H, W and D, found {list(spacing)}.")
     if frame_time is None:
         return
     if not math.isfinite(frame_time) or frame_time <= 0:
@@ -352,8 +338,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise CardioDiTError(f"The output {path} is a file; a new or empty folder was expected.")
     if path.is_dir() and (held := sorted(item.name for item in path.iterdir())):
         raise CardioDiTError(
-            f"The output folder {path} is not empty, it holds {some(held)}. "
-            "Choose a new folder or empty this one."
+            f"The output folder {path} is not empty, it holds {some(held)}. Choose a new folder or empty this one."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")

@@ -66,12 +66,8 @@ class Checkpoint:
         return self._tensors(entry, self.entries[entry])
 
     def _tensors(self, entry: str, values: Any) -> Weights:
-        if not isinstance(values, dict) or not all(
-            isinstance(value, torch.Tensor) for value in values.values()
-        ):
-            raise CardioDiTError(
-                f"{self.file}: the entry '{entry}' is not a table of tensors (a state dict)."
-            )
+        if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+            raise CardioDiTError(f"{self.file}: the entry '{entry}' is not a table of tensors (a state dict).")
         return {_plain_name(str(name)): value for name, value in values.items()}
 
     @property
@@ -96,9 +92,7 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
     except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise _damaged(path, str(error).splitlines()[0] if str(error) else "it ends too early") from error
     if not isinstance(entries, dict):
-        raise CardioDiTError(
-            f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint."
-        )
+        raise CardioDiTError(f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint.")
     return Checkpoint(path, entries)
 
 

@@ -19,9 +19,7 @@ def write_nifti(path: Path, volume: np.ndarray, geometry: Geometry) -> None:
     image.set_sform(geometry.affine, code)
     image.set_qform(geometry.affine, code)
     knows_time = geometry.frame_time is not None and volume.ndim == 4
-    image.header.set_xyzt_units(
-        "unknown" if geometry.spacing is None else "mm", "sec" if knows_time else "unknown"
-    )
+    image.header.set_xyzt_units("unknown" if geometry.spacing is None else "mm", "sec" if knows_time else "unknown")
     if geometry.spacing is None:
         image.header["descrip"] = b"voxel size unknown"
     if volume.ndim == 4:

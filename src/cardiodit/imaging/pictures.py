@@ -18,7 +18,9 @@ def write_gif(path: Path, cine: np.ndarray, geometry: Geometry | None = None) ->
     turned = np.rot90(levels)  # (W, H, D, T)
     strip = np.concatenate([turned[:, :, d] for d in range(depth)], axis=1)  # (W, H·D, T)
     zoom = max(1, round(SMALLEST_SLICE / turned.shape[0]))
-    pictures = [Image.fromarray(strip[..., t]).resize((strip.shape[1] * zoom, strip.shape[0] * zoom)) for t in range(frames)]
+    pictures = [
+        Image.fromarray(strip[..., t]).resize((strip.shape[1] * zoom, strip.shape[0] * zoom)) for t in range(frames)
+    ]
     seconds = geometry.frame_time if geometry is not None and geometry.frame_time else 1 / frames
     with atomic_file(path) as temporary:
         pictures[0].save(

@@ -391,7 +391,5 @@ class VQModel3D(VQModel):
 
     def _check_size(self, x: torch.Tensor) -> None:
         if x.ndim != 5:
-            raise CardioDiTError(
-                f"VQModel3D takes volumes (B, C, H, W, D), got {x.ndim} axes: {tuple(x.shape)}."
-            )
+            raise CardioDiTError(f"VQModel3D takes volumes (B, C, H, W, D), got {x.ndim} axes: {tuple(x.shape)}.")
         super()._check_size(x)

@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 from safetensors import SafetensorError
@@ -17,16 +17,14 @@ class StrictModelMixin(ModelMixin, ConfigMixin):
     """
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Any:
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # never fall back to pickles
         kwargs.setdefault("low_cpu_mem_usage", True)
         where = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, output_loading_info=True, **kwargs
-            )
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except Exception as error:
             raise _explain(error, cls.__name__, where) from error
         _refuse_strangers(info, cls.__name__, where)

@@ -88,6 +88,8 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
     _available_processors = [DiTAttnProcessor]
     use_bias = True
     is_cross_attention = False
+    processor: DiTAttnProcessor
+    to_qkv: nn.Linear  # in place of to_q, to_k and to_v while they are fused
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(dropout)])
-        self.set_processor(DiTAttnProcessor())
+        self.processor = DiTAttnProcessor()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.processor(self, hidden_states)
@@ -110,7 +112,9 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(dim, 6 * dim)
         self.attn = DiTAttention(dim, heads, dropout)
-        self.ff = FeedForward(dim, inner_dim=int(dim * mlp_ratio), dropout=dropout, activation_fn="gelu", final_dropout=True)
+        self.ff = FeedForward(
+            dim, inner_dim=int(dim * mlp_ratio), dropout=dropout, activation_fn="gelu", final_dropout=True
+        )
 
     def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
         """hidden_states (B, L, C), conditioning (B, C)."""
@@ -183,9 +187,9 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
             nn.init.normal_(layer.weight, std=0.02)
         if self.class_embed is not None:
             nn.init.normal_(self.class_embed.weight, std=0.02)
-        for layer in (*(block.modulation for block in self.transformer_blocks), self.modulation_out, self.proj_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if "modulation" in name or name.startswith("proj_out"):
+                nn.init.zeros_(parameter)
 
     @property
     def null_label(self) -> int | None:
