@@ -1,0 +1,163 @@
+"""The command as a user runs it: a process of its own, judged by what it prints, writes and returns."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import pytest
+
+from cardiodit import CardioDiTPipeline, __version__
+from cardiodit.cli import build_parser, main
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+STAGES = {
+    "--stage1_ckpt": GOLDEN / "cardiodit" / "vqgan_best_model.pth",
+    "--stage1_cfg": GOLDEN / "cardiodit" / "vqgan.yaml",
+    "--diff_ckpt": GOLDEN / "cardiodit_labels" / "dit_best_model.pth",
+    "--diff_cfg": GOLDEN / "cardiodit_labels" / "dit.yaml",
+}
+
+
+def convert_arguments(output_dir: Path, *more: str, **replaced: Path) -> list[str]:
+    files = {**STAGES, **{f"--{name}": path for name, path in replaced.items()}}
+    arguments = [text for flag, path in files.items() for text in (flag, str(path))]
+    return ["convert", "cardiodit", *arguments, "--output_dir", str(output_dir), *more]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = Path(sys.executable).with_name("cardiodit")
+    return subprocess.run([command, *arguments], capture_output=True, text=True)
+
+
+def test_from_the_authors_files_to_hearts_on_disk(tmp_path: Path) -> None:
+    model, samples = tmp_path / "model", tmp_path / "samples"
+    geometry = ["--scale_factor", "1.5", "--spacing", "1.5", "1.5", "10", "--frame_time", "0.03"]
+    converted = run(*convert_arguments(model, *geometry))
+    assert converted.returncode == 0, converted.stderr
+    assert "cardiodit sample" in converted.stdout
+    sampled = run(
+        *["sample", str(model), "--output_dir", str(samples), "--num_samples", "3", "--batch_size", "2", "--seed", "4"],
+        *["--num_inference_steps", "2", "--solver", "ddim", "--class_label", "2", "--guidance_scale", "1.5"],
+    )
+    assert sampled.returncode == 0, sampled.stderr
+    written = [samples / f"seed4-0000{i}.nii.gz" for i in range(3)]
+    assert sampled.stdout.split() == [str(path) for path in written]
+    assert nibabel.load(written[2]).header.get_zooms() == pytest.approx((1.5, 1.5, 10, 0.03))
+    records = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
+    assert [(r["index"], r["class_label"], r["solver"]) for r in records] == [(i, 2, "DDIMScheduler") for i in range(3)]
+
+
+def test_it_runs_as_a_module_too() -> None:
+    shown = subprocess.run([sys.executable, "-m", "cardiodit.cli", "--version"], capture_output=True, text=True)
+    assert shown.stdout.strip() == f"cardiodit {__version__}"
+
+
+@pytest.mark.parametrize("command", [["demo"], ["sample"], ["convert"], ["convert", "cardiodit"]])
+def test_every_command_shows_an_example_that_parses(command, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    example = shown.split("example:\n")[1].replace("\\\n", " ").split()
+    assert example[: 1 + len(command)] == ["cardiodit", *command]
+    if "--help" not in example:
+        assert build_parser().parse_args(example[1:]).run
+
+
+def test_the_demo_runs_the_whole_chain(tmp_path: Path, capsys) -> None:
+    assert main(["demo", "--output_dir", str(tmp_path / "out"), "--num_samples", "1"]) == 0
+    assert "untrained" in capsys.readouterr().out
+    assert CardioDiTPipeline.from_pretrained(tmp_path / "out" / "model").geometry.spacing == (1.5, 1.5, 10.0)
+    assert {p.suffix for p in (tmp_path / "out" / "samples").iterdir()} == {".gz", ".gif", ".jsonl"}
+    assert main(["demo", "--output_dir", str(tmp_path / "out")]) == 1
+    assert "is not an empty folder" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    assert main(convert_arguments(folder, "--scale_factor", "1")) == 0
+    return folder
+
+
+def edited(path: Path, old: str, new: str, folder: Path) -> Path:
+    text = path.read_text()
+    assert old in text
+    (folder / path.name).write_text(text.replace(old, new))
+    return folder / path.name
+
+
+def truncated(path: Path, folder: Path) -> Path:
+    (folder / path.name).write_bytes(path.read_bytes()[:-2000])
+    return folder / path.name
+
+
+@pytest.mark.parametrize(
+    "replace, more, message",
+    [
+        (lambda d: {}, [], "does not hold the scale factor, so it must be given"),
+        (lambda d: {"diff_ckpt": d / "no.pth"}, ["--scale_factor", "1"], "no.pth cannot be read"),
+        (lambda d: {"diff_ckpt": truncated(STAGES["--diff_ckpt"], d)}, ["--scale_factor", "1"], "damaged or cut short"),
+        (
+            lambda d: {"diff_cfg": edited(STAGES["--diff_cfg"], "hidden_size", "hiden_size", d)},
+            ["--scale_factor", "1"],
+            "dit.params.hiden_size is not a known key.*hidden_size",
+        ),
+        (
+            lambda d: {"diff_cfg": edited(STAGES["--diff_cfg"], "depth: 3", "depth: three", d)},
+            ["--scale_factor", "1"],
+            "dit.params.depth must be.*'three'",
+        ),
+        (
+            lambda d: {"diff_cfg": edited(STAGES["--diff_cfg"], "depth: 3", "depth: 4", d)},
+            ["--scale_factor", "1"],
+            "missing: .*blocks.3",
+        ),
+        (lambda d: {}, ["--scale_factor", "1", "--spacing", "1", "1", "-1"], "three positive numbers"),
+        (lambda d: {}, ["--scale_factor", "1", "--frame_time", "30"], "meant in seconds.*0.03"),
+        (lambda d: {"stage1_cfg": STAGES["--diff_cfg"]}, ["--scale_factor", "1"], "configs swapped"),
+    ],
+)
+def test_a_conversion_that_cannot_work_says_why_and_leaves_nothing(
+    tmp_path: Path, capsys, replace, more, message
+) -> None:
+    inputs, output = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    assert main(convert_arguments(output / "model", *more, **replace(inputs))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("cardiodit: error: ") and len(error.strip().splitlines()) == 1
+    assert re.search(message, error), error
+    assert not output.exists() or not any(output.iterdir())
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, capsys) -> None:
+    (tmp_path / "thesis.docx").touch()
+    assert main(convert_arguments(tmp_path, "--scale_factor", "1")) == 1
+    assert "holds thesis.docx" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--num_inference_steps", "301"], "300 steps"),
+        (["--class_label", "4"], "no class label 4 in this model; choose 0 to 3"),
+        (["--height", "33"], "height=33 cannot be produced"),
+        (["--num_samples", "0"], "--num_samples 0: must be at least 1"),
+        (["--eta", "1"], "has no eta"),
+    ],
+)
+def test_sampling_that_cannot_work_says_why_and_writes_nothing(
+    model: Path, tmp_path: Path, capsys, arguments, message
+) -> None:
+    assert main(["sample", str(model), "--output_dir", str(tmp_path / "s"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_such_model(tmp_path: Path, capsys) -> None:
+    assert main(["sample", str(tmp_path), "--output_dir", str(tmp_path / "s")]) == 1
+    assert "no model_index.json" in capsys.readouterr().err

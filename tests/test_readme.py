@@ -1,0 +1,50 @@
+"""What the README promises: its Python runs as written, and its commands parse."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cardiodit.cli import build_parser
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_it_opens_with_an_example_of_about_ten_lines() -> None:
+    first = blocks("python")[0]
+    assert README.index(first) < 300
+    assert len([line for line in first.splitlines() if line.strip()]) <= 10
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_runs_as_written(block: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "torch.Size([2, 64, 64, 6, 16])"
+    assert len(list((tmp_path / "samples").glob("*.nii.gz"))) == 2
+
+
+def test_commands_parse() -> None:
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("cardiodit ")]
+    assert len(commands) >= 2
+    for command in commands:
+        assert build_parser().parse_args(shlex.split(command)[1:]).run
+
+
+def test_make_targets_and_folders_exist() -> None:
+    root = Path(__file__).parents[1]
+    makefile = (root / "Makefile").read_text()
+    targets = re.findall(r"(?:^|`)make ([a-z-]+)(?:`| )", README, re.MULTILINE)
+    assert {"test", "demo", "test-oldest"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for folder in re.findall(r"^\| `([a-z/]+)` \|", README, re.MULTILINE):
+        assert (root / folder).is_dir(), folder
