@@ -55,7 +55,7 @@ def test_published_size_has_the_published_number_of_weights() -> None:
     assert sum(p.numel() for p in vae.parameters()) == 25_690_377
     assert sum(p.numel() for p in vae.parameters() if p.requires_grad) == 25_559_305
     with torch.device("meta"):
-        voldit = VQModel3D()
+        voldit = VQModel3D(channels=(128, 256, 512), num_res_channels=(128, 256, 512), num_embeddings=4096)
     assert abs(sum(p.numel() for p in voldit.parameters()) / 1e6 - 95.57) < 0.01
 
 

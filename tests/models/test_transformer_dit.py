@@ -73,6 +73,13 @@ def test_an_axis_that_the_patch_does_not_divide_is_named(make_dit, size, axis, l
         make_dit()(torch.randn(1, 8, *size), 0)
 
 
+def test_the_default_size_is_the_published_one_and_goes_on_record() -> None:
+    with torch.device("meta"):
+        cine, volume = DiT4DTransformerModel(), DiT3DTransformerModel()
+    assert (cine.config.sample_size, cine.config.patch_size) == ((6, 64, 64, 8), (1, 4, 4, 2))
+    assert (volume.config.sample_size, volume.config.patch_size) == ((64, 64, 32), (4, 4, 4))
+
+
 def test_a_config_that_the_patch_does_not_divide_fails_when_it_is_made() -> None:
     with pytest.raises(CardioDiTError, match="width axis has size 62"):
         DiT4DTransformerModel(sample_size=(6, 64, 62, 8))
@@ -122,7 +129,7 @@ def test_tuple_output(make_dit) -> None:
 def test_gradient_checkpointing_changes_no_gradient(make_dit, make_dit_3d, axes) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = make_dit() if axes == 4 else make_dit_3d(dropout=0.0)
+        model = make_dit() if axes == 4 else make_dit_3d()
         if checkpointing:
             model.enable_gradient_checkpointing()
         noisy = torch.randn(1, 8, *model.config.sample_size, generator=torch.Generator().manual_seed(0))

@@ -49,7 +49,22 @@ def along(value: int | Sequence[int], axis: int) -> int:
 
 
 class VQModel(StrictModelMixin, AutoencoderMixin):
-    """What the 3D and the 4D model share: a convolutional coder over three axes with an EMA codebook."""
+    """What the 3D and the 4D model share: a convolutional coder over three axes with an EMA codebook.
+
+    Args:
+        in_channels, out_channels: image channels.
+        channels, num_res_channels: widths of the levels and of their residual units.
+        num_res_layers: residual units a level.
+        downsample_parameters: stride, kernel, dilation, padding; once or for each level, a number or one for each axis.
+        upsample_parameters: the same with an output padding, in the decoder's order.
+        num_embeddings, embedding_dim: size of the codebook.
+        commitment_cost, decay, epsilon: of the codebook's loss and its moving averages.
+        dropout: in the residual units while training.
+        codebook_warm_counts, codebook_data_init, codebook_restart, codebook_sync: see `EMACodebook`.
+        scaling_factor: 1 / standard deviation of the latents; the transformer sees latents times this.
+        spacing: voxel size in mm along H, W, D; None when unknown.
+        frame_time: seconds between frames; None when unknown, or where nothing moves.
+    """
 
     axis_names: tuple[str, str, str] = ("height", "width", "depth")
 
@@ -57,25 +72,29 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     _keep_in_fp32_modules = ["quantizer"]
     _skip_layerwise_casting_patterns = ["quantizer"]
 
+    @register_to_config
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        num_res_channels: Sequence[int],
-        num_res_layers: int,
-        downsample_parameters: LayerParameters | Sequence[LayerParameters],
-        upsample_parameters: LayerParameters | Sequence[LayerParameters],
-        num_embeddings: int,
-        embedding_dim: int,
-        commitment_cost: float,
-        decay: float,
-        epsilon: float,
-        dropout: float,
-        codebook_warm_counts: bool,
-        codebook_data_init: bool,
-        codebook_restart: bool,
-        codebook_sync: bool,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        channels: tuple[int, ...] = (128, 256),
+        num_res_channels: tuple[int, ...] = (256, 256),
+        num_res_layers: int = 2,
+        downsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1),
+        upsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1, 0),
+        num_embeddings: int = 16384,
+        embedding_dim: int = 8,
+        commitment_cost: float = 0.25,
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        dropout: float = 0.0,
+        codebook_warm_counts: bool = True,
+        codebook_data_init: bool = True,
+        codebook_restart: bool = True,
+        codebook_sync: bool = True,
+        scaling_factor: float = 1.0,
+        spacing: tuple[float, float, float] | None = None,
+        frame_time: float | None = None,
     ) -> None:
         from monai.networks.nets.vqvae import Decoder, Encoder  # takes a second to import
 
@@ -123,8 +142,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         )
         self.gradient_checkpointing = False
         self.use_slicing = False
-        self.use_tiling = False
-        self.enable_tiling()
+        self.enable_tiling()  # sets the sizes of the tiles
         self.use_tiling = False
 
     @property
@@ -262,67 +280,10 @@ class VQModel4D(VQModel):
     """CardioDiT's autoencoder: each 2D+t slice is coded by itself.
 
     `encode`, `decode` and `forward` take slices `(B, C, H, W, T)` and whole cine volumes `(B, C, D, H, W, T)`.
-
-    Args:
-        in_channels, out_channels: image channels.
-        channels, num_res_channels: widths of the levels and of their residual units.
-        num_res_layers: residual units a level.
-        downsample_parameters: stride, kernel, dilation, padding; once or for each level, a number or (H, W, T).
-        upsample_parameters: the same with an output padding, in the decoder's order.
-        num_embeddings, embedding_dim: size of the codebook.
-        commitment_cost, decay, epsilon: of the codebook's loss and its moving averages.
-        dropout: in the residual units while training.
-        codebook_warm_counts, codebook_data_init, codebook_restart, codebook_sync: see `EMACodebook`.
-        scaling_factor: 1 / standard deviation of the latents; the transformer sees latents times this.
-        spacing: voxel size in mm along H, W, D; None when unknown.
-        frame_time: seconds between frames; None when unknown.
+    The defaults are the published size. Arguments: see `VQModel`.
     """
 
     axis_names = ("height", "width", "frames")
-
-    @register_to_config
-    def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        channels: tuple[int, ...] = (128, 256),
-        num_res_channels: tuple[int, ...] = (256, 256),
-        num_res_layers: int = 2,
-        downsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1),
-        upsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1, 0),
-        num_embeddings: int = 16384,
-        embedding_dim: int = 8,
-        commitment_cost: float = 0.25,
-        decay: float = 0.99,
-        epsilon: float = 1e-5,
-        dropout: float = 0.0,
-        codebook_warm_counts: bool = True,
-        codebook_data_init: bool = True,
-        codebook_restart: bool = True,
-        codebook_sync: bool = True,
-        scaling_factor: float = 1.0,
-        spacing: tuple[float, float, float] | None = None,
-        frame_time: float | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            channels,
-            num_res_channels,
-            num_res_layers,
-            downsample_parameters,
-            upsample_parameters,
-            num_embeddings,
-            embedding_dim,
-            commitment_cost,
-            decay,
-            epsilon,
-            dropout,
-            codebook_warm_counts,
-            codebook_data_init,
-            codebook_restart,
-            codebook_sync,
-        )
 
     def _check_size(self, x: torch.Tensor) -> None:
         if x.ndim not in (5, 6):
@@ -339,55 +300,9 @@ class VQModel4D(VQModel):
 
 
 class VQModel3D(VQModel):
-    """VolDiT's and MedLoRD's autoencoder over volumes `(B, C, H, W, D)`, in NIfTI order.
-
-    Arguments as for `VQModel4D`, without `frame_time`.
-    """
+    """VolDiT's and MedLoRD's autoencoder over volumes `(B, C, H, W, D)`, in NIfTI order. Arguments: see `VQModel`."""
 
     axis_names = ("height", "width", "depth")
-
-    @register_to_config
-    def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        channels: tuple[int, ...] = (128, 256, 512),
-        num_res_channels: tuple[int, ...] = (128, 256, 512),
-        num_res_layers: int = 2,
-        downsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1),
-        upsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1, 0),
-        num_embeddings: int = 4096,
-        embedding_dim: int = 8,
-        commitment_cost: float = 0.25,
-        decay: float = 0.99,
-        epsilon: float = 1e-5,
-        dropout: float = 0.0,
-        codebook_warm_counts: bool = True,
-        codebook_data_init: bool = True,
-        codebook_restart: bool = True,
-        codebook_sync: bool = True,
-        scaling_factor: float = 1.0,
-        spacing: tuple[float, float, float] | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            channels,
-            num_res_channels,
-            num_res_layers,
-            downsample_parameters,
-            upsample_parameters,
-            num_embeddings,
-            embedding_dim,
-            commitment_cost,
-            decay,
-            epsilon,
-            dropout,
-            codebook_warm_counts,
-            codebook_data_init,
-            codebook_restart,
-            codebook_sync,
-        )
 
     def _check_size(self, x: torch.Tensor) -> None:
         if x.ndim != 5:

@@ -21,7 +21,6 @@ class StrictModelMixin(ModelMixin, ConfigMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # never fall back to pickles
-        kwargs.setdefault("low_cpu_mem_usage", True)
         where = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)

@@ -126,41 +126,59 @@ class DiTBlock(nn.Module):
 
 
 class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
-    """The n-axis core. Use `DiT3DTransformerModel` or `DiT4DTransformerModel`."""
+    """The n-axis core. Use `DiT3DTransformerModel` or `DiT4DTransformerModel`.
+
+    Args:
+        sample_size: latent size the model was trained on, a number for each of the axes in `axis_names`; another
+            one may be given at any call. Default: as published.
+        patch_size: patch along the same axes. Default: as published.
+        in_channels: latent channels.
+        num_layers: transformer blocks.
+        num_attention_heads: heads; the hidden width is `num_attention_heads * attention_head_dim`.
+        attention_head_dim: width of a head.
+        mlp_ratio: width of the MLP over the hidden width.
+        num_classes: labels, 0 for none.
+        class_dropout_prob: share of labels dropped while training; above 0 the model has a null label.
+        class_names: names of the labels, to be used in place of numbers.
+        learn_sigma: the model also predicts log σ, in a second half of the channels.
+        dropout: in attention and MLP while training.
+        prediction_type: what the model was trained to predict: "v_prediction", "epsilon" or "sample".
+    """
 
     axis_names: tuple[str, ...] = ()
+    published_sample_size: tuple[int, ...] = ()
+    published_patch_size: tuple[int, ...] = ()
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "class_embed", "modulation", "proj_out"]
 
+    @register_to_config
     def __init__(
         self,
-        sample_size: Sequence[int],
-        patch_size: Sequence[int],
-        in_channels: int,
-        num_layers: int,
-        num_attention_heads: int,
-        attention_head_dim: int,
-        mlp_ratio: float,
-        num_classes: int,
-        class_dropout_prob: float,
-        learn_sigma: bool,
-        dropout: float,
+        sample_size: Sequence[int] | None = None,
+        patch_size: Sequence[int] | None = None,
+        in_channels: int = 8,
+        num_layers: int = 12,
+        num_attention_heads: int = 12,
+        attention_head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        class_dropout_prob: float = 0.0,
+        class_names: list[str] | None = None,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+        prediction_type: str = "v_prediction",
     ) -> None:
         super().__init__()
-        for name, values in [("sample_size", sample_size), ("patch_size", patch_size)]:
-            if len(values) != len(self.axis_names):
-                raise CardioDiTError(
-                    f"{name}={tuple(values)} has {len(values)} numbers, but {type(self).__name__} has the "
-                    f"{len(self.axis_names)} axes {', '.join(self.axis_names)}."
-                )
-        self.patch_size = tuple(patch_size)
+        sample_size = self._one_for_each_axis("sample_size", sample_size, self.published_sample_size)
+        self.patch_size = self._one_for_each_axis("patch_size", patch_size, self.published_patch_size)
+        self.register_to_config(sample_size=sample_size, patch_size=self.patch_size)
         self.grid_of(sample_size)  # fails early when the patch does not divide the size
         hidden_size = num_attention_heads * attention_head_dim
         self.out_channels = in_channels * (2 if learn_sigma else 1)
-        voxels = math.prod(patch_size)
+        voxels = math.prod(self.patch_size)
 
         self.patch_embed = nn.Linear(in_channels * voxels, hidden_size)
         self.time_proj = Timesteps(TIME_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -176,6 +194,15 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
         self.proj_out = nn.Linear(hidden_size, voxels * self.out_channels)
         self.gradient_checkpointing = False
         self._initialise()
+
+    def _one_for_each_axis(self, name: str, given: Sequence[int] | None, published: tuple[int, ...]) -> tuple[int, ...]:
+        values = published if given is None else tuple(given)
+        if len(values) != len(self.axis_names):
+            raise CardioDiTError(
+                f"{name}={values} has {len(values)} numbers, but {type(self).__name__} has the "
+                f"{len(self.axis_names)} axes {', '.join(self.axis_names)}."
+            )
+        return values
 
     def _initialise(self) -> None:
         """DiT's initialisation: every block starts as the identity, the prediction as zero."""
@@ -263,91 +290,20 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
 class DiT4DTransformerModel(DiTTransformerModel):
     """CardioDiT's transformer over cine latents `(B, C, D, H, W, T)`: slices, rows, columns, frames.
 
-    Args:
-        sample_size: latent size `(D, H, W, T)` the model was trained on; another one may be given at any call.
-        patch_size: patch along `(D, H, W, T)`.
-        in_channels: latent channels.
-        num_layers: transformer blocks.
-        num_attention_heads: heads; the hidden width is `num_attention_heads * attention_head_dim`.
-        attention_head_dim: width of a head.
-        mlp_ratio: width of the MLP over the hidden width.
-        num_classes: labels, 0 for none.
-        class_dropout_prob: share of labels dropped while training; above 0 the model has a null label.
-        class_names: names of the labels, to be used in place of numbers.
-        learn_sigma: the model also predicts log σ, in a second half of the channels.
-        dropout: dropout in attention and MLP while training.
-        prediction_type: what the model was trained to predict: "v_prediction", "epsilon" or "sample".
+    Arguments: see `DiTTransformerModel`.
     """
 
     axis_names = ("depth", "height", "width", "frames")
-
-    @register_to_config
-    def __init__(
-        self,
-        sample_size: tuple[int, int, int, int] = (6, 64, 64, 8),
-        patch_size: tuple[int, int, int, int] = (1, 4, 4, 2),
-        in_channels: int = 8,
-        num_layers: int = 12,
-        num_attention_heads: int = 12,
-        attention_head_dim: int = 64,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 0,
-        class_dropout_prob: float = 0.0,
-        class_names: list[str] | None = None,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-        prediction_type: str = "v_prediction",
-    ) -> None:
-        super().__init__(
-            sample_size,
-            patch_size,
-            in_channels,
-            num_layers,
-            num_attention_heads,
-            attention_head_dim,
-            mlp_ratio,
-            num_classes,
-            class_dropout_prob,
-            learn_sigma,
-            dropout,
-        )
+    published_sample_size = (6, 64, 64, 8)
+    published_patch_size = (1, 4, 4, 2)
 
 
 class DiT3DTransformerModel(DiTTransformerModel):
     """VolDiT's transformer over volume latents `(B, C, H, W, D)`, in NIfTI order with the slice axis last.
 
-    Arguments as for `DiT4DTransformerModel`, with three numbers for `sample_size` and `patch_size`.
+    Arguments: see `DiTTransformerModel`.
     """
 
     axis_names = ("height", "width", "depth")
-
-    @register_to_config
-    def __init__(
-        self,
-        sample_size: tuple[int, int, int] = (64, 64, 32),
-        patch_size: tuple[int, int, int] = (4, 4, 4),
-        in_channels: int = 8,
-        num_layers: int = 12,
-        num_attention_heads: int = 12,
-        attention_head_dim: int = 64,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 0,
-        class_dropout_prob: float = 0.0,
-        class_names: list[str] | None = None,
-        learn_sigma: bool = False,
-        dropout: float = 0.1,
-        prediction_type: str = "v_prediction",
-    ) -> None:
-        super().__init__(
-            sample_size,
-            patch_size,
-            in_channels,
-            num_layers,
-            num_attention_heads,
-            attention_head_dim,
-            mlp_ratio,
-            num_classes,
-            class_dropout_prob,
-            learn_sigma,
-            dropout,
-        )
+    published_sample_size = (64, 64, 32)
+    published_patch_size = (4, 4, 4)
