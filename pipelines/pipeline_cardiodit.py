@@ -49,7 +49,7 @@ class CardioDiTPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Opens a pipeline folder, or one on the Hub by its name `org/model`."""
-        check_is_pipeline_folder(Path(pretrained_model_name_or_path))
+        check_is_pipeline_folder(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def register_to_config(self, **kwargs: Any) -> None:

@@ -15,9 +15,14 @@ from cardiodit.errors import CardioDiTError
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-def check_is_pipeline_folder(folder: Path) -> None:
-    """A local folder must be a pipeline folder; says what it seems to be instead."""
-    if not folder.is_dir() or (folder / "model_index.json").is_file():
+def check_is_pipeline_folder(name: str | Path) -> None:
+    """A local folder must be a pipeline folder; says what it seems to be instead. org/name may be on the Hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+            raise CardioDiTError(f"There is no folder {name}, and a model on the Hub has a name of the form org/name.")
+        return
+    if (folder / "model_index.json").is_file():
         return
     hint = "A pipeline folder is made by pipe.save_pretrained(...), by training or by `cardiodit convert`."
     if (folder / "config.json").is_file():

@@ -297,6 +297,12 @@ def test_folders_that_hold_no_pipeline(make_dit, tmp_path: Path) -> None:
         CardioDiTPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["no-such-model", "./no/such/model", "/no/such/model", "../model"])
+def test_folders_that_do_not_exist(name: str) -> None:
+    with pytest.raises(CardioDiTError, match=f"There is no folder {name}.*org/name"):
+        CardioDiTPipeline.from_pretrained(name)
+
+
 def test_a_damaged_component_is_named(make_pipe, tmp_path: Path) -> None:
     make_pipe().save_pretrained(tmp_path)
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
