@@ -1,8 +1,10 @@
 """What a user may ask of a pipeline, checked and turned into what the models take."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from cardiodit.errors import CardioDiTError
@@ -10,13 +12,35 @@ from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.randomness import generator_for
 
 Generators = torch.Generator | list[torch.Generator] | None
-Labels = int | str | Sequence[int | str] | torch.Tensor | None
+Label = int | str
+Labels = Label | Sequence[Label] | torch.Tensor | np.ndarray | None
 
 
-def count_samples(num_samples: int | None, labels: Labels, generator: Generators, latents: torch.Tensor | None) -> int:
+def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
+    """The value as an int (NumPy's count too), or an error that names the argument."""
+    number = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else None
+    if number is None or number < least or (most is not None and number > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise CardioDiTError(f"{name}={value} must be a whole number {limits}{why}.")
+    return number
+
+
+def plain_labels(labels: Labels) -> Label | list[Label] | None:
+    """Labels as Python has them: None, one label for all samples, or a list with one each."""
+    if isinstance(labels, (torch.Tensor, np.ndarray, np.generic)):
+        labels = labels.tolist()
+    return labels if labels is None or isinstance(labels, (str, int, float)) else list(labels)
+
+
+def count_samples(
+    num_samples: int | None,
+    labels: Label | list[Label] | None,
+    generator: Generators,
+    latents: torch.Tensor | None,
+) -> int:
     """The number of samples, asked for or told by what is given one for each; contradictions are errors."""
     told = {
-        "class_labels": len(labels) if isinstance(labels, (Sequence, torch.Tensor)) and not _is_one(labels) else None,
+        "class_labels": len(labels) if isinstance(labels, list) else None,
         "generator": len(generator) if isinstance(generator, list) else None,
         "latents": len(latents) if latents is not None else None,
     }
@@ -24,14 +48,7 @@ def count_samples(num_samples: int | None, labels: Labels, generator: Generators
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {number}" for name, number in counts.items())
         raise CardioDiTError(f"The number of samples is not clear: {found}. They must agree.")
-    count = next(iter(counts.values()), 1)
-    if not isinstance(count, int) or count < 1:
-        raise CardioDiTError(f"num_samples={count} must be a whole number of at least 1.")
-    return count
-
-
-def _is_one(labels: Any) -> bool:
-    return isinstance(labels, str) or (isinstance(labels, torch.Tensor) and labels.ndim == 0)
+    return whole_number("num_samples", next(iter(counts.values()), 1), least=1)
 
 
 def make_generators(
@@ -44,12 +61,13 @@ def make_generators(
         return None, generator
     if seed is None:
         seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed, as in diffusers, and goes on record
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise CardioDiTError(f"seed={seed} must be a whole number of at least 0.")
+    seed = whole_number("seed", seed, least=0)
     return seed, [generator_for(seed, first_sample + i) for i in range(num_samples)]
 
 
-def label_numbers(transformer: DiTTransformerModel, labels: Labels, num_samples: int) -> torch.Tensor | None:
+def label_numbers(
+    transformer: DiTTransformerModel, labels: Label | list[Label] | None, num_samples: int
+) -> torch.Tensor | None:
     """One label number a sample; names are looked up; no label is the null label."""
     num_classes, null_label = transformer.config.num_classes, transformer.null_label
     if labels is None:
@@ -61,19 +79,17 @@ def label_numbers(transformer: DiTTransformerModel, labels: Labels, num_samples:
         return None if null_label is None else torch.full((num_samples,), null_label)
     if not num_classes:
         raise CardioDiTError("class_labels were given, but this model was trained without labels (num_classes=0).")
-    if isinstance(labels, torch.Tensor):
-        labels = labels.tolist()
-    given = [labels] if isinstance(labels, (int, float, str)) else list(labels)
-    numbers = [_label_number(transformer, label) for label in given]
-    return torch.tensor(numbers * num_samples if len(numbers) == 1 else numbers)
+    each = labels if isinstance(labels, list) else [labels] * num_samples
+    return torch.tensor([_label_number(transformer, label) for label in each])
 
 
 def _label_number(transformer: DiTTransformerModel, label: Any) -> int:
     names = transformer.config.class_names or []
     number = names.index(label) if label in names else label
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < transformer.config.num_classes:
+    is_whole = hasattr(number, "__index__") and not isinstance(number, bool)
+    if not is_whole or not 0 <= number < transformer.config.num_classes:
         raise CardioDiTError(f"There is no class label {label!r} in this model; choose {_choices(transformer)}.")
-    return number
+    return operator.index(number)
 
 
 def _choices(transformer: DiTTransformerModel) -> str:
@@ -91,7 +107,8 @@ def latent_size(transformer: DiTTransformerModel, asked: Sequence[int | None], f
         transformer.axis_names, asked, transformer.config.sample_size, factors, transformer.patch_size, strict=True
     ):
         step = factor * patch
-        if voxels is not None and (voxels < step or voxels % step):
+        voxels = None if voxels is None else whole_number(name, voxels, least=1)
+        if voxels is not None and voxels % step:
             below, above = voxels // step * step, (voxels // step + 1) * step
             nearest = f"{below} or {above}" if below >= step else f"{above}"
             raise CardioDiTError(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +16,19 @@ from cardiodit.hub.registration import public_library
 from cardiodit.imaging import Geometry
 from cardiodit.models.autoencoder_vq import VQModel4D, slices_of, stack_slices
 from cardiodit.models.transformer_dit import DiT4DTransformerModel
-from cardiodit.pipelines.inputs import Generators, Labels, count_samples, label_numbers, latent_size, make_generators
+from cardiodit.pipelines.inputs import (
+    Generators,
+    Labels,
+    count_samples,
+    label_numbers,
+    latent_size,
+    make_generators,
+    plain_labels,
+    whole_number,
+)
 from cardiodit.pipelines.output import VolumePipelineOutput
 from cardiodit.pipelines.provenance import check_is_pipeline_folder, describe_model, make_records
-from cardiodit.pipelines.solving import Stepper, check_scheduler, check_steps, set_timesteps
+from cardiodit.pipelines.solving import Stepper, check_scheduler, set_timesteps
 
 OUTPUT_TYPES = ("volumes", "np", "pt", "latent")
 Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -127,12 +137,15 @@ class CardioDiTPipeline(DiffusionPipeline):
             return_dict: a `VolumePipelineOutput` (default) or a tuple.
         """
         started = time.perf_counter()
-        self._check(num_inference_steps, guidance_scale, decode_batch_size, output_type, first_sample)
-        if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
-            raise CardioDiTError(
-                f"callback_on_step_end_tensor_inputs={list(callback_on_step_end_tensor_inputs)}: this pipeline can "
-                f"hand out {self._callback_tensor_inputs}."
-            )
+        self._check(guidance_scale, output_type, callback_on_step_end_tensor_inputs)
+        limit = self.scheduler.config.num_train_timesteps
+        num_inference_steps = whole_number(
+            "num_inference_steps", num_inference_steps, 1, limit, f": this model's schedule has {limit} steps"
+        )
+        decode_batch_size = whole_number("decode_batch_size", decode_batch_size, least=1)
+        first_sample = whole_number("first_sample", first_sample, least=0)
+        class_labels = plain_labels(class_labels)
+        generator = list(generator) if isinstance(generator, Sequence) else generator
         num_samples = count_samples(num_samples, class_labels, generator, latents)
         labels = label_numbers(self.transformer, class_labels, num_samples)
         factor_h, factor_w, factor_t = self.vae.scale_factors
@@ -167,26 +180,22 @@ class CardioDiTPipeline(DiffusionPipeline):
         records = make_records(run, seed, first_sample, generator, shown_labels)
         return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry)
 
-    def _check(
-        self,
-        num_inference_steps: int,
-        guidance_scale: float,
-        decode_batch_size: int,
-        output_type: str,
-        first_sample: int,
-    ) -> None:
+    def _check(self, guidance_scale: float, output_type: str, callback_inputs: Sequence[str]) -> None:
         check_scheduler(self.scheduler, self.transformer.config.prediction_type)
-        check_steps(self.scheduler, num_inference_steps)
         if output_type not in OUTPUT_TYPES:
             raise CardioDiTError(f"output_type={output_type!r} is not one of {', '.join(OUTPUT_TYPES)}.")
+        if not isinstance(guidance_scale, Real):
+            raise CardioDiTError(f"guidance_scale={guidance_scale!r} must be a number; 1 is no guidance.")
         if guidance_scale != 1.0 and self.transformer.null_label is None:
             raise CardioDiTError(
                 f"guidance_scale={guidance_scale} needs a model with labels that was trained with label dropout; "
                 "this one has no null label. Leave guidance_scale at 1."
             )
-        for name, value, least in [("decode_batch_size", decode_batch_size, 1), ("first_sample", first_sample, 0)]:
-            if not isinstance(value, int) or value < least:
-                raise CardioDiTError(f"{name}={value} must be a whole number of at least {least}.")
+        if not set(callback_inputs) <= set(self._callback_tensor_inputs):
+            raise CardioDiTError(
+                f"callback_on_step_end_tensor_inputs={list(callback_inputs)}: this pipeline can hand out "
+                f"{self._callback_tensor_inputs}."
+            )
 
     def _start(
         self, given: torch.Tensor | None, shape: tuple[int, ...], generators: Generators, device: torch.device

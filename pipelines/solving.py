@@ -34,15 +34,6 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
         )
 
 
-def check_steps(scheduler: SchedulerMixin, steps: int) -> None:
-    limit = scheduler.config.num_train_timesteps
-    if not isinstance(steps, int) or not 1 <= steps <= limit:
-        raise CardioDiTError(
-            f"num_inference_steps={steps}: this model's schedule has {limit} steps, so it must be a whole number "
-            f"from 1 to {limit}."
-        )
-
-
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
     """`scheduler.set_timesteps` without its rounding slip.
 
@@ -67,6 +58,8 @@ class Stepper:
         eta: float,
         generators: torch.Generator | list[torch.Generator] | None,
     ) -> None:
+        if not 0 <= eta <= 1:
+            raise CardioDiTError(f"eta={eta} must be a number from 0 to 1.")
         self.scheduler = scheduler
         self.eta = eta
         self.generators = generators

@@ -158,6 +158,13 @@ def test_sampling_that_cannot_work_says_why_and_writes_nothing(
     assert not (tmp_path / "s").exists()
 
 
+def test_half_precision_prints_no_warning(model: Path, tmp_path: Path) -> None:
+    done = run(
+        "sample", str(model), "--output_dir", str(tmp_path / "s"), "--dtype", "bfloat16", "--num_inference_steps", "1"
+    )
+    assert done.returncode == 0 and "arning" not in done.stderr and "float32" not in done.stderr, done.stderr
+
+
 def test_no_such_model(tmp_path: Path, capsys) -> None:
     assert main(["sample", str(tmp_path), "--output_dir", str(tmp_path / "s")]) == 1
     assert "no model_index.json" in capsys.readouterr().err

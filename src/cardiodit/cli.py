@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,9 +113,11 @@ def _run_sample(arguments: argparse.Namespace) -> None:
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
-    pipe = CardioDiTPipeline.from_pretrained(arguments.model)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipe.to(device, getattr(torch, arguments.dtype))
+    precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # `dtype` is not known to diffusers 0.37
+        pipe = CardioDiTPipeline.from_pretrained(arguments.model, **precision)
+    pipe.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if arguments.solver:
         pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
     label = arguments.class_label

@@ -216,6 +216,24 @@ def test_sizes_that_cannot_be_coded(make_vae, shape, message) -> None:
         make_vae().encode(torch.zeros(shape))
 
 
+def test_latents_that_cannot_be_decoded(make_vae) -> None:
+    with pytest.raises(CardioDiTError, match="got 4 axes"):
+        make_vae().decode(torch.zeros(1, 8, 4, 4))
+    with pytest.raises(CardioDiTError, match=r"takes latents \(B, 8, .spatial\), got \(1, 4, 4, 4, 2\)"):
+        make_vae().decode(torch.zeros(1, 4, 4, 4, 2))
+
+
+def test_tiling_and_slicing_together_on_a_volume(make_vae) -> None:
+    vae, volume = make_vae(), torch.rand(2, 1, 3, 96, 80, 8) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(volume).latents
+        sample = vae.decode(latents).sample
+        vae.enable_slicing()
+        vae.enable_tiling(tile_sample_min_height=88, tile_sample_min_width=88, tile_sample_stride_height=16)
+        assert torch.allclose(vae.encode(volume).latents, latents, atol=1e-5)
+        assert torch.allclose(vae.decode(latents).sample, sample, atol=1e-5)
+
+
 def test_levels_that_do_not_match(make_vae) -> None:
     with pytest.raises(CardioDiTError, match="as many numbers as channels"):
         make_vae(num_res_channels=(8,))

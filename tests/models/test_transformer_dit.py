@@ -85,6 +85,15 @@ def test_a_config_that_the_patch_does_not_divide_fails_when_it_is_made() -> None
         DiT4DTransformerModel(sample_size=(6, 64, 62, 8))
 
 
+def test_settings_that_contradict_each_other(make_dit) -> None:
+    with pytest.raises(CardioDiTError, match="class_names has 1 names for num_classes=2 labels"):
+        make_dit(num_classes=2, class_names=["normal"])
+    with pytest.raises(CardioDiTError, match="prediction_type='velocity' is not one of v_prediction, epsilon, sample"):
+        make_dit(prediction_type="velocity")
+    with pytest.raises(CardioDiTError, match="takes latents of 8 channels, got 4"):
+        make_dit()(torch.randn(1, 4, 2, 8, 8, 4), 0)
+
+
 def test_missing_axes_are_named(make_dit, make_dit_3d) -> None:
     with pytest.raises(CardioDiTError, match="expects .batch, channel, depth, height, width, frames., got 5 axes"):
         make_dit()(torch.randn(1, 8, 8, 8, 4), 0)

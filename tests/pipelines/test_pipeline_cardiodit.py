@@ -202,8 +202,8 @@ def test_other_diffusers_solvers(make_pipe) -> None:
         ({"num_inference_steps": 2.5}, "whole number"),
         ({"height": 40}, "height=40 cannot be produced.*multiples of 16 .autoencoder 4 × patch 4.*32 or 48"),
         ({"frames": 4}, "frames=4 cannot be produced.*multiples of 8.*nearest: 8"),
-        ({"depth": 0}, "depth=0 cannot be produced"),
-        ({"width": -16}, "width=-16 cannot be produced"),
+        ({"depth": 0}, "depth=0 must be a whole number of at least 1"),
+        ({"width": -16}, "width=-16 must be"),
         ({"output_type": "pil"}, "output_type='pil' is not one of volumes, np, pt, latent"),
         ({"guidance_scale": 2.0}, "guidance_scale=2.0 needs a model with labels"),
         ({"class_labels": 0}, "trained without labels"),
@@ -214,6 +214,8 @@ def test_other_diffusers_solvers(make_pipe) -> None:
         ({"first_sample": -1}, "first_sample=-1"),
         ({"decode_batch_size": 0}, "decode_batch_size=0 must be"),
         ({"eta": 0.5}, "eta=0.5 was given, but DPMSolverMultistepScheduler has no eta"),
+        ({"guidance_scale": None}, "guidance_scale=None must be a number"),
+        ({"height": 32.0}, "height=32.0 must be a whole number"),
         ({"latents": torch.zeros(1, 8, 2, 8, 8, 2)}, r"shape \(1, 8, 2, 8, 8, 2\), expected \(1, 8, 2, 8, 8, 4\)"),
         ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "can hand out"),
     ],
@@ -233,9 +235,26 @@ def test_bad_arguments_end_in_a_sentence(make_pipe, call, message) -> None:
         ([0, 1.5], "no class label 1.5"),
     ],
 )
-def test_labels_out_of_range(make_pipe, labels, message) -> None:
+def test_labels_that_do_not_exist(make_pipe, labels, message) -> None:
     with pytest.raises(CardioDiTError, match=message):
         make_pipe(**LABELLED)(class_labels=labels)
+
+
+def test_numbers_may_be_numpys_and_lists_tuples(make_pipe) -> None:
+    pipe = make_pipe(**LABELLED)
+    plain = latents_of(pipe, class_labels=[1, 2], seed=3, height=32, num_inference_steps=4)
+    for labels in (np.array([1, 2]), (1, 2), torch.tensor([1, 2], dtype=torch.int32), [np.int64(1), "infarct"]):
+        numpys = {"seed": np.int64(3), "height": np.int32(32), "num_inference_steps": np.int64(4)}
+        assert torch.equal(latents_of(pipe, class_labels=labels, **numpys), plain)
+    assert torch.equal(
+        latents_of(pipe, class_labels=np.int64(1), seed=3), latents_of(pipe, class_labels=torch.tensor(1), seed=3)
+    )
+    assert latents_of(pipe, generator=(torch.Generator(), torch.Generator()), class_labels=0).shape[0] == 2
+
+
+def test_eta_is_a_share(make_pipe) -> None:
+    with pytest.raises(CardioDiTError, match="eta=2.0 must be a number from 0 to 1"):
+        make_pipe("ddim")(eta=2.0)
 
 
 def test_a_model_without_null_label_needs_labels(make_pipe) -> None:

@@ -66,7 +66,8 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         frame_time: seconds between frames; None when unknown, or where nothing moves.
     """
 
-    axis_names: tuple[str, str, str] = ("height", "width", "depth")
+    axis_names: tuple[str, str, str]
+    takes: dict[int, str]  # what a tensor with so many axes is
 
     _supports_gradient_checkpointing = True
     _keep_in_fp32_modules = ["quantizer"]
@@ -177,6 +178,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Codes `(B, C, *size)` in [-1, 1] into latents before quantisation."""
+        self._check_axes(x)
         self._check_size(x)
         latents = self._by_batch(self._encode, x)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
@@ -190,6 +192,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
         """Decodes latents; they are quantised first unless told otherwise."""
+        self._check_axes(h)
         commit_loss = None
         if not force_not_quantize:
             quantized = self.quantize(h)
@@ -267,6 +270,12 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
             radius += along(dilation, axis) * (along(kernel, axis) - 1) / 2 * latents
         return radius
 
+    def _check_axes(self, x: torch.Tensor) -> None:
+        if x.ndim not in self.takes:
+            raise CardioDiTError(
+                f"{type(self).__name__} takes {' or '.join(self.takes.values())}, got {x.ndim} axes: {tuple(x.shape)}."
+            )
+
     def _check_size(self, x: torch.Tensor) -> None:
         for name, length, factor in zip(self.axis_names, x.shape[-3:], self.scale_factors, strict=True):
             if length % factor or length < factor:
@@ -284,14 +293,7 @@ class VQModel4D(VQModel):
     """
 
     axis_names = ("height", "width", "frames")
-
-    def _check_size(self, x: torch.Tensor) -> None:
-        if x.ndim not in (5, 6):
-            raise CardioDiTError(
-                "VQModel4D takes slices (B, C, H, W, T) or volumes (B, C, D, H, W, T), "
-                f"got {x.ndim} axes: {tuple(x.shape)}."
-            )
-        super()._check_size(x)
+    takes = {5: "slices (B, C, H, W, T)", 6: "volumes (B, C, D, H, W, T)"}
 
     def _by_batch(self, coder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 5:
@@ -303,8 +305,4 @@ class VQModel3D(VQModel):
     """VolDiT's and MedLoRD's autoencoder over volumes `(B, C, H, W, D)`, in NIfTI order. Arguments: see `VQModel`."""
 
     axis_names = ("height", "width", "depth")
-
-    def _check_size(self, x: torch.Tensor) -> None:
-        if x.ndim != 5:
-            raise CardioDiTError(f"VQModel3D takes volumes (B, C, H, W, D), got {x.ndim} axes: {tuple(x.shape)}.")
-        super()._check_size(x)
+    takes = {5: "volumes (B, C, H, W, D)"}

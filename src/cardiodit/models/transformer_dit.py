@@ -25,6 +25,7 @@ from cardiodit.models.loading import StrictModelMixin
 from cardiodit.models.positions import sincos_positions
 
 TIME_FEATURES = 256
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
 
 def patchify(volume: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
@@ -174,6 +175,10 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
         super().__init__()
         sample_size = self._one_for_each_axis("sample_size", sample_size, self.published_sample_size)
         self.patch_size = self._one_for_each_axis("patch_size", patch_size, self.published_patch_size)
+        if class_names is not None and len(class_names) != num_classes:
+            raise CardioDiTError(f"class_names has {len(class_names)} names for num_classes={num_classes} labels.")
+        if prediction_type not in PREDICTION_TYPES:
+            raise CardioDiTError(f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}.")
         self.register_to_config(sample_size=sample_size, patch_size=self.patch_size)
         self.grid_of(sample_size)  # fails early when the patch does not divide the size
         hidden_size = num_attention_heads * attention_head_dim
@@ -257,6 +262,11 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
             raise CardioDiTError(
                 f"{type(self).__name__} expects (batch, channel, {', '.join(self.axis_names)}), "
                 f"got {hidden_states.ndim} axes: {tuple(hidden_states.shape)}."
+            )
+        if hidden_states.shape[1] != self.config.in_channels:
+            raise CardioDiTError(
+                f"This model takes latents of {self.config.in_channels} channels, got {hidden_states.shape[1]}: "
+                f"{tuple(hidden_states.shape)}."
             )
         grid = self.grid_of(hidden_states.shape[2:])
         conditioning = self._condition(hidden_states, timestep, class_labels)
