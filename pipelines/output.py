@@ -41,8 +41,8 @@ class VolumePipelineOutput(BaseOutput):
         ):
             raise CardioDiTError('save() needs volumes: call the pipeline with output_type="volumes" or "np".')
         folder = Path(folder)
-        paths = [folder / f"{_name(record)}.nii.gz" for record in self.records]
-        _check_folder(folder, paths)
+        paths = [sample_path(folder, record["seed"], record["index"]) for record in self.records]
+        check_folder(folder, paths)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SAMPLE_LIST).touch()  # first of all: by it other processes know a folder of samples
         for path, record, volume in zip(paths, self.records, self.volumes, strict=True):
@@ -54,12 +54,13 @@ class VolumePipelineOutput(BaseOutput):
         return paths
 
 
-def _name(record: dict[str, Any]) -> str:
-    origin = f"seed{record['seed']}" if record["seed"] is not None else "sample"
-    return f"{origin}-{record['index']:05d}"
+def sample_path(folder: Path, seed: int | None, index: int) -> Path:
+    """Where a sample is written."""
+    return folder / (f"sample-{index:05d}.nii.gz" if seed is None else f"seed{seed}-{index:05d}.nii.gz")
 
 
-def _check_folder(folder: Path, paths: list[Path]) -> None:
+def check_folder(folder: Path, paths: list[Path]) -> None:
+    """The folder is new, empty or holds other samples; checked before anything long is begun, too."""
     if folder.is_file():
         raise CardioDiTError(f"{folder} is a file; save() needs a folder.")
     for path in paths:

@@ -158,6 +158,18 @@ def test_sampling_that_cannot_work_says_why_and_writes_nothing(
     assert not (tmp_path / "s").exists()
 
 
+def test_samples_that_exist_are_noticed_before_anything_is_generated(model: Path, tmp_path: Path, capsys) -> None:
+    def sample(*more: str) -> int:
+        return main(["sample", str(model), "--output_dir", str(tmp_path / "s"), "--num_inference_steps", "1", *more])
+
+    assert sample("--first_sample", "2") == 0
+    capsys.readouterr()
+    assert sample("--num_samples", "3") == 1
+    shown = capsys.readouterr()
+    assert "seed0-00002.nii.gz exists already" in shown.err and not shown.out
+    assert sample("--num_samples", "2") == 0
+
+
 def test_half_precision_prints_no_warning(model: Path, tmp_path: Path) -> None:
     done = run(
         "sample", str(model), "--output_dir", str(tmp_path / "s"), "--dtype", "bfloat16", "--num_inference_steps", "1"

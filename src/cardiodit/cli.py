@@ -109,10 +109,14 @@ def _run_sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from cardiodit.pipelines import CardioDiTPipeline
+    from cardiodit.pipelines.output import check_folder, sample_path
 
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
+    end = arguments.first_sample + arguments.num_samples
+    paths = [sample_path(arguments.output_dir, arguments.seed, i) for i in range(arguments.first_sample, end)]
+    check_folder(arguments.output_dir, paths)
     precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # `dtype` is not known to diffusers 0.37
@@ -121,7 +125,6 @@ def _run_sample(arguments: argparse.Namespace) -> None:
     if arguments.solver:
         pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
     label = arguments.class_label
-    end = arguments.first_sample + arguments.num_samples
     for first in range(arguments.first_sample, end, arguments.batch_size):
         output = pipe(
             num_samples=min(arguments.batch_size, end - first),
