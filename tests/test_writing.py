@@ -60,3 +60,20 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     assert [worker.wait() for worker in workers] == [0] * 4
     lines = target.read_text().splitlines()
     assert len(lines) == 200 and {len(set(line)) for line in lines} == {1} and {len(line) for line in lines} == {500}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "model"
+    with pytest.raises(RuntimeError), new_folder(target) as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    target.mkdir()
+    with new_folder(target) as temporary:
+        (temporary / "weights").touch()
+        assert list(target.iterdir()) == []
+    assert [p.name for p in target.iterdir()] == ["weights"]
+    with pytest.raises(CardioDiTError, match="is not empty, it holds weights"), new_folder(target):
+        pass
+    with pytest.raises(CardioDiTError, match="is a file"), new_folder(target / "weights"):
+        pass

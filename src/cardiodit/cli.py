@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cardiodit import __version__
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.phantom import GROUPS, write_cohort
 from cardiodit.schedulers import SOLVERS, change_solver
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_phantom(commands)
     _add_sample(commands)
     _add_convert(commands)
     return parser
@@ -69,6 +71,42 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     from cardiodit.demo import run_demo
 
     run_demo(arguments.output_dir, arguments.num_samples, arguments.seed)
+
+
+def _add_phantom(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "phantom",
+        "Write beating short-axis hearts with label maps, exact volumes and a manifest: data without patients.",
+        "cardiodit phantom --output_dir phantoms --num 40 --seed 0 --size 64 64 8 16",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
+    parser.add_argument("--num", type=int, default=40, help="hearts, of the groups in turn (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="heart i of a seed is always the same (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=4, metavar=("H", "W", "D", "T"), default=(64, 64, 8, 16), help="voxels and frames"
+    )
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, metavar=("H", "W", "D"), help="mm; default: shows the whole heart"
+    )
+    parser.add_argument(
+        "--groups", nargs="+", default=list(GROUPS), metavar="GROUP", help=f"default: {' '.join(GROUPS)}"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes; the result is the same (%(default)s)")
+    parser.set_defaults(run=_run_phantom)
+
+
+def _run_phantom(arguments: argparse.Namespace) -> None:
+    manifest = write_cohort(
+        arguments.output_dir,
+        arguments.num,
+        arguments.seed,
+        tuple(arguments.size),
+        None if arguments.spacing is None else tuple(arguments.spacing),
+        arguments.groups,
+        arguments.workers,
+    )
+    print(f"Wrote {arguments.num} hearts. The manifest is {manifest}.")
 
 
 def _add_sample(commands: argparse._SubParsersAction) -> None:

@@ -1,10 +1,13 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files and folders that are whole or not there: written under a temporary name, then renamed."""
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cardiodit.errors import CardioDiTError
 
 
 @contextmanager
@@ -18,6 +21,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which must be new or empty; renames it at the end."""
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise CardioDiTError(f"The output {path} is a file; a new or empty folder was expected.")
+    held = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    if held:
+        some = ", ".join(held[:5]) + (" and more" if len(held) > 5 else "")
+        raise CardioDiTError(
+            f"The output folder {path} is not empty, it holds {some}. Choose a new folder or empty this one."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def append_line(path: Path, line: str) -> None:

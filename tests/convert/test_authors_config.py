@@ -34,8 +34,9 @@ model:
     ddp_sync: true
     use_checkpointing: false
 discriminator:
-  params: {spatial_dims: 3, num_channels: 64, num_layers_d: 3, in_channels: 1, out_channels: 1, norm: INSTANCE,
-           bias: false, padding: 1, activation: [LEAKYRELU, {negative_slope: 0.2}], last_conv_kernel_size: 1}
+  params: {spatial_dims: 3, num_channels: 64, num_layers_d: 3, in_channels: 1, out_channels: 1,
+           norm: INSTANCE, bias: false, padding: 1, activation: [LEAKYRELU, {negative_slope: 0.2}],
+           last_conv_kernel_size: 1}
 training:
   n_epochs: 500
   eval_freq: 10

@@ -253,6 +253,13 @@ def test_a_3d_config(tamper: Callable) -> None:
         load_transformer(DIT_FILES[0], config)
 
 
+@pytest.mark.parametrize(("key", "value"), [("norm", "NONE"), ("activation", [1, 2, 3]), ("dropout", 3.0)])
+def test_params_that_only_the_layers_can_judge(tamper: Callable, key: str, value: Any) -> None:
+    config = tamper(VQ_FILES[1], lambda content: content["discriminator"]["params"].update({key: value}))
+    with pytest.raises(CardioDiTError, match=r"vqgan.yaml: a PatchDiscriminator cannot be built"):
+        load_discriminator(VQ_FILES[0], config)
+
+
 def rename(entry: str, old: str, new: str) -> Change:
     return lambda content: content[entry].update({new: content[entry].pop(old)})
 
@@ -323,6 +330,7 @@ def test_a_checkpoint_of_ddp_and_compile(tamper: Callable) -> None:
 
 def test_a_killed_conversion_leaves_no_folder(tmp_path: Path) -> None:
     """Killed at the latest moment: all is written, nothing renamed."""
+    arguments = [str(path) for path in (*VQ_FILES, *DIT_FILES, tmp_path / "model")]
     script = f"""
 import os, signal
 import cardiodit.convert.cardiodit as module
@@ -331,8 +339,7 @@ def write_and_die(*args):
     written(*args)
     os.kill(os.getpid(), signal.SIGKILL)
 module.write_record = write_and_die
-module.convert_cardiodit({str(VQ_FILES[0])!r}, {str(VQ_FILES[1])!r}, {str(DIT_FILES[0])!r}, {str(DIT_FILES[1])!r},
-                         {str(tmp_path / "model")!r}, scale_factor=1.0)
+module.convert_cardiodit(*{arguments!r}, scale_factor=1.0)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=120)

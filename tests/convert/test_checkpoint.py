@@ -141,6 +141,15 @@ def test_the_format_before_torch_1_6(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "old.pth").weights()["w"].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.8, 0.95, 0.999])
+def test_the_old_format_truncated(tmp_path: Path, share: float) -> None:
+    torch.save({"model": {"w": torch.ones(100)}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "old.pth").read_bytes()
+    (tmp_path / "old.pth").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CardioDiTError, match=r"old.pth is not a torch checkpoint, or it is damaged"):
+        read_checkpoint(tmp_path / "old.pth")
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
 def test_numpy_numbers_are_data(tmp_path: Path, kind: type) -> None:
     path = save(tmp_path / "a.pth", model={"w": torch.ones(2)}, best_loss=kind(3), epoch=np.int64(7))

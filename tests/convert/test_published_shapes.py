@@ -1,4 +1,4 @@
-"""Models of other shapes than the golden ones, against a plain re-implementation of the published networks."""
+"""Models of other shapes than the golden ones, against plain code for the published networks."""
 
 import math
 from itertools import product

@@ -3,10 +3,6 @@
 import json
 import math
 import re
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -31,8 +27,10 @@ from cardiodit.models.positions import sincos_positions
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
+from cardiodit.writing import new_folder
 
 Autoencoder = TypeVar("Autoencoder", bound=VQModel)
+Model = TypeVar("Model", bound=torch.nn.Module)
 Transformer = TypeVar("Transformer", bound=DiTTransformerModel)
 
 # Our modules, as patterns, and what the authors call them.
@@ -126,7 +124,9 @@ def load_transformer(
 def build_vq_model(checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoencoder], **extra: Any) -> Autoencoder:
     """`extra`: what the authors' files do not know, such as `scaling_factor` and `spacing`."""
     params = config.params
-    model = kind(
+    model = construct(
+        kind,
+        config.file,
         in_channels=params.in_channels,
         out_channels=params.out_channels,
         channels=params.num_channels,
@@ -163,7 +163,7 @@ def build_discriminator(checkpoint: Checkpoint, config: VQGANConfig) -> PatchDis
             f"{checkpoint.file} holds a discriminator, but {config.file} has no section 'discriminator' that "
             "describes it. Use the config that the checkpoint was trained with."
         )
-    model = PatchDiscriminator(**asdict(config.discriminator))
+    model = construct(PatchDiscriminator, config.file, **asdict(config.discriminator))
     weights = checkpoint.tensors("discriminator")
     check_names({name: value.shape for name, value in model.state_dict().items()}, weights, checkpoint, config.file)
     model.load_state_dict(weights)
@@ -183,7 +183,9 @@ def build_transformer(
     optional: dict[str, Any] = {"prediction_type": config.scheduler.prediction_type}
     if params.dropout is not None:
         optional["dropout"] = params.dropout
-    model = kind(
+    model = construct(
+        kind,
+        config.file,
         sample_size=params.input_size,
         patch_size=params.patch,
         in_channels=params.in_channels,
@@ -203,6 +205,17 @@ def build_transformer(
     check_positions(weights[POSITIONS], model.grid_of(params.input_size), checkpoint)
     model.load_state_dict({ours: part_of(ours, weights[transformer_name(ours)]) for ours in model.state_dict()})
     return model.eval()
+
+
+def construct(kind: type[Model], config: str, **arguments: Any) -> Model:
+    """A model from a config; numbers and names that only the layers themselves can judge are errors here."""
+    try:
+        return kind(**arguments)
+    except CardioDiTError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise CardioDiTError(f"{config}: a {kind.__name__} cannot be built with these params: {reason}") from error
 
 
 def build_scheduler(config: DiTConfig) -> Any:
@@ -328,28 +341,6 @@ def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float
 
 
 # --- Writing ---
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`, which must be new or empty; renames it at the end."""
-    path = path.resolve()
-    if path.exists() and not path.is_dir():
-        raise CardioDiTError(f"The output {path} is a file; a new or empty folder was expected.")
-    if path.is_dir() and (held := sorted(item.name for item in path.iterdir())):
-        raise CardioDiTError(
-            f"The output folder {path} is not empty, it holds {some(held)}. Choose a new folder or empty this one."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.is_dir():
-            path.rmdir()
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_record(folder: Path, stage1: Checkpoint, stage2: Checkpoint, ema: bool) -> None:

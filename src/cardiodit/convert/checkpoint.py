@@ -89,7 +89,7 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
             entries = torch.load(path, weights_only=True, map_location="cpu", mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise _explain_refusal(path, error) from error
-    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # damaged bytes make torch fail in any way
         raise _damaged(path, str(error).splitlines()[0] if str(error) else "it ends too early") from error
     if not isinstance(entries, dict):
         raise CardioDiTError(f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint.")

@@ -1,0 +1,225 @@
+"""The heart as a scanner would show it: tissue, neighbours, partial volume, shading, flow, breathing and noise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.phantom.heart import ANGLES, ML, Heart, Shape
+
+RV, MYOCARDIUM, LV = 1, 2, 3  # the label order of ACDC
+
+# Signal of balanced steady-state free precession, blood bright.
+SIGNAL = {
+    "air": 0.0,
+    "lung": 0.07,
+    "muscle": 0.27,
+    "fat": 0.72,
+    "liver": 0.40,
+    "bone": 0.33,
+    "blood": 0.90,
+    "myocardium": 0.30,
+}
+RV_WALL = 3.0  # mm
+SUBSLICES = 3  # a slice is thick: what lies within it is averaged
+GREY_LEVELS = 1000
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A rendered heart.
+
+    Args:
+        image: `(H, W, D, T)` int16, arbitrary units, slices from base to apex, frame 0 end-diastole.
+        labels: `(H, W, D, T)` uint8: RV 1, myocardium 2, LV 3; papillary muscles belong to the cavity.
+        volumes: mL of each frame inside the imaged slab: `lv`, `rv`, `myocardium`.
+        geometry: voxel size and frame time.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    volumes: dict[str, list[float]]
+    geometry: Geometry
+
+
+def default_spacing(size: tuple[int, int, int, int]) -> tuple[float, float, float]:
+    """A field of view that shows the heart with its neighbours, and slices that cover it to the apex."""
+    plane = max(1.4, 144 / max(size[:2]))
+    return plane, plane, 100 / size[2]
+
+
+def render(
+    heart: Heart,
+    size: tuple[int, int, int, int],
+    random: np.random.Generator,
+    spacing: tuple[float, float, float] | None = None,
+) -> Phantom:
+    """Images a heart as cine of `size` (H, W, D, T)."""
+    spacing = spacing or default_spacing(size)
+    height, width, depth, frames = size
+    shapes = [heart.at(t / frames) for t in range(frames)]
+    plane = _Plane((height, width), spacing[:2], random)
+    image = np.zeros(size, np.float32)
+    labels = np.zeros(size, np.uint8)
+    for d in range(depth):
+        shift = random.normal(0, 1.2, 2)  # every slice is taken in another breath-hold
+        surroundings = plane.surroundings(d / max(1, depth - 1), shift, random)
+        polar = plane.polar(shift)
+        for t, shape in enumerate(shapes):
+            levels = (d + (np.arange(SUBSLICES) + 0.5) / SUBSLICES) * spacing[2]
+            layers = [_heart_layer(heart, shape, level, polar, surroundings, plane.voxel) for level in levels]
+            image[:, :, d, t] = np.mean(layers, axis=0)
+            labels[:, :, d, t] = _labels(shape, (d + 0.5) * spacing[2], polar)
+    image = _acquire(image, labels, heart, spacing, random)
+    rows = [shape.volumes_between(0, depth * spacing[2]) for shape in shapes]
+    volumes = {name: [row[i] / ML for row in rows] for i, name in enumerate(("lv", "rv", "myocardium"))}
+    return Phantom(image, labels, volumes, Geometry(spacing, 60 / heart.heart_rate / frames))
+
+
+@dataclass(frozen=True)
+class _Polar:
+    radius: np.ndarray  # mm from the axis of the left ventricle
+    angle: np.ndarray  # index into the angles
+
+
+class _Plane:
+    """Positions in mm around the left ventricle: x to the right of the picture, y upwards."""
+
+    def __init__(self, shape: tuple[int, int], spacing: tuple[float, float], random: np.random.Generator) -> None:
+        self.voxel = float(np.mean(spacing))
+        turn = np.deg2rad(random.uniform(-12, 12))
+        centre = np.array([14.0, 0.0]) + random.uniform(-4, 4, 2)
+        x, y = np.meshgrid(*((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing)), indexing="ij")
+        x, y = x - centre[0], y - centre[1]
+        self.x = (np.cos(turn) * x + np.sin(turn) * y).astype(np.float32)
+        self.y = (-np.sin(turn) * x + np.cos(turn) * y).astype(np.float32)
+        self.body = random.uniform(0.95, 1.1)
+        self.lung_vessels = gaussian_filter(random.standard_normal(shape), 1.5).astype(np.float32)
+        self.liver_texture = gaussian_filter(random.standard_normal(shape), 2.5).astype(np.float32)
+
+    def polar(self, shift: np.ndarray) -> _Polar:
+        x, y = self.x - shift[0], self.y - shift[1]
+        angle = np.arctan2(y, x) * (ANGLES / (2 * np.pi))
+        return _Polar(np.hypot(x, y), np.rint(angle).astype(int) % ANGLES)
+
+    def surroundings(self, towards_apex: float, shift: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Everything but the heart in one slice; the liver grows and the lungs shrink towards the apex."""
+        x, y = self.x - 0.5 * shift[0], self.y - 0.5 * shift[1]
+
+        def ellipse(cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
+            """1 inside, 0 outside, and a soft edge of a voxel."""
+            distance = (np.hypot((x - cx) / rx, (y - cy) / ry) - 1) * min(rx, ry)
+            return np.clip(0.5 - distance / self.voxel, 0, 1)
+
+        b = self.body
+        picture = np.full_like(x, SIGNAL["air"])
+
+        def paint(mask: np.ndarray, signal: float | np.ndarray) -> None:
+            picture[...] = picture * (1 - mask) + signal * mask
+
+        paint(ellipse(-18, -28, 178 * b, 122 * b), SIGNAL["fat"])
+        paint(ellipse(-18, -29, 166 * b, 108 * b), SIGNAL["muscle"])
+        cavity = ellipse(-18, -26, 152 * b, 93 * b)
+        paint(cavity, SIGNAL["lung"] + 0.25 * np.clip(self.lung_vessels - 0.12, 0, 0.4))
+        paint(ellipse(-34, 57, 54, 15), SIGNAL["fat"] * 0.75)  # fat behind the breast bone
+        rise = 14 + 26 * towards_apex
+        paint(cavity * ellipse(-72, -112 + rise, 92, 56), SIGNAL["liver"] + 0.10 * self.liver_texture)
+        paint(cavity * ellipse(62, -104 + 0.8 * rise, 44, 36), SIGNAL["muscle"] * 1.1)  # stomach and spleen
+        paint(ellipse(-62, -96, 25, 23), SIGNAL["bone"])  # spine
+        paint(ellipse(-62, -114, 9, 8), SIGNAL["blood"] * 0.8)  # spinal canal
+        paint(ellipse(-26, -72, 12, 12), SIGNAL["muscle"])
+        paint(ellipse(-26, -72, 10.5, 10.5), SIGNAL["blood"])  # descending aorta
+        return picture
+
+
+def _row(table: np.ndarray, z: np.ndarray, level: float) -> np.ndarray:
+    """A table over (LEVELS, ANGLES) at one level; nothing beyond the apex."""
+    position = np.interp(level, z, np.arange(len(z)))
+    below = int(position)
+    above = min(below + 1, len(z) - 1)
+    row = table[below] * (1 - (position - below)) + table[above] * (position - below)
+    return row if level <= z[-1] else np.zeros_like(row)
+
+
+def _inside(boundary: np.ndarray, polar: _Polar, voxel: float) -> np.ndarray:
+    """The share of each voxel within a boundary given over the angles."""
+    return np.clip((boundary[polar.angle] - polar.radius) / voxel + 0.5, 0, 1)
+
+
+def _heart_layer(
+    heart: Heart, shape: Shape, level: float, polar: _Polar, surroundings: np.ndarray, voxel: float
+) -> np.ndarray:
+    """The heart laid over its surroundings at one level and moment."""
+    picture = surroundings
+    if level > shape.z[-1]:
+        return picture
+    endo, epi, right = (_row(table, shape.z, level) for table in (shape.endo, shape.epi, shape.right))
+    wall = np.where(right > 1.0, RV_WALL, 0.0)
+    fat = 3.5 * np.clip(np.sin(np.arange(ANGLES) * 2 * np.pi / ANGLES * 2 + heart.rv_direction), 0, 1)
+    for boundary, signal in [
+        (epi + right + wall + fat, SIGNAL["fat"] * 0.8),
+        (epi + right + wall, SIGNAL["myocardium"]),
+        (epi + right, SIGNAL["blood"]),
+        (epi, SIGNAL["myocardium"]),
+        (endo, SIGNAL["blood"]),
+    ]:
+        inside = _inside(boundary, polar, voxel)
+        picture = picture * (1 - inside) + signal * inside
+    return _papillaries(heart, shape, level, polar, picture, float(endo.mean()), voxel)
+
+
+def _papillaries(
+    heart: Heart, shape: Shape, level: float, polar: _Polar, picture: np.ndarray, radius: float, voxel: float
+) -> np.ndarray:
+    """The two papillary muscles of the middle third; they turn with the twisting wall."""
+    share = level / shape.z[-1]
+    size = heart.papillary_size * float(heart.endo_at_rest.max()) * np.clip(4 * min(share - 0.2, 0.75 - share), 0, 1)
+    if size <= 0.5:
+        return picture
+    angle = polar.angle * (2 * np.pi / ANGLES)
+    for direction in (-0.65, 2.0):  # posteromedial and anterolateral, away from the septum
+        there = direction + heart.rv_direction - np.pi + float(np.interp(level, shape.z, shape.twist))
+        reach = max(radius - 0.9 * size, 0.0)
+        distance = np.sqrt(
+            np.clip(polar.radius**2 + reach**2 - 2 * polar.radius * reach * np.cos(angle - there), 0, None)
+        )
+        inside = np.clip((min(size, 0.45 * radius) - distance) / voxel + 0.5, 0, 1)
+        picture = picture * (1 - inside) + SIGNAL["myocardium"] * inside
+    return picture
+
+
+def _labels(shape: Shape, level: float, polar: _Polar) -> np.ndarray:
+    labels = np.zeros(polar.radius.shape, np.uint8)
+    if level > shape.z[-1]:
+        return labels
+    endo, epi, right = (_row(table, shape.z, level)[polar.angle] for table in (shape.endo, shape.epi, shape.right))
+    labels[polar.radius < epi + right] = RV
+    labels[polar.radius < epi] = MYOCARDIUM
+    labels[polar.radius < endo] = LV
+    return labels
+
+
+def _acquire(
+    image: np.ndarray,
+    labels: np.ndarray,
+    heart: Heart,
+    spacing: tuple[float, float, float],
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Flow, blur of the point spread, coil shading, Rician noise, grey levels."""
+    height, width, _, frames = image.shape
+    flow = gaussian_filter(random.standard_normal(image.shape), (6 / spacing[0], 6 / spacing[1], 0, 1.0))
+    flow /= flow.std()
+    speed = np.abs(np.gradient([heart.volumes(t / frames)[0] for t in range(frames)]))
+    blood = (labels == LV) | (labels == RV)
+    image = image * (1 - 0.05 * np.abs(flow) * (0.4 + speed / max(speed.max(), 1e-9)) * blood)
+    image = gaussian_filter(image, (0.45, 0.45, 0, 0))
+    x, y = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    slope = random.uniform(-0.12, 0.12, 2)
+    shading = 1 + slope[0] * x + slope[1] * y + 0.18 * np.clip(y, -1, 1) - 0.08 * (x**2 + y**2)
+    image = image * shading[:, :, None, None]
+    sigma = random.uniform(0.018, 0.032)
+    noise = random.standard_normal((2, *image.shape), dtype=np.float32) * sigma
+    magnitude = np.hypot(image + noise[0], noise[1])
+    return np.rint(magnitude * GREY_LEVELS).clip(0, np.iinfo(np.int16).max).astype(np.int16)
