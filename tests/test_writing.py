@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cardiodit import writing
-from cardiodit.writing import atomic_file
+from cardiodit import CardioDiTError, writing
+from cardiodit.writing import atomic_file, new_folder
 
 # The module alone: importing the package would take seconds.
 LOAD = (
@@ -53,13 +53,13 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     target = tmp_path / "samples.jsonl"
-    code = LOAD + "for _ in range(50):\n    writing.append_line(pathlib.Path({path!r}), '{worker}' * 500)\n"
+    code = LOAD + "for _ in range(200):\n    writing.append_line(pathlib.Path({path!r}), '{worker}' * 500)\n"
     workers = [
-        subprocess.Popen([sys.executable, "-c", code.format(path=str(target), worker=worker)]) for worker in range(4)
+        subprocess.Popen([sys.executable, "-c", code.format(path=str(target), worker=worker)]) for worker in range(2)
     ]
-    assert [worker.wait() for worker in workers] == [0] * 4
+    assert [worker.wait() for worker in workers] == [0] * 2
     lines = target.read_text().splitlines()
-    assert len(lines) == 200 and {len(set(line)) for line in lines} == {1} and {len(line) for line in lines} == {500}
+    assert len(lines) == 400 and {len(set(line)) for line in lines} == {1} and {len(line) for line in lines} == {500}
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
