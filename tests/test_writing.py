@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cardiodit import CardioDiTError, writing
+from cardiodit import CardioDiTError
 from cardiodit.writing import atomic_file, new_folder
 
-# The module alone: importing the package would take seconds.
-LOAD = (
-    "import importlib.util, pathlib, time\n"
-    f"spec = importlib.util.spec_from_file_location('writing', {writing.__file__!r})\n"
-    "writing = importlib.util.module_from_spec(spec); spec.loader.exec_module(writing)\n"
-)
+LOAD = "import pathlib, time\nfrom cardiodit import writing\n"
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
