@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cardiodit.imaging import Geometry, write_gif
+from cardiodit.imaging import Geometry, window_of, write_gif, write_sheet
 
 
 def test_the_gif_plays_every_frame_of_every_slice_turned_for_the_viewer(tmp_path: Path) -> None:
@@ -20,3 +20,29 @@ def test_the_gif_plays_every_frame_of_every_slice_turned_for_the_viewer(tmp_path
     row, column = np.unravel_index(picture.argmax(), picture.shape)
     assert column // zoom == 40 + 35  # second picture from the left, to the right in it
     assert row // zoom == 30 - 1 - 2  # low
+
+
+def test_a_sheet_has_a_row_a_frame_and_outlines_in_colour(tmp_path: Path) -> None:
+    cine = np.zeros((40, 30, 3, 20))
+    masks = np.zeros(cine.shape, np.uint8)
+    masks[10:20, 5:15, 1] = 3
+    write_sheet(tmp_path / "heart.png", cine, masks, window=(0.0, 1.0))
+    picture = Image.open(tmp_path / "heart.png")
+    zoom = round(128 / 30)
+    assert picture.size == (3 * 40 * zoom, 8 * 30 * zoom)
+    red = (np.asarray(picture)[..., 0] > 200) & (np.asarray(picture)[..., 1] < 150)
+    rows, columns = np.nonzero(red[: 30 * zoom])
+    assert columns.min() // zoom == 40 + 10 and columns.max() // zoom == 40 + 19  # slice 1, in the middle
+    assert rows.min() // zoom == 30 - 15 and rows.max() // zoom == 30 - 6  # turned upwards
+    assert not red[(30 - 10) * zoom, (40 + 15) * zoom], "only the outline is drawn"
+
+
+def test_few_frames_make_few_rows(tmp_path: Path) -> None:
+    write_sheet(tmp_path / "heart.png", np.zeros((130, 128, 2, 3)))
+    assert Image.open(tmp_path / "heart.png").size == (2 * 130, 3 * 128)
+
+
+def test_the_window_follows_the_scanner_and_survives_a_constant() -> None:
+    assert window_of(np.arange(1001.0)) == (5.0, 995.0)
+    low, high = window_of(np.full(10, 7.0))
+    assert low == 7.0 and high > low

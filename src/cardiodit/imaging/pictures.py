@@ -1,25 +1,34 @@
 """Pictures of a cine, turned for the viewer: the first image axis runs to the right, the second upwards."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.writing import atomic_file
 
 SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged so that one can see something
+MOST_FRAMES = 8  # columns of a sheet
+COLOURS = {1: (80, 140, 255), 2: (90, 220, 90), 3: (255, 80, 70)}  # RV, myocardium, LV
+MODEL_WINDOW = (-1.0, 1.0)
+
+Window = tuple[float, float]
 
 
-def write_gif(path: Path, cine: np.ndarray, geometry: Geometry | None = None) -> None:
-    """A beating `(H, W, D, T)` volume in [-1, 1]: slices side by side, one heart beat a cycle."""
-    depth, frames = cine.shape[2:]
-    levels = np.clip((cine + 1) * 127.5, 0, 255).astype(np.uint8)
-    turned = np.rot90(levels)  # (W, H, D, T)
-    strip = np.concatenate([turned[:, :, d] for d in range(depth)], axis=1)  # (W, H·D, T)
-    zoom = max(1, round(SMALLEST_SLICE / turned.shape[0]))
+def write_gif(
+    path: Path,
+    cine: np.ndarray,
+    geometry: Geometry | None = None,
+    masks: np.ndarray | None = None,
+    window: Window = MODEL_WINDOW,
+) -> None:
+    """A beating `(H, W, D, T)` volume: slices side by side, one heart beat a cycle, masks as outlines."""
+    frames = cine.shape[3]
     pictures = [
-        Image.fromarray(strip[..., t]).resize((strip.shape[1] * zoom, strip.shape[0] * zoom)) for t in range(frames)
+        _enlarged(_strip(cine[..., t], None if masks is None else masks[..., t], window)) for t in range(frames)
     ]
     seconds = geometry.frame_time if geometry is not None and geometry.frame_time else 1 / frames
     with atomic_file(path) as temporary:
@@ -30,3 +39,52 @@ def write_gif(path: Path, cine: np.ndarray, geometry: Geometry | None = None) ->
             duration=max(20, round(seconds * 1000)),
             loop=0,
         )
+
+
+def write_sheet(path: Path, cine: np.ndarray, masks: np.ndarray | None = None, window: Window = MODEL_WINDOW) -> None:
+    """A `(H, W, D, T)` volume on one sheet: a row for each of at most eight frames, a column for each slice."""
+    frames = np.unique(np.linspace(0, cine.shape[3] - 1, MOST_FRAMES).round().astype(int))
+    rows = _strips(cine, masks, frames, window)
+    with atomic_file(path) as temporary:
+        _enlarged(np.concatenate(rows, axis=0), len(rows)).save(temporary)
+
+
+def _strips(cine: np.ndarray, masks: np.ndarray | None, frames: Iterable[int], window: Window) -> list[np.ndarray]:
+    return [_strip(cine[..., t], None if masks is None else masks[..., t], window) for t in frames]
+
+
+def _strip(volume: np.ndarray, masks: np.ndarray | None, window: Window) -> np.ndarray:
+    """`(H, W, D)` → slices side by side as grey `(W, H·D)` or, with masks, coloured `(W, H·D, 3)` levels."""
+    low, high = window
+    levels = np.clip((volume - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    strip = _side_by_side(levels)
+    if masks is None:
+        return strip
+    coloured = np.repeat(strip[..., None], 3, axis=-1)
+    for label, colour in COLOURS.items():
+        coloured[_side_by_side(_outlines(masks == label))] = colour
+    return coloured
+
+
+def _side_by_side(volume: np.ndarray) -> np.ndarray:
+    turned = np.rot90(volume)  # (W, H, D)
+    return np.concatenate([turned[:, :, d] for d in range(turned.shape[2])], axis=1)
+
+
+def _outlines(mask: np.ndarray) -> np.ndarray:
+    """The voxels of each slice of a mask that touch its outside."""
+    in_plane = np.zeros((3, 3, 3), bool)
+    in_plane[:, 1, 1] = in_plane[1, :, 1] = True
+    return mask & ~binary_erosion(mask, in_plane, border_value=1)
+
+
+def _enlarged(levels: np.ndarray, rows: int = 1) -> Image.Image:
+    zoom = max(1, round(SMALLEST_SLICE * rows / levels.shape[0]))
+    picture = Image.fromarray(levels)
+    return picture.resize((picture.width * zoom, picture.height * zoom))
+
+
+def window_of(volume: np.ndarray, percentiles: Sequence[float] = (0.5, 99.5)) -> Window:
+    """A grey window for a volume in a scanner's units."""
+    low, high = np.percentile(volume, percentiles)
+    return float(low), float(max(high, low + 1e-6))

@@ -14,7 +14,10 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
+from cardiodit.imaging.pictures import window_of, write_gif, write_sheet
 from cardiodit.writing import new_folder
+
+PICTURED = 8  # the first hearts, for a look
 
 Size = tuple[int, int, int, int]
 Spacing = tuple[float, float, float]
@@ -32,12 +35,13 @@ def write_cohort(
     """Writes `num` hearts, the groups in turn, and returns the manifest's path.
 
     Heart i of a seed is the same one whatever `num` and `workers` are. Next to each image lie its label map (RV 1,
-    myocardium 2, LV 3) and its exact volumes in mL for every frame, and the manifest has a row for each heart.
+    myocardium 2, LV 3) and its exact volumes in mL for every frame; the manifest has a row for each heart, and the
+    first hearts are pictured.
     """
     _check(num, seed, size, spacing, groups, workers)
     jobs = [(i, seed, size, spacing, groups[i % len(groups)]) for i in range(num)]
     with new_folder(Path(output_dir)) as folder:
-        for name in ("images", "labels", "volumes"):
+        for name in ("images", "labels", "volumes", "pictures"):
             (folder / name).mkdir()
         rows = list(_run(folder, jobs, workers))
         with (folder / "manifest.csv").open("w", newline="") as file:
@@ -64,6 +68,10 @@ def _write_one(folder: Path, index: int, seed: int, size: Size, spacing: Spacing
     write_nifti(folder / "images" / f"{name}.nii.gz", phantom.image, phantom.geometry)
     write_nifti(folder / "labels" / f"{name}.nii.gz", phantom.labels, phantom.geometry)
     (folder / "volumes" / f"{name}.json").write_text(json.dumps(phantom.volumes))
+    if index < PICTURED:
+        window = window_of(phantom.image)
+        write_gif(folder / "pictures" / f"{name}.gif", phantom.image, phantom.geometry, window=window)
+        write_sheet(folder / "pictures" / f"{name}.png", phantom.image, phantom.labels, window)
     left = phantom.volumes["lv"]
     return {
         "image": f"images/{name}.nii.gz",
