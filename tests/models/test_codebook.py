@@ -215,7 +215,9 @@ def test_search_takes_no_vectors() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_casting_leaves_the_codebook_in_float32(dtype: torch.dtype) -> None:
-    plain, cast = EMACodebook(64, 4), nn.Sequential(EMACodebook(64, 4)).to(dtype)[0]
+    plain, model = EMACodebook(64, 4, data_init=False), nn.Sequential(EMACodebook(64, 4, data_init=False))
+    cast = model.to(dtype)[0]
+    assert_same_state(cast.state_dict(), plain.state_dict())
     for z in batches(2, 2, 2):
         low = z.to(dtype)
         output, expected = cast(low), plain(low.float())

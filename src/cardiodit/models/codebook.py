@@ -1,7 +1,7 @@
 """The codebook of a VQ model, learned by moving averages and kept in use.
 
-The rule is that of van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1. With counts that start at zero it
-divides by almost nothing, so that a code which no vector chose at first leaves the data for good. Four
+The rule is that of van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1. With counts that start at zero
+it divides by almost nothing, so that a code which no vector chose at first leaves the data for good. Four
 corrections keep codes in use and processes in step; each can be switched off.
 """
 
@@ -23,8 +23,8 @@ from cardiodit.randomness import generator_for
 # Distances held at a time: 16 MiB in float32, where 131,072 vectors and 16,384 codes would take 8 GiB. Larger
 # blocks fall out of a processor's cache and are several times slower there.
 MAX_DISTANCES = 2**22
-# A code is dead when its count is below half of what a restarted code is credited with. At decay 0.99 a code that
-# nothing chooses gets there in ln 2 / 0.01 = 69 steps, time enough to be chosen.
+# A code is dead when its count is below half of what a restarted code is credited with. At decay 0.99 a code
+# that nothing chooses gets there in ln 2 / 0.01 = 69 steps, time enough to be chosen.
 DEAD_BELOW = 0.5
 # Spread of codes that had to share one vector, as a share of the standard deviation of the vectors.
 JITTER = 0.01
@@ -48,8 +48,8 @@ class QuantizerOutput(BaseOutput):
 class EMACodebook(nn.Module):
     """Replaces each vector by its nearest code; in training mode each forward also moves the codes.
 
-    All arithmetic is float32, and the module's tensors stay float32 when it is cast (`.half()`, `.to(dtype)`):
-    half precision is too coarse for a moving average and too small for counts.
+    All arithmetic is float32, and the module's tensors stay float32 when it is cast (`.half()`,
+    `.to(dtype)`): half precision is too coarse for a moving average and too small for counts.
 
     Args:
         num_embeddings: number of codes, K.
@@ -176,9 +176,9 @@ class EMACodebook(nn.Module):
         """Move codes that are hardly chosen to vectors of this batch.
 
         The measure is the mean count, at most one. A fixed threshold would call every code dead where a batch
-        has fewer vectors than codes, since the counts then average less than one; the running mean, unlike the
-        size of this batch, is not upset by batches of unequal size. The counts are the synchronised ones, so
-        that every process takes the same decision and joins the same draw.
+        has fewer vectors than codes, since the counts then average less than one; the running mean, unlike
+        the size of this batch, is not upset by batches of unequal size. The counts are the synchronised ones,
+        so that every process takes the same decision and joins the same draw.
         """
         credit = self.ema_counts.mean().clamp(max=1)
         dead = (self.ema_counts < DEAD_BELOW * credit).nonzero().squeeze(1)
