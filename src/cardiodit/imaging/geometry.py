@@ -1,26 +1,128 @@
-"""How large a voxel is and how long a frame lasts."""
+"""How large a voxel is, how long a frame lasts, and where in the scanner it all lies."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
 
+Triple = tuple[float, float, float]
+IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
 
 @dataclass(frozen=True)
 class Geometry:
-    """Voxel size in mm along H, W, D and seconds between frames; None means unknown, not 1."""
+    """Where the voxels of a volume lie; None means unknown, not 1.
 
-    spacing: tuple[float, float, float] | None = None
+    Args:
+        spacing: voxel size in mm along H, W, D.
+        frame_time: seconds between frames.
+        direction: rows of the 3×3 matrix whose columns are the directions of H, W and D in NIfTI's patient space
+            (x to the right, y to the front, z to the head). Columns have length 1; they need not be perpendicular.
+        origin: centre of the first voxel in mm.
+        in_scanner: whether direction and origin are a scanner's; otherwise they only keep track of what was cropped
+            and turned.
+    """
+
+    spacing: Triple | None = None
     frame_time: float | None = None
+    direction: tuple[Triple, Triple, Triple] = IDENTITY
+    origin: Triple = (0.0, 0.0, 0.0)
+    in_scanner: bool = False
 
     def __post_init__(self) -> None:
-        if self.spacing is not None and (len(self.spacing) != 3 or not all(s > 0 for s in self.spacing)):
+        if self.spacing is not None and (len(self.spacing) != 3 or not all(_is_positive(s) for s in self.spacing)):
             raise CardioDiTError(f"spacing must be three positive numbers in mm (H, W, D), got {self.spacing}.")
-        if self.frame_time is not None and not self.frame_time > 0:
+        if self.frame_time is not None and not _is_positive(self.frame_time):
             raise CardioDiTError(f"frame_time must be a positive number of seconds, got {self.frame_time}.")
+
+    @classmethod
+    def of_affine(cls, affine: np.ndarray, frame_time: float | None = None, in_scanner: bool = True) -> Self:
+        """From the 4×4 matrix that takes voxel indices to mm."""
+        linear = np.asarray(affine, dtype=float)[:3, :3]
+        spacing = np.linalg.norm(linear, axis=0).round(6)  # float32 headers say 1.3999999
+        if not np.isfinite(affine).all() or not (spacing > 0).all() or abs(np.linalg.det(linear / spacing)) < 1e-3:
+            raise CardioDiTError(f"The affine does not span space: {np.asarray(affine).tolist()}.")
+        direction, (x, y, z) = linear / spacing, np.asarray(affine, dtype=float)[:3, 3]
+        h, w, d = spacing
+        return cls(
+            (float(h), float(w), float(d)), frame_time, _rows(direction), (float(x), float(y), float(z)), in_scanner
+        )
 
     @property
     def affine(self) -> np.ndarray:
-        """Voxel index → mm with the origin in the first voxel; without a spacing, the index itself."""
-        return np.diag([*(self.spacing or (1.0, 1.0, 1.0)), 1.0])
+        """Voxel index → mm; without a spacing, the index itself."""
+        affine = np.eye(4)
+        if self.spacing is not None:
+            affine[:3, :3] = np.array(self.direction) * self.spacing
+            affine[:3, 3] = self.origin
+        return affine
+
+    @property
+    def shear_degrees(self) -> float:
+        """How far the axes are from perpendicular, at worst."""
+        cosines = np.array(self.direction).T @ np.array(self.direction)
+        off = np.abs(cosines[np.triu_indices(3, 1)]).max()
+        return math.degrees(math.asin(min(1.0, float(off))))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in mL; an error where the voxel size is unknown."""
+        if self.spacing is None:
+            raise CardioDiTError(
+                "The voxel size is unknown, so no volume in mL can be computed. Give the spacing in mm."
+            )
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    def after(self, index_map: np.ndarray) -> "Geometry":
+        """Of a new grid; `index_map` (4×4) takes an index of the new grid to one of this grid."""
+        if self.spacing is None:
+            return self
+        return Geometry.of_affine(self.affine @ index_map, self.frame_time, self.in_scanner)
+
+    def with_frame_time(self, frame_time: float | None) -> "Geometry":
+        return replace(self, frame_time=frame_time)
+
+    def is_close(self, other: "Geometry", mm: float = 0.1) -> bool:
+        """Same grid within a tenth of a mm over a heart (100 voxels); unknown is close to unknown only."""
+        if (self.spacing is None) != (other.spacing is None):
+            return False
+        far = np.array([100.0, 100.0, 10.0])
+        corners = np.array([[x, y, z, 1] for x in (0, far[0]) for y in (0, far[1]) for z in (0, far[2])]).T
+        return bool(np.abs((self.affine - other.affine) @ corners).max() <= mm)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "spacing": None if self.spacing is None else list(self.spacing),
+            "frame_time": self.frame_time,
+            "direction": [list(row) for row in self.direction],
+            "origin": list(self.origin),
+            "in_scanner": self.in_scanner,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        spacing = values["spacing"]
+        return cls(
+            None if spacing is None else tuple(spacing),
+            values["frame_time"],
+            _rows(np.array(values["direction"])),
+            tuple(values["origin"]),
+            values["in_scanner"],
+        )
+
+
+def _rows(matrix: np.ndarray) -> tuple[Triple, Triple, Triple]:
+    first, second, third = (_triple(row) for row in matrix)
+    return first, second, third
+
+
+def _triple(numbers: np.ndarray) -> Triple:
+    first, second, third = (float(number) for number in numbers)
+    return first, second, third
+
+
+def _is_positive(number: float) -> bool:
+    return math.isfinite(number) and number > 0

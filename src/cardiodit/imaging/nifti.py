@@ -1,13 +1,128 @@
-"""NIfTI files that say what is known of space and time, and no more."""
+"""NIfTI files, in and out, that say what is known of space and time, and no more."""
 
+import gzip
+import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cardiodit.imaging.geometry import Geometry
+from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.geometry import IDENTITY, Geometry
+from cardiodit.imaging.volume import Volume
 from cardiodit.writing import atomic_file
 
-UNKNOWN_SPACE, ALIGNED_SPACE = 0, 2  # NIfTI xform codes
+UNKNOWN_SPACE, SCANNER_SPACE, ALIGNED_SPACE = 0, 1, 2  # NIfTI xform codes
+TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+SPACE_UNITS = {"mm": 1.0, "meter": 1e3, "micron": 1e-3, "unknown": 1.0}
+BEAT_SECONDS = (0.25, 2.5)  # 24 to 240 beats a minute
+
+
+def read_nifti(path: Path | str, time_unit: str | None = None) -> Volume:
+    """Reads `(H, W, D)` or `(H, W, D, T)` in the file's own axis order and number type.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        time_unit: "sec", "msec" or "usec", where the file says nothing or something wrong of it.
+    """
+    header, pixdim, affine, voxels = _load(Path(path))
+    while voxels.ndim > 4 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim == 4 and voxels.shape[3] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim not in (3, 4):
+        raise CardioDiTError(f"{path} has the shape {voxels.shape}; axes (H, W, D) or (H, W, D, T) were expected.")
+    return Volume(voxels, _geometry(path, header, pixdim, affine, voxels, time_unit))
+
+
+def _load(path: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """Header, its raw pixdim, affine and voxels. A compressed file is read to its end, so that damage is noticed."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    if not path.is_file():
+        raise CardioDiTError(f"{path} does not exist." if not path.exists() else f"{path} is a folder, not a file.")
+    try:
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image | nibabel.Nifti2Image):
+            raise CardioDiTError(f"{path} is no NIfTI-1 or NIfTI-2 file in one piece (.nii, .nii.gz).")
+        proxy = image.dataobj
+        if not all(n > 0 for n in proxy.shape):
+            raise CardioDiTError(f"{path} has an empty axis: its shape is {proxy.shape}.")
+        if proxy.dtype.fields or proxy.dtype.kind not in "iuf":
+            raise CardioDiTError(f"{path} holds voxels of type {proxy.dtype}; grey values were expected.")
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CardioDiTError(f"{path} is damaged or was cut off ({error}). Copy it anew from its source.") from error
+    except (ImageFileError, HeaderDataError) as error:
+        raise CardioDiTError(f"{path} cannot be read as NIfTI: {error}") from error
+    count = int(np.prod(proxy.shape))
+    if len(content) < proxy.offset + count * proxy.dtype.itemsize:
+        raise CardioDiTError(
+            f"{path} was cut off: its header promises {count} voxels, the file holds "
+            f"{max(0, len(content) - proxy.offset) // proxy.dtype.itemsize}. Copy it anew from its source."
+        )
+    raw = np.frombuffer(content, proxy.dtype, count, proxy.offset).reshape(proxy.shape, order="F")
+    return image.header, _raw_pixdim(image.header, content), image.affine, _scaled(raw, proxy.slope, proxy.inter)
+
+
+def _raw_pixdim(header: Any, content: bytes) -> np.ndarray:
+    """As the file has it: nibabel turns a negative voxel size into a positive one."""
+    kind, start = ("f8", 104) if int(header["sizeof_hdr"]) == 540 else ("f4", 76)
+    return np.frombuffer(content, np.dtype(kind).newbyteorder(header.endianness), 8, start).astype(float)
+
+
+def _scaled(raw: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    if (slope, inter) == (1.0, 0.0):
+        return raw
+    if float(slope).is_integer() and float(inter).is_integer() and raw.dtype.kind in "iu" and raw.dtype.itemsize <= 2:
+        return raw.astype(np.int32) * int(slope) + int(inter)  # a CT stored as unsigned numbers
+    return raw.astype(np.float32) * np.float32(slope) + np.float32(inter)
+
+
+def _geometry(
+    path: Path | str, header: Any, pixdim: np.ndarray, affine: np.ndarray, voxels: np.ndarray, time_unit: str | None
+) -> Geometry:
+    space_unit, declared = header.get_xyzt_units()
+    code = int(header["sform_code"]) or int(header["qform_code"])
+    sizes = pixdim[1:4]
+    frame_time = _frame_time(path, pixdim[4], voxels.shape[3], time_unit or declared) if voxels.ndim == 4 else None
+    if code == UNKNOWN_SPACE and space_unit == "unknown" and (sizes == 1).all():
+        return Geometry(None, frame_time)
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        found = tuple(round(float(size), 6) for size in sizes)
+        raise CardioDiTError(f"{path} has the voxel size {found} mm; three positive numbers were expected.")
+    affine = np.diag([*sizes, 1.0]) if code == UNKNOWN_SPACE else np.array(affine, dtype=float)
+    affine[:3] *= SPACE_UNITS.get(space_unit, 1.0)
+    try:
+        geometry = Geometry.of_affine(affine, frame_time)
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{path}: {error}") from error
+    is_only_size = code == UNKNOWN_SPACE or (code == ALIGNED_SPACE and np.allclose(geometry.direction, IDENTITY))
+    return replace(geometry, in_scanner=not is_only_size)
+
+
+def _frame_time(path: Path | str, value: float, frames: int, unit: str) -> float | None:
+    """Seconds between frames; None for a header that says 0 or, as placeholders do, something no unit makes a beat."""
+    if not np.isfinite(value) or value <= 0:
+        return None
+    fitting = [name for name, seconds in TIME_UNITS.items() if is_beat(value * seconds * frames)]
+    if unit in fitting:
+        return value * TIME_UNITS[unit]
+    if unit in TIME_UNITS and fitting:
+        raise CardioDiTError(
+            f"{path} says that a frame lasts {value:g} {unit}, so that its {frames} frames would be a beat of "
+            f"{value * TIME_UNITS[unit] * frames:g} s. In {fitting[0]} it would be a heart's: mend the header, or give "
+            f"the time unit {fitting[0]}."
+        )
+    return value * TIME_UNITS[fitting[0]] if fitting else None
+
+
+def is_beat(seconds: float) -> bool:
+    """Whether a heart can beat so slowly and so fast."""
+    return BEAT_SECONDS[0] <= seconds <= BEAT_SECONDS[1]
 
 
 def write_nifti(path: Path, volume: np.ndarray, geometry: Geometry) -> None:
@@ -15,7 +130,9 @@ def write_nifti(path: Path, volume: np.ndarray, geometry: Geometry) -> None:
     import nibabel
 
     image = nibabel.Nifti1Image(volume, geometry.affine)
-    code = UNKNOWN_SPACE if geometry.spacing is None else ALIGNED_SPACE
+    code = SCANNER_SPACE if geometry.in_scanner else ALIGNED_SPACE
+    if geometry.spacing is None:
+        code = UNKNOWN_SPACE
     image.set_sform(geometry.affine, code)
     image.set_qform(geometry.affine, code)
     knows_time = geometry.frame_time is not None and volume.ndim == 4

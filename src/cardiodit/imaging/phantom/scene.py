@@ -6,6 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.orientation import PICTURE_RIGHT, TO_APEX
 from cardiodit.imaging.phantom.heart import ANGLES, ML, Heart, Shape
 
 RV, MYOCARDIUM, LV = 1, 2, 3  # the label order of ACDC
@@ -34,7 +35,7 @@ class Phantom:
         image: `(H, W, D, T)` int16, arbitrary units, slices from base to apex, frame 0 end-diastole.
         labels: `(H, W, D, T)` uint8: RV 1, myocardium 2, LV 3; papillary muscles belong to the cavity.
         volumes: mL of each frame inside the imaged slab: `lv`, `rv`, `myocardium`.
-        geometry: voxel size and frame time.
+        geometry: voxel size, frame time and an oblique place in the scanner.
     """
 
     image: np.ndarray
@@ -74,7 +75,23 @@ def render(
     image = _acquire(image, labels, heart, spacing, random)
     rows = [shape.volumes_between(0, depth * spacing[2]) for shape in shapes]
     volumes = {name: [row[i] / ML for row in rows] for i, name in enumerate(("lv", "rv", "myocardium"))}
-    return Phantom(image, labels, volumes, Geometry(spacing, 60 / heart.heart_rate / frames))
+    geometry = _short_axis(size, spacing, random).with_frame_time(60 / heart.heart_rate / frames)
+    return Phantom(image, labels, volumes, geometry)
+
+
+def _short_axis(
+    size: tuple[int, int, int, int], spacing: tuple[float, float, float], random: np.random.Generator
+) -> Geometry:
+    """An oblique plane as a scanner's user would lay it, with the heart left of and above the scanner's centre."""
+    apex = TO_APEX + random.uniform(-0.08, 0.08, 3)
+    apex /= np.linalg.norm(apex)
+    right = PICTURE_RIGHT - (PICTURE_RIGHT @ apex) * apex
+    right /= np.linalg.norm(right)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([right, np.cross(apex, right), apex], axis=1) * spacing
+    centre = np.array([-25.0, 35.0, 10.0]) + random.uniform(-10, 10, 3)
+    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(size[:3]) - 1) / 2)
+    return Geometry.of_affine(affine)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.augmentation import Augmentation, rotate
+
+ALWAYS = {"rotation_probability": 1.0, "flip_probability": 0.5, "intensity_probability": 1.0}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def moving_spot() -> torch.Tensor:
+    """`(1, H, W, T)`: a spot that is in another place in every frame."""
+    h, w, t = torch.meshgrid(torch.arange(40.0), torch.arange(36.0), torch.arange(6.0), indexing="ij")
+    return torch.exp(-0.5 * ((h - 20 - 2 * t) ** 2 + (w - 14) ** 2) / 25)[None] * 2 - 1
+
+
+def test_time_stays_time(moving_spot: torch.Tensor) -> None:
+    """Every frame changes as if it were alone: nothing flows from one frame to another."""
+    for seed in range(8):
+        together, _ = Augmentation(20, **ALWAYS)(moving_spot, generator=generator(seed))
+        for frame in range(6):
+            alone, _ = Augmentation(20, **ALWAYS)(moving_spot[..., frame : frame + 1], generator=generator(seed))
+            assert torch.allclose(together[..., frame : frame + 1], alone, atol=1e-6)
+
+
+def test_slices_stay_slices() -> None:
+    cine = torch.rand(1, 3, 16, 16, 4) * 2 - 1
+    together, _ = Augmentation(20, **ALWAYS)(cine, generator=generator(1))
+    alone, _ = Augmentation(20, **ALWAYS)(cine[:, 1], generator=generator(1))
+    assert torch.allclose(together[:, 1], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [-20, 7, 33])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 2.0)])
+def test_a_rotation_turns_by_its_angle_in_mm(degrees: float, spacing: tuple[float, float]) -> None:
+    """The closed form: the centre of a spot, turned around the centre of the plane."""
+    at = np.array([9.0, -6.0])  # mm from the centre
+    h, w = torch.meshgrid(torch.arange(61.0) - 30, torch.arange(61.0) - 30, indexing="ij")
+    spot = torch.exp(-0.5 * ((h * spacing[0] - at[0]) ** 2 + (w * spacing[1] - at[1]) ** 2) / 9)
+    turned = rotate(spot[..., None], math.radians(degrees), spacing=spacing)[..., 0]
+    centre = [float((axis * s * turned).sum() / turned.sum()) for axis, s in zip((h, w), spacing)]
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    assert centre == pytest.approx([cosine * at[0] - sine * at[1], sine * at[0] + cosine * at[1]], abs=0.1)
+
+
+def test_masks_move_along_and_stay_labels(moving_spot: torch.Tensor) -> None:
+    mask = (moving_spot > 0).to(torch.uint8) * 3
+    for seed in range(6):
+        image, (moved,) = Augmentation(15, 1.0, 0.5)(moving_spot, [mask], generator(seed))
+        assert moved.dtype == torch.uint8 and set(moved.unique().tolist()) == {0, 3}
+        expected = image > 0
+        overlap = 2 * (expected & (moved == 3)).sum() / (expected.sum() + (moved == 3).sum())
+        assert overlap > 0.93
+
+
+def test_it_is_seeded_and_leaves_the_input_alone(moving_spot: torch.Tensor) -> None:
+    before = moving_spot.clone()
+    first, _ = Augmentation(**ALWAYS)(moving_spot, generator=generator(4))
+    again, _ = Augmentation(**ALWAYS)(moving_spot, generator=generator(4))
+    other, _ = Augmentation(**ALWAYS)(moving_spot, generator=generator(5))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(moving_spot, before)
+
+
+def test_each_change_happens_as_often_as_it_is_told() -> None:
+    tilted = torch.arange(16.0).reshape(1, 4, 4, 1) / 16
+    flips = Augmentation(rotation_probability=0, flip_probability=0.3, flip_axes=(0,))
+    random = generator(0)
+    flipped = [torch.equal(flips(tilted, generator=random)[0], tilted.flip(1)) for _ in range(1000)]
+    assert sum(flipped) == pytest.approx(300, abs=45)  # three standard deviations
+    assert all(torch.equal(Augmentation(0, 0, 0)(tilted, generator=random)[0], tilted) for _ in range(20))
+
+
+def test_intensities_stay_in_range() -> None:
+    image = torch.linspace(-1, 1, 48).reshape(1, 4, 4, 3)
+    changed, _ = Augmentation(rotation_probability=0, flip_probability=0, intensity_probability=1, contrast=0.5)(image)
+    assert changed.min() >= -1 and changed.max() <= 1 and not torch.equal(changed, image)
+
+
+@pytest.mark.parametrize("settings", [{"flip_probability": 1.5}, {"flip_axes": (2,)}])
+def test_settings_are_checked(settings: dict) -> None:
+    with pytest.raises(CardioDiTError, match="must be between|may hold"):
+        Augmentation(**settings)

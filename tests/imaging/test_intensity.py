@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.intensity import Intensity, to_model, to_source
+
+
+@pytest.fixture
+def scan() -> np.ndarray:
+    return np.random.default_rng(0).gamma(2, 200, (20, 20, 5)).astype(np.int16)
+
+
+def test_minimum_and_maximum_become_minus_one_and_one(scan: np.ndarray) -> None:
+    scaled = to_model(scan, Intensity().limits(scan))
+    assert scaled.dtype == np.float32 and (scaled.min(), scaled.max()) == (-1, 1)
+    assert np.array_equal(to_source(scaled, Intensity().limits(scan), np.int16), scan)
+
+
+def test_percentiles_cut_what_lies_beyond(scan: np.ndarray) -> None:
+    intensity = Intensity("p1", "p99")
+    scaled = to_model(scan, intensity.limits(scan))
+    assert 0.005 < (scaled == 1).mean() < 0.015
+    inner = np.abs(scaled) < 1
+    assert np.array_equal(to_source(scaled, intensity.limits(scan), np.int16)[inner], scan[inner])
+
+
+def test_hounsfield_units_come_back_as_whole_numbers() -> None:
+    hounsfield = np.arange(-1200, 1400, dtype=np.int16)
+    limits = Intensity(-1000, 1000).limits(hounsfield)
+    assert limits == (-1000, 1000)
+    back = to_source(to_model(hounsfield, limits), limits, np.int16)
+    assert np.array_equal(back, hounsfield.clip(-1000, 1000))
+
+
+def test_a_generated_volume_has_units_where_they_are_known() -> None:
+    assert Intensity(-1000, 1000).units == (-1000.0, 1000.0)
+    assert Intensity("p0.5", "p99.5").units is None
+    assert Intensity("p0.5", "p99.5", typical=[3, 900]).units == (3, 900)
+
+
+def test_whole_numbers_stay_within_their_type() -> None:
+    assert to_source(np.array([-1.0, 1.0]), (-50.0, 400.0), np.uint8).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [("p101", "maximum"), ("smallest", "maximum"), (0, "p"), (float("nan"), 1), (True, 2), (5, 5)]
+)
+def test_limits_are_checked(low: object, high: object) -> None:
+    with pytest.raises(CardioDiTError, match="of the intensity must be|is empty"):
+        Intensity(low, high)
+
+
+def test_an_empty_or_broken_volume_is_named() -> None:
+    with pytest.raises(CardioDiTError, match="Is it empty"):
+        Intensity().limits(np.zeros((3, 3, 3)))
+    with pytest.raises(CardioDiTError, match="NaN"):
+        Intensity().limits(np.array([0.0, np.nan]))
