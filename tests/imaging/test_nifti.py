@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 
 from cardiodit import CardioDiTError
 from cardiodit.imaging import Geometry, write_nifti
+from cardiodit.imaging.nifti import read_nifti
 
 
 def test_space_and_time_are_declared(tmp_path: Path) -> None:
@@ -44,3 +47,148 @@ def test_impossible_spacing(spacing: tuple) -> None:
 def test_impossible_frame_time() -> None:
     with pytest.raises(CardioDiTError, match="positive number of seconds"):
         Geometry((1.0, 1.0, 1.0), 0.0)
+
+
+OBLIQUE = np.array([[-1.2, -0.5, -6.0, 40], [-0.7, 1.0, 5.0, -20], [0.4, 1.1, -6.0, 7], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a NIfTI file with any header, right or wrong."""
+
+    def save_(
+        voxels: np.ndarray | None = None,
+        affine: np.ndarray = OBLIQUE,
+        code: int = 1,
+        units: tuple = ("mm", "sec"),
+        name: str = "heart.nii.gz",
+        **fields: Any,
+    ) -> Path:
+        voxels = np.arange(5 * 6 * 3 * 4, dtype=np.int16).reshape(5, 6, 3, 4) if voxels is None else voxels
+        image = nibabel.Nifti1Image(voxels, affine)
+        image.set_sform(affine, code)
+        image.set_qform(affine, code)
+        image.header.set_xyzt_units(*units)
+        for field, value in fields.items():
+            image.header[field] = value
+        nibabel.save(image, tmp_path / name)
+        return tmp_path / name
+
+    return save_
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 900, (5, 6, 3, 20), dtype=np.int16)
+    for number, geometry in enumerate(
+        (Geometry(), Geometry((1.5, 1.5, 8.0), 0.04), Geometry.of_affine(OBLIQUE, 0.04), Geometry((1.0, 1.0, 8.0)))
+    ):
+        write_nifti(tmp_path / f"{number}.nii.gz", voxels, geometry)
+        volume = read_nifti(tmp_path / f"{number}.nii.gz")
+        assert np.array_equal(volume.voxels, voxels) and volume.voxels.dtype == np.int16
+        assert volume.geometry.is_close(geometry) and volume.geometry.in_scanner == geometry.in_scanner
+        assert volume.geometry.frame_time == pytest.approx(geometry.frame_time)
+
+
+@pytest.mark.parametrize("big", [True, False])
+@pytest.mark.parametrize("kind", ["u1", "i2", "u2", "i4", "f4", "f8"])
+def test_every_number_type_and_byte_order(save: Callable, kind: str, big: bool) -> None:
+    voxels = np.arange(5 * 6 * 3).reshape(5, 6, 3).astype(np.dtype(kind).newbyteorder(">" if big else "<"))
+    for name in ("v.nii", "v.nii.gz"):
+        assert np.array_equal(read_nifti(save(voxels, name=name)).voxels, voxels)
+
+
+def test_scaled_numbers_are_nibabels(save: Callable) -> None:
+    path = save(np.linspace(-3.0, 7.0, 90).reshape(5, 6, 3))
+    image = nibabel.load(path)
+    image.set_data_dtype(np.int16)  # nibabel chooses slope and intercept
+    nibabel.save(image, path)
+    assert nibabel.load(path).dataobj.slope != 1
+    assert np.allclose(read_nifti(path).voxels, nibabel.load(path).get_fdata(), atol=1e-6)
+    ct = save(np.arange(90, dtype=np.uint16).reshape(5, 6, 3), scl_slope=1, scl_inter=-1024, name="ct.nii")
+    header = nibabel.load(ct).header
+    assert (header["scl_slope"], header["scl_inter"]) != (1, -1024) or read_nifti(ct).voxels.min() == -1024
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (0.04, "sec", 0.04),
+        (40, "msec", 0.04),
+        (40, "unknown", 0.04),  # only one unit makes a heart's beat of it
+        (0.04, "unknown", 0.04),
+        (0, "sec", None),
+        (1.0, "sec", None),  # a placeholder: 20 s or 20 ms a beat in any unit
+    ],
+)
+def test_frame_times(save: Callable, value: float, unit: str, expected: float | None) -> None:
+    path = save(np.zeros((5, 6, 3, 20), np.int16), units=("mm", unit), pixdim=[1, 1.5, 1.5, 8, value, 0, 0, 0])
+    assert read_nifti(path).geometry.frame_time == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("value", "declared", "meant"), [(40, "sec", "msec"), (0.04, "msec", "sec")])
+def test_mixed_up_time_units_are_named(save: Callable, value: float, declared: str, meant: str) -> None:
+    pixdim = [1, 1.5, 1.5, 8, value, 0, 0, 0]
+    path = save(np.zeros((5, 6, 3, 20), np.int16), units=("mm", declared), pixdim=pixdim)
+    with pytest.raises(CardioDiTError, match=rf"{value:g} {declared}, so that its 20 frames .* In {meant}"):
+        read_nifti(path)
+    assert read_nifti(path, time_unit=meant).geometry.frame_time == pytest.approx(0.04)
+
+
+def test_a_cut_off_file_is_named(save: Callable) -> None:
+    for name in ("a.nii.gz", "b.nii"):
+        path = save(np.random.default_rng(0).integers(0, 99, (20, 20, 3, 4), dtype=np.int16), name=name)
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(CardioDiTError, match="cut off"):
+            read_nifti(path)
+    path.write_bytes(b"this is no NIfTI file at all")
+    with pytest.raises(CardioDiTError, match="cannot be read as NIfTI"):
+        read_nifti(path)
+
+
+def test_a_damaged_file_is_named(save: Callable) -> None:
+    path = save(np.random.default_rng(0).integers(0, 99, (20, 20, 3, 4), dtype=np.int16))
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0xFF  # of the checksum
+    path.write_bytes(content)
+    with pytest.raises(CardioDiTError, match="damaged or was cut off"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("size", [0.0, -1.5, float("nan")])
+def test_impossible_voxel_sizes_are_named(save: Callable, size: float) -> None:
+    path = save(pixdim=[1, 1.5, size, 8, 0.04, 0, 0, 0], name="v.nii")
+    with pytest.raises(CardioDiTError, match="three positive numbers were expected"):
+        read_nifti(path)
+
+
+def test_an_affine_without_space_is_named(save: Callable) -> None:
+    path = save(name="v.nii")
+    content = bytearray(path.read_bytes())
+    content[280:328] = bytes(48)  # srow_x, srow_y, srow_z
+    path.write_bytes(content)
+    with pytest.raises(CardioDiTError, match="does not span space"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("shape", [(4, 0, 3), (4, 5, 3, 0)])
+def test_an_empty_axis_is_named(save: Callable, shape: tuple) -> None:
+    with pytest.raises(CardioDiTError, match="empty axis"):
+        read_nifti(save(np.zeros(shape, np.int16)))
+
+
+def test_files_that_are_not_there_or_no_grey_values(tmp_path: Path, save: Callable) -> None:
+    with pytest.raises(CardioDiTError, match="none.nii does not exist"):
+        read_nifti(tmp_path / "none.nii")
+    with pytest.raises(CardioDiTError, match="is a folder"):
+        read_nifti(tmp_path)
+    colours = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(CardioDiTError, match="grey values were expected"):
+        read_nifti(save(colours))
+
+
+def test_a_size_alone_is_no_place_in_the_scanner(save: Callable) -> None:
+    assert not read_nifti(save(affine=np.diag([1.5, 1.5, 8, 1]), code=2)).geometry.in_scanner
+    assert read_nifti(save(affine=np.diag([-1.5, -1.5, 8, 1]), code=1)).geometry.in_scanner
+    only_pixdim = read_nifti(save(affine=np.diag([1.5, 1.5, 8, 1]), code=0)).geometry
+    assert only_pixdim.spacing == (1.5, 1.5, 8.0) and not only_pixdim.in_scanner
+    assert read_nifti(save(affine=np.eye(4), code=0, units=("unknown", "unknown"))).geometry.spacing is None

@@ -22,7 +22,8 @@ OBLIQUE = 10.0  # degrees; a plane closer to an axis of the patient than this is
 
 SAME_POOL = 0.98
 
-SCANNER, MASK, ASSUMED = "scanner", "mask", "as stored"
+SCANNER, MASK, MANIFEST, ASSUMED = "scanner", "mask", "manifest", "as stored"
+BASE_TO_APEX, APEX_TO_BASE = "base to apex", "apex to base"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class StorageOrder:
         axes: our axis i is the file's axis `axes[i]`.
         flips: our axes that run against the file's.
         first_frame: the file's frame that is our frame 0.
-        slices_from: what told where the base is: "scanner", "mask", or "as stored" when nothing did.
-        first_frame_from: what told which frame is end-diastole: "mask", "manifest", "trigger time" or "as stored".
+        slices_from: what told where the base is: "manifest", "mask", "scanner", or "as stored" when nothing did.
+        first_frame_from: what told which frame is end-diastole: "manifest", "mask", or "as stored".
     """
 
     axes: tuple[int, int, int] = (0, 1, 2)
@@ -69,20 +70,23 @@ class StorageOrder:
         return cls(**{**values, "axes": (first, second, third), "flips": tuple(values["flips"])})
 
 
-def order_of_cine(volume: Volume, labels: np.ndarray | None = None, end_diastole: int | None = None) -> StorageOrder:
+def order_of_cine(
+    volume: Volume, labels: np.ndarray | None = None, end_diastole: int | None = None, slices: str | None = None
+) -> StorageOrder:
     """How a short-axis cine as stored becomes one from base to apex that begins at end-diastole.
 
     Args:
         volume: as read from the file.
         labels: in the volume's own grid, with the muscle and both cavities labelled; `(H, W, D)` or `(H, W, D, T)`.
-        end_diastole: the frame that the manifest or the cohort calls so.
+        end_diastole: the frame that the manifest calls so.
+        slices: "base to apex" or "apex to base", where the manifest knows.
     """
     if end_diastole is not None and not 0 <= end_diastole < (volume.voxels.shape[3] if volume.is_cine else 1):
         raise CardioDiTError(
             f"End-diastole cannot be frame {end_diastole} (counted from 0) of a volume of shape {volume.voxels.shape}."
         )
     direction = np.array(volume.geometry.direction)
-    to_apex, slices_from = _apex_direction(volume, labels)
+    to_apex, slices_from = _apex_direction(volume, labels, slices)
     if not volume.geometry.in_scanner:
         axes: tuple[int, int, int] = (0, 1, 2)
         flips: tuple[int, ...] = (2,) if to_apex < 0 else ()
@@ -106,8 +110,12 @@ def order_of_ct(volume: Volume) -> StorageOrder:
     return StorageOrder((best[0], best[1], best[2]), flips, slices_from=SCANNER)
 
 
-def _apex_direction(volume: Volume, labels: np.ndarray | None) -> tuple[int, str]:
+def _apex_direction(volume: Volume, labels: np.ndarray | None, slices: str | None) -> tuple[int, str]:
     """1 when the stored slices go from base to apex, -1 when they go the other way, and what told."""
+    if slices:
+        if slices not in (BASE_TO_APEX, APEX_TO_BASE):
+            raise CardioDiTError(f"slices={slices!r} must be {BASE_TO_APEX!r} or {APEX_TO_BASE!r}.")
+        return (1 if slices == BASE_TO_APEX else -1), MANIFEST
     by_mask = 0 if labels is None else slices_towards_apex(labels)
     if by_mask:
         return by_mask, MASK
@@ -147,7 +155,7 @@ def _in_plane(direction: np.ndarray, to_apex: int) -> tuple[tuple[int, int], tup
 
 def _first_frame(labels: np.ndarray | None, end_diastole: int | None) -> tuple[int, str]:
     if end_diastole is not None:
-        return end_diastole, "manifest"
+        return end_diastole, MANIFEST
     if labels is None or labels.ndim != 4:
         return 0, ASSUMED
     sizes = (labels > 0).sum(axis=(0, 1, 2))

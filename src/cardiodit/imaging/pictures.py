@@ -28,7 +28,7 @@ def write_gif(
     """A beating `(H, W, D, T)` volume: slices side by side, one heart beat a cycle, masks as outlines."""
     frames = cine.shape[3]
     pictures = [
-        _enlarged(_strip(cine[..., t], None if masks is None else masks[..., t], window)) for t in range(frames)
+        _enlarged(strip_of(cine[..., t], None if masks is None else masks[..., t], window)) for t in range(frames)
     ]
     seconds = geometry.frame_time if geometry is not None and geometry.frame_time else 1 / frames
     with atomic_file(path) as temporary:
@@ -50,10 +50,10 @@ def write_sheet(path: Path, cine: np.ndarray, masks: np.ndarray | None = None, w
 
 
 def _strips(cine: np.ndarray, masks: np.ndarray | None, frames: Iterable[int], window: Window) -> list[np.ndarray]:
-    return [_strip(cine[..., t], None if masks is None else masks[..., t], window) for t in frames]
+    return [strip_of(cine[..., t], None if masks is None else masks[..., t], window) for t in frames]
 
 
-def _strip(volume: np.ndarray, masks: np.ndarray | None, window: Window) -> np.ndarray:
+def strip_of(volume: np.ndarray, masks: np.ndarray | None, window: Window) -> np.ndarray:
     """`(H, W, D)` → slices side by side as grey `(W, H·D)` or, with masks, coloured `(W, H·D, 3)` levels."""
     low, high = window
     levels = np.clip((volume - low) * (255 / (high - low)), 0, 255).astype(np.uint8)

@@ -74,12 +74,16 @@ class Preprocessing:
         return Prepared(Volume(scaled, geometry), source, tuple(plans), self)
 
     def order_of(
-        self, volume: Volume, labels: np.ndarray | None = None, end_diastole: int | None = None
+        self,
+        volume: Volume,
+        labels: np.ndarray | None = None,
+        end_diastole: int | None = None,
+        slices: str | None = None,
     ) -> StorageOrder:
-        """How the volume's axes become ours."""
+        """How the volume's axes become ours; see `order_of_cine`."""
         if not self.orient:
-            return StorageOrder(first_frame=end_diastole or 0)
-        return order_of_cine(volume, labels, end_diastole) if volume.is_cine else order_of_ct(volume)
+            return StorageOrder()
+        return order_of_cine(volume, labels, end_diastole, slices) if volume.is_cine else order_of_ct(volume)
 
     def _plans(self, volume: Volume) -> list[AxisPlan]:
         known = volume.geometry.spacing

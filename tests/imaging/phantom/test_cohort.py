@@ -32,7 +32,7 @@ def test_the_command_writes_hearts_masks_volumes_and_a_manifest(tmp_path: Path, 
     volumes = json.loads((tmp_path / "p" / row["volumes"]).read_text())["lv"]
     assert float(row["lv_edv_ml"]) == pytest.approx(volumes[0], abs=0.01)
     assert volumes[int(row["es_frame"])] == min(volumes)
-    assert len(list((tmp_path / "p" / "pictures").glob("*.png"))) == 5
+    assert len(list((tmp_path / "p" / "pictures").glob("*.png"))) == 10  # a sheet and a curve each
 
 
 def test_heart_i_depends_on_neither_number_nor_processes(tmp_path: Path) -> None:

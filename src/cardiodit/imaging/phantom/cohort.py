@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.cohorts.found import ACDC_ORDER
+from cardiodit.imaging.curve import write_curve
 from cardiodit.imaging.nifti import write_nifti
+from cardiodit.imaging.orientation import BASE_TO_APEX
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
 from cardiodit.imaging.pictures import window_of, write_gif, write_sheet
@@ -72,13 +75,16 @@ def _write_one(folder: Path, index: int, seed: int, size: Size, spacing: Spacing
         window = window_of(phantom.image)
         write_gif(folder / "pictures" / f"{name}.gif", phantom.image, phantom.geometry, window=window)
         write_sheet(folder / "pictures" / f"{name}.png", phantom.image, phantom.labels, window)
+        write_curve(folder / "pictures" / f"{name}-curve.png", phantom.volumes["lv"], phantom.geometry.frame_time)
     left = phantom.volumes["lv"]
     return {
         "image": f"images/{name}.nii.gz",
         "subject": name,
         "label": group,
         "mask": f"labels/{name}.nii.gz",
+        "mask_order": ACDC_ORDER,
         "volumes": f"volumes/{name}.json",
+        "slices": BASE_TO_APEX,
         "ed_frame": 0,
         "es_frame": int(np.argmin(left)),
         "lv_edv_ml": round(left[0], 2),
