@@ -1,0 +1,78 @@
+"""Hearts as other people's scanners and cohorts store them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cardiodit.imaging.phantom import Phantom, draw_heart, render
+from cardiodit.imaging.volume import Volume
+
+TO_LPS = np.diag([-1.0, -1.0, 1.0])
+
+
+@pytest.fixture(scope="session")
+def small_heart() -> Callable[..., Phantom]:
+    """A phantom of a seed: another seed, another heart."""
+
+    def make(seed: int = 0, group: str = "normal", size: tuple = (32, 28, 5, 8)) -> Phantom:
+        random = np.random.default_rng(seed)
+        return render(draw_heart(group, random), size, random)
+
+    return make
+
+
+def one_picture(volume: Volume, d: int, t: int, **changes: Any) -> Any:
+    """A classic DICOM image of one slice and phase; `changes` set or (with None) remove attributes."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    geometry, pixels = volume.geometry, volume.voxels[:, :, d, t].T
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = MRImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.PatientName = "Secret^Name"
+    data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = "1.2.3", 4, "cine_sax_stack"
+    direction = TO_LPS @ np.array(geometry.direction)
+    data.ImageOrientationPatient = [*direction[:, 0], *direction[:, 1]]
+    data.ImagePositionPatient = list(TO_LPS @ (geometry.affine @ [0, 0, d, 1])[:3])
+    data.PixelSpacing = [geometry.spacing[1], geometry.spacing[0]]
+    data.SliceThickness = geometry.spacing[2]
+    data.TriggerTime = t * geometry.frame_time * 1000
+    data.TemporalPositionIdentifier, data.AcquisitionTime = t + 1, f"1015{10 + t}.25"
+    data.InstanceNumber = d * volume.voxels.shape[3] + t + 1
+    data.NominalInterval = round(volume.beat_time * 1000)
+    data.Rows, data.Columns = pixels.shape
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint16).tobytes()
+    for name, value in changes.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    return data
+
+
+@pytest.fixture
+def write_dicom() -> Callable[..., list[Path]]:
+    """Writes each slice and phase as a file with a name that tells nothing; `changes` apply to all."""
+
+    def write(folder: Path, volume: Volume, **changes: Any) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        depth, frames = volume.voxels.shape[2:]
+        names = np.random.default_rng(len(list(folder.iterdir()))).permutation(depth * frames)
+        paths = []
+        for d in range(depth):
+            for t in range(frames):
+                path = folder / f"IM{len(list(folder.iterdir())):02d}{names[d * frames + t]:04d}"
+                one_picture(volume, d, t, **changes).save_as(path, enforce_file_format=True)
+                paths.append(path)
+        return paths
+
+    return write
