@@ -1,9 +1,10 @@
 """Time as a circle: one heart beat to any number of frames, and back."""
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.resampling import weigh
+from cardiodit.imaging.resampling import pick, weigh
 
 
 def periodic_weights(source: int, frames: int) -> np.ndarray:
@@ -34,15 +35,15 @@ def resample_beat(voxels: np.ndarray, frames: int, labels: bool = False) -> np.n
         return voxels
     if labels:
         nearest = np.floor(np.arange(frames) * source / frames + 0.5).astype(int) % source
-        return voxels[..., nearest]
-    return weigh(periodic_weights(source, frames), voxels, voxels.ndim - 1)
+        return pick(voxels, nearest, voxels.ndim - 1)
+    return weigh(csr_array(periodic_weights(source, frames)), voxels, voxels.ndim - 1)
 
 
 def repeat_beat(voxels: np.ndarray, frames: int) -> np.ndarray:
     """`(…, N)` → `(…, frames)` by repeating the cycle and cutting it, as CardioDiT was published."""
     source = voxels.shape[-1]
     _check(source, frames)
-    return voxels if frames == source else voxels[..., np.arange(frames) % source]
+    return voxels if frames == source else pick(voxels, np.arange(frames) % source, voxels.ndim - 1)
 
 
 def _check(source: int, frames: int) -> None:

@@ -49,7 +49,8 @@ class Intensity:
 
     def limits(self, voxels: np.ndarray) -> Range:
         """The two limits of one volume."""
-        low, high = _find(self.low, voxels), _find(self.high, voxels)
+        flat = voxels.ravel(order="K")  # no copy, whatever the order of memory
+        low, high = _find(self.low, flat), _find(self.high, flat)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CardioDiTError("The volume holds values that are not numbers (NaN or infinite).")
         if low >= high:

@@ -211,8 +211,20 @@ def as_tensor(voxels: np.ndarray) -> "torch.Tensor":
     """`(H, W, D, T)` → `(1, D, H, W, T)`; `(H, W, D)` → `(1, H, W, D)`. One channel, in the models' axis order."""
     import torch
 
-    ordered = np.moveaxis(voxels, 2, 0) if voxels.ndim == 4 else voxels
-    return torch.from_numpy(np.ascontiguousarray(ordered))[None]
+    if voxels.ndim == 3:
+        return torch.from_numpy(np.ascontiguousarray(_last_axis_fastest(voxels)))[None]
+    height, width, depth, frames = voxels.shape
+    ordered = np.empty((depth, height, width, frames), voxels.dtype)
+    for d in range(depth):
+        ordered[d] = _last_axis_fastest(voxels[:, :, d])
+    return torch.from_numpy(ordered)[None]
+
+
+def _last_axis_fastest(voxels: np.ndarray) -> np.ndarray:
+    """`(H, W, N)` as stored, with H fastest, to N fastest, then W: the first of two steps that are quicker than one."""
+    height, width, number = voxels.shape
+    turned = np.ascontiguousarray(voxels.T.reshape(number, -1).T)  # (W·H, N)
+    return turned.reshape(width, height, number).transpose(1, 0, 2)
 
 
 # What the published systems do, by the names of their models.

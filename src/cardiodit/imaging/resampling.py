@@ -65,15 +65,31 @@ class AxisPlan:
             return voxels[(slice(None),) * axis + (slice(start, start + inside.stop - inside.start),)]
         if labels:
             nearest = np.clip(np.floor(self.positions[inside] + 0.5).astype(int), 0, self.source - 1)
-            return np.take(voxels, nearest, axis=axis)
+            return pick(voxels, nearest, axis)
         return weigh(self.weights(), voxels, axis)
 
 
-def weigh(weights: csr_array | np.ndarray, voxels: np.ndarray, axis: int) -> np.ndarray:
-    """Weighted sums along an axis, in float32."""
-    first = np.moveaxis(voxels, axis, 0)
-    flat = np.ascontiguousarray(first.reshape(first.shape[0], -1), dtype=np.float32)
-    return np.moveaxis((weights @ flat).reshape(-1, *first.shape[1:]), 0, axis)
+def pick(voxels: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
+    """The voxels at some indices of an axis, in the order of memory of a NIfTI file."""
+    return voxels.T.take(indices, axis=voxels.ndim - 1 - axis).T
+
+
+def weigh(weights: csr_array, voxels: np.ndarray, axis: int) -> np.ndarray:
+    """Weighted sums along an axis, in float32.
+
+    A NIfTI file has its first axis fastest. Working in that order, a piece at a time, keeps to what lies together.
+    """
+    memory, along = voxels.T, voxels.ndim - 1 - axis
+    shape = memory.shape
+    result = np.empty((*shape[:along], weights.shape[0], *shape[along + 1 :]), np.float32)
+    if along == memory.ndim - 1:
+        for piece in np.ndindex(shape[:-2]):
+            result[piece] = (weights @ memory[piece].T.astype(np.float32, order="C")).T
+        return result.T
+    for piece in np.ndindex(shape[:along]):
+        flat = memory[piece].astype(np.float32, order="C").reshape(shape[along], -1)
+        result[piece] = (weights @ flat).reshape(result[piece].shape)
+    return result.T
 
 
 def plan_axis(source: int, spacing: float | None, target: float | None, size: int | None, resize: bool) -> AxisPlan:
@@ -121,7 +137,7 @@ def fill_outside(voxels: np.ndarray, plans: list[AxisPlan], fill: float) -> np.n
     counts = tuple(plan.count for plan in plans)
     if voxels.shape[: len(plans)] == counts:
         return voxels
-    whole = np.full((*counts, *voxels.shape[len(plans) :]), fill, voxels.dtype)
+    whole = np.full((*counts, *voxels.shape[len(plans) :]), fill, voxels.dtype, order="F")
     whole[tuple(plan.inside for plan in plans)] = voxels
     return whole
 
