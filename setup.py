@@ -64,6 +64,7 @@ setup(
         "dicom": ["pydicom>=3.0"],
         "track": ["tensorboard>=2.18", "wandb>=0.19", "trackio>=0.2"],
         "dev": [
+            "pydicom>=3.0",
             "pytest>=8.4",
             "pytest-timeout>=2.4",
             "ruff==0.17.5",

@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, write_gif, write_nifti
+from cardiodit.imaging.intensity import Range, to_source
 from cardiodit.writing import append_line
 
 SAMPLE_LIST = "samples.jsonl"
@@ -25,15 +26,18 @@ class VolumePipelineOutput(BaseOutput):
             layout `(B, C, D, H, W, T)` for "pt"; latents for "latent".
         records: how each volume was made: seed, model, solver, steps, guidance, seconds.
         geometry: voxel size and frame time, as far as the model knows them.
+        units: what -1 and 1 stand for in the scanner's units, such as Hounsfield units; None when unknown.
     """
 
     volumes: torch.Tensor | np.ndarray
     records: list[dict[str, Any]] = field(default_factory=list)
     geometry: Geometry = field(default_factory=Geometry)
+    units: Range | None = None
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes each volume as NIfTI with its geometry and a GIF, and adds a line for it to `samples.jsonl`.
 
+        Voxels are whole numbers in the scanner's units where the model knows them, else float32 in [-1, 1].
         A folder can be filled over many calls; a file that is already there is never replaced.
         """
         if len(self.records) != len(self.volumes) or any(
@@ -47,10 +51,11 @@ class VolumePipelineOutput(BaseOutput):
         (folder / SAMPLE_LIST).touch()  # first of all: by it other processes know a folder of samples
         for path, record, volume in zip(paths, self.records, self.volumes, strict=True):
             voxels = np.asarray(volume, dtype=np.float32)
-            write_nifti(path, voxels, self.geometry)
+            in_units = voxels if self.units is None else to_source(voxels, self.units, np.int16)
+            write_nifti(path, in_units, self.geometry)
             if voxels.ndim == 4:
                 write_gif(path.with_name(path.name.replace(".nii.gz", ".gif")), voxels, self.geometry)
-            append_line(folder / SAMPLE_LIST, json.dumps({"file": path.name, **record}))
+            append_line(folder / SAMPLE_LIST, json.dumps({"file": path.name, "units": self.units, **record}))
         return paths
 
 

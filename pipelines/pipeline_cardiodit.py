@@ -13,7 +13,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.registration import public_library
-from cardiodit.imaging import Geometry
+from cardiodit.imaging import Geometry, Preprocessing
+from cardiodit.imaging.intensity import Range
 from cardiodit.models.autoencoder_vq import VQModel4D, slices_of, stack_slices
 from cardiodit.models.transformer_dit import DiT4DTransformerModel
 from cardiodit.pipelines.inputs import (
@@ -70,6 +71,12 @@ class CardioDiTPipeline(DiffusionPipeline):
         """Voxel size and frame time of generated volumes, as far as the model knows them."""
         spacing = self.vae.config.spacing
         return Geometry(None if spacing is None else tuple(spacing), self.vae.config.frame_time)
+
+    @property
+    def units(self) -> Range | None:
+        """What -1 and 1 stand for in the units of the training volumes, as far as the model knows."""
+        steps = self.vae.config.preprocessing
+        return None if steps is None else Preprocessing.from_dict(steps).intensity.units
 
     @property
     def guidance_scale(self) -> float:
@@ -178,7 +185,7 @@ class CardioDiTPipeline(DiffusionPipeline):
         given_labels = [None] * num_samples if class_labels is None or labels is None else labels.tolist()
         shown_labels = [names[label] if names and label is not None else label for label in given_labels]
         records = make_records(run, seed, first_sample, generator, shown_labels)
-        return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry)
+        return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry, units=self.units)
 
     def _check(self, guidance_scale: float, output_type: str, callback_inputs: Sequence[str]) -> None:
         check_scheduler(self.scheduler, self.transformer.config.prediction_type)

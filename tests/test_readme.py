@@ -27,14 +27,19 @@ def test_it_opens_with_an_example_of_about_ten_lines() -> None:
 def test_python_runs_as_written(block: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "torch.Size([2, 64, 64, 6, 16])"
-    assert len(list((tmp_path / "samples").glob("*.nii.gz"))) == 2
+    promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+    printed = done.stdout.splitlines()
+    assert promised and len(promised) == len(printed)
+    for comment, line in zip(promised, printed):
+        assert comment.startswith(line)
+    if "save(" in block:
+        assert len(list((tmp_path / "samples").glob("*.nii.gz"))) == 2
 
 
 def test_commands_parse() -> None:
     text = "\n".join(blocks("bash")).replace("\\\n", " ")
     commands = [line for line in text.splitlines() if line.startswith("cardiodit ")]
-    assert len(commands) >= 2
+    assert len(commands) >= 8
     for command in commands:
         assert build_parser().parse_args(shlex.split(command)[1:]).run
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cardiodit import CardioDiTError, CardioDiTPipeline
+from cardiodit.imaging import Intensity, Preprocessing
 
 KNOWN = {"spacing": (1.5, 1.5, 8.0), "frame_time": 0.04, "scaling_factor": 1.25}
 
@@ -38,6 +39,21 @@ def test_a_model_of_unknown_geometry_says_so(make_pipe, tmp_path: Path) -> None:
     (path,) = make_pipe()(seed=0, num_inference_steps=1).save(tmp_path)
     header = nibabel.load(path).header
     assert header["sform_code"] == 0 and header.get_xyzt_units()[0] == "unknown"
+
+
+def test_a_model_that_knows_its_units_writes_them(make_pipe, tmp_path: Path) -> None:
+    """The preprocessing travels in the model's folder, and what it did is undone."""
+    steps = Preprocessing(intensity=Intensity("p0.5", "p99.5", typical=(20, 1020)), frames=16)
+    make_pipe(vae={**KNOWN, "preprocessing": steps.to_dict()}).save_pretrained(tmp_path / "m")
+    pipe = CardioDiTPipeline.from_pretrained(tmp_path / "m")
+    assert Preprocessing.from_dict(pipe.vae.config.preprocessing) == steps and pipe.units == (20, 1020)
+    out = pipe(seed=0, num_inference_steps=1)
+    (path,) = out.save(tmp_path / "samples")
+    written = nibabel.load(path)
+    assert written.get_data_dtype() == np.int16
+    assert np.allclose(written.get_fdata(), (out.volumes[0].numpy() + 1) * 500 + 20, atol=0.51)
+    assert lines(tmp_path / "samples")[0]["units"] == [20, 1020]
+    assert make_pipe().units is None
 
 
 def test_the_revision_follows_the_weights(make_pipe, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.writing import atomic_file
@@ -107,7 +108,7 @@ def _where(written: str, file: Path) -> str:
     return written if Path(written).is_absolute() else f"{written} ({file})"
 
 
-def write_manifest(path: Path, rows: Sequence[dict[str, str]]) -> None:
+def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows that all have the same columns."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

@@ -11,7 +11,8 @@ from cardiodit.imaging.geometry import Geometry
 from cardiodit.writing import atomic_file
 
 SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged so that one can see something
-MOST_FRAMES = 8  # columns of a sheet
+MOST_FRAMES = 8  # rows of a sheet
+SLICES, SLICES_ACROSS = 12, 4  # of a volume that does not beat
 COLOURS = {1: (80, 140, 255), 2: (90, 220, 90), 3: (255, 80, 70)}  # RV, myocardium, LV
 MODEL_WINDOW = (-1.0, 1.0)
 
@@ -47,6 +48,19 @@ def write_sheet(path: Path, cine: np.ndarray, masks: np.ndarray | None = None, w
     rows = _strips(cine, masks, frames, window)
     with atomic_file(path) as temporary:
         _enlarged(np.concatenate(rows, axis=0), len(rows)).save(temporary)
+
+
+def write_slices(
+    path: Path, volume: np.ndarray, masks: np.ndarray | None = None, window: Window = MODEL_WINDOW
+) -> None:
+    """Slices of a `(H, W, D)` volume, evenly spread over its depth, in rows of four."""
+    depths = np.unique(np.linspace(0, volume.shape[2] - 1, SLICES + 2).round().astype(int)[1:-1])
+    rows = [depths[first : first + SLICES_ACROSS] for first in range(0, len(depths), SLICES_ACROSS)]
+    strips = [strip_of(volume[:, :, row], None if masks is None else masks[:, :, row], window) for row in rows]
+    width = strips[0].shape[1]
+    filled = [np.pad(s, [(0, 0), (0, width - s.shape[1]), *[(0, 0)] * (s.ndim - 2)]) for s in strips]
+    with atomic_file(path) as temporary:
+        _enlarged(np.concatenate(filled), len(rows)).save(temporary)
 
 
 def _strips(cine: np.ndarray, masks: np.ndarray | None, frames: Iterable[int], window: Window) -> list[np.ndarray]:

@@ -64,6 +64,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         scaling_factor: 1 / standard deviation of the latents; the transformer sees latents times this.
         spacing: voxel size in mm along H, W, D; None when unknown.
         frame_time: seconds between frames; None when unknown, or where nothing moves.
+        preprocessing: what was done to the training volumes, as `cardiodit.imaging.Preprocessing.to_dict()` says it.
     """
 
     axis_names: tuple[str, str, str]
@@ -96,6 +97,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         scaling_factor: float = 1.0,
         spacing: tuple[float, float, float] | None = None,
         frame_time: float | None = None,
+        preprocessing: dict | None = None,
     ) -> None:
         from monai.networks.nets.vqvae import Decoder, Encoder  # takes a second to import
 

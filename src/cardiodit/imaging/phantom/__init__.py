@@ -1,7 +1,21 @@
-"""Beating short-axis hearts that nobody's privacy is at stake with, and whose volumes are known."""
+"""Beating short-axis hearts and chest CTs that nobody's privacy is at stake with, and whose volumes are known."""
 
-from cardiodit.imaging.phantom.cohort import write_cohort
+from cardiodit.imaging.phantom.chest import Chest, draw_chest
+from cardiodit.imaging.phantom.chest_scene import ChestPhantom, render_chest
+from cardiodit.imaging.phantom.cohort import write_chests, write_cohort
 from cardiodit.imaging.phantom.heart import GROUPS, Heart, draw_heart
 from cardiodit.imaging.phantom.scene import Phantom, render
 
-__all__ = ["GROUPS", "Heart", "Phantom", "draw_heart", "render", "write_cohort"]
+__all__ = [
+    "GROUPS",
+    "Chest",
+    "ChestPhantom",
+    "Heart",
+    "Phantom",
+    "draw_chest",
+    "draw_heart",
+    "render",
+    "render_chest",
+    "write_chests",
+    "write_cohort",
+]

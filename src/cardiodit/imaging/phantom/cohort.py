@@ -1,10 +1,10 @@
-"""A cohort of phantoms on disk: images, label maps, exact volumes and the manifest that ties them together."""
+"""Cohorts of phantoms on disk: images, label maps, exact volumes, pictures, and the manifest that ties them."""
 
-import csv
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,29 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cohorts.found import ACDC_ORDER
 from cardiodit.imaging.curve import write_curve
+from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import BASE_TO_APEX
+from cardiodit.imaging.phantom.chest import draw_chest
+from cardiodit.imaging.phantom.chest_scene import LABELS, render_chest
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
-from cardiodit.imaging.pictures import window_of, write_gif, write_sheet
+from cardiodit.imaging.pictures import window_of, write_gif, write_sheet, write_slices
 from cardiodit.writing import new_folder
 
-PICTURED = 8  # the first hearts, for a look
+PICTURED = 8  # the first of a cohort, for a look
+FOLDERS = ("images", "labels", "volumes", "pictures")
+LUNG_WINDOW = (-1350.0, 150.0)
 
-Size = tuple[int, int, int, int]
 Spacing = tuple[float, float, float]
+WriteOne = Callable[[Path, int], dict[str, Any]]
 
 
 def write_cohort(
     output_dir: Path,
     num: int = 40,
     seed: int = 0,
-    size: Size = (64, 64, 8, 16),
+    size: tuple[int, int, int, int] = (64, 64, 8, 16),
     spacing: Spacing | None = None,
     groups: Sequence[str] = tuple(GROUPS),
     workers: int = 1,
@@ -41,33 +46,54 @@ def write_cohort(
     myocardium 2, LV 3) and its exact volumes in mL for every frame; the manifest has a row for each heart, and the
     first hearts are pictured.
     """
-    _check(num, seed, size, spacing, groups, workers)
-    jobs = [(i, seed, size, spacing, groups[i % len(groups)]) for i in range(num)]
+    _check(num, seed, size, spacing, workers, axes="rows and columns (at least 16), slices and frames")
+    for group in groups:
+        if group not in GROUPS:
+            raise CardioDiTError(f"There is no group {group!r}; choose from {', '.join(GROUPS)}.")
+    write = partial(_write_heart, seed=seed, size=size, spacing=spacing, groups=groups)
+    return _write_all(output_dir, num, write, workers)
+
+
+def write_chests(
+    output_dir: Path,
+    num: int = 40,
+    seed: int = 0,
+    size: tuple[int, int, int] = (128, 128, 96),
+    spacing: Spacing | None = None,
+    workers: int = 1,
+) -> Path:
+    """Writes `num` chest CTs in Hounsfield units, as `write_cohort` does hearts; labels as in `chest_scene.LABELS`."""
+    _check(num, seed, size, spacing, workers, axes="voxels to the left, to the front and to the head (at least 16)")
+    return _write_all(output_dir, num, partial(_write_chest, seed=seed, size=size, spacing=spacing), workers)
+
+
+def _write_all(output_dir: Path, num: int, write: WriteOne, workers: int) -> Path:
     with new_folder(Path(output_dir)) as folder:
-        for name in ("images", "labels", "volumes", "pictures"):
+        for name in FOLDERS:
             (folder / name).mkdir()
-        rows = list(_run(folder, jobs, workers))
-        with (folder / "manifest.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        rows = list(_run(partial(write, folder), num, workers))
+        write_manifest(folder / "manifest.csv", rows)
     return Path(output_dir) / "manifest.csv"
 
 
-def _run(folder: Path, jobs: list[tuple], workers: int) -> Iterator[dict[str, Any]]:
+def _run(write: Callable[[int], dict[str, Any]], num: int, workers: int) -> Iterator[dict[str, Any]]:
     if workers == 1:
-        yield from (_write_one(folder, *job) for job in jobs)
+        yield from map(write, range(num))
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_write_one, [folder] * len(jobs), *zip(*jobs, strict=True))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(write, range(num))
 
 
-def _write_one(folder: Path, index: int, seed: int, size: Size, spacing: Spacing | None, group: str) -> dict[str, Any]:
-    random = np.random.default_rng([seed, index])
-    heart = draw_heart(group, random)
-    phantom = render(heart, size, random, spacing)
-    name = f"phantom-{index:04d}"
+def _write_heart(
+    folder: Path,
+    index: int,
+    seed: int,
+    size: tuple[int, int, int, int],
+    spacing: Spacing | None,
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    random, group, name = np.random.default_rng([seed, index]), groups[index % len(groups)], f"phantom-{index:04d}"
+    phantom = render(draw_heart(group, random), size, random, spacing)
     write_nifti(folder / "images" / f"{name}.nii.gz", phantom.image, phantom.geometry)
     write_nifti(folder / "labels" / f"{name}.nii.gz", phantom.labels, phantom.geometry)
     (folder / "volumes" / f"{name}.json").write_text(json.dumps(phantom.volumes))
@@ -78,12 +104,9 @@ def _write_one(folder: Path, index: int, seed: int, size: Size, spacing: Spacing
         write_curve(folder / "pictures" / f"{name}-curve.png", phantom.volumes["lv"], phantom.geometry.frame_time)
     left = phantom.volumes["lv"]
     return {
-        "image": f"images/{name}.nii.gz",
-        "subject": name,
+        **_common(name),
         "label": group,
-        "mask": f"labels/{name}.nii.gz",
         "mask_order": ACDC_ORDER,
-        "volumes": f"volumes/{name}.json",
         "slices": BASE_TO_APEX,
         "ed_frame": 0,
         "es_frame": int(np.argmin(left)),
@@ -93,14 +116,36 @@ def _write_one(folder: Path, index: int, seed: int, size: Size, spacing: Spacing
     }
 
 
-def _check(num: int, seed: int, size: Size, spacing: Spacing | None, groups: Sequence[str], workers: int) -> None:
+def _write_chest(
+    folder: Path, index: int, seed: int, size: tuple[int, int, int], spacing: Spacing | None
+) -> dict[str, Any]:
+    random, name = np.random.default_rng([seed, index]), f"chest-{index:04d}"
+    phantom = render_chest(draw_chest(random), size, random, spacing)
+    write_nifti(folder / "images" / f"{name}.nii.gz", phantom.image, phantom.geometry)
+    write_nifti(folder / "labels" / f"{name}.nii.gz", phantom.labels, phantom.geometry)
+    exact = {"volumes_ml": phantom.volumes_ml, "nodules": phantom.nodules}
+    (folder / "volumes" / f"{name}.json").write_text(json.dumps(exact))
+    if index < PICTURED:
+        write_slices(folder / "pictures" / f"{name}.png", phantom.image, window=LUNG_WINDOW)
+        write_slices(folder / "pictures" / f"{name}-labels.png", phantom.labels, window=(0, len(LABELS)))
+    return {**_common(name), "nodules": len(phantom.nodules), "lungs_ml": round(phantom.volumes_ml["lungs"], 1)}
+
+
+def _common(name: str) -> dict[str, Any]:
+    return {
+        "image": f"images/{name}.nii.gz",
+        "subject": name,
+        "mask": f"labels/{name}.nii.gz",
+        "volumes": f"volumes/{name}.json",
+    }
+
+
+def _check(num: int, seed: int, size: tuple[int, ...], spacing: Spacing | None, workers: int, axes: str) -> None:
     for name, value, least in [("num", num, 1), ("seed", seed, 0), ("workers", workers, 1)]:
         if value < least:
             raise CardioDiTError(f"{name}={value} must be at least {least}.")
-    if len(size) != 4 or min(size[:2]) < 16 or min(size[2:]) < 1:
-        raise CardioDiTError(f"size={tuple(size)} must be rows and columns (at least 16), slices and frames.")
+    expected = 4 if "frames" in axes else 3
+    if len(size) != expected or min(size[:2]) < 16 or min(size[2:]) < (1 if expected == 4 else 16):
+        raise CardioDiTError(f"size={tuple(size)} must be {expected} numbers: {axes}.")
     if spacing is not None and (len(spacing) != 3 or not all(s > 0 for s in spacing)):
         raise CardioDiTError(f"spacing={tuple(spacing)} must be three positive numbers in mm (H, W, D).")
-    for group in groups:
-        if group not in GROUPS:
-            raise CardioDiTError(f"There is no group {group!r}; choose from {', '.join(GROUPS)}.")
