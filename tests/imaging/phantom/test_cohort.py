@@ -46,6 +46,29 @@ def test_heart_i_depends_on_neither_number_nor_processes(tmp_path: Path) -> None
         assert np.array_equal(first, second)
 
 
+def test_chests_are_written_alike(tmp_path: Path, capsys) -> None:
+    size = ["--size", "32", "24", "24"]
+    for folder, workers in (("one", "1"), ("two", "2")):
+        arguments = ["phantom", "--kind", "chest", "--output_dir", str(tmp_path / folder), "--num", "2", *size]
+        assert main([*arguments, "--workers", workers]) == 0
+    assert "2 chests" in capsys.readouterr().out
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two")):
+        assert one == two
+        image, mask = (nibabel.load(tmp_path / "one" / one[name]) for name in ("image", "mask"))
+        assert image.shape == (32, 24, 24) and np.array_equal(image.affine, mask.affine)
+        assert np.array_equal(
+            np.asarray(image.dataobj), np.asarray(nibabel.load(tmp_path / "two" / one["image"]).dataobj)
+        )
+        exact = json.loads((tmp_path / "one" / one["volumes"]).read_text())
+        assert exact["volumes_ml"]["lungs"] == pytest.approx(float(one["lungs_ml"]), abs=0.1)
+        assert len(exact["nodules"]) == int(one["nodules"])
+    assert len(list((tmp_path / "one/pictures").glob("*.png"))) == 4
+    assert (
+        main(["phantom", "--kind", "chest", "--output_dir", str(tmp_path / "x"), "--size", "64", "64", "8", "16"]) == 1
+    )
+    assert "must be 3 numbers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
