@@ -67,7 +67,7 @@ setup(
         "dev": [
             "peft>=0.18",
             "pydicom>=3.0",
-            "torchao>=0.16",
+            "torchao>=0.16,<0.17",
             "transformers>=5.0",
             "pytest>=8.4",
             "pytest-timeout>=2.4",

@@ -27,6 +27,7 @@ from cardiodit.pipelines.inputs import (
     plain_labels,
     whole_number,
 )
+from cardiodit.pipelines.lora import TransformerLoraMixin
 from cardiodit.pipelines.output import VolumePipelineOutput
 from cardiodit.pipelines.provenance import check_is_pipeline_folder, describe_model, make_records
 from cardiodit.pipelines.solving import Stepper, check_scheduler, set_timesteps
@@ -35,7 +36,7 @@ OUTPUT_TYPES = ("volumes", "np", "pt", "latent")
 Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
 
-class CardioDiTPipeline(DiffusionPipeline):
+class CardioDiTPipeline(DiffusionPipeline, TransformerLoraMixin):
     """Generates 4D cardiac cine volumes.
 
     Args:

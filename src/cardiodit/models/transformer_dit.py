@@ -7,13 +7,16 @@ the two classes at the end.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
 from diffusers.configuration_utils import register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
@@ -25,6 +28,7 @@ from cardiodit.models.loading import StrictModelMixin
 from cardiodit.models.positions import sincos_positions
 
 TIME_FEATURES = 256
+GPU_ONLY_BACKENDS = ("_native_cudnn", "_native_efficient")  # of torch's own
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
 
@@ -126,6 +130,10 @@ class DiTBlock(nn.Module):
         return torch.addcmul(hidden_states, gate_m.unsqueeze(1), transformed)
 
 
+# FirstBlockCache and its kin find out by this what a block takes and returns.
+TransformerBlockRegistry.register(DiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+
+
 class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
     """The n-axis core. Use `DiT3DTransformerModel` or `DiT4DTransformerModel`.
 
@@ -154,6 +162,14 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "class_embed", "modulation", "proj_out"]
+    _keep_in_fp32_modules = ["time_embed"]
+    # Tokens are split over processes before the first block and put together after the head.
+    _cp_plan = {
+        "transformer_blocks.0": {
+            "hidden_states": ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
+        },
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
 
     @register_to_config
     def __init__(
@@ -223,6 +239,19 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
             if "modulation" in name or name.startswith("proj_out"):
                 nn.init.zeros_(parameter)
 
+    def set_attention_backend(self, backend: str) -> None:
+        """diffusers' choice of attention kernels; those of torch that need a GPU say so here, not at the first call."""
+        if backend.lower() in GPU_ONLY_BACKENDS and not torch.cuda.is_available():
+            raise CardioDiTError(
+                f"The attention backend {backend!r} needs a CUDA GPU, and there is none. Use 'native'."
+            )
+        super().set_attention_backend(backend)
+
+    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> None:
+        """An adapter from a folder, a file, the Hub or a dictionary; from safetensors only, where diffusers would also
+        open pickles."""
+        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **{**kwargs, "use_safetensors": True})
+
     @property
     def null_label(self) -> int | None:
         """The label that means "no label", when the model was trained with label dropout."""
@@ -289,7 +318,8 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
     ) -> torch.Tensor:
         """Time and label as one vector for each sample, (B, hidden)."""
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])
-        conditioning = self.time_embed(self.time_proj(timestep).to(hidden_states.dtype))
+        time_features = self.time_proj(timestep).to(self.time_embed.linear_1.weight.dtype)  # float32, see above
+        conditioning = self.time_embed(time_features).to(hidden_states.dtype)
         if class_labels is None:
             return conditioning
         if self.class_embed is None:

@@ -1,0 +1,102 @@
+"""LoRA adapters of a pipeline's transformer: loading, saving and fusing, as every diffusers pipeline has it."""
+
+from os import PathLike
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
+from diffusers.utils import USE_PEFT_BACKEND
+
+from cardiodit.errors import CardioDiTError
+
+Weights = dict[str, torch.Tensor]
+
+
+class TransformerLoraMixin(LoraBaseMixin):
+    """For pipelines whose only part with adapters is `transformer`. Reads and writes safetensors only."""
+
+    _lora_loadable_modules = ["transformer"]
+    transformer_name = "transformer"
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: str | PathLike | Weights, **kwargs: Any
+    ) -> Weights | tuple[Weights, dict | None]:
+        """The weights of an adapter from a file, a folder, a Hub repository or a dictionary."""
+        wants_metadata = kwargs.pop("return_lora_metadata", False)
+        where = {
+            name: kwargs.pop(name, None)
+            for name in ("cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder", "weight_name")
+        }
+        state_dict, metadata = _fetch_state_dict(
+            pretrained_model_name_or_path_or_dict=pretrained_model_name_or_path_or_dict,
+            force_download=kwargs.pop("force_download", False),
+            use_safetensors=True,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            allow_pickle=False,
+            **where,
+        )
+        return (state_dict, metadata) if wants_metadata else state_dict
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | PathLike | Weights,
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds an adapter to the transformer; several may be loaded under names of their own and mixed."""
+        _check_peft()
+        given = pretrained_model_name_or_path_or_dict
+        options = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage", "hotswap") if name in kwargs}
+        source: Any = dict(given) if isinstance(given, dict) else given
+        fetched: Any = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
+        state_dict, metadata = fetched
+        if strangers := [name for name in state_dict if "lora" not in name]:
+            raise CardioDiTError(f"These are no LoRA weights: {strangers[0]!r} and {len(strangers) - 1} others.")
+        self.load_lora_into_transformer(
+            state_dict, self.transformer, adapter_name=adapter_name, metadata=metadata, _pipeline=self, **options
+        )
+
+    @classmethod
+    def load_lora_into_transformer(
+        cls, state_dict: Weights, transformer: Any, adapter_name: str | None = None, **kwargs: Any
+    ) -> None:
+        transformer.load_lora_adapter(state_dict, network_alphas=None, adapter_name=adapter_name, **kwargs)
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | PathLike,
+        transformer_lora_layers: Weights | None = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Any = None,
+        safe_serialization: bool = True,
+        transformer_lora_adapter_metadata: dict | None = None,
+    ) -> None:
+        """Writes an adapter as `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads."""
+        if not transformer_lora_layers:
+            raise CardioDiTError("save_lora_weights needs transformer_lora_layers, the adapter's weights.")
+        if not safe_serialization:
+            raise CardioDiTError("Adapters are written as safetensors only; leave safe_serialization at True.")
+        cls._save_lora_weights(
+            save_directory=save_directory,
+            lora_layers={cls.transformer_name: transformer_lora_layers},
+            lora_metadata={cls.transformer_name: transformer_lora_adapter_metadata},
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=save_function,
+            safe_serialization=True,
+        )
+
+    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Adds the adapters to the weights themselves, so that sampling costs nothing extra."""
+        super().fuse_lora(components=components or [self.transformer_name], **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        super().unfuse_lora(components=components or [self.transformer_name], **kwargs)
+
+
+def _check_peft() -> None:
+    if not USE_PEFT_BACKEND:
+        raise CardioDiTError("LoRA adapters need peft: pip install 'cardiodit[lora]'.")

@@ -1,0 +1,352 @@
+"""What diffusers offers for any transformer, shown on ours by its effect, in three and in four dimensions."""
+
+import copy
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from peft import LoraConfig
+
+from cardiodit import CardioDiTError, DiT3DTransformerModel, DiT4DTransformerModel
+from cardiodit.models.transformer_dit import DiTTransformerModel
+
+SMALL: dict[str, Any] = {
+    "num_layers": 3,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_classes": 3,
+    "class_dropout_prob": 0.1,
+}
+CLASSES = {
+    DiT4DTransformerModel: {"sample_size": (2, 8, 8, 4), **SMALL},
+    DiT3DTransformerModel: {"sample_size": (8, 8, 4), "patch_size": (2, 2, 2), **SMALL},
+}
+
+
+@pytest.fixture(params=list(CLASSES), ids=["4D", "3D"])
+def model(request: pytest.FixtureRequest) -> DiTTransformerModel:
+    torch.manual_seed(0)
+    model = request.param(**CLASSES[request.param])
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.eval()
+
+
+def inputs(model: DiTTransformerModel, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+    latents = torch.randn(batch, 8, *model.config.sample_size, generator=torch.Generator().manual_seed(seed))
+    return {
+        "hidden_states": latents,
+        "timestep": torch.arange(batch) * 40 + 5,
+        "class_labels": torch.arange(batch) % 3,
+    }
+
+
+@torch.no_grad()
+def predict(model: DiTTransformerModel, **changes: Any) -> torch.Tensor:
+    return model(**{**inputs(model), **changes}).sample
+
+
+# Attention
+
+
+@pytest.fixture
+def restored_backend() -> Iterator[None]:
+    """diffusers keeps the backend chosen last for every model of the process."""
+    active = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry._active_backend = active
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash", "flex"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_attention_backends_agree(model: DiTTransformerModel, backend: str, restored_backend: None) -> None:
+    expected = predict(model)
+    model.set_attention_backend(backend)
+    assert {block.attn.processor._attention_backend.value for block in model.transformer_blocks} == {backend}
+    assert torch.allclose(predict(model), expected, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("_native_cudnn", "needs a CUDA GPU; there is none. Use 'native'"),
+        ("_native_efficient", "needs a CUDA GPU; there is none. Use 'native'"),
+        ("flash", "install `flash-attn"),
+        ("_flash_3", "FA3"),
+        ("sage", "install `sageattention"),
+        ("xformers", "install `xformers"),
+        ("quick", "must be one of the following"),
+    ],
+)
+def test_what_cannot_run_here_says_so_and_changes_nothing(
+    model: DiTTransformerModel, backend: str, message: str, restored_backend: None
+) -> None:
+    expected = predict(model)
+    with pytest.raises((CardioDiTError, RuntimeError, ValueError), match=message):
+        model.set_attention_backend(backend)
+    assert torch.equal(predict(model), expected)
+
+
+def test_fused_projections_compute_the_same(model: DiTTransformerModel) -> None:
+    expected = predict(model)
+    names = set(model.state_dict())
+    model.fuse_qkv_projections()
+    assert any("to_qkv" in name for name in model.state_dict())
+    assert torch.allclose(predict(model), expected, atol=1e-6)
+    model.unfuse_qkv_projections()
+    assert set(model.state_dict()) == names and torch.allclose(predict(model), expected, atol=1e-6)
+
+
+def test_a_processor_of_ones_own_is_used(model: DiTTransformerModel) -> None:
+    class Silent:
+        def __call__(self, attn: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(hidden_states)
+
+    expected = predict(model)
+    model.set_attn_processor(Silent())
+    assert len(model.attn_processors) == 3 and not torch.allclose(predict(model), expected)
+
+
+# Training
+
+
+def saved_bytes(model: DiTTransformerModel, **arguments: torch.Tensor) -> tuple[int, dict[str, torch.Tensor]]:
+    """What a forward pass keeps for the backward pass, and the gradients."""
+    held = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal held
+        held += tensor.numel() * tensor.element_size()
+        return tensor
+
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = model(**arguments).sample.square().mean()
+    loss.backward()
+    return held, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_needs_less_memory_for_equal_gradients(model: DiTTransformerModel) -> None:
+    model.train()
+    whole, expected = saved_bytes(model, **inputs(model))
+    model.enable_gradient_checkpointing()
+    less, found = saved_bytes(model, **inputs(model))
+    assert less < 0.4 * whole
+    assert found.keys() == expected.keys() and len(found) == len(list(model.parameters()))
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
+
+
+def test_lora_is_trained_saved_loaded_and_fused(model: DiTTransformerModel, tmp_path: Path) -> None:
+    original = predict(model)
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name="mine")
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("lora" in name for name in trained)
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = (model(**inputs(model)).sample - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    model.eval()
+    adapted = predict(model)
+    assert not torch.allclose(adapted, original, atol=1e-4)
+    model.save_lora_adapter(tmp_path, adapter_name="mine")
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    model.delete_adapters("mine")
+    assert torch.allclose(predict(model), original, atol=1e-6)
+    model.load_lora_adapter(tmp_path, prefix=None, adapter_name="again")
+    assert torch.allclose(predict(model), adapted, atol=1e-6)
+    model.fuse_lora()
+    model.unload_lora()
+    assert torch.allclose(predict(model), adapted, atol=1e-5)
+
+
+# Compilation
+
+
+def test_repeated_blocks_compile_as_one_graph(model: DiTTransformerModel) -> None:
+    expected = predict(model)
+    torch.compiler.reset()
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for timestep in (5, 77):
+            found = predict(model, timestep=torch.tensor([timestep, timestep]))
+    assert torch.allclose(predict(model), expected, atol=1e-5) and not torch.allclose(found, expected)
+
+
+# Memory
+
+
+def test_layerwise_casting_stores_less_and_stays_close(model: DiTTransformerModel) -> None:
+    expected, before = predict(model), model.get_memory_footprint()
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    block = model.transformer_blocks[0]
+    assert block.attn.to_q.weight.dtype == torch.float8_e4m3fn
+    assert block.modulation.weight.dtype == model.proj_out.weight.dtype == torch.float32
+    assert model.get_memory_footprint() < 0.8 * before
+    error = (predict(model) - expected).norm() / expected.norm()
+    assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_group_offload_computes_the_same(model: DiTTransformerModel, kind: str) -> None:
+    expected = predict(model)
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    model.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type=kind, **blocks
+    )
+    hooked = [module for module in model.modules() if hasattr(module, "_diffusers_hook")]
+    assert len(hooked) > 3 and torch.equal(predict(model), expected)
+
+
+def test_group_offload_to_disk_leaves_no_weights_in_memory(model: DiTTransformerModel, tmp_path: Path) -> None:
+    expected = predict(model)
+    model.enable_group_offload(
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        offload_to_disk_path=str(tmp_path),
+    )
+    assert any(tmp_path.iterdir()) and torch.equal(predict(model), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_timestep_exact(model: DiTTransformerModel, dtype, tmp_path: Path) -> None:
+    """The time embedding stays float32 on loading: in bfloat16 neighbouring timesteps would become one."""
+    expected = predict(model)
+    model.save_pretrained(tmp_path)
+    half = type(model).from_pretrained(tmp_path, torch_dtype=dtype)
+    assert half.time_embed.linear_1.weight.dtype == torch.float32 and half.proj_out.weight.dtype == dtype
+    found = predict(half, hidden_states=inputs(model)["hidden_states"].to(dtype))
+    assert found.dtype == dtype
+    assert (found.float() - expected).norm() / expected.norm() < 0.03
+
+
+def test_int8_weights_of_torchao(model: DiTTransformerModel, tmp_path: Path) -> None:
+    from diffusers import TorchAoConfig
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    expected = predict(model)
+    model.save_pretrained(tmp_path)
+    config = TorchAoConfig(Int8WeightOnlyConfig(version=2), modules_to_not_convert=["time_embed", "proj_out"])
+    small = type(model).from_pretrained(tmp_path, quantization_config=config, torch_dtype=torch.float32)
+    assert type(small.transformer_blocks[0].attn.to_q.weight).__name__ == "Int8Tensor"
+    assert (predict(small) - expected).norm() / expected.norm() < 0.02
+
+
+# Caches
+
+
+def count_calls(model: DiTTransformerModel) -> list[int]:
+    calls = [0] * len(model.transformer_blocks)
+    for number, block in enumerate(model.transformer_blocks):
+        inner = block.ff.register_forward_hook
+
+        def count(*_: Any, number: int = number) -> None:
+            calls[number] += 1
+
+        inner(count)
+    return calls
+
+
+def drift(model: DiTTransformerModel, step: int) -> dict[str, torch.Tensor]:
+    """What a sampler's neighbouring steps look like: a little less noise each time."""
+    arguments = inputs(model)
+    arguments["hidden_states"] = arguments["hidden_states"] * (1 - 0.002 * step)
+    arguments["timestep"] = 200 - step * torch.ones(2, dtype=torch.long)
+    return arguments
+
+
+@torch.no_grad()
+def trajectory(model: DiTTransformerModel, steps: int = 6) -> list[torch.Tensor]:
+    with model.cache_context("cond"):
+        return [model(**drift(model, step)).sample for step in range(steps)]
+
+
+def test_first_block_cache_skips_work_and_stays_close(model: DiTTransformerModel) -> None:
+    expected = trajectory(model)
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    calls = count_calls(model)
+    found = trajectory(model)
+    assert calls[0] == 6 and calls[1] == calls[2] < 6
+    for ours, exact in zip(found, expected):
+        assert (ours - exact).norm() / exact.norm() < 0.05
+    model.disable_cache()
+    assert torch.equal(trajectory(model)[-1], expected[-1])
+
+
+def test_taylorseer_skips_work_and_stays_close(model: DiTTransformerModel) -> None:
+    expected = trajectory(model)
+    model.enable_cache(TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2, max_order=1))
+    calls = count_attention(model)
+    found = trajectory(model)
+    assert calls[0] < 6
+    for ours, exact in zip(found, expected):
+        assert (ours - exact).norm() / exact.norm() < 0.05
+
+
+def count_attention(model: DiTTransformerModel) -> list[int]:
+    calls = [0]
+    for block in model.transformer_blocks[:1]:
+        block.attn.to_q.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    return calls
+
+
+# Several processes
+
+
+def _one_of_two(rank: int, port: int, model: DiTTransformerModel, arguments: dict, path: str) -> None:
+    from diffusers import ContextParallelConfig
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    torch.accelerator.device_count = lambda: 1  # diffusers divides by it, and counts no CPU
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    seen = []
+    model.transformer_blocks[1].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    with torch.no_grad():
+        found = model(**arguments).sample
+    torch.save((found, seen), f"{path}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_context_parallelism_over_two_processes_is_one(tmp_path: Path, make_dit: Callable) -> None:
+    """Ulysses; ring attention needs kernels that return log-sums, which torch has for GPUs only."""
+    model = make_dit()
+    arguments = {"hidden_states": inputs(model, 1)["hidden_states"], "timestep": torch.tensor([9])}
+    with torch.no_grad():
+        expected = model(**arguments).sample
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    jobs = [
+        context.Process(target=_one_of_two, args=(rank, port, copy.deepcopy(model), arguments, str(tmp_path)))
+        for rank in range(2)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+        assert job.exitcode == 0
+    tokens = 2 * 2 * 2 * 2
+    for rank in range(2):
+        found, seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert seen == [tokens // 2]  # each process held half of the tokens
+        assert torch.allclose(found, expected, atol=1e-5)
