@@ -7,9 +7,6 @@ OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 
-# torchao, which the tests need, brings CUDA kernels that a CPU build of torch cannot load, and says so each time.
-export TORCHAO_FORCE_SKIP_LOADING_SO_FILES := 1
-
 .DEFAULT_GOAL := help
 .PHONY: help env test demo lint test-oldest lock clean
 

@@ -78,8 +78,8 @@ def test_attention_backends_agree(model: DiTTransformerModel, backend: str, rest
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("_native_cudnn", "needs a CUDA GPU; there is none. Use 'native'"),
-        ("_native_efficient", "needs a CUDA GPU; there is none. Use 'native'"),
+        ("_native_cudnn", "needs a CUDA GPU, and there is none. Use 'native'"),
+        ("_native_efficient", "needs a CUDA GPU, and there is none. Use 'native'"),
         ("flash", "install `flash-attn"),
         ("_flash_3", "FA3"),
         ("sage", "install `sageattention"),
