@@ -293,6 +293,17 @@ def test_leading_spacing_is_allowed_with_a_warning(make_pipe) -> None:
     assert len(shown) == 1 and "'leading'" in shown[0]
 
 
+def test_sampling_while_training_leaves_the_codebook_alone(make_pipe) -> None:
+    """A preview between two training steps is no lesson."""
+    pipe = make_pipe()
+    pipe.vae.train()
+    before = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
+    first, second = (pipe(seed=0, num_inference_steps=2).volumes for _ in range(2))
+    assert torch.equal(first, second)
+    for name, tensor in pipe.vae.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_stages_that_do_not_belong_together(make_vae, make_dit) -> None:
     with pytest.raises(CardioDiTError, match="latents of 8 channels, the transformer takes 4"):
         CardioDiTPipeline(make_vae(), make_dit(in_channels=4), make_scheduler())

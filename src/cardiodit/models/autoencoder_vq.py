@@ -193,11 +193,11 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     def decode(
         self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
-        """Decodes latents; they are quantised first unless told otherwise."""
+        """Decodes latents; they are quantised first unless told otherwise. Never moves the codebook."""
         self._check_axes(h)
         commit_loss = None
         if not force_not_quantize:
-            quantized = self.quantize(h)
+            quantized = self.quantizer(h, may_learn=False)
             h, commit_loss = quantized.latents, quantized.commitment_loss
         sample = self._by_batch(self._decode, h)
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
@@ -205,8 +205,11 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     def forward(
         self, sample: torch.Tensor, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode, quantise, decode."""
-        return self.decode(self.encode(sample).latents, return_dict=return_dict)
+        """Encode, quantise, decode; in training mode this is what the codebook learns from."""
+        quantized = self.quantize(self.encode(sample).latents)
+        decoded = self.decode(quantized.latents, force_not_quantize=True).sample
+        output = DecoderOutput(sample=decoded, commit_loss=quantized.commitment_loss)
+        return output if return_dict else (output.sample, output.commit_loss)
 
     def _by_batch(self, coder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """All items of a batch at once, or one at a time with slicing."""

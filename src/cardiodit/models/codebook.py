@@ -105,8 +105,11 @@ class EMACodebook(nn.Module):
         self.register_buffer("ema_counts", counts)  # (K,)
         self.register_buffer("num_updates", torch.zeros((), device=real, dtype=torch.int64))
 
-    def forward(self, z: Tensor) -> QuantizerOutput:
-        """Quantise `z` of shape `(B, C, *spatial)`, any number of spatial axes."""
+    def forward(self, z: Tensor, may_learn: bool = True) -> QuantizerOutput:
+        """Quantise `z` of shape `(B, C, *spatial)`, any number of spatial axes.
+
+        `may_learn=False` leaves the codes where they are in training mode too: what is only decoded teaches nothing.
+        """
         if z.ndim < 2 or z.shape[1] != self.embedding_dim:
             raise CardioDiTError(
                 f"The codebook takes latents (B, {self.embedding_dim}, *spatial), got {tuple(z.shape)}."
@@ -114,12 +117,13 @@ class EMACodebook(nn.Module):
         with _without_autocast(z.device.type):
             vectors = z.float()
             flat = vectors.detach().movedim(1, -1).reshape(-1, self.embedding_dim)  # (N, C)
-            if self.training:
+            learns = self.training and may_learn
+            if learns:
                 self._prepare_update(flat)
             indices = self.nearest(flat)  # (N,)
             spatial_indices = indices.view(z.shape[0], *z.shape[2:])  # (B, *spatial)
             quantized = self.embed(spatial_indices).detach().float()  # (B, C, *spatial)
-            if self.training:
+            if learns:
                 self._update(flat, indices)
             loss = self.commitment_cost * F.mse_loss(vectors, quantized)
             latents = vectors + (quantized - vectors).detach()
