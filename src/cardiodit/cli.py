@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_sample(commands)
     _add_convert(commands)
+    _add_export(commands)
     return parser
 
 
@@ -300,6 +301,26 @@ def _run_convert_cardiodit(arguments: argparse.Namespace) -> None:
         ema=not arguments.raw_weights,
     )
     print(f"Wrote {folder}. Try it: cardiodit sample {folder} --output_dir samples")
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "export",
+        "Copy a pipeline folder and put its code beside its weights, for people with diffusers and without this "
+        "package: they open it with trust_remote_code=True.",
+        "cardiodit export my-model --output_dir my-model-with-code",
+    )
+    parser.add_argument("model", type=Path, help="pipeline folder")
+    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
+    parser.set_defaults(run=_run_export)
+
+
+def _run_export(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.export import export_with_code
+
+    folder = export_with_code(arguments.model, arguments.output_dir)
+    print(f'Wrote {folder}. It opens with DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True).')
 
 
 if __name__ == "__main__":

@@ -110,3 +110,37 @@ def test_offline_it_opens_from_the_cache(hub: Any, run: Any) -> None:
 def test_what_is_not_there_is_said(run: Any) -> None:
     missing = run(PREPARE + "CardioDiTPipeline.from_pretrained('lab/nothing')", cache="fresh")
     assert missing.returncode != 0 and "lab/nothing" in missing.stderr
+
+
+EXPORT = """
+from pathlib import Path
+from huggingface_hub import HfApi
+from cardiodit.cli import main
+pipe = small_pipe(1)
+pipe.save_pretrained("model")
+assert main(["export", "model", "--output_dir", "with-code"]) == 0
+HfApi().create_repo("lab/with-code")
+HfApi().upload_folder(repo_id="lab/with-code", folder_path="with-code")
+"""
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["cardiodit"] = None  # any import of it fails
+import torch
+from diffusers import DiffusionPipeline
+expected = torch.load("expected.pt", weights_only=True)["v1"]
+for name in ("with-code", "lab/with-code"):
+    pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(seed=1, num_inference_steps=3)
+    assert torch.equal(out.volumes, expected), name
+out.save("saved")
+"""
+
+
+def test_an_export_needs_no_package(run: Any) -> None:
+    exported = run(PREPARE + EXPORT, cache="exporting")
+    assert exported.returncode == 0, exported.stderr
+    loaded = run(WITHOUT_THE_PACKAGE, cache="stranger")
+    assert loaded.returncode == 0, loaded.stderr
+    assert "Expected types" not in loaded.stderr

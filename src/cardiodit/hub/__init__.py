@@ -1,4 +1,4 @@
-"""At home in diffusers: registration."""
+"""At home in diffusers: registration, and folders that carry their own code."""
 
 from cardiodit.hub.registration import register_with_diffusers
 

@@ -5,11 +5,10 @@ it divides by almost nothing, so that a code which no vector chose at first leav
 corrections keep codes in use and processes in step; each can be switched off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -229,7 +228,7 @@ class EMACodebook(nn.Module):
     def _shared(self) -> bool:
         return self.sync and dist.is_available() and dist.is_initialized()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMACodebook:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_float32(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             wrong = result.is_floating_point() and result.dtype != torch.float32
