@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import peak_mib
 
 from cardiodit.imaging import Geometry, write_nifti
 from cardiodit.imaging.intensity import Intensity
@@ -90,25 +91,16 @@ def make_files(folder: Path, number: int) -> list[Path]:
     return paths
 
 
-def peak_mib(chain: int, side: str, path: Path) -> float:
+def peak_of(chain: int, side: str, path: Path) -> float:
     """In a process of its own: what the chain needs above what its imports do."""
     command = [sys.executable, "-W", "ignore", __file__, "--one", str(chain), side, str(path)]
-    return float(
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    )
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure_one(chain: int, side: str, path: Path) -> None:
     run = {"ours": ours, "monais": monais}[side](list(CHAINS.values())[chain])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
-    before = memory_mib("VmRSS")
-    run(path)
-    print(json.dumps(memory_mib("VmHWM") - before))
-
-
-def memory_mib(name: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
+    print(json.dumps(peak_mib(lambda: run(path))))
 
 
 def main() -> None:
@@ -134,7 +126,7 @@ def main() -> None:
                         seconds[side].append(time.perf_counter() - start)
                         assert result.shape == (1, 10, *steps.size[:2], FRAMES), result.shape
             a, b = (statistics.median(seconds[side]) for side in ("ours", "monais"))
-            memory = [peak_mib(number, side, paths[0]) for side in ("ours", "monais")]
+            memory = [peak_of(number, side, paths[0]) for side in ("ours", "monais")]
             print(
                 f"{name}\n  {1 / a:.2f} volumes/s a core, MONAI {1 / b:.2f}: {b / a:.2f} times as fast; "
                 f"peak {memory[0]:.0f} MiB, MONAI {memory[1]:.0f} MiB: {memory[0] / memory[1]:.2f} times"

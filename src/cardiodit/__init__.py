@@ -3,6 +3,7 @@
 __version__ = "0.1.0.dev0"
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.footprint import estimate_memory
 from cardiodit.hub import register_with_diffusers
 from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
 from cardiodit.pipelines import CardioDiTPipeline
@@ -18,5 +19,6 @@ __all__ = [
     "VQModel3D",
     "VQModel4D",
     "change_solver",
+    "estimate_memory",
     "make_scheduler",
 ]

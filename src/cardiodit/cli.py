@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cardiodit import __version__
 from cardiodit.errors import CardioDiTError
@@ -205,6 +206,9 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--decode_batch_size", type=int, default=1, help="slices decoded at once (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    parser.add_argument(
+        "--estimate", action="store_true", help="only tell what memory and time it will need on this machine"
+    )
     parser.set_defaults(run=_run_sample)
 
 
@@ -227,6 +231,9 @@ def _run_sample(arguments: argparse.Namespace) -> None:
     pipe.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if arguments.solver:
         pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
+    if arguments.estimate:
+        _print_estimate(pipe, arguments)
+        return
     label = arguments.class_label
     for first in range(arguments.first_sample, end, arguments.batch_size):
         output = pipe(
@@ -245,6 +252,15 @@ def _run_sample(arguments: argparse.Namespace) -> None:
         )
         for path in output.save(arguments.output_dir):
             print(path)
+
+
+def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
+    from cardiodit.pipelines.estimate import estimate_sampling
+
+    names = ("num_samples", "batch_size", "num_inference_steps", "guidance_scale", "decode_batch_size")
+    sizes = ("depth", "height", "width", "frames")
+    estimate = estimate_sampling(pipe, **{name: getattr(arguments, name) for name in (*names, *sizes)})
+    print(f"{arguments.num_samples} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

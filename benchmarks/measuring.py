@@ -1,0 +1,54 @@
+"""What the benchmarks share: fair timing, peak memory, and the machine's name."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+Run = Callable[[], object]
+
+
+def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Median seconds of each; all run in turn, so that a slower minute of the machine is slower for all."""
+    for run in runs.values():
+        run()  # warm
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            _synchronize()
+            start = time.perf_counter()
+            run()
+            _synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mib(run: Run) -> float:
+    """How much memory a call needs above what the process holds already (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _memory_mib("VmRSS")
+    run()
+    return _memory_mib("VmHWM") - before
+
+
+def _memory_mib(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{(models or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
+    return f"{name}; torch {torch.__version__}"
