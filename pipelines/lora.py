@@ -8,6 +8,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
 from diffusers.utils import USE_PEFT_BACKEND
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.models.loading import refuse_pickles
 
 Weights = dict[str, torch.Tensor]
 
@@ -23,6 +24,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         cls, pretrained_model_name_or_path_or_dict: str | PathLike | Weights, **kwargs: Any
     ) -> Weights | tuple[Weights, dict | None]:
         """The weights of an adapter from a file, a folder, a Hub repository or a dictionary."""
+        refuse_pickles(pretrained_model_name_or_path_or_dict, kwargs.get("weight_name"))
         wants_metadata = kwargs.pop("return_lora_metadata", False)
         where = {
             name: kwargs.pop(name, None)
@@ -74,7 +76,11 @@ class TransformerLoraMixin(LoraBaseMixin):
         safe_serialization: bool = True,
         transformer_lora_adapter_metadata: dict | None = None,
     ) -> None:
-        """Writes an adapter as `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads."""
+        """Writes an adapter as `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads.
+
+        Hand over `transformer.peft_config[name].to_dict()` as metadata: without it, alpha is taken for the rank on
+        loading, and an adapter that was trained with another one acts more or less strongly.
+        """
         if not transformer_lora_layers:
             raise CardioDiTError("save_lora_weights needs transformer_lora_layers, the adapter's weights.")
         if not safe_serialization:

@@ -13,6 +13,7 @@ from cardiodit import CardioDiTPipeline, __version__
 from cardiodit.cli import build_parser, main
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+SAVED_MODEL = Path(__file__).parent / "fixtures" / "saved" / "cardiodit-0.1"
 STAGES = {
     "--stage1_ckpt": GOLDEN / "cardiodit" / "vqgan_best_model.pth",
     "--stage1_cfg": GOLDEN / "cardiodit" / "vqgan.yaml",
@@ -48,6 +49,15 @@ def test_from_the_authors_files_to_hearts_on_disk(tmp_path: Path) -> None:
     assert nibabel.load(written[2]).header.get_zooms() == pytest.approx((1.5, 1.5, 10, 0.03))
     records = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
     assert [(r["index"], r["class_label"], r["solver"]) for r in records] == [(i, 2, "DDIMScheduler") for i in range(3)]
+
+
+def test_an_estimate_samples_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = SAVED_MODEL
+    arguments = ["sample", str(model), "--output_dir", str(tmp_path / "s"), "--num_samples", "8", "--estimate"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"8 samples on cpu: about [\d.]+ GiB .* and [\d.]+ s .* Nothing was sampled", printed)
+    assert not (tmp_path / "s").exists()
 
 
 def test_it_runs_as_a_module_too() -> None:

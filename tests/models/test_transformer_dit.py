@@ -148,16 +148,6 @@ def test_gradient_checkpointing_changes_no_gradient(make_dit, make_dit_3d, axes)
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients))
 
 
-def test_fused_projections_and_backends_agree(make_dit) -> None:
-    model, noisy = make_dit(), torch.randn(1, 8, 2, 8, 8, 4)
-    expected = model(noisy, 9).sample
-    model.fuse_qkv_projections()
-    assert torch.allclose(model(noisy, 9).sample, expected, atol=1e-5)
-    model.unfuse_qkv_projections()
-    model.set_attention_backend("_native_math")
-    assert torch.allclose(model(noisy, 9).sample, expected, atol=1e-5)
-
-
 def test_half_precision_stays_close(make_dit) -> None:
     model, noisy = make_dit(), torch.randn(1, 8, 2, 8, 8, 4)
     expected = model(noisy, 9).sample

@@ -135,12 +135,17 @@ class EMACodebook(nn.Module):
             codes = self.weight.float()
             # ||z - e||^2 = ||z||^2 + 2 (||e||^2 / 2 - z.e), and ||z||^2 is the same for all codes
             half_norms = codes.square().sum(dim=1) / 2  # (K,)
-            rows = max(1, MAX_DISTANCES // self.num_embeddings)
-            blocks = [
-                torch.addmm(half_norms, block, codes.t(), alpha=-1).min(dim=1).indices
-                for block in flat.float().split(rows)
-            ]
-        return torch.cat(blocks)
+            rows = max(1, min(len(flat), MAX_DISTANCES // self.num_embeddings))
+            # One buffer for all blocks: freed and allocated anew between small results, it would fragment the heap.
+            distances = flat.new_empty(rows, self.num_embeddings, dtype=torch.float32)
+            smallest = flat.new_empty(len(flat), dtype=torch.float32)
+            indices = flat.new_empty(len(flat), dtype=torch.int64)
+            for first in range(0, len(flat), rows):
+                block = flat[first : first + rows].float()
+                part = slice(first, first + len(block))
+                torch.addmm(half_norms, block, codes.t(), alpha=-1, out=distances[: len(block)])
+                torch.min(distances[: len(block)], dim=1, out=(smallest[part], indices[part]))
+        return indices
 
     def embed(self, indices: Tensor) -> Tensor:
         """The codes `(B, C, *spatial)` of `indices` `(B, *spatial)`."""

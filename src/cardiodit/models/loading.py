@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 
 from cardiodit.errors import CardioDiTError
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
 
 class StrictModelMixin(ModelMixin, ConfigMixin):
     """A diffusers model whose `from_pretrained` refuses weights that do not belong to its config.
@@ -28,6 +30,14 @@ class StrictModelMixin(ModelMixin, ConfigMixin):
             raise _explain(error, cls.__name__, where) from error
         _refuse_strangers(info, cls.__name__, where)
         return (model, info) if wants_info else model
+
+
+def refuse_pickles(*names: Any) -> None:
+    """diffusers opens an adapter's file as a pickle when its name is not one of a safetensors file."""
+    for name in names:
+        path = Path(name) if isinstance(name, str | PathLike) else None
+        if path is not None and path.suffix in PICKLES:
+            raise CardioDiTError(f"{path} may hold pickled code and is not opened; adapters are read from safetensors.")
 
 
 def _describe(path: str | PathLike, subfolder: str | None) -> str:
