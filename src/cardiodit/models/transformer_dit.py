@@ -16,6 +16,7 @@ from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in 
 from diffusers.configuration_utils import register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -354,3 +355,8 @@ class DiT3DTransformerModel(DiTTransformerModel):
     axis_names = ("height", "width", "depth")
     published_sample_size = (64, 64, 32)
     published_patch_size = (4, 4, 4)
+
+
+# Older versions of diffusers look up by the name of a class how the strength of an adapter is spread over its blocks.
+for _name in ("DiT4DTransformerModel", "DiT3DTransformerModel"):
+    _SET_ADAPTER_SCALE_FN_MAPPING.setdefault(_name, lambda _, strengths: strengths)
