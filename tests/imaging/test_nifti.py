@@ -189,6 +189,11 @@ def test_files_that_are_not_there_or_no_grey_values(tmp_path: Path, save: Callab
 def test_a_size_alone_is_no_place_in_the_scanner(save: Callable) -> None:
     assert not read_nifti(save(affine=np.diag([1.5, 1.5, 8, 1]), code=2)).geometry.in_scanner
     assert read_nifti(save(affine=np.diag([-1.5, -1.5, 8, 1]), code=1)).geometry.in_scanner
+    flipped = read_nifti(save(affine=np.diag([1.5, 1.5, -8, 1]), code=2))  # as we write one that was turned
+    assert not flipped.geometry.in_scanner and flipped.geometry.direction[2][2] == -1
+    assert read_nifti(save(affine=OBLIQUE, code=2)).geometry.in_scanner
+    ct = np.arange(90, dtype=np.int16).reshape(5, 6, 3)
+    assert read_nifti(save(ct, affine=np.diag([-1, -1, 2, 1]), code=2)).geometry.in_scanner
     only_pixdim = read_nifti(save(affine=np.diag([1.5, 1.5, 8, 1]), code=0)).geometry
     assert only_pixdim.spacing == (1.5, 1.5, 8.0) and not only_pixdim.in_scanner
     assert read_nifti(save(affine=np.eye(4), code=0, units=("unknown", "unknown"))).geometry.spacing is None

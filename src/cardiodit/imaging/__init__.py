@@ -1,6 +1,7 @@
 """Volumes with their geometry, from disk to tensors and back; pictures; phantoms. Knows nothing of networks."""
 
 from cardiodit.imaging.augmentation import Augmentation
+from cardiodit.imaging.cases import prepare_case, prepare_mask, read_case
 from cardiodit.imaging.cohorts import prepare_cohort
 from cardiodit.imaging.curve import write_curve
 from cardiodit.imaging.dicom import read_dicom
@@ -21,7 +22,10 @@ __all__ = [
     "Intensity",
     "Preprocessing",
     "Volume",
+    "prepare_case",
     "prepare_cohort",
+    "prepare_mask",
+    "read_case",
     "read_dicom",
     "read_manifest",
     "read_nifti",

@@ -19,12 +19,13 @@ SPACE_UNITS = {"mm": 1.0, "meter": 1e3, "micron": 1e-3, "unknown": 1.0}
 BEAT_SECONDS = (0.25, 2.5)  # 24 to 240 beats a minute
 
 
-def read_nifti(path: Path | str, time_unit: str | None = None) -> Volume:
+def read_nifti(path: Path | str, time_unit: str | None = None, frame_time: float | None = None) -> Volume:
     """Reads `(H, W, D)` or `(H, W, D, T)` in the file's own axis order and number type.
 
     Args:
         path: `.nii` or `.nii.gz`.
         time_unit: "sec", "msec" or "usec", where the file says nothing or something wrong of it.
+        frame_time: seconds between frames, whatever the file says of it.
     """
     header, pixdim, affine, voxels = _load(Path(path))
     while voxels.ndim > 4 and voxels.shape[-1] == 1:
@@ -33,7 +34,7 @@ def read_nifti(path: Path | str, time_unit: str | None = None) -> Volume:
         voxels = voxels[..., 0]
     if voxels.ndim not in (3, 4):
         raise CardioDiTError(f"{path} has the shape {voxels.shape}; axes (H, W, D) or (H, W, D, T) were expected.")
-    return Volume(voxels, _geometry(path, header, pixdim, affine, voxels, time_unit))
+    return Volume(voxels, _geometry(path, header, pixdim, affine, voxels, time_unit, frame_time))
 
 
 def _load(path: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
@@ -83,12 +84,19 @@ def _scaled(raw: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 
 def _geometry(
-    path: Path | str, header: Any, pixdim: np.ndarray, affine: np.ndarray, voxels: np.ndarray, time_unit: str | None
+    path: Path | str,
+    header: Any,
+    pixdim: np.ndarray,
+    affine: np.ndarray,
+    voxels: np.ndarray,
+    time_unit: str | None,
+    frame_time: float | None,
 ) -> Geometry:
     space_unit, declared = header.get_xyzt_units()
     code = int(header["sform_code"]) or int(header["qform_code"])
     sizes = pixdim[1:4]
-    frame_time = _frame_time(path, pixdim[4], voxels.shape[3], time_unit or declared) if voxels.ndim == 4 else None
+    if frame_time is None and voxels.ndim == 4:
+        frame_time = _frame_time(path, pixdim[4], voxels.shape[3], time_unit or declared)
     if code == UNKNOWN_SPACE and space_unit == "unknown" and (sizes == 1).all():
         return Geometry(None, frame_time)
     if not (np.isfinite(sizes) & (sizes > 0)).all():
@@ -100,8 +108,14 @@ def _geometry(
         geometry = Geometry.of_affine(affine, frame_time)
     except CardioDiTError as error:
         raise CardioDiTError(f"{path}: {error}") from error
-    is_only_size = code == UNKNOWN_SPACE or (code == ALIGNED_SPACE and np.allclose(geometry.direction, IDENTITY))
-    return replace(geometry, in_scanner=not is_only_size)
+    only_size = code == UNKNOWN_SPACE or (code == ALIGNED_SPACE and _says_only_size(geometry, voxels.ndim))
+    return replace(geometry, in_scanner=not only_size)
+
+
+def _says_only_size(geometry: Geometry, axes: int) -> bool:
+    """Under the code for "aligned": no short axis lies along the body, so that such a cine's axes are placeholders."""
+    direction = np.array(geometry.direction)
+    return bool(np.allclose(np.abs(direction).max(axis=0), 1)) if axes == 4 else np.allclose(direction, IDENTITY)
 
 
 def _frame_time(path: Path | str, value: float, frames: int, unit: str) -> float | None:
