@@ -143,6 +143,22 @@ def test_dicom_is_converted_without_names(tmp_path: Path, patient: Callable, wri
     assert "base and apex by the scanner: 2" in report
 
 
+def test_an_incomplete_series_is_named_with_its_slices(
+    tmp_path: Path, patient: Callable, write_dicom: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(2):
+        folder = tmp_path / "hospital" / f"case{number}"
+        write_dicom(folder, Volume(patient(number).image, patient(number).geometry))
+    next((tmp_path / "hospital/case1").iterdir()).unlink()
+    arguments = ["prepare", "dicom", str(tmp_path / "hospital"), "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "case1 cannot be read. The slices in" in message and "has 7 (IM" in message and "case0" not in message
+    assert main([*arguments, "--exclude_problems"]) == 0
+    assert [case.subject for case in read_manifest(tmp_path / "out/manifest.csv")] == ["case0"]
+    assert [path.name for path in (tmp_path / "out/images").iterdir()] == ["case0.nii.gz"]
+
+
 def test_all_problems_of_a_cohort_come_at_once(acdc: Path, tmp_path: Path, patient: Callable, capsys) -> None:
     folders = sorted(acdc.glob("*/patient*"), key=lambda folder: folder.name)
     image = [next(folder.glob("*_4d.nii.gz")) for folder in folders]

@@ -85,6 +85,9 @@ def prepare_cohort(
         _find_duplicates(checked)
         _stop_at_problems(search, checked, how)
         good = [entry for entry in checked if not entry.findings.problems]
+        for entry in checked:
+            if entry.converted and entry not in good:
+                (folder / entry.converted).unlink(missing_ok=True)
         splits = _splits(good, how)
         rows = [_row(entry, splits[entry.file.subject], folder, output_dir) for entry in good]
         write_manifest(folder / "manifest.csv", rows)
@@ -116,7 +119,9 @@ def _check_one(file: CineFile, converted: Path | None, how: Preparation) -> Chec
         if not entry.findings.problems:
             _look_at(volume, entry, how)
     except CardioDiTError as error:
-        entry.findings.problems.append(str(error).removeprefix(str(file.image)).strip())
+        said, name = str(error), str(file.image)
+        is_of_file = said.startswith(f"{name} ")
+        entry.findings.problems.append(said.removeprefix(f"{name} ") if is_of_file else f"cannot be read. {said}")
     return entry
 
 
