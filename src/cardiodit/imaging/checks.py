@@ -103,7 +103,7 @@ def check_mask(mask: Volume, image: Volume) -> Findings:
     ours, theirs = mask.voxels.shape, image.voxels.shape
     if ours[:3] != theirs[:3] or (mask.is_cine and ours != theirs):
         found.problems.append(f"has the shape {ours}, its image {theirs}")
-    elif not mask.geometry.is_close(image.geometry.with_frame_time(mask.geometry.frame_time)):
+    elif not mask.geometry.is_close(image.geometry):
         found.problems.append("lies elsewhere than its image: their affines differ")
     if mask.voxels.dtype.kind == "f" and not np.array_equal(mask.voxels, np.rint(mask.voxels)):
         found.problems.append("is no label map: it holds values that are not whole numbers")

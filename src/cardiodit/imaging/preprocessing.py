@@ -10,7 +10,7 @@ from cardiodit.imaging.cycle import repeat_beat, resample_beat
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Intensity, Range, to_model, to_source
 from cardiodit.imaging.orientation import StorageOrder, order_of_cine, order_of_ct
-from cardiodit.imaging.resampling import AxisPlan, cheapest_first, fill_outside, index_map, plan_axis
+from cardiodit.imaging.resampling import AxisPlan, apply_plans, fill_outside, index_map, plan_axis, take_inside
 from cardiodit.imaging.volume import Volume
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Preprocessing:
         volume = order.apply(volume)
         plans = self._plans(volume)
         limits = self.intensity.limits(volume.voxels)
-        voxels = self._beat(self._space(volume.voxels, plans))
+        voxels = self._beat(take_inside(volume.voxels, plans))
         scaled = fill_outside(to_model(voxels, limits), plans, FILL)
         frame_time = volume.geometry.frame_time
         if frame_time is not None and self.frames is not None and self.cycle == "resample" and volume.is_cine:
@@ -91,11 +91,6 @@ class Preprocessing:
             raise CardioDiTError("The volume's voxel size is unknown, so it cannot be resampled to a spacing in mm.")
         axes = zip(volume.voxels.shape, known or (None,) * 3, self.spacing, self.size, strict=False)
         return [plan_axis(n, s, t, m, self.fit == "resize") for n, s, t, m in axes]
-
-    def _space(self, voxels: np.ndarray, plans: list[AxisPlan], labels: bool = False) -> np.ndarray:
-        for axis in cheapest_first(plans):
-            voxels = plans[axis].take(voxels, axis, labels)
-        return voxels
 
     def _beat(self, voxels: np.ndarray, labels: bool = False) -> np.ndarray:
         if self.frames is None or (self.frames == 1 and voxels.ndim == 3):
@@ -163,17 +158,15 @@ class Prepared:
 
     def follow(self, labels: Volume) -> np.ndarray:
         """A label map of the same file on the same way: nearest voxel, nearest frame, 0 outside."""
-        if labels.voxels.shape[:3] != self.source.shape[:3] or not labels.geometry.is_close(
-            self.source.geometry.with_frame_time(labels.geometry.frame_time)
-        ):
+        if labels.voxels.shape[:3] != self.source.shape[:3] or not labels.geometry.is_close(self.source.geometry):
             raise CardioDiTError(
                 f"The mask's grid {labels.voxels.shape} at {labels.geometry.spacing} mm is not that of its image, "
                 f"{self.source.shape} at {self.source.geometry.spacing} mm."
             )
         turned = self.source.order.apply(labels).voxels
         steps = self.preprocessing
-        voxels = steps._space(turned, list(self.plans), labels=True)
-        return fill_outside(voxels if voxels.ndim == 3 else steps._beat(voxels, labels=True), list(self.plans), 0)
+        voxels = take_inside(turned, self.plans, labels=True)
+        return fill_outside(voxels if voxels.ndim == 3 else steps._beat(voxels, labels=True), self.plans, 0)
 
     def undo(self, voxels: np.ndarray | None = None) -> Volume:
         """Voxels in [-1, 1], by default these, as a volume in the file's grid, order, units and number type.
@@ -187,10 +180,7 @@ class Prepared:
         if frames is not None and frames != voxels.shape[3]:
             is_repeat = self.preprocessing.cycle == "repeat"
             voxels = _unrepeat(voxels, frames) if is_repeat else resample_beat(voxels, frames)
-        back = [plan.inverse() for plan in self.plans]
-        for axis in cheapest_first(back):
-            voxels = back[axis].take(voxels, axis)
-        voxels = fill_outside(voxels, back, FILL)
+        voxels = apply_plans(voxels, [plan.inverse() for plan in self.plans], FILL)
         order = self.source.order
         turned = order.apply(Volume(np.empty(self.source.shape, np.uint8), self.source.geometry))
         units = to_source(voxels, self.source.limits, np.dtype(self.source.dtype))

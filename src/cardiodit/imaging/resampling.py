@@ -1,5 +1,6 @@
 """One axis of a new grid made of the old one: slices where voxels coincide, weighted means where they do not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +34,6 @@ class AxisPlan:
     def is_slice(self) -> bool:
         """Whether new voxels are old ones, none in between."""
         return abs(self.step - 1) < CLOSE and abs(self.offset - round(self.offset)) < CLOSE
-
-    @property
-    def is_identity(self) -> bool:
-        return self.is_slice and round(self.offset) == 0 and self.count == self.source
 
     def inverse(self) -> "AxisPlan":
         """From the new grid back to the old one."""
@@ -120,19 +117,19 @@ def index_map(plans: list[AxisPlan]) -> np.ndarray:
     return matrix
 
 
-def apply_plans(voxels: np.ndarray, plans: list[AxisPlan], fill: float, labels: bool = False) -> np.ndarray:
+def apply_plans(voxels: np.ndarray, plans: Sequence[AxisPlan], fill: float, labels: bool = False) -> np.ndarray:
     """The new grid's voxels; `fill` where the old field of view does not reach."""
-    for axis in cheapest_first(plans):
+    return fill_outside(take_inside(voxels, plans, labels), plans, fill)
+
+
+def take_inside(voxels: np.ndarray, plans: Sequence[AxisPlan], labels: bool = False) -> np.ndarray:
+    """What of the new grid lies within the old field of view. Slices and coarser axes first: they throw most away."""
+    for axis in sorted(range(len(plans)), key=lambda axis: (not plans[axis].is_slice, -plans[axis].step)):
         voxels = plans[axis].take(voxels, axis, labels)
-    return fill_outside(voxels, plans, fill)
+    return voxels
 
 
-def cheapest_first(plans: list[AxisPlan]) -> list[int]:
-    """What throws most away comes first: slices, then coarser axes."""
-    return sorted(range(len(plans)), key=lambda axis: (not plans[axis].is_slice, -plans[axis].step))
-
-
-def fill_outside(voxels: np.ndarray, plans: list[AxisPlan], fill: float) -> np.ndarray:
+def fill_outside(voxels: np.ndarray, plans: Sequence[AxisPlan], fill: float) -> np.ndarray:
     """Puts what lies within the old field of view into the whole new grid."""
     counts = tuple(plan.count for plan in plans)
     if voxels.shape[: len(plans)] == counts:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cohorts.found import ACDC_ORDER, CineFile, Search, find_one, frame_number, subfolders
+from cardiodit.imaging.cohorts.found import ACDC_ORDER, CineFile, Search, find_image, find_one, frame_number, subfolders
 
 PARTITIONS = ("training", "testing")
 
@@ -28,9 +28,8 @@ def find_acdc(source: Path, table: Path | None = None) -> Search:
 
 def _add_patient(folder: Path, partition: str, search: Search) -> None:
     name = folder.name
-    image = find_one(folder, f"{name}_4d")
+    image = find_image(folder, f"{name}_4d", search)
     if image is None:
-        search.problems.append(f"{folder}: there is no {name}_4d.nii.gz in it")
         return
     info = _read_info(folder / "Info.cfg", search)
     frames = {

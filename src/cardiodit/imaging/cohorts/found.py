@@ -64,6 +64,14 @@ def find_one(folder: Path, *names: str) -> Path | None:
     return None
 
 
+def find_image(folder: Path, name: str, search: Search) -> Path | None:
+    """A subject's cine; a problem where it is missing."""
+    image = find_one(folder, name)
+    if image is None:
+        search.problems.append(f"{folder}: there is no {name}.nii.gz in it")
+    return image
+
+
 def subject_table(path: Path, key: str, columns: tuple[str, ...] = ()) -> dict[str, dict[str, str]]:
     """A cohort's table by subject."""
     return {row[key]: row for _, row in read_table(path, (key, *columns))}

@@ -11,6 +11,7 @@ from cardiodit.imaging.cohorts.found import (
     MNMS_ORDER,
     CineFile,
     Search,
+    find_image,
     find_one,
     frame_number,
     subfolders,
@@ -41,13 +42,10 @@ def find_mnms(source: Path, table: Path | None = None) -> Search:
 
 def _add_mnms(folder: Path, partition: str, known: dict[str, dict[str, str]], search: Search) -> None:
     name = folder.name
-    image = find_one(folder, f"{name}_sa")
+    image = find_image(folder, f"{name}_sa", search)
     if image is None:
-        search.problems.append(f"{folder}: there is no {name}_sa.nii.gz in it")
         return
-    row = known.get(name, {})
-    if not row:
-        search.problems.append(f"{folder}: the table has no row for {name}")
+    row = _row_of(folder, known, search)
     mask = find_one(folder, f"{name}_sa_gt")
     if mask is not None and partition == MISLEADING:
         search.notes.append(f"{mask}: left out, the labels of the unlabelled part mislead")
@@ -77,13 +75,10 @@ def find_mnms2(source: Path, table: Path | None = None) -> Search:
     rows = {code.zfill(3): row for code, row in known.items()}
     for folder in subfolders(root / "dataset"):
         name = folder.name
-        image = find_one(folder, f"{name}_SA_CINE")
+        image = find_image(folder, f"{name}_SA_CINE", search)
         if image is None:
-            search.problems.append(f"{folder}: there is no {name}_SA_CINE.nii.gz in it")
             continue
-        row = rows.get(name, {})
-        if not row:
-            search.problems.append(f"{folder}: the table has no row for {name}")
+        row = _row_of(folder, rows, search)
         search.files.append(
             CineFile(
                 image,
@@ -99,6 +94,13 @@ def find_mnms2(source: Path, table: Path | None = None) -> Search:
             )
         )
     return search
+
+
+def _row_of(folder: Path, known: dict[str, dict[str, str]], search: Search) -> dict[str, str]:
+    """What the table says of a subject; a problem where it says nothing."""
+    if folder.name not in known:
+        search.problems.append(f"{folder}: the table has no row for {folder.name}")
+    return known.get(folder.name, {})
 
 
 def _table_of(root: Path, table: Path | None, key: str, columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
