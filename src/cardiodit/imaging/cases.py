@@ -2,7 +2,7 @@
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.manifest import Case
-from cardiodit.imaging.nifti import read_nifti
+from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
 from cardiodit.imaging.volume import Volume
 
@@ -29,7 +29,7 @@ def prepare_mask(case: Case, prepared: Prepared, column: str = "mask") -> Volume
     if path is None:
         return None
     try:
-        voxels = prepared.follow(read_nifti(path, "sec", case.number("frame_time")))
+        voxels = prepared.follow(read_labels(path))
     except CardioDiTError as error:
         raise CardioDiTError(f"{path} cannot be prepared. {error}") from error
     return Volume(voxels, prepared.volume.geometry)

@@ -37,6 +37,12 @@ def read_nifti(path: Path | str, time_unit: str | None = None, frame_time: float
     return Volume(voxels, _geometry(path, header, pixdim, affine, voxels, time_unit, frame_time))
 
 
+def read_labels(path: Path | str) -> Volume:
+    """A label map or a single frame; what its header says of time does not matter, its image's counts."""
+    volume = read_nifti(path, frame_time=1.0)
+    return replace(volume, geometry=volume.geometry.with_frame_time(None))
+
+
 def _load(path: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     """Header, its raw pixdim, affine and voxels. A compressed file is read to its end, so that damage is noticed."""
     import nibabel

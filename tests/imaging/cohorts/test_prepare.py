@@ -10,10 +10,12 @@ from PIL import Image
 
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.cohorts import Preparation, prepare_cohort
 from cardiodit.imaging.manifest import Case, read_manifest
 from cardiodit.imaging.nifti import read_nifti, write_nifti
 from cardiodit.imaging.orientation import order_of_cine
+from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
 
 ES = 3
@@ -202,6 +204,16 @@ def test_mixed_up_units_can_be_told(tmp_path: Path, patient: Callable, capsys) -
     assert "50 sec, so that its 8 frames would be a beat of 400 s. In msec" in capsys.readouterr().err
     cases, _ = prepare("folder", tmp_path / "data", tmp_path / "out", "--time_unit", "msec")
     assert cases[0].number("frame_time") == pytest.approx(0.05)
+
+
+def test_what_a_masks_header_says_of_time_does_not_matter(tmp_path: Path, patient: Callable) -> None:
+    heart = patient(0)
+    (tmp_path / "data").mkdir()
+    for name, voxels in (("a", heart.image), ("a_seg", heart.labels)):
+        write_nifti(tmp_path / f"data/{name}.nii.gz", voxels, heart.geometry.with_frame_time(50.0))
+    cases, _ = prepare("folder", tmp_path / "data", tmp_path / "out", "--time_unit", "msec")
+    prepared = prepare_case(cases[0], Preprocessing())
+    assert np.array_equal(prepare_mask(cases[0], prepared).voxels, heart.labels)
 
 
 @pytest.mark.parametrize("layout", ["acdc", "mnms", "mnms2", "ukbb", "folder", "dicom"])

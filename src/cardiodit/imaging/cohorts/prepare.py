@@ -20,7 +20,7 @@ from cardiodit.imaging.cohorts.report import Checked, write_report
 from cardiodit.imaging.cohorts.split import SPLITS, split_subjects
 from cardiodit.imaging.dicom import read_dicom
 from cardiodit.imaging.manifest import write_manifest
-from cardiodit.imaging.nifti import read_nifti, write_nifti
+from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
 from cardiodit.imaging.orientation import (
     APEX_TO_BASE,
     ASSUMED,
@@ -166,7 +166,7 @@ def _read_mask(path: Path | None, volume: Volume, entry: Checked) -> np.ndarray 
     if path is None:
         return None
     try:
-        mask = read_nifti(path, "sec")
+        mask = read_labels(path)
         found = check_mask(mask, volume)
     except CardioDiTError as error:
         entry.findings.problems.append(f"its mask: {error}")
@@ -181,7 +181,7 @@ def _settle_frames(volume: Volume, labels: np.ndarray | None, entry: Checked) ->
     for name in ("ed", "es"):
         image = getattr(file, f"{name}_image")
         if image is not None and getattr(file, f"{name}_frame") is None:
-            number = _frame_like(read_nifti(image, "sec").voxels, volume.voxels)
+            number = _frame_like(read_labels(image).voxels, volume.voxels)
             if number is None:
                 entry.findings.notes.append(f"{image.name} is none of its frames")
             setattr(file, f"{name}_frame", number)
