@@ -61,7 +61,7 @@ def test_an_estimate_samples_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_it_runs_as_a_module_too() -> None:
-    shown = subprocess.run([sys.executable, "-m", "cardiodit.cli", "--version"], capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-m", "cardiodit", "--version"], capture_output=True, text=True)
     assert shown.stdout.strip() == f"cardiodit {__version__}"
 
 

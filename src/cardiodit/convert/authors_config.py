@@ -1,31 +1,20 @@
 """The authors' YAML configs, read with types: CardioDiT's and VolDiT's, compact and expanded schema.
 
 The dataclasses mirror the files: a section is a class, a key a field, its type what the key may hold, and a
-field without a default is required. One reader walks them, so that errors name the file and the key.
+field without a default is required.
 """
 
-import types
-import typing
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-import yaml
+from typing import Any
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.typed_yaml import Count, Reader, only, read_yaml
 
-T = TypeVar("T")
-Count = Annotated[int, "positive"]
 PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each
 Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding)
-
-
-def only(*allowed: Any, because: str) -> Any:
-    """A key that may be there, but whose other values mean something our models do not have."""
-    return field(default=allowed[0], metadata={"only": allowed, "because": because})
 
 
 # --- Stage 1: the VQ-GAN ---
@@ -321,25 +310,25 @@ class _ExpandedDiT:
 
 def read_vqgan_config(path: str | PathLike) -> VQGANConfig:
     """Reads a stage 1 file in either schema."""
-    raw, file = _read_yaml(path), Path(path).name
+    raw, file = read_yaml(path), Path(path).name
     section = _section_of(raw, file, wanted="stage1")
     if section == "stage1":
-        config = _compact_vqgan(_Reader(file).section(_CompactVQGAN, raw, ""), file)
+        config = _compact_vqgan(Reader(file).section(_CompactVQGAN, raw, ""), file)
     else:
-        config = _expanded_vqgan(_Reader(file).section(_ExpandedVQGAN, raw, ""), file)
+        config = _expanded_vqgan(Reader(file).section(_ExpandedVQGAN, raw, ""), file)
     _check_levels(config.params, f"{file}: {section}.params")
     return config
 
 
 def read_dit_config(path: str | PathLike) -> DiTConfig:
     """Reads a stage 2 file in either schema."""
-    raw, file = _read_yaml(path), Path(path).name
+    raw, file = read_yaml(path), Path(path).name
     section = _section_of(raw, file, wanted="dit")
     if section == "dit":
-        dit = _Reader(file).section(_CompactDiT, raw, "").dit
+        dit = Reader(file).section(_CompactDiT, raw, "").dit
         config = DiTConfig(file, dit.params, dit.scheduler, DiTTraining(**_values(dit, DiTTraining)))
     else:
-        config = _expanded_dit(_Reader(file).section(_ExpandedDiT, raw, ""), file)
+        config = _expanded_dit(Reader(file).section(_ExpandedDiT, raw, ""), file)
     _check_shape(config.params, f"{file}: {section}.params")
     return config
 
@@ -380,21 +369,6 @@ def _values(section: Any, kind: type) -> dict[str, Any]:
     return {f.name: getattr(section, f.name) for f in fields(kind)}
 
 
-def _read_yaml(path: str | PathLike) -> dict[str, Any]:
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CardioDiTError(f"The config {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise CardioDiTError(f"{path.name} is not a text file; a YAML config was expected.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise CardioDiTError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(raw, dict):
-        raise CardioDiTError(f"{path.name} holds no sections; a YAML config of the authors was expected.")
-    return raw
-
-
 def _section_of(raw: dict[str, Any], file: str, wanted: str) -> str:
     """Where the model stands in the file: "stage1" or "dit" (compact schema), or "model" (expanded)."""
     stages = {"stage1": "stage 1 (VQ-GAN)", "dit": "stage 2 (transformer)"}
@@ -418,117 +392,6 @@ def _looks_like(model: Any) -> str | None:
     if not isinstance(params, dict):
         return None
     return "stage1" if "num_embeddings" in params else "dit" if "input_size" in params else None
-
-
-class _Reader:
-    """Turns plain YAML values into the dataclasses above; every error names the file and the dotted key."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def section(self, kind: type[T], raw: Any, at: str) -> T:
-        if not isinstance(raw, dict):
-            raise self.error(at, f"must be a section with keys, found {raw!r}")
-        known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-        hints = typing.get_type_hints(kind, include_extras=True)
-        values = {}
-        for key, value in raw.items():
-            if key not in known:
-                raise self.error(_join(at, key), f"is not a known key{_nearest(key, list(known))}")
-            values[key] = self.value(hints[key], value, _join(at, key))
-            self.refuse_foreign(values[key], known[key].metadata, _join(at, key))
-        for name, f in known.items():
-            if name not in values and f.default is MISSING:
-                raise self.error(_join(at, name), "is missing")
-        return kind(**values)
-
-    def value(self, kind: Any, value: Any, at: str) -> Any:
-        for option in _options(kind):
-            read = self.match(option, value, at)
-            if read is not MISSING:
-                return read
-        raise self.error(at, f"must be {_describe(kind)}, found {value!r}")
-
-    def match(self, kind: Any, value: Any, at: str) -> Any:
-        """The value as `kind`, or MISSING where it is not one."""
-        if kind is Any or (kind is types.NoneType and value is None):
-            return value
-        if is_dataclass(kind):
-            return self.section(typing.cast(type, kind), value, at)
-        if typing.get_origin(kind) is dict:
-            return value if isinstance(value, dict) else MISSING
-        if typing.get_origin(kind) is tuple:
-            return self.match_list(typing.get_args(kind)[0], value, at)
-        if typing.get_origin(kind) is Annotated:
-            return value if _is_int(value) and value > 0 else MISSING
-        return _SCALARS[kind](value) if kind in _SCALARS else MISSING
-
-    def match_list(self, kind: Any, value: Any, at: str) -> Any:
-        if not isinstance(value, list) or not value:
-            return MISSING
-        items = [
-            next((read for o in _options(kind) if (read := self.match(o, item, at)) is not MISSING), MISSING)
-            for item in value
-        ]
-        return MISSING if MISSING in items else tuple(items)
-
-    def refuse_foreign(self, value: Any, metadata: Any, at: str) -> None:
-        if "only" in metadata and value not in metadata["only"]:
-            allowed = " or ".join(map(repr, metadata["only"]))
-            raise self.error(at, f"is {value!r}, but {metadata['because']}: only {allowed} can be used")
-
-    def error(self, at: str, problem: str) -> CardioDiTError:
-        return CardioDiTError(f"{self.file}: {at or 'the file'} {problem}.")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _as_float(value: Any) -> Any:
-    """PyYAML reads 1e-5 as a string."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    try:
-        return float(value) if isinstance(value, str) else MISSING
-    except ValueError:
-        return MISSING
-
-
-_SCALARS: dict[Any, Callable[[Any], Any]] = {
-    int: lambda value: value if _is_int(value) else MISSING,
-    float: _as_float,
-    bool: lambda value: value if isinstance(value, bool) else MISSING,
-    str: lambda value: value if isinstance(value, str) else MISSING,
-}
-
-
-def _options(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
-NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-PLURALS = {int: "integers", float: "numbers", str: "texts", Count: "positive integers"}
-
-
-def _describe(kind: Any) -> str:
-    """A type in words: "a positive integer or a list of positive integers"."""
-    words = []
-    for option in _options(kind):
-        if typing.get_origin(option) is tuple:
-            words.append(f"a list of {PLURALS.get(typing.get_args(option)[0], 'numbers or lists')}")
-        else:
-            words.append("a positive integer" if option == Count else NAMES.get(option, "a section with keys"))
-    return " or ".join(dict.fromkeys(words))
-
-
-def _join(at: str, key: Any) -> str:
-    return f"{at}.{key}" if at else str(key)
-
-
-def _nearest(key: Any, known: list[str]) -> str:
-    close = get_close_matches(str(key), known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(sorted(known))})"
 
 
 def _repeat(value: int | tuple[int, ...], times: int) -> tuple[int, ...]:

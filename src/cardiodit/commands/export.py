@@ -1,0 +1,26 @@
+"""`cardiodit export`: a pipeline folder with its code."""
+
+import argparse
+from pathlib import Path
+
+from cardiodit.commands.adding import add_command
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        "Copy a pipeline folder and put its code beside its weights, for people with diffusers and without this "
+        "package: they open it with trust_remote_code=True.",
+        "cardiodit export my-model --output_dir my-model-with-code",
+    )
+    parser.add_argument("model", type=Path, help="pipeline folder")
+    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.export import export_with_code
+
+    folder = export_with_code(arguments.model, arguments.output_dir)
+    print(f'Wrote {folder}. It opens with DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True).')

@@ -1,0 +1,67 @@
+"""`cardiodit prepare`: from a cohort's folder to manifests."""
+
+import argparse
+from pathlib import Path
+
+from cardiodit.commands.adding import add_command
+from cardiodit.imaging.cohorts import LAYOUTS, Preparation, prepare_cohort
+from cardiodit.imaging.nifti import TIME_UNITS
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "prepare",
+        "Find the cine files of a cohort, check every one, split by patient, and write manifests for training.",
+        "cardiodit prepare acdc /data/ACDC --output_dir acdc --seed 0",
+    )
+    parser.add_argument(
+        "layout",
+        choices=LAYOUTS,
+        help="how the files lie: acdc, mnms, mnms2, ukbb as published; folder: any NIfTI files, one folder or one "
+        "name for each subject; dicom: one folder of DICOM files for each subject",
+    )
+    parser.add_argument("source", type=Path, help="the cohort's folder; it is only read")
+    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        help="CSV of the cohort; for ukbb, folder and dicom: a column subject, and what you know of label, vendor, "
+        "centre, ed_frame, es_frame (counted from 0)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split (%(default)s)")
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs=3,
+        metavar=("TRAIN", "VAL", "TEST"),
+        default=(0.8, 0.1, 0.1),
+        help="of the patients (0.8 0.1 0.1)",
+    )
+    parser.add_argument("--own_split", action="store_true", help="take the cohort's own split instead")
+    parser.add_argument(
+        "--exclude_problems", action="store_true", help="leave files with problems out; otherwise they stop everything"
+    )
+    parser.add_argument("--time_unit", choices=TIME_UNITS, help="of the headers' frame times, where they are wrong")
+    parser.add_argument(
+        "--frame_time", type=float, metavar="S", help="seconds between frames, where the headers do not say"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes; the result is the same (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    how = Preparation(
+        fractions=arguments.fractions,
+        seed=arguments.seed,
+        own_split=arguments.own_split,
+        exclude=arguments.exclude_problems,
+        time_unit=arguments.time_unit,
+        frame_time=arguments.frame_time,
+        workers=arguments.workers,
+    )
+    manifest = prepare_cohort(arguments.layout, arguments.source, arguments.output_dir, arguments.table, how)
+    folder = manifest.parent
+    print(
+        f"Wrote {manifest} and one manifest for each split. Read {folder / 'report.md'}, look at {folder / 'pictures'}."
+    )
