@@ -25,6 +25,11 @@ def only(*allowed: Any, because: str) -> Any:
     return field(default=allowed[0], metadata={"only": allowed, "because": because})
 
 
+def option(default: Any, help: str) -> Any:
+    """A key with its default and its line in `--help`."""
+    return field(default=default, metadata={"help": help})
+
+
 def read_yaml(path: str | PathLike) -> dict[str, Any]:
     path = Path(path)
     try:
@@ -73,6 +78,8 @@ class Reader:
         """The value as `kind`, or MISSING where it is not one."""
         if kind is Any or (kind is types.NoneType and value is None):
             return value
+        if typing.get_origin(kind) is typing.Literal:
+            return value if value in typing.get_args(kind) else MISSING
         if is_dataclass(kind):
             return self.section(typing.cast(type, kind), value, at)
         if typing.get_origin(kind) is dict:
@@ -135,7 +142,9 @@ def _describe(kind: Any) -> str:
     """A type in words: "a positive integer or a list of positive integers"."""
     words = []
     for option in _options(kind):
-        if typing.get_origin(option) is tuple:
+        if typing.get_origin(option) is typing.Literal:
+            words.append(" or ".join(repr(choice) for choice in typing.get_args(option)))
+        elif typing.get_origin(option) is tuple:
             words.append(f"a list of {PLURALS.get(typing.get_args(option)[0], 'numbers or lists')}")
         else:
             words.append("a positive integer" if option == Count else NAMES.get(option, "a section with keys"))

@@ -47,6 +47,35 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that takes the place of `path` at the end; `restore_folder` mends an end in between."""
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        restore_folder(path)
+        if path.is_dir():
+            path.rename(_aside(path))
+        temporary.rename(path)
+        shutil.rmtree(_aside(path), ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """After a process was killed while it replaced a folder: the old one is there again, or the new one alone."""
+    if _aside(path).is_dir():
+        if path.is_dir():
+            shutil.rmtree(_aside(path))
+        else:
+            _aside(path).rename(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".old-{path.name}")
+
+
 def append_line(path: Path, line: str) -> None:
     """Adds one line in a single write, so that several processes can add to one file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -104,7 +104,7 @@ def _write_heart(
         write_curve(folder / "pictures" / f"{name}-curve.png", phantom.volumes["lv"], phantom.geometry.frame_time)
     left = phantom.volumes["lv"]
     return {
-        **_common(name),
+        **_common(name, seed),
         "label": group,
         "mask_order": ACDC_ORDER,
         "slices": BASE_TO_APEX,
@@ -128,13 +128,13 @@ def _write_chest(
     if index < PICTURED:
         write_slices(folder / "pictures" / f"{name}.png", phantom.image, window=LUNG_WINDOW)
         write_slices(folder / "pictures" / f"{name}-labels.png", phantom.labels, window=(0, len(LABELS)))
-    return {**_common(name), "nodules": len(phantom.nodules), "lungs_ml": round(phantom.volumes_ml["lungs"], 1)}
+    return {**_common(name, seed), "nodules": len(phantom.nodules), "lungs_ml": round(phantom.volumes_ml["lungs"], 1)}
 
 
-def _common(name: str) -> dict[str, Any]:
+def _common(name: str, seed: int) -> dict[str, Any]:
     return {
         "image": f"images/{name}.nii.gz",
-        "subject": name,
+        "subject": f"seed{seed}-{name}",
         "mask": f"labels/{name}.nii.gz",
         "volumes": f"volumes/{name}.json",
     }

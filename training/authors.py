@@ -1,0 +1,168 @@
+"""The authors' YAML files as configs of ours, so that `--config` takes either.
+
+What only their code needs (paths, trackers, workers) is left out; what changes training and we do not have is refused
+where the files are read.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from cardiodit.convert.authors_config import (
+    DiTConfig,
+    DiTTraining,
+    Run,
+    VQGANConfig,
+    read_dit_config,
+    read_vqgan_config,
+)
+from cardiodit.errors import CardioDiTError
+
+Plain = dict[str, Any]
+PRECISIONS = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16", "fp32": "no", "float32": "no"}
+# Keys of theirs that would change what is computed, and that we have nothing for.
+MISSING = ("min_snr_gamma", "offset_noise_strength", "use_bucket_sampler", "latent_stats_path", "alpha_pool")
+
+
+def translate_vqgan(path: Path, raw: Plain) -> Plain | None:
+    """Ours for a stage 1 file of theirs; None for a file of ours."""
+    return vqgan_settings(read_vqgan_config(path)) if _is_theirs(raw) else None
+
+
+def translate_dit(path: Path, raw: Plain) -> Plain | None:
+    """Ours for a stage 2 file of theirs; None for a file of ours."""
+    return dit_settings(read_dit_config(path)) if _is_theirs(raw) else None
+
+
+def _is_theirs(raw: Plain) -> bool:
+    model = raw.get("model")
+    return "stage1" in raw or "dit" in raw or (isinstance(model, dict) and "params" in model)
+
+
+def vqgan_settings(config: VQGANConfig) -> Plain:
+    params, training = config.params, config.training
+    model = {
+        "in_channels": params.in_channels,
+        "out_channels": params.out_channels,
+        "channels": params.num_channels,
+        "num_res_channels": params.res_channels,
+        "num_res_layers": params.num_res_layers,
+        "downsample_parameters": params.downsampling,
+        "upsample_parameters": params.upsampling,
+        "num_embeddings": params.num_embeddings,
+        "embedding_dim": params.embedding_dim,
+        "commitment_cost": params.commitment_cost,
+        "decay": params.decay,
+        "epsilon": params.epsilon,
+        "dropout": params.dropout,
+    }
+    losses = {
+        "perceptual_weight": training.perceptual_weight,
+        "perceptual_network": config.perceptual.network_type,
+        "perceptual_slices": config.perceptual.fake_3d_ratio,
+        "adversarial_weight": training.adv_weight,
+        "adversarial_ramp_epochs": training.adv_warmup,
+        "spectral_weight": training.jukebox_weight,
+    }
+    run = {
+        **_shared(training),
+        "discriminator_learning_rate": training.disc_lr,
+        "lr_gamma": training.lr_gamma,
+    }
+    plain: Plain = {
+        "model": model,
+        "losses": losses,
+        "training": run,
+        "data": {"preprocessing": _preprocessing(training)},
+    }
+    if config.discriminator is not None:
+        names = ("num_channels", "num_layers_d", "in_channels", "out_channels", "kernel_size", "norm", "bias")
+        more = ("padding", "activation", "dropout", "last_conv_kernel_size")
+        plain["discriminator"] = {name: getattr(config.discriminator, name) for name in (*names, *more)}
+    return _said(plain)
+
+
+def dit_settings(config: DiTConfig) -> Plain:
+    params, training = config.params, config.training
+    _refuse(config)
+    hidden, heads = params.hidden_size, params.num_heads
+    model = {
+        "patch_size": params.patch,
+        "in_channels": params.in_channels,
+        "num_layers": params.depth,
+        "num_attention_heads": heads,
+        "attention_head_dim": hidden // heads,
+        "mlp_ratio": params.mlp_ratio,
+        "class_dropout_prob": params.class_dropout_prob,
+        "learn_sigma": params.learn_sigma,
+        "dropout": params.dropout,
+        "sample_size": params.input_size,
+    }
+    betas = training.betas or (None, None)
+    run = {
+        **_shared(training),
+        "use_ema": training.use_ema,
+        "ema_decay": training.ema_decay,
+        "adam_beta1": betas[0],
+        "adam_beta2": betas[1],
+    }
+    if training.warmup_epochs is not None or training.min_lr_ratio is not None:
+        run["lr_scheduler"] = "cosine"
+    elif training.lr_gamma is not None:
+        run |= {"lr_scheduler": "exponential", "lr_gamma": training.lr_gamma, "lr_warmup_epochs": 0}
+    return _said(
+        {
+            "dimensions": len(params.input_size),
+            "label_column": "label" if params.num_classes else None,
+            "model": model,
+            "diffusion": {
+                "num_train_timesteps": config.scheduler.num_train_timesteps,
+                "prediction_type": config.scheduler.prediction_type,
+            },
+            "training": run,
+        }
+    )
+
+
+def _shared(training: Run) -> Plain:
+    precision = training.amp_dtype
+    if precision is not None and precision not in PRECISIONS:
+        raise CardioDiTError(f"amp_dtype {precision!r} is not one of {', '.join(PRECISIONS)}.")
+    return {
+        "num_train_epochs": training.n_epochs,
+        "validation_epochs": training.eval_freq,
+        "train_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.grad_accum_steps,
+        "learning_rate": training.base_lr,
+        "weight_decay": training.weight_decay,
+        "lr_warmup_epochs": training.warmup_epochs,
+        "lr_min_ratio": training.min_lr_ratio,
+        "max_grad_norm": training.max_grad_norm if training.grad_clip is None else training.grad_clip,
+        "mixed_precision": None if precision is None else PRECISIONS[precision],
+    }
+
+
+def _preprocessing(training: Run) -> Plain:
+    """CardioDiT's, with the sizes that the file names."""
+    plane = training.roi_size
+    frames = training.target_frames or (plane[2] if plane is not None and len(plane) == 3 else None)
+    size = None if plane is None else [*plane[:2], training.target_z]
+    return {"preset": "cardiodit", "size": size, "frames": frames}
+
+
+def _refuse(config: DiTConfig) -> None:
+    training: DiTTraining = config.training
+    said = [name for name in MISSING if getattr(training, name) not in (None, False, 0, 0.0)]
+    if config.params.spacing is not None:
+        said.append("spacing")
+    if said:
+        raise CardioDiTError(
+            f"{config.file}: {', '.join(said)} would change what is trained, and is not known here. Take it out of the "
+            "file to train without."
+        )
+
+
+def _said(plain: Any) -> Any:
+    """Without what a file does not say, and with tuples as YAML's lists."""
+    if isinstance(plain, dict):
+        return {key: _said(value) for key, value in plain.items() if value is not None}
+    return [_said(value) for value in plain] if isinstance(plain, list | tuple) else plain

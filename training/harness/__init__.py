@@ -1,0 +1,1 @@
+"""What all training stages share: command line, run folder, order of samples, checkpoints, averages, metrics."""

@@ -1,0 +1,131 @@
+"""A stage's command line: a config file, what lies over it, and where the data and the results are."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.training.settings import leaves
+from cardiodit.typed_yaml import Reader, read_yaml
+
+Settings = TypeVar("Settings")
+Translate = Callable[[Path, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Request(Generic[Settings]):
+    """What the user asked for: the settings, the same as plain values for `config.yaml`, and all other options."""
+
+    settings: Settings
+    plain: dict[str, Any]
+    options: argparse.Namespace
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return Path(self.options.output_dir) / self.options.run_name
+
+
+def read_command_line(
+    argv: Sequence[str] | None,
+    kind: type[Settings],
+    description: str,
+    example: str,
+    translate: Translate,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> Request[Settings]:
+    """Reads options and config; `translate` makes our layout of a file that is in the authors'."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_run_options(parser)
+    add_options(parser)
+    flags = _add_config_keys(parser, kind)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise CardioDiTError(_unknown_option(unknown[0], parser))
+    plain = _plain_config(options.config, translate)
+    said = {key: getattr(options, key) for key in flags if getattr(options, key) is not None}
+    for key, text in said.items():
+        _put(plain, key, _yaml_value(text))
+    names = [options.config.name if options.config else "the config"]
+    if said:
+        names.append("the command line")
+    return Request(Reader(" and ".join(names)).section(kind, plain, ""), plain, options)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="YAML with the keys below, or the authors' own YAML")
+    parser.add_argument("--training_ids", type=Path, required=True, help="manifest (CSV) to train on")
+    parser.add_argument("--validation_ids", type=Path, required=True, help="manifest (CSV) to validate on")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--run_name", required=True, help="folder of this run in it; the same name goes on with it")
+    parser.add_argument(
+        "--resume_from_checkpoint",
+        default="latest",
+        metavar="WHERE",
+        help='"latest" (default) goes on with the newest sound checkpoint of the run if there is one; "never" refuses '
+        "a run that has begun; or the path of a checkpoint",
+    )
+    parser.add_argument("--init_from", metavar="MODEL", help="fine-tune: start from a folder or a model on the Hub")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU even where there is a GPU")
+
+
+def _add_config_keys(parser: argparse.ArgumentParser, kind: type) -> list[str]:
+    """An option for every key: those of `training` under their own names, the others dotted."""
+    group = parser.add_argument_group("keys of the config", "on the command line they go before the file")
+    keys = []
+    for key, default, text in leaves(kind):
+        shown = "" if default is None else f" ({_shown(default)})"
+        group.add_argument(f"--{_flag(key)}", dest=key, metavar="V", help=f"{text}{shown}".replace("%", "%%"))
+        keys.append(key)
+    return keys
+
+
+def _flag(key: str) -> str:
+    return key.removeprefix("training.")
+
+
+def _shown(default: Any) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(default)), default_flow_style=True).removesuffix("...\n").strip()
+
+
+def _unknown_option(given: str, parser: argparse.ArgumentParser) -> str:
+    name = given.partition("=")[0]
+    known = [text for action in parser._actions for text in action.option_strings]
+    close = get_close_matches(name, known, n=1)
+    return f"There is no option {name}{f'; did you mean {close[0]}?' if close else '; --help lists them all.'}"
+
+
+def _plain_config(path: Path | None, translate: Translate) -> dict[str, Any]:
+    if path is None:
+        return {}
+    raw = read_yaml(path)
+    translated = translate(path, raw)
+    return raw if translated is None else translated
+
+
+def _yaml_value(text: str) -> Any:
+    """An option's text as YAML has it: numbers, true and false, null, [lists]."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _put(plain: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        held = plain.get(section)
+        plain[section] = dict(held) if isinstance(held, dict) else {}
+        plain = plain[section]
+    plain[name] = value

@@ -1,0 +1,113 @@
+"""What a run reports while it runs: `metrics.jsonl`, a tracker, one progress bar."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from tqdm import tqdm
+
+from cardiodit.training.harness.schedule import Calendar
+from cardiodit.writing import append_line, atomic_file
+
+FILE = "metrics.jsonl"
+MOVING = 0.05  # weight of the newest step in the shown rate
+
+
+class Metrics:
+    """Of one run; only the main process writes."""
+
+    def __init__(self, folder: Path, calendar: Calendar, samples_a_step: int, accelerator: Accelerator) -> None:
+        self.folder = folder
+        self.calendar = calendar
+        self.samples = samples_a_step
+        self.accelerator = accelerator
+        self.seconds: float | None = None  # a step, lately
+
+    def start(self, step: int) -> None:
+        """After `step` steps; what a killed process reported beyond them is taken back, since it comes again."""
+        self._start_trackers(step)
+        if not self.accelerator.is_main_process:
+            return
+        path = self.folder / FILE
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            with atomic_file(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in lines))
+        self.bar = tqdm(total=self.calendar.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
+
+    def _start_trackers(self, step: int) -> None:
+        # purge_step hides what a killed process reported beyond its last checkpoint
+        self.accelerator.init_trackers(
+            self.folder.name, init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {}
+        )
+
+    def write(self, step: int, values: Mapping[str, Any], seconds: float, waited: float) -> None:
+        """A step that is done."""
+        if not self.accelerator.is_main_process:
+            return
+        self.seconds = seconds if self.seconds is None else self.seconds + MOVING * (seconds - self.seconds)
+        rate = self.samples / self.seconds
+        line = {
+            "step": step,
+            "epoch": round(step / self.calendar.epoch, 4),
+            **values,
+            "learning_rate": self.calendar.settings.learning_rate * self.calendar.rate(step - 1),
+            "seconds": round(seconds, 4),
+            "waited": round(waited, 4),
+        }
+        self._write(line)
+        self.bar.set_postfix(loss=f"{values.get('loss', float('nan')):.4g}", samples=f"{rate:.3g}/s", refresh=False)
+        self.bar.update()
+
+    def write_validation(self, step: int, values: Mapping[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self._write({"step": step, **values})
+        self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        append_line(self.folder / FILE, json.dumps(line))
+        numbers = {name: value for name, value in line.items() if name != "step"}
+        self.accelerator.log(numbers, step=line["step"])
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """A PNG or GIF, in every tracker."""
+        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
+            if tracker.name == "tensorboard":
+                _show_in_tensorboard(tracker.writer, name, path, step)
+            elif tracker.name == "wandb":
+                import wandb
+
+                shown = wandb.Video(str(path)) if path.suffix == ".gif" else wandb.Image(str(path))
+                tracker.log({name: shown}, step=step)
+            else:
+                import trackio
+
+                shown = trackio.Video(str(path)) if path.suffix == ".gif" else trackio.Image(str(path))
+                tracker.log({name: shown}, step=step)
+
+    def finish(self) -> None:
+        if self.accelerator.is_main_process:
+            self.bar.close()
+
+
+def _show_in_tensorboard(writer: Any, name: str, path: Path, step: int) -> None:
+    """PNG and GIF as they are: TensorBoard plays a GIF that is handed over as an image."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    with Image.open(path) as picture:
+        width, height = picture.size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+
+def _step_of(line: str) -> float:
+    """Of a line of the file; one that was cut off when its process was killed belongs to no step."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return np.inf

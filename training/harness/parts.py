@@ -1,0 +1,176 @@
+"""What a checkpoint holds: networks, their averages, their optimizers, each as whole tensors in safetensors.
+
+Tensors that are sharded over processes (FSDP2) are put together on saving and spread again on loading, so that a
+checkpoint does not depend on how many processes wrote it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cardiodit.errors import CardioDiTError
+
+Tensors = dict[str, torch.Tensor]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+UPDATES = "updates.txt"  # how often an average was updated, on which its decay depends
+
+
+class Part(Protocol):
+    """Something that training changes and a checkpoint brings back."""
+
+    name: str
+
+    def gather(self) -> Tensors:
+        """Whole tensors on the CPU; every process must call it."""
+        ...
+
+    def write(self, tensors: Tensors, folder: Path) -> None:
+        """Into a checkpoint's folder; one process calls it."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Back from a checkpoint's folder; every process calls it."""
+        ...
+
+
+class Network:
+    """A model's weights and buffers, in diffusers' format: `from_pretrained(checkpoint / name)` opens it.
+
+    Of a frozen model with an adapter (LoRA) only the adapter's weights, in one file.
+    """
+
+    def __init__(self, name: str, model: torch.nn.Module, adapter_only: bool = False) -> None:
+        self.name = name
+        self.model: Any = model
+        self.adapter_only = adapter_only
+
+    def gather(self) -> Tensors:
+        return whole(self._tensors())
+
+    def write(self, tensors: Tensors, folder: Path) -> None:
+        write_tensors(tensors, folder / self.name, None if self.adapter_only else self.model)
+
+    def load(self, folder: Path) -> None:
+        fill(self._tensors(), load_file(folder / self.name / WEIGHTS))
+
+    def _tensors(self) -> Tensors:
+        return trained(self.model) if self.adapter_only else self.model.state_dict()
+
+
+class Average:
+    """The moving average of a model's trained weights; with the rest of the model it is a model too."""
+
+    def __init__(self, name: str, model: torch.nn.Module, ema: EMAModel, adapter_only: bool = False) -> None:
+        self.name = name
+        self.model: Any = model
+        self.ema = ema
+        self.adapter_only = adapter_only
+
+    def gather(self) -> Tensors:
+        rest = {} if self.adapter_only else self.model.state_dict()
+        return whole({**rest, **self._shadow()})
+
+    def write(self, tensors: Tensors, folder: Path) -> None:
+        write_tensors(tensors, folder / self.name, None if self.adapter_only else self.model)
+        (folder / self.name / UPDATES).write_text(str(self.ema.optimization_step))
+
+    def load(self, folder: Path) -> None:
+        saved, shadow = load_file(folder / self.name / WEIGHTS), self._shadow()
+        fill(shadow, {name: saved[name] for name in shadow if name in saved})
+        self.ema.optimization_step = int((folder / self.name / UPDATES).read_text())
+
+    def _shadow(self) -> Tensors:
+        return dict(zip(trained(self.model), self.ema.shadow_params, strict=True))
+
+
+class Optimizer:
+    """Adam's moments by the names of the weights. Rates and the like come from the settings, not from here."""
+
+    def __init__(self, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.name = name
+        self.model = model
+        self.optimizer: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+
+    def gather(self) -> Tensors:
+        moments = {
+            f"{name}/{key}": torch.as_tensor(value)
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        return whole(moments)
+
+    def write(self, tensors: Tensors, folder: Path) -> None:
+        save_file(tensors, folder / f"{self.name}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        parameters = dict(self.model.named_parameters())
+        self.optimizer.state.clear()
+        for key, values in load_file(folder / f"{self.name}.safetensors").items():
+            name, _, moment = key.rpartition("/")
+            if name not in parameters:
+                raise CardioDiTError(
+                    f"The checkpoint {folder} has moments of {name!r}, which this model does not have."
+                )
+            parameter = parameters[name]
+            like = parameter if values.shape == parameter.shape else None
+            state = self.optimizer.state[parameter]
+            state[moment] = values.clone() if like is None else spread(values, like).clone()
+
+
+def trained(model: torch.nn.Module) -> Tensors:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def whole(tensors: Tensors) -> Tensors:
+    """On the CPU, in one piece, apart from what training goes on changing."""
+    return {name: _whole(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.to("cpu", copy=True).contiguous()
+
+
+def spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values on the device of another tensor, sharded as it is."""
+    values = values.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(values, like.device_mesh, like.placements)
+    return values
+
+
+@torch.no_grad()
+def fill(held: Tensors, saved: Tensors) -> None:
+    """Copies saved values into the tensors of the same names; names and shapes must be the same."""
+    if set(held) != set(saved):
+        strangers = sorted(set(held) ^ set(saved))
+        raise CardioDiTError(f"The checkpoint is of another model: {strangers[0]!r} and {len(strangers) - 1} others.")
+    for name, tensor in held.items():
+        if tensor.shape != saved[name].shape:
+            raise CardioDiTError(
+                f"The checkpoint's {name} has the shape {tuple(saved[name].shape)}, the model's {tuple(tensor.shape)}."
+            )
+        tensor.detach().copy_(spread(saved[name], tensor))
+
+
+def write_tensors(tensors: Tensors, folder: Path, model: Any = None) -> None:
+    """In diffusers' format; without the model, whose config makes it a model's folder, the weights alone."""
+    folder.mkdir()
+    if model is not None:
+        model.save_config(folder)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def decaying(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: matrices decay; biases, norms and embeddings do not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decay = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
+    still = [p for p in parameters if p.ndim <= 1 or id(p) in embeddings]
+    groups: Iterable[tuple[list, float]] = ((decay, weight_decay), (still, 0.0))
+    return [{"params": params, "weight_decay": rate} for params, rate in groups if params]

@@ -1,0 +1,159 @@
+"""What the published VQ-GAN is trained with: L1, commitment, perceptual, adversarial and spectral loss."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.training.perceptual import BACKBONES, NETWORKS, PerceptualDistance, check_perceptual_network
+
+
+def _key(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """The losses of stage 1; the defaults are the published ones. Each key's meaning stands beside it."""
+
+    perceptual_weight: float = _key(0.002, "of the perceptual loss")
+    perceptual_network: str = _key("squeeze", f"one of {', '.join(NETWORKS)}")
+    perceptual_slices: float = _key(0.5, "share of the planes along each axis that the network looks at")
+    perceptual_weights: str | None = _key(None, "file of the network, for machines that cannot download it")
+    adversarial_weight: float = _key(0.005, "of the adversarial loss, once its ramp is over")
+    adversarial_ramp_epochs: float = _key(50.0, "in which that weight rises from 0")
+    adversarial_start_epoch: float = _key(0.0, "at which it begins to rise")
+    spectral_weight: float = _key(0.0, "of the difference of the amplitudes of all frequencies")
+
+    def __post_init__(self) -> None:
+        problems = Problems("The losses cannot be used")
+        for name in ("perceptual", "adversarial", "spectral"):
+            _check_number(problems, f"{name}_weight", getattr(self, f"{name}_weight"))
+        for name in ("adversarial_ramp_epochs", "adversarial_start_epoch"):
+            _check_number(problems, name, getattr(self, name))
+        if self.perceptual_network not in NETWORKS:
+            problems.add(f"perceptual_network={self.perceptual_network!r} is none of {', '.join(NETWORKS)}")
+        if not 0 < self.perceptual_slices <= 1:
+            problems.add(f"perceptual_slices={self.perceptual_slices} must be above 0 and at most 1")
+        if self.perceptual_weights is not None and self.perceptual_network not in BACKBONES:
+            problems.add(f"perceptual_weights are for {', '.join(BACKBONES)}, not for {self.perceptual_network}")
+        problems.raise_if_any()
+
+    @property
+    def is_perceptual(self) -> bool:
+        return self.perceptual_weight > 0 and self.perceptual_network != "none"
+
+
+def check_perceptual(settings: LossSettings) -> None:
+    """To be called before training starts: an error where the perceptual network cannot be had.
+
+    Prints a line where it will be downloaded; in a run of several processes, one of them should do this first.
+    """
+    if settings.is_perceptual:
+        check_perceptual_network(settings.perceptual_network, settings.perceptual_weights)
+
+
+def adversarial_weight(settings: LossSettings, epoch: float) -> float:
+    """Rises linearly from 0 to its full size; while it is 0 the discriminator does not train."""
+    since = epoch - settings.adversarial_start_epoch
+    if since < 0:
+        return 0.0
+    ramp = settings.adversarial_ramp_epochs
+    return settings.adversarial_weight * (min(1.0, since / ramp) if ramp else 1.0)
+
+
+class GeneratorLoss(nn.Module):
+    """What the autoencoder is trained to lower. All of it is float32, outside of autocast."""
+
+    def __init__(self, settings: LossSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        perceptual = (settings.perceptual_network, settings.perceptual_slices, settings.perceptual_weights)
+        self.perceptual = PerceptualDistance(*perceptual) if settings.is_perceptual else None
+        self.spectral = _spectral_loss() if settings.spectral_weight > 0 else None
+
+    def forward(
+        self,
+        reconstruction: Tensor,
+        image: Tensor,
+        commitment: Tensor,
+        fake_logits: Tensor | None,
+        adversarial_weight: float,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The parts, unweighted, and "loss", their weighted sum; a part whose weight is 0 is not computed.
+
+        Args:
+            reconstruction, image: `(B, C, H, W, T)` or `(B, C, H, W, D)`, in [-1, 1].
+            commitment: of the codebook, already multiplied by its cost.
+            fake_logits: the discriminator's verdict on the reconstruction; not needed while it has no weight.
+            adversarial_weight: of this moment, as the function of this name says.
+            generator: on the CPU, draws the planes that the perceptual network looks at. Without one they come from
+                torch's global generator, which the training harness seeds at every step.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            fake, real = reconstruction.float(), image.float()
+            parts = {"l1": F.l1_loss(fake, real), "commitment": commitment.float()}
+            weights = {"l1": 1.0, "commitment": 1.0}
+            if self.perceptual is not None:
+                parts["perceptual"] = self.perceptual(fake, real, generator)
+                weights["perceptual"] = self.settings.perceptual_weight
+            if adversarial_weight > 0:
+                parts["adversarial"] = _adversarial(_given(fake_logits), is_real=True, for_discriminator=False)
+                weights["adversarial"] = adversarial_weight
+            if self.spectral is not None:
+                parts["spectral"] = self.spectral(fake, real)
+                weights["spectral"] = self.settings.spectral_weight
+            loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        return {**parts, "loss": loss}
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Least squares (Mao et al., arXiv:1611.04076, equation 2), the mean of real and fake."""
+    with torch.autocast(real_logits.device.type, enabled=False):
+        real = _adversarial(real_logits, is_real=True, for_discriminator=True)
+        fake = _adversarial(fake_logits, is_real=False, for_discriminator=True)
+        return (real + fake) / 2
+
+
+def _adversarial(logits: Tensor, is_real: bool, for_discriminator: bool) -> Tensor:
+    """Least squares with MONAI's default, a LeakyReLU(0.05) on the logits.
+
+    That is what the published training ran: models continue from its checkpoints, and its weights are tuned to it.
+    `no_activation_leastsq=True` would be the loss of the paper; it pulls harder on logits below 0.
+    """
+    from monai.losses import PatchAdversarialLoss
+
+    loss = PatchAdversarialLoss(criterion="least_squares")
+    return loss(logits.float(), target_is_real=is_real, for_discriminator=for_discriminator)
+
+
+def _given(logits: Tensor | None) -> Tensor:
+    if logits is None:
+        raise CardioDiTError("The adversarial loss has a weight, so the discriminator's logits must be given.")
+    return logits
+
+
+def _spectral_loss() -> nn.Module:
+    from monai.losses import JukeboxLoss
+
+    class SpectralLoss(JukeboxLoss):
+        """Section 3.3 of Dhariwal et al. (arXiv:2005.00341), with a gradient that is finite everywhere.
+
+        MONAI's root has an infinite slope at an amplitude of 0, which a constant image has at all frequencies but
+        one: after `backward` every weight would be NaN. The slope of `abs` is 0 there.
+        """
+
+        def _get_fft_amplitude(self, images: Tensor) -> Tensor:
+            return torch.fft.fftn(images, s=self.fft_signal_size, dim=self.fft_dim, norm=self.fft_norm).abs()
+
+    return SpectralLoss(spatial_dims=3)
+
+
+def _check_number(problems: Problems, name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        problems.add(f"{name}={value} must be a number of at least 0")
