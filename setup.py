@@ -58,7 +58,7 @@ setup(
     ],
     extras_require={
         "xformers": ["xformers"],
-        "train": ["tensorboard>=2.18", "lpips>=0.1.4"],
+        "train": ["tensorboard>=2.18", "lpips>=0.1.4", "torchvision>=0.25"],
         "viz": ["matplotlib>=3.10", "imageio>=2.37"],
         "energy": ["codecarbon>=3.0"],
         "dicom": ["pydicom>=3.0"],

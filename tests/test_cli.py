@@ -65,7 +65,19 @@ def test_it_runs_as_a_module_too() -> None:
     assert shown.stdout.strip() == f"cardiodit {__version__}"
 
 
-@pytest.mark.parametrize("command", [["demo"], ["phantom"], ["sample"], ["convert"], ["convert", "cardiodit"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["demo"],
+        ["phantom"],
+        ["reconstruct"],
+        ["encode"],
+        ["scale-factor"],
+        ["sample"],
+        ["convert"],
+        ["convert", "cardiodit"],
+    ],
+)
 def test_every_command_shows_an_example_that_parses(command, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from cardiodit import __version__
-from cardiodit.commands import convert, demo, export, phantom, prepare, sample
+from cardiodit.commands import convert, demo, encode, export, phantom, prepare, reconstruct, sample, scale_factor
 from cardiodit.errors import CardioDiTError
 
 # In the order of `--help`: how one goes from data to a published model.
-COMMANDS = (demo, phantom, prepare, sample, convert, export)
+COMMANDS = (demo, phantom, prepare, reconstruct, encode, scale_factor, sample, convert, export)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from cardiodit.imaging import Geometry, window_of, write_gif, write_sheet
+from cardiodit.imaging.pictures import write_comparison
 
 
 def test_the_gif_plays_every_frame_of_every_slice_turned_for_the_viewer(tmp_path: Path) -> None:
@@ -46,3 +47,16 @@ def test_the_window_follows_the_scanner_and_survives_a_constant() -> None:
     assert window_of(np.arange(1001.0)) == (5.0, 995.0)
     low, high = window_of(np.full(10, 7.0))
     assert low == 7.0 and high > low
+
+
+def test_a_comparison_has_three_rows_a_frame_and_a_line_below(tmp_path: Path) -> None:
+    original = np.full((130, 128, 2, 6), -1.0)
+    other = original.copy()
+    original[..., 2:], other[..., 2:] = 0.0, 0.25
+    write_comparison(tmp_path / "pair.png", original, other)
+    picture = np.asarray(Image.open(tmp_path / "pair.png"))
+    frame = 3 * 128 + 2
+    assert picture.shape == (3 * frame, 2 * 130)
+    levels = [[int(picture[t * frame + row * 128 + 64, 10]) for row in range(3)] for t in range(3)]
+    assert levels == [[0, 0, 127], [127, 159, 191], [127, 159, 191]]  # frames 0, 2 and 4
+    assert (picture[frame - 2 : frame] == 255).all()

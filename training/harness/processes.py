@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+)
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.settings import Training
@@ -24,6 +30,9 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
             cpu=cpu,
+            # The codebook keeps itself in step; a critic that judges twice before its backward pass must not have its
+            # running statistics overwritten in between.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=trackers_of(settings.report_to),
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
         )

@@ -12,6 +12,8 @@ from cardiodit.writing import atomic_file
 
 SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged so that one can see something
 MOST_FRAMES = 8  # rows of a sheet
+COMPARED_FRAMES = 3  # of two volumes, each with three rows
+LINE = 2  # pixels between frames that are compared
 SLICES, SLICES_ACROSS = 12, 4  # of a volume that does not beat
 COLOURS = {1: (80, 140, 255), 2: (90, 220, 90), 3: (255, 80, 70)}  # RV, myocardium, LV
 MODEL_WINDOW = (-1.0, 1.0)
@@ -25,11 +27,15 @@ def write_gif(
     geometry: Geometry | None = None,
     masks: np.ndarray | None = None,
     window: Window = MODEL_WINDOW,
+    rows: int = 1,
 ) -> None:
-    """A beating `(H, W, D, T)` volume: slices side by side, one heart beat a cycle, masks as outlines."""
+    """A beating `(H, W, D, T)` volume: slices side by side, one heart beat a cycle, masks as outlines.
+
+    `rows`: of slices that lie above each other in it, so that small ones are enlarged as they would be alone.
+    """
     frames = cine.shape[3]
     pictures = [
-        _enlarged(strip_of(cine[..., t], None if masks is None else masks[..., t], window)) for t in range(frames)
+        _enlarged(strip_of(cine[..., t], None if masks is None else masks[..., t], window), rows) for t in range(frames)
     ]
     seconds = geometry.frame_time if geometry is not None and geometry.frame_time else 1 / frames
     with atomic_file(path) as temporary:
@@ -61,6 +67,24 @@ def write_slices(
     filled = [np.pad(s, [(0, 0), (0, width - s.shape[1]), *[(0, 0)] * (s.ndim - 2)]) for s in strips]
     with atomic_file(path) as temporary:
         _enlarged(np.concatenate(filled), len(rows)).save(temporary)
+
+
+def write_comparison(path: Path, original: np.ndarray, other: np.ndarray, window: Window = MODEL_WINDOW) -> None:
+    """Two `(H, W, D, T)` volumes on one sheet: for each of at most three frames original, other and difference.
+
+    The difference is grey where there is none; a quarter of the window to either side is black or white. A white
+    line ends each frame.
+    """
+    frames = np.unique(np.linspace(0, original.shape[3], COMPARED_FRAMES, endpoint=False).astype(int))
+    quarter = (window[1] - window[0]) / 4
+    rows = []
+    for t in frames:
+        before, after = original[..., t], other[..., t]
+        rows += [strip_of(before, None, window), strip_of(after, None, window)]
+        difference = strip_of(after - before, None, (-quarter, quarter))
+        rows.append(np.pad(difference, [(0, LINE), (0, 0)], constant_values=255))
+    with atomic_file(path) as temporary:
+        _enlarged(np.concatenate(rows), len(rows)).save(temporary)
 
 
 def _strips(cine: np.ndarray, masks: np.ndarray | None, frames: Iterable[int], window: Window) -> list[np.ndarray]:

@@ -1,0 +1,65 @@
+"""`cardiodit encode`: from images to latents."""
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+
+from cardiodit.commands.adding import add_command
+from cardiodit.commands.sample import DTYPES
+from cardiodit.imaging import PRESETS
+
+# One process may have all the work that is left; the others wait for it longer than torch's ten minutes.
+PATIENCE = timedelta(days=7)
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "encode",
+        "Encode every image of a manifest with a VQ model, for the training of a transformer. Run again, it goes on "
+        "where it stopped and encodes only what changed. `accelerate launch -m cardiodit encode ...` shares the work "
+        "among several GPUs.",
+        "cardiodit encode --ids acdc/training.csv --vae runs/vqgan --output_dir latents/training --depth 10",
+    )
+    parser.add_argument("--ids", type=Path, required=True, help="manifest of the images")
+    parser.add_argument("--vae", required=True, help="folder of the VQ model, a pipeline or a run; org/name on the Hub")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for the latents; may hold those of an earlier run"
+    )
+    parser.add_argument("--depth", type=int, help="slices to crop or pad to; default: as in the preprocessing")
+    parser.add_argument("--preset", choices=PRESETS, help="preprocessing; default: that of the VQ model's training")
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help="slices at once; the result is the same (%(default)s)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU for each process if there is one")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object, parse_flag_from_env
+
+    from cardiodit.hub.opening import open_vae
+    from cardiodit.latents import encode_cohort
+
+    # Unless it is told so, PartialState does not join processes on machines without a GPU: each would do everything.
+    on_cpu = arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=on_cpu or not torch.accelerator.is_available(), timeout=PATIENCE)
+    counts = encode_cohort(
+        arguments.ids,
+        open_vae(arguments.vae),
+        arguments.output_dir,
+        depth=arguments.depth,
+        steps=PRESETS[arguments.preset] if arguments.preset else None,
+        batch_size=arguments.batch_size,
+        device=arguments.device or state.device,
+        dtype=getattr(torch, arguments.dtype),
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        gather=gather_object,
+    )
+    if state.is_main_process:
+        print(f"Wrote {arguments.output_dir / 'manifest.csv'}: {counts}.")
+    state.destroy_process_group()

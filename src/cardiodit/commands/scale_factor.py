@@ -1,0 +1,44 @@
+"""`cardiodit scale-factor`: measured on latents, kept with the VQ model."""
+
+import argparse
+from pathlib import Path
+
+from cardiodit.commands.adding import add_command
+from cardiodit.errors import CardioDiTError
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "scale-factor",
+        "Measure 1 / standard deviation of the training latents and write it into the VQ model's config, where "
+        "training and sampling find it.",
+        "cardiodit scale-factor --latents latents/training/manifest.csv --vae runs/vqgan",
+    )
+    parser.add_argument("--latents", type=Path, required=True, help="manifest that `cardiodit encode` wrote")
+    parser.add_argument("--vae", required=True, help="folder of the VQ model, a pipeline or a run")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only N files, evenly spread; default: all")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.opening import folder_of, open_vae
+    from cardiodit.latents import LatentCohort, identity_of_vae, measure_scale, write_scale
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise CardioDiTError(f"--limit {arguments.limit}: must be at least 1.")
+    if not Path(arguments.vae).is_dir():
+        raise CardioDiTError(
+            f"There is no folder {arguments.vae}. The factor is written into a local folder; a model on the Hub must "
+            "be downloaded first."
+        )
+    folder = folder_of(arguments.vae, "vae")
+    vae = open_vae(folder)
+    cohort = LatentCohort.open(arguments.latents, identity_of_vae(vae))
+    number = min(arguments.limit or len(cohort), len(cohort))
+    value = measure_scale(cohort[i * len(cohort) // number] for i in range(number))
+    write_scale(folder, value)
+    print(
+        f"scaling_factor of {folder / 'config.json'}: {vae.config.scaling_factor:.6g} before, now {value:.6g}, "
+        f"measured on {number} of {len(cohort)} files."
+    )

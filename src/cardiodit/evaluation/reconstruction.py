@@ -1,0 +1,225 @@
+"""What an autoencoder makes of one's own data: an upper bound for what can be generated through it."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_dilation
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.similarity import psnr, ssim
+from cardiodit.imaging.cases import prepare_case, prepare_mask
+from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.pictures import write_comparison, write_gif, write_slices
+from cardiodit.imaging.preprocessing import Prepared, Preprocessing
+from cardiodit.models.autoencoder_vq import VQModel, VQModel4D
+from cardiodit.writing import atomic_file, new_folder
+
+PICTURED = 3
+HEART_MARGIN = 3  # voxels around the labels that still count as the heart: its border is what matters
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One volume through an autoencoder.
+
+    Args:
+        voxels: `(H, W, D, T)` or `(H, W, D)`, decoded from codes, cut to [-1, 1] as samples are.
+        unquantised: the same, decoded from what the encoder said, without the codebook.
+        code_counts: how many latent vectors chose each code.
+    """
+
+    voxels: np.ndarray
+    unquantised: np.ndarray
+    code_counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How near the reconstruction of one volume came. Values are in [-1, 1], so that an L1 of 0.02 is 1% of the range.
+
+    Args:
+        number: of the volume, from 1, in the manifest's order; its pictures carry it too.
+        l1, psnr, ssim: over the whole field of view.
+        l1_unquantised: without the codebook.
+        quantisation_share: of the L1 error, what goes away without the codebook; below 0 where the decoder, which was
+            trained on codes, does worse without them.
+        heart_l1, heart_psnr: where the manifest's mask is, and three voxels around; None without a mask.
+    """
+
+    number: int
+    subject: str
+    l1: float
+    psnr: float
+    ssim: float
+    l1_unquantised: float
+    quantisation_share: float
+    heart_l1: float | None = None
+    heart_psnr: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A cohort through an autoencoder."""
+
+    volumes: list[Quality]
+    code_counts: np.ndarray
+    steps: Preprocessing
+
+    def mean(self, name: str) -> float | None:
+        """Over the volumes that have this number; None where none has."""
+        values = [value for quality in self.volumes if (value := getattr(quality, name)) is not None]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def perplexity(self) -> float:
+        """As many codes, used equally often, would carry as much: exp of the entropy of the codes' shares."""
+        shares = self.code_counts[self.code_counts > 0] / self.code_counts.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    @property
+    def used_codes(self) -> int:
+        return int((self.code_counts > 0).sum())
+
+    def summary(self) -> dict[str, Any]:
+        """For `summary.json`."""
+        codes = len(self.code_counts)
+        return {
+            "volumes": len(self.volumes),
+            "volumes_with_mask": sum(quality.heart_l1 is not None for quality in self.volumes),
+            **{name: _plain(self.mean(name)) for name in NUMBERS},
+            "codes": codes,
+            "codes_used": self.used_codes,
+            "codes_used_share": self.used_codes / codes,
+            "code_perplexity": self.perplexity,
+            "latent_vectors": int(self.code_counts.sum()),
+            "preprocessing": self.steps.to_dict(),
+        }
+
+
+NUMBERS = [field.name for field in fields(Quality) if field.name not in ("number", "subject")]
+
+
+def reconstruct_cohort(
+    vae: VQModel,
+    cases: Sequence[Case],
+    steps: Preprocessing,
+    output_dir: Path,
+    batch_size: int = 4,
+    pictured: int = PICTURED,
+) -> Report:
+    """Writes `reconstruction.csv`, `summary.json` and pictures of the first volumes into a new folder."""
+    from tqdm import tqdm
+
+    if batch_size < 1:
+        raise CardioDiTError(f"batch_size={batch_size} must be at least 1.")
+    qualities, counts = [], np.zeros(vae.config.num_embeddings, np.int64)
+    with new_folder(output_dir) as folder:
+        (folder / "pictures").mkdir()
+        for number, case in enumerate(tqdm(cases, desc="Reconstructing", unit="volume", disable=None), 1):
+            prepared = prepare_case(case, steps)
+            result = reconstruct(vae, prepared, batch_size)
+            mask = prepare_mask(case, prepared)
+            subject = case.row.get("subject") or f"volume-{number}"  # else it is named by its path
+            labels = None if mask is None else mask.voxels
+            qualities.append(judge(number, subject, prepared.volume.voxels, result, labels))
+            counts += result.code_counts
+            if number <= pictured:
+                _draw(folder / "pictures", number, prepared, result)
+        report = Report(qualities, counts, steps)
+        _write_table(folder / "reconstruction.csv", qualities)
+        (folder / "summary.json").write_text(json.dumps(report.summary(), indent=2) + "\n")
+    return report
+
+
+@torch.no_grad()
+def reconstruct(vae: VQModel, prepared: Prepared, batch_size: int = 4) -> Reconstruction:
+    """Encodes and decodes a volume, a cine's slices in batches. The model stays as it is."""
+    was_training = vae.training
+    vae.eval()
+    image = prepared.tensor()  # (1, D, H, W, T) or (1, H, W, D)
+    is_cine = isinstance(vae, VQModel4D)
+    if is_cine != prepared.volume.is_cine:
+        kinds = ("a beating cine (H, W, D, T)", "a volume (H, W, D)")
+        expected, given = kinds if is_cine else kinds[::-1]
+        raise CardioDiTError(f"{type(vae).__name__} codes {expected}, but the image is {given}.")
+    items = image.movedim(1, 0) if is_cine else image[None]  # (D, 1, H, W, T) or (1, 1, H, W, D)
+    decoded: list[torch.Tensor] = []
+    unquantised: list[torch.Tensor] = []
+    counts = torch.zeros(vae.config.num_embeddings, dtype=torch.int64)
+    for batch in items.split(batch_size):
+        latents = vae.encode(batch.to(vae.device, vae.dtype)).latents
+        codes = vae.quantize(latents)
+        counts += torch.bincount(codes.indices.flatten().cpu(), minlength=len(counts))
+        for latent, results in ((codes.latents, decoded), (latents, unquantised)):
+            results.append(vae.decode(latent, force_not_quantize=True).sample.float().clamp(-1, 1).cpu())
+    vae.train(was_training)
+    return Reconstruction(_stored(decoded, is_cine), _stored(unquantised, is_cine), counts.numpy())
+
+
+def judge(
+    number: int, subject: str, image: np.ndarray, result: Reconstruction, labels: np.ndarray | None = None
+) -> Quality:
+    """The numbers of one volume; `labels` of the image's shape, where there are some."""
+    image = image.astype(np.float64)
+    error = result.voxels - image
+    l1, unquantised = float(np.abs(error).mean()), float(np.abs(result.unquantised - image).mean())
+    heart = None if labels is None or labels.shape != image.shape else _around(labels)
+    has_heart = heart is not None and bool(heart.any())
+    return Quality(
+        number,
+        subject,
+        l1=l1,
+        psnr=psnr(float(np.square(error).mean())),
+        ssim=ssim(image, result.voxels),
+        l1_unquantised=unquantised,
+        quantisation_share=1 - unquantised / l1 if l1 else 0.0,
+        heart_l1=float(np.abs(error[heart]).mean()) if has_heart else None,
+        heart_psnr=psnr(float(np.square(error[heart]).mean())) if has_heart else None,
+    )
+
+
+def _stored(batches: list[torch.Tensor], is_cine: bool) -> np.ndarray:
+    """Back to the order of files, `(H, W, D, T)` or `(H, W, D)`."""
+    items = torch.cat(batches)[:, 0].numpy()  # (D, H, W, T) or (1, H, W, D)
+    return np.moveaxis(items, 0, 2) if is_cine else items[0]
+
+
+def _around(labels: np.ndarray) -> np.ndarray:
+    """The labels and a margin within each slice of each frame."""
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+    in_plane = cross.reshape(3, 3, *(1,) * (labels.ndim - 2))
+    return binary_dilation(labels > 0, in_plane, iterations=HEART_MARGIN)
+
+
+def _draw(folder: Path, number: int, prepared: Prepared, result: Reconstruction) -> None:
+    image, drawn = prepared.volume.voxels, result.voxels
+    name = f"{number:04d}"
+    if not prepared.volume.is_cine:
+        for kind, volume in (("original", image), ("reconstruction", drawn)):
+            write_slices(folder / f"{name}-{kind}.png", volume)
+        return
+    write_comparison(folder / f"{name}.png", image, drawn)
+    # The second axis runs upwards in pictures: the original lies above its reconstruction.
+    pair = np.concatenate([drawn, image], axis=1)
+    write_gif(folder / f"{name}.gif", pair, prepared.volume.geometry, rows=2)
+
+
+def _write_table(path: Path, qualities: Iterable[Quality]) -> None:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["number", "subject", *NUMBERS])
+        writer.writeheader()
+        for quality in qualities:
+            row = asdict(quality)
+            numbers = {name: "" if row[name] is None else f"{row[name]:.6g}" for name in NUMBERS}
+            writer.writerow({**row, **numbers})
+
+
+def _plain(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return None if value is None or not np.isfinite(value) else value

@@ -1,0 +1,87 @@
+"""The autoencoder and the discriminator that stage 1 trains: new ones, or ones to be fine-tuned."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.hub.opening import open_vae
+from cardiodit.imaging.cache import PreparedVolumes
+from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.models import VQModel3D, VQModel4D
+from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.models.discriminator import PatchDiscriminator
+from cardiodit.randomness import generator_for
+from cardiodit.training.harness.stream import seed_for
+from cardiodit.training.settings import VQGANSettings
+
+KINDS: dict[int, type[VQModel]] = {3: VQModel3D, 4: VQModel4D}
+
+
+def model_to_tune(name: str, settings: VQGANSettings, plain: Mapping[str, Any]) -> VQModel:
+    """A trained VQ model with its own config; what the user's config says otherwise is an error."""
+    model = open_vae(name)
+    problems = Problems(f"The VQ model {name} cannot be fine-tuned with this config")
+    if not isinstance(model, KINDS[settings.dimensions]):
+        problems.add(f"dimensions is {settings.dimensions}, the model is a {type(model).__name__}")
+    for key, value in (plain.get("model") or {}).items():
+        if value != _plain(model.config[key]):
+            problems.add(f"{key} is {value} in the config and {_plain(model.config[key])} in the model")
+    problems.raise_if_any("Leave these keys out: the model brings its own.")
+    return model
+
+
+def preprocessing_of(settings: VQGANSettings, plain: Mapping[str, Any], model: VQModel | None) -> Preprocessing:
+    """The config's, or where it says nothing that of the model which is fine-tuned."""
+    said = (plain.get("data") or {}).get("preprocessing")
+    if model is not None and not said and model.config.preprocessing is not None:
+        return Preprocessing.from_dict(model.config.preprocessing)
+    return settings.data.preprocessing.build()
+
+
+def new_model(settings: VQGANSettings) -> VQModel:
+    torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
+    return KINDS[settings.dimensions](**asdict(settings.model))
+
+
+def tell_data(model: VQModel, volumes: PreparedVolumes) -> None:
+    """What the data were goes into the model's config, from where samples get their geometry and units."""
+    steps = volumes.steps
+    if not steps.intensity.is_fixed:
+        steps = replace(steps, intensity=replace(steps.intensity, typical=volumes.typical()))
+    model.register_to_config(preprocessing=steps.to_dict(), spacing=volumes.spacing(), frame_time=volumes.frame_time())
+
+
+def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] | None) -> None:
+    """Prepared volumes, and boxes of them, must be multiples of what the model divides by."""
+    problems = Problems("The VQ model cannot code these volumes")
+    for what, size in [("data.crop", crop), ("data.preprocessing", volumes.shapes[0][-3:])]:
+        for axis, length, factor in zip(model.axis_names, size or (), model.scale_factors):
+            if length % factor:
+                below, above = length // factor * factor, (length // factor + 1) * factor
+                problems.add(
+                    f"{what} makes {axis} {length}; it must be a multiple of {factor}, such as {below or above}"
+                )
+    if crop is not None and len(crop) != 3:
+        raise CardioDiTError(f"data.crop {list(crop)} must have three numbers, for {', '.join(model.axis_names)}.")
+    problems.raise_if_any()
+
+
+def new_discriminator(settings: VQGANSettings) -> PatchDiscriminator:
+    torch.manual_seed(generator_for(seed_for(settings.training.seed, "discriminator"), 0).initial_seed())
+    return PatchDiscriminator(spatial_dims=3, **asdict(settings.discriminator))
+
+
+def discriminator_beside(name: str) -> PatchDiscriminator | None:
+    """The one that was trained with a VQ model, where it was kept beside it."""
+    for folder in (Path(name) / "best", Path(name), Path(name).parent):
+        if (folder / "discriminator" / "config.json").is_file():
+            return PatchDiscriminator.from_pretrained(folder / "discriminator")
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
