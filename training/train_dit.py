@@ -22,7 +22,7 @@ from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.training.authors import translate_dit
 from cardiodit.training.denoising import Batch, Denoising, FixedVisits, Noising, NoisyVisits
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.harness.parts import Average, Network, Optimizer, decaying
+from cardiodit.training.harness.parts import Average, Network, Optimizer, decaying, reshard
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.script import run_script
 from cardiodit.training.harness.upload import Upload, add_upload_options
@@ -145,10 +145,10 @@ def train(request: Request[DiTSettings], run: Run) -> None:
 
 def builder(model: DiTTransformerModel, settings: DiTSettings) -> Callable[[], DiTTransformerModel]:
     """Makes models of the same shape, to be filled with weights."""
-    config, rank = dict(model.config), settings.training.lora_rank
+    kind, config, rank = type(model), dict(model.config), settings.training.lora_rank
 
     def build() -> DiTTransformerModel:
-        made = type(model).from_config(config)
+        made = kind.from_config(config)
         if rank:
             add_adapter(made, settings.training)
         return made
@@ -172,12 +172,20 @@ def with_average(ema: EMAModel | None, model: torch.nn.Module, work: Callable[[]
     """Does something with the averaged weights in the model, and puts the others back."""
     if ema is None:
         return work()
-    ema.store(trained_parameters(model))
-    ema.copy_to(trained_parameters(model))
+    swap(trained_parameters(model), ema.shadow_params)
     try:
         return work()
     finally:
-        ema.restore(trained_parameters(model))
+        swap(trained_parameters(model), ema.shadow_params)
+
+
+@torch.no_grad()
+def swap(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> None:
+    """Exchanges values in place, to the bit, with room for one tensor more; sharded ones too."""
+    for one, other in zip(some, others, strict=True):
+        held = one.detach().clone()
+        one.copy_(other)
+        other.copy_(held)
 
 
 def validation_loader(run: Run, cohort: Cohort, noising: Noising, levels: int) -> DataLoader:
@@ -203,6 +211,7 @@ def validate(
         losses = denoising.losses(model, latents_of(batch), batch)
         sums += torch.stack([(losses * batch["weight"]).sum(), batch["weight"].sum()])
     model.train()
+    reshard(model)
     total, count = run.accelerator.reduce(sums, reduction="sum").tolist()
     return total / count
 

@@ -4,13 +4,16 @@ Tensors that are sharded over processes (FSDP2) are put together on saving and s
 checkpoint does not depend on how many processes wrote it.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from diffusers.training_utils import EMAModel
+from diffusers.utils import CONFIG_NAME
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cardiodit.errors import CardioDiTError
@@ -136,6 +139,13 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", copy=True).contiguous()
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """FSDP2 leaves what a forward pass put together as it is until the backward pass; after an evaluation none comes."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Values on the device of another tensor, sharded as it is."""
     values = values.to(like.device)
@@ -162,7 +172,9 @@ def write_tensors(tensors: Tensors, folder: Path, model: Any = None) -> None:
     """In diffusers' format; without the model, whose config makes it a model's folder, the weights alone."""
     folder.mkdir()
     if model is not None:
-        model.save_config(folder)
+        config = json.loads(model.to_json_string())
+        config["_class_name"] = next(c for c in type(model).__mro__ if not issubclass(c, FSDPModule)).__name__
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -29,11 +29,12 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
-            cpu=cpu,
+            # Without being told, accelerate makes a run of its own of every CPU process that torchrun started.
+            cpu=cpu or not torch.accelerator.is_available(),
             # The codebook keeps itself in step; a critic that judges twice before its backward pass must not have its
             # running statistics overwritten in between.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            log_with=trackers_of(settings.report_to),
+            log_with=trackers_of(settings.report_to) or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
         )
     except ValueError as error:  # such as fp16 on a CPU
