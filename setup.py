@@ -1,4 +1,4 @@
-"""Packaging: three folders of the repository make one package (`src/cardiodit`, `pipelines`, `training`)."""
+"""Packaging: four folders of the repository make one package: `src/cardiodit`, `pipelines`, `training`, `configs`."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,16 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-FOLDERS = {"cardiodit": "src/cardiodit", "cardiodit.pipelines": "pipelines", "cardiodit.training": "training"}
+FOLDERS = {
+    "cardiodit": "src/cardiodit",
+    "cardiodit.pipelines": "pipelines",
+    "cardiodit.training": "training",
+    "cardiodit.configs": "configs",
+}
 
 
 def packages() -> list[str]:
-    """The three packages with all their subpackages."""
+    """The packages with all their subpackages."""
     found = []
     for package, folder in FOLDERS.items():
         found += [package, *(f"{package}.{sub}" for sub in find_packages(folder))]
@@ -40,7 +45,7 @@ setup(
     ],
     package_dir=FOLDERS,
     packages=packages(),
-    package_data={"cardiodit": ["**/*.yaml"]},
+    package_data={"cardiodit.configs": ["**/*.yaml", "**/*.sbatch"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.10",

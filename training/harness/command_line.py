@@ -15,6 +15,9 @@ from cardiodit.training.settings import leaves
 from cardiodit.typed_yaml import Reader, read_yaml
 
 Settings = TypeVar("Settings")
+# Beside `training`, in a checkout as in an installed package.
+SHIPPED = Path(__file__).parents[2] / "configs"
+
 Translate = Callable[[Path, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -109,9 +112,21 @@ def _unknown_option(given: str, parser: argparse.ArgumentParser) -> str:
 def _plain_config(path: Path | None, translate: Translate) -> dict[str, Any]:
     if path is None:
         return {}
+    path = find_config(path)
     raw = read_yaml(path)
     translated = translate(path, raw)
     return raw if translated is None else translated
+
+
+def find_config(path: Path) -> Path:
+    """A file, or one of those that come with the package: `cardiodit/dit_ds8_b4.yaml`."""
+    if path.is_file():
+        return path
+    inside = SHIPPED.joinpath(*path.parts[path.parts[:1] == ("configs",) :])
+    if inside.is_file():
+        return inside
+    known = ", ".join(str(file.relative_to(SHIPPED)) for file in sorted(SHIPPED.glob("cardiodit/*.yaml")))
+    raise CardioDiTError(f"There is no config {path}. With the package come {known}.")
 
 
 def _yaml_value(text: str) -> Any:

@@ -1,0 +1,186 @@
+"""A run that is killed, told to stop, or finds its checkpoint damaged, and what it goes on with."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cardiodit.errors import CardioDiTError
+
+from .conftest import lines_of
+
+
+def start(arguments: list[str], module: str = "train_dit") -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-m", f"cardiodit.training.{module}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").is_file() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
+            return
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.002)
+    raise AssertionError("the run did not get so far")
+
+
+def test_a_killed_run_goes_on_to_the_bit(dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path) -> None:
+    """Killed twice, at a step that no checkpoint was written after; dropout and label dropout draw at every step."""
+    changes = {"model": {"dropout": 0.1}, "training": {"max_train_steps": 60, "checkpointing_steps": 7}}
+    whole = train_a_dit("whole", **changes)
+    for step in (10, 33):
+        process = start(dit_arguments("killed", **changes))
+        wait_for_step(tmp_path / "killed", step, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    killed = train_a_dit("killed", **changes)
+    assert lines_of(killed) == lines_of(whole)  # every loss of every step, once
+    assert len(lines_of(whole)) == 60
+    assert lines_of(killed, "validation_loss") == lines_of(whole, "validation_loss")
+    for part in ("transformer", "transformer_ema"):
+        weights = f"checkpoint-60/{part}/diffusion_pytorch_model.safetensors"
+        assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
+    record = json.loads((killed / "run.json").read_text())
+    assert record["status"] == "finished" and len(record["sessions"]) == 3
+
+
+def test_the_autoencoder_goes_on_to_the_bit_too(train_a_vqgan: Callable) -> None:
+    """Across the beginning of the adversarial loss (step 4), with codebook, critic and both optimizers."""
+    whole = train_a_vqgan("whole")
+    train_a_vqgan("parts", training={"max_train_steps": 8, "checkpointing_steps": 3})
+    parts = train_a_vqgan("parts")
+    for key in ("loss", "discriminator", "perplexity"):
+        assert lines_of(parts, key) == lines_of(whole, key)
+    assert set(lines_of(whole, "discriminator")) == set(range(6, 13))
+    for part in ("vae", "discriminator"):
+        weights = f"checkpoint-12/{part}/diffusion_pytorch_model.safetensors"
+        assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def test_a_polite_end_saves_and_goes_on(dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path) -> None:
+    changes = {"training": {"max_train_steps": 400, "checkpointing_steps": 1000, "validation_steps": 1000}}
+    process = start(dit_arguments("stopped", **changes))
+    wait_for_step(tmp_path / "stopped", 5, process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    last = max(lines_of(tmp_path / "stopped"))
+    assert f"Stopped by SIGTERM after step {last}; the same command goes on from there." in printed
+    assert (tmp_path / "stopped" / f"checkpoint-{last}").is_dir()
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "stopped" / "pipeline").exists()
+    finished = train_a_dit("stopped", **changes)
+    assert sorted(lines_of(finished)) == list(range(1, 401))
+
+
+def test_a_damaged_checkpoint_is_found_and_an_older_one_taken(
+    train_a_dit: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    whole = train_a_dit("run")
+    losses = lines_of(whole)
+    weights = whole / "checkpoint-12" / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # one bit
+    weights.write_bytes(content)
+    again = train_a_dit("run")
+    printed = capsys.readouterr().out
+    assert "checkpoint-12 is damaged (transformer/diffusion_pytorch_model.safetensors is not as it was" in printed
+    assert "Going on after step 8" in printed
+    assert (again / "damaged-checkpoint-12").is_dir() and (again / "checkpoint-12").is_dir()
+    assert lines_of(again) == losses
+
+
+@pytest.mark.parametrize("left", ["", "state.json", "optimizer.safetensors"])
+def test_half_a_checkpoint_is_none(train_a_dit: Callable, left: str) -> None:
+    run = train_a_dit("run")
+    shutil.rmtree(run / "pipeline")
+    newest = run / "checkpoint-12"
+    for path in list(newest.iterdir()):
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    losses = lines_of(run)
+    assert lines_of(train_a_dit("run")) == losses
+    assert (run / "pipeline").is_dir()
+
+
+def test_only_so_many_checkpoints_are_kept(train_a_dit: Callable) -> None:
+    run = train_a_dit("run", training={"checkpoints_total_limit": 2, "checkpointing_steps": 2})
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_the_best_never_gets_worse(train_a_dit: Callable) -> None:
+    """A second session whose validations are worse leaves `best` as it was."""
+    changes = {"training": {"max_train_steps": 6, "lr_scheduler": "constant"}}
+    run = train_a_dit("run", **changes)
+    best = json.loads((run / "best" / "state.json").read_text())
+    # As if the first session had been luckier than anything to come.
+    record = run / "best" / "state.json"
+    record.write_text(json.dumps({**best, "value": 1e-6}))
+    train_a_dit("run", training={"lr_scheduler": "constant"})
+    after = json.loads(record.read_text())
+    assert (after["step"], after["value"]) == (6, 1e-6)
+
+
+def test_a_kill_while_best_is_replaced_leaves_the_old_one(train_a_dit: Callable) -> None:
+    run = train_a_dit("run", training={"max_train_steps": 6})
+    value = json.loads((run / "best" / "state.json").read_text())["value"]
+    (run / "best").rename(run / ".old-best")  # what is there between the two renames
+    (run / ".tmp-12ab-best").mkdir()
+    train_a_dit("run")
+    assert json.loads((run / "best" / "state.json").read_text())["value"] <= value
+    assert not list(run.glob(".old-*")) and not list(run.glob(".tmp-*"))
+
+
+def test_what_a_killed_process_half_wrote_is_no_line(train_a_dit: Callable) -> None:
+    run = train_a_dit("run")
+    losses = lines_of(run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "lo')
+    train_a_dit("run")
+    assert lines_of(run) == losses
+
+
+def test_another_config_or_other_data_is_not_the_same_run(train_a_dit: Callable, cohorts) -> None:
+    train_a_dit("run")
+    with pytest.raises(CardioDiTError, match=r"training.learning_rate was 0.001, now 0.5\n.*--init_from .*best"):
+        train_a_dit("run", training={"learning_rate": 0.5})
+    with pytest.raises(CardioDiTError, match="validation_data has changed"):
+        manifest = cohorts.latents[1]
+        fewer = manifest.with_name("fewer.csv")
+        fewer.write_text("\n".join(manifest.read_text().splitlines()[:-1]))
+        train_a_dit("run", "--validation_ids", str(fewer))
+    with pytest.raises(CardioDiTError, match=r"checkpoint counts 2 samples a step, now they are 4"):
+        train_a_dit("run", training={"gradient_accumulation_steps": 2})
+    with pytest.raises(CardioDiTError, match="has begun already"):
+        train_a_dit("run", "--resume_from_checkpoint", "never")
+    with pytest.raises(CardioDiTError, match="is no checkpoint of a run"):
+        train_a_dit("run", "--resume_from_checkpoint", "somewhere")
+
+
+def test_a_longer_run_may_go_on(train_a_dit: Callable) -> None:
+    run = train_a_dit("run", training={"lr_scheduler": "constant"})
+    train_a_dit("run", training={"lr_scheduler": "constant", "max_train_steps": 14})
+    assert sorted(lines_of(run)) == list(range(1, 15))
+
+
+def test_accumulated_batches_are_the_same_step(train_a_dit: Callable) -> None:
+    """The same samples a step, in one batch or in two: the same run, which may even change in the middle."""
+    one = train_a_dit("one")
+    two = train_a_dit("two", training={"train_batch_size": 1, "gradient_accumulation_steps": 2})
+    assert list(lines_of(two).values()) == pytest.approx(list(lines_of(one).values()), rel=1e-5)
+
+
+def test_a_named_checkpoint_is_taken(train_a_dit: Callable, capsys: pytest.CaptureFixture) -> None:
+    run = train_a_dit("run")
+    shutil.rmtree(run / "checkpoint-12")
+    train_a_dit("run", "--resume_from_checkpoint", str(run / "checkpoint-8"))
+    assert "Going on after step 8" in capsys.readouterr().out
