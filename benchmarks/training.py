@@ -70,7 +70,8 @@ def train(data: Path, name: str, steps: int, model: dict[str, Any], workers: int
     settings = {
         **{f"model.{key}": value for key, value in model.items()},
         **{"max_train_steps": steps, "checkpointing_steps": steps, "validation_steps": steps, "preview_samples": 0},
-        **{"validation_timesteps": 1, "dataloader_num_workers": workers, "mixed_precision": "no"},
+        **{"validation_timesteps": 1, "dataloader_num_workers": workers, "lr_scheduler": "constant"},
+        "lr_warmup_steps": 0,
     }
     given = {"vae": data / "vae", "training_ids": data / "training.csv", "validation_ids": data / "validation.csv"}
     options = {**given, "output_dir": data / "runs", "run_name": name, **settings}

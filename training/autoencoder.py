@@ -57,16 +57,18 @@ def tell_data(model: VQModel, volumes: PreparedVolumes) -> None:
 
 def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] | None) -> None:
     """Prepared volumes, and boxes of them, must be multiples of what the model divides by."""
-    problems = Problems("The VQ model cannot code these volumes")
-    for what, size in [("data.crop", crop), ("data.preprocessing", volumes.shapes[0][-3:])]:
-        for axis, length, factor in zip(model.axis_names, size or (), model.scale_factors):
-            if length % factor:
-                below, above = length // factor * factor, (length // factor + 1) * factor
-                problems.add(
-                    f"{what} makes {axis} {length}; it must be a multiple of {factor}, such as {below or above}"
-                )
     if crop is not None and len(crop) != 3:
         raise CardioDiTError(f"data.crop {list(crop)} must have three numbers, for {', '.join(model.axis_names)}.")
+    problems = Problems("The VQ model cannot code these volumes")
+    prepared = volumes.shapes[0][-3:]
+    for what, size in [("data.preprocessing", prepared), ("data.crop", crop or prepared)]:
+        for axis, length, factor, most in zip(model.axis_names, size, model.scale_factors, prepared):
+            if length > most:
+                problems.add(f"{what} makes {axis} {length}, more than the {most} that there are")
+            if length % factor:
+                below, above = length // factor * factor, (length // factor + 1) * factor
+                nearest = below or above
+                problems.add(f"{what} makes {axis} {length}; it must be a multiple of {factor}, such as {nearest}")
     problems.raise_if_any()
 
 

@@ -27,7 +27,7 @@ def show_reconstructions(run: Run, model: VQModel, loader: DataLoader) -> None:
     is_cine = len(model.takes) > 1
     path = folder / f"step-{run.step + 1}.{'gif' if is_cine else 'png'}"
     if is_cine:
-        write_gif(path, both)
+        write_gif(path, both, rows=2)
     else:
         write_slices(path, np.ascontiguousarray(both[:, :, 0]))
     run.metrics.picture("reconstruction", path, run.step + 1)

@@ -89,5 +89,5 @@ def _spread(shape: Sequence[int], slices: int) -> list[int]:
     """Evenly spaced depths of a cine, never the outermost where there are others; one place of a CT."""
     if len(shape) != 5:
         return [0]
-    depth = shape[1]
-    return sorted({int((i + 0.5) * depth / slices) for i in range(min(slices, depth))})
+    depth, count = shape[1], min(slices, shape[1])
+    return [int((i + 0.5) * depth / count) for i in range(count)]

@@ -140,7 +140,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """FSDP2 leaves what a forward pass put together as it is until the backward pass; after an evaluation none comes."""
+    """FSDP2 leaves what a forward pass put together until the backward pass; after an evaluation none comes."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

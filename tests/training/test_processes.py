@@ -1,0 +1,292 @@
+"""One process, several, several that share one model's weights: the same run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from cardiodit import CardioDiTPipeline, DiT4DTransformerModel
+from cardiodit.training import train_dit
+from cardiodit.training.denoising import Denoising, Noising, NoisyVisits, Patients
+from cardiodit.training.harness.parts import WEIGHTS
+from cardiodit.training.harness.stream import Share
+from cardiodit.training.settings import DiffusionSettings
+
+from .conftest import DIT, VQGAN, Cohorts, arguments_of, lines_of, merged
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+PATIENCE = 120  # seconds; what takes longer hangs
+CLOSE = 1e-5  # sums in another order
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Command lines of runs in one folder; every process is given one sample at a time."""
+
+    folder: Path
+    cohorts: Cohorts
+
+    def dit(self, name: str, processes: int = 2, **training: Any) -> list[str]:
+        """Two samples a step: of two processes, or accumulated by one."""
+        changes = {"train_batch_size": 1, "gradient_accumulation_steps": 2 // processes, **training}
+        config = merged(DIT, {"training": changes})
+        return arguments_of(self.folder, name, config, self.cohorts.latents, "--vae", str(self.cohorts.vae), "--cpu")
+
+    def vqgan(self, name: str) -> list[str]:
+        return arguments_of(self.folder, name, VQGAN, self.cohorts.images, "--cpu")
+
+    def alone(self, name: str, **training: Any) -> Path:
+        """Trained by this one process."""
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train_dit.main(self.dit(name, processes=1, **training))
+        return self.folder / name
+
+    def cut(self, name: str, new_name: str) -> Path:
+        """A copy of a run as if it had been killed after step 8."""
+        copy = shutil.copytree(self.folder / name, self.folder / new_name)
+        for beyond in ("checkpoint-12", "best", "pipeline"):
+            shutil.rmtree(copy / beyond)
+        return copy
+
+
+@pytest.fixture(scope="module")
+def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs by one process, and what two processes made of the same and of its checkpoint, sharded and not."""
+    made = Runs(tmp_path_factory.mktemp("runs"), cohorts)
+    made.alone("alone")
+    plan = [{"stage": "train_vqgan", "arguments": made.vqgan("vqgan"), "sharded": False}]
+    for name, is_sharded in (("copies", False), ("shards", True)):
+        made.cut("alone", f"alone-then-{name}")
+        for run in (name, f"alone-then-{name}"):
+            plan.append({"stage": "train_dit", "arguments": made.dit(run), "sharded": is_sharded})
+    file = made.folder / "plan.json"
+    file.write_text(json.dumps(plan))
+    finish(start([str(Path(__file__).with_name("processes_at_work.py")), str(file)]))
+    return made
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    """As two processes."""
+    caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*TORCHRUN, *command], env={**os.environ, "OMP_NUM_THREADS": "1"}, **caught)
+
+
+def start_dit(arguments: list[str]) -> subprocess.Popen:
+    return start(["-m", "cardiodit.training.train_dit", *arguments])
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Waits for a process that must succeed."""
+    said = said_by(process)
+    assert process.returncode == 0, said
+    return said
+
+
+def said_by(process: subprocess.Popen) -> str:
+    try:
+        return process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"hangs: {process.communicate()[0]}") from None
+
+
+def check_same(run: Path, other: Path) -> None:
+    """Every loss and every validation of the EMA weights."""
+    for key, count in (("loss", 12), ("gradient_norm", 12), ("validation_loss", 2)):
+        assert lines_of(run, key) == pytest.approx(lines_of(other, key), rel=CLOSE), key
+        assert len(lines_of(run, key)) == count
+
+
+# --- Processes with copies of the model (DDP), or with shares of it (FSDP2) ---
+
+
+@pytest.mark.parametrize("kind", ["copies", "shards"])
+def test_two_processes_train_as_one_does(runs: Runs, kind: str) -> None:
+    check_same(runs.folder / kind, runs.folder / "alone")
+    record = json.loads((runs.folder / kind / "run.json").read_text())
+    assert record["status"] == "finished"
+    session = record["sessions"][0]
+    assert (session["processes"], session["distribution"]) == (2, "FSDP" if kind == "shards" else "MULTI_CPU")
+
+
+@pytest.mark.parametrize("kind", ["copies", "shards"])
+def test_two_processes_go_on_with_the_checkpoint_of_one(runs: Runs, kind: str) -> None:
+    run = runs.folder / f"alone-then-{kind}"
+    check_same(run, runs.folder / "alone")
+    assert [s["processes"] for s in json.loads((run / "run.json").read_text())["sessions"]] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["copies", "shards"])
+def test_one_process_goes_on_with_the_checkpoint_of_two(runs: Runs, kind: str) -> None:
+    runs.cut(kind, f"{kind}-then-alone")
+    check_same(runs.alone(f"{kind}-then-alone"), runs.folder / "alone")
+
+
+@pytest.mark.parametrize("kind", ["copies", "shards", "alone-then-shards"])
+def test_two_processes_write_what_one_writes(runs: Runs, kind: str) -> None:
+    """The same files, whole; among them the average of the weights with the number of its updates."""
+    written, expected = (runs.folder / name / "checkpoint-12" for name in (kind, "alone"))
+    files = sorted(str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file())
+    assert files == sorted(str(path.relative_to(written)) for path in written.rglob("*") if path.is_file())
+    for name in (file for file in files if file.endswith(".safetensors")):
+        assert difference(load_file(written / name), load_file(expected / name)) < 1e-4, name
+    assert (written / "transformer_ema/updates.txt").read_text() == "12"
+
+
+@pytest.mark.parametrize("kind", ["copies", "shards"])
+def test_two_processes_end_in_a_pipeline(runs: Runs, kind: str) -> None:
+    best = DiT4DTransformerModel.from_pretrained(runs.folder / kind / "best/transformer").state_dict()
+    pipe = CardioDiTPipeline.from_pretrained(runs.folder / kind / "pipeline")
+    assert all(torch.equal(best[name], tensor) for name, tensor in pipe.transformer.state_dict().items())
+    pipe.set_progress_bar_config(disable=True)
+    volumes = pipe(num_samples=1, num_inference_steps=2, class_labels=[0], seed=0, output_type="np").volumes
+    assert volumes.shape == (1, 32, 32, 4, 8)
+
+
+def difference(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+    """Largest one, over the largest value of the tensor it is in.
+
+    Or over a thousandth of the largest in tensors of its kind: the bias of the keys has no gradient but rounding.
+    """
+    assert set(some) == set(others)
+    sizes = {name: float(tensor.abs().max()) for name, tensor in others.items()}
+    kinds: dict[str, float] = {}
+    for name, size in sizes.items():
+        kinds[kind_of(name)] = max(size, kinds.get(kind_of(name), 0.0))
+    floors = {name: max(sizes[name], kinds[kind_of(name)] / 1000, 1e-12) for name in others}
+    return max(float((some[name] - others[name]).abs().max()) / floors[name] for name in others)
+
+
+def kind_of(name: str) -> str:
+    """`bias` of `blocks.0.attn.to_k.bias`."""
+    return name.rpartition(".")[2]
+
+
+def test_both_processes_hold_the_same_autoencoder(runs: Runs) -> None:
+    """Weights, codebook and its averages, critic and moments: to the bit, after the critic has begun to judge.
+
+    Except the running statistics of the critic's norms: each process has those of what it saw, and while training
+    nobody asks for them.
+    """
+    run = runs.folder / "vqgan"
+    weights = lines_of(run, "adversarial_weight")
+    assert weights[1] == 0 and weights[12] > 0 and set(lines_of(run, "discriminator")) < set(weights)
+    one, other = (json.loads((run / f"held-by-{rank}.json").read_text()) for rank in (0, 1))
+    assert {"vae/quantizer.weight", "vae/quantizer.ema_sums", "discriminator/0.conv.weight"} < set(one)
+    assert {name.partition("/")[0] for name in one} > {"optimizer", "discriminator_optimizer"}
+    assert {name.rpartition(".")[2] for name in one if one[name] != other[name]} <= {"running_mean", "running_var"}
+    assert set(one) == set(other)
+
+
+# --- Accumulated batches ---
+
+
+def noisy_visits(channels: int, size: tuple[int, ...], labels: bool = False) -> NoisyVisits:
+    latents = list(torch.randn(5, channels, *size, generator=torch.Generator().manual_seed(1)))
+    patients = Patients(latents, [f"heart {i}" for i in range(5)], [i % 2 for i in range(5)] if labels else None)
+    return NoisyVisits(patients, Noising((channels, *size), timesteps=300, seed=3, null_label=2, label_dropout=0.5))
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(make_dit: Callable) -> None:
+    model = make_dit()
+    visits = noisy_visits(model.config.in_channels, (2, 8, 8, 4))
+    denoising = Denoising(DiffusionSettings(), "cpu")
+
+    def gradients(*batches: list[int]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for numbers in batches:
+            batch = torch.utils.data.default_collate([visits[visit] for visit in numbers])
+            (denoising.losses(model, batch["sample"], batch).mean() / len(batches)).backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    at_once = gradients([0, 1, 2, 3])
+    assert difference(gradients([0], [1], [2], [3]), at_once) < CLOSE
+    assert difference(gradients([0, 1], [2, 3]), at_once) < CLOSE
+    assert difference(gradients([0, 1, 2, 4]), at_once) > 0.01  # the measure sees one other sample
+
+
+def test_accumulated_batches_take_the_step_of_the_large_batch(runs: Runs) -> None:
+    """Adam's first step follows the signs of the gradients, so its first moment is what tells of their size."""
+    settings = {"max_train_steps": 1, "lr_warmup_steps": 0}
+    at_once = runs.alone("at-once", train_batch_size=4, gradient_accumulation_steps=1, **settings)
+    accumulated = runs.alone("accumulated", train_batch_size=1, gradient_accumulation_steps=4, **settings)
+    one, other = (run / "checkpoint-1" for run in (at_once, accumulated))
+    moments, others = (load_file(folder / "optimizer.safetensors") for folder in (one, other))
+    assert difference(others, moments) < 2 * CLOSE  # the second moment is a square
+    assert difference(load_file(other / "transformer" / WEIGHTS), load_file(one / "transformer" / WEIGHTS)) < CLOSE
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (2, 1), (1, 2), (4, 2)])
+def test_a_visit_does_not_depend_on_who_makes_it(processes: int, accumulation: int) -> None:
+    """The same samples, noise, timesteps and dropped labels in a step, however its 8 samples are spread."""
+    whole = noisy_visits(2, (2, 4, 4, 2), labels=True)
+    batch_size = 8 // (processes * accumulation)
+    for step in range(3):
+        shares = [Share(step, step + 1, batch_size, accumulation, process, processes) for process in range(processes)]
+        seen = {visit: mine[visit] for mine, share in made_by(shares) for batch in share for visit in batch}
+        assert sorted(seen) == list(range(step * 8, step * 8 + 8))
+        for visit, item in seen.items():
+            expected = whole[visit]
+            assert item["subject"] == expected["subject"]
+            assert all(torch.equal(item[key], expected[key]) for key in ("sample", "noise", "timestep", "label"))
+
+
+def made_by(shares: list[Share]) -> list[tuple[NoisyVisits, Share]]:
+    """Each share with a data set of its own, as each process has one."""
+    return [(noisy_visits(2, (2, 4, 4, 2), labels=True), share) for share in shares]
+
+
+# --- Ends ---
+
+
+def test_two_processes_stop_after_the_same_step_and_go_on(runs: Runs) -> None:
+    """The signal goes to torchrun, which passes it on."""
+    settings = {"max_train_steps": 150, "checkpointing_steps": 1000, "validation_steps": 1000}
+    arguments = runs.dit("stopped", **settings)
+    run = runs.folder / "stopped"
+    process = start_dit(arguments)
+    wait_for_step(run, 5, process)
+    process.send_signal(signal.SIGTERM)
+    said = said_by(process)
+    last = max(lines_of(run))
+    assert last < 150 and said.count(f"Stopped by SIGTERM after step {last};") == 1, said
+    assert "forcefully exiting" not in said  # as torchrun does after 30 seconds
+    assert [folder.name for folder in run.glob("checkpoint-*")] == [f"checkpoint-{last}"]
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+
+    said = finish(start_dit(arguments))
+    assert f"Going on after step {last} of stopped." in said
+    whole = runs.alone("not-stopped", **settings)
+    assert lines_of(run) == pytest.approx(lines_of(whole), rel=1e-4)
+    assert lines_of(run, "validation_loss") == pytest.approx(lines_of(whole, "validation_loss"), rel=CLOSE)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not (run / "metrics.jsonl").is_file() or max(lines_of(run), default=0) < step:
+        assert process.poll() is None and time.monotonic() < deadline, said_by(process)
+        time.sleep(0.005)
+
+
+def test_an_error_ends_all_processes_with_one_sentence(runs: Runs) -> None:
+    """One that every process finds, and one that only the first can find: the others do not wait for it."""
+    alike = [*runs.dit("alike"), "--validation_ids", str(runs.cohorts.latents[0])]
+    other = runs.dit("copies", learning_rate=0.5)
+    processes = [start_dit(arguments) for arguments in (alike, other)]
+    for process, sentence in zip(processes, ["The splits share subjects:", "learning_rate was 0.001, now 0.5"]):
+        said = said_by(process)
+        assert process.returncode != 0
+        assert said.count(sentence) == said.count("error: ") == 1, said
+        assert "forcefully exiting" not in said

@@ -1,0 +1,250 @@
+"""Stage 2 as a user runs it: what is checked before the first step, what is reported, what comes out."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D
+from cardiodit.errors import CardioDiTError
+from cardiodit.training.harness.run import Run
+from cardiodit.training.train_dit import swap
+
+from .conftest import Cohorts, lines_of
+
+
+def test_a_run_ends_in_a_pipeline_that_samples(train_a_dit: Callable) -> None:
+    more = {"preview_samples": 2, "preview_steps": 6, "preview_inference_steps": 2, "report_to": "tensorboard"}
+    run = train_a_dit("hearts", training=more)
+    pipe = CardioDiTPipeline.from_pretrained(run / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(num_inference_steps=2, class_labels="dilated", seed=0)
+    assert output.volumes.shape == (1, 32, 32, 4, 8)
+    assert pipe.geometry.spacing == (4.5, 4.5, 25.0)
+    assert pipe.transformer.config.class_names == ["dilated", "hypertrophic", "infarct", "normal"]
+    assert pipe.transformer.null_label == 4
+    assert pipe.scheduler.config.trained_betas is not None
+    best = load_file(run / "best" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(best[name], value) for name, value in pipe.transformer.state_dict().items())
+    card = (run / "pipeline" / "README.md").read_text()
+    assert "| Volumes trained on | 8 |" in card and "learning_rate: 0.001" in card
+    for step in (6, 12):
+        with Image.open(run / "previews" / f"step-{step}.gif") as preview:
+            assert preview.n_frames == 8
+    assert any(b"GIF8" in path.read_bytes() for path in run.rglob("events.out.tfevents*"))
+
+
+def test_previews_do_not_change_training(train_a_dit: Callable) -> None:
+    with_previews = {"preview_samples": 1, "preview_steps": 2, "preview_inference_steps": 1}
+    assert lines_of(train_a_dit("a", training=with_previews)) == lines_of(train_a_dit("b"))
+
+
+def test_the_record_says_what_was_run_and_names_nobody(train_a_dit: Callable, cohorts: Cohorts) -> None:
+    run = train_a_dit("run")
+    text = (run / "run.json").read_text()
+    record = json.loads(text)
+    assert (record["seed"], record["samples"], record["status"]) == (0, 8, "finished")
+    assert record["sessions"][0]["versions"]["torch"] == torch.__version__
+    assert set(record["data"]) == {"vae", "scaling_factor", "training_data", "validation_data"}
+    assert str(cohorts.folder) not in text and "phantom-" not in text
+
+
+def test_two_evaluations_of_one_checkpoint_are_equal(train_a_dit: Callable) -> None:
+    """Nothing learned: every validation sees the same weights, noise and timesteps."""
+    run = train_a_dit("run", training={"learning_rate": 0.0, "validation_steps": 3})
+    assert len(set(lines_of(run, "validation_loss").values())) == 1
+
+
+def test_validation_looks_at_the_average_and_training_goes_on_from_the_weights(train_a_dit: Callable) -> None:
+    never = train_a_dit("never", training={"validation_steps": 1000, "ema_warmup": False, "ema_decay": 0.9})
+    often = train_a_dit("often", training={"validation_steps": 1, "ema_warmup": False, "ema_decay": 0.9})
+    assert lines_of(never) == lines_of(often)
+    raw = train_a_dit("raw", training={"use_ema": False})
+    assert lines_of(raw) == lines_of(never)
+    assert lines_of(raw, "validation_loss")[12] != lines_of(often, "validation_loss")[12]
+
+
+def test_the_average_is_the_closed_form(train_a_dit: Callable) -> None:
+    """After n steps at a fixed decay d: d^n·w0 + (1 - d)·Σ d^(n-i)·w_i."""
+    settings = {"ema_warmup": False, "ema_decay": 0.5, "checkpointing_steps": 1, "checkpoints_total_limit": 9}
+    run = train_a_dit("run", training={**settings, "max_train_steps": 4})
+    first = train_a_dit("first", training={**settings, "learning_rate": 0.0, "max_train_steps": 1})
+
+    def weights(folder: Path, step: int, part: str = "transformer") -> torch.Tensor:
+        return load_file(folder / f"checkpoint-{step}/{part}/diffusion_pytorch_model.safetensors")["patch_embed.weight"]
+
+    expected = weights(first, 1)
+    for step in range(1, 5):
+        expected = 0.5 * expected + 0.5 * weights(run, step)
+    torch.testing.assert_close(weights(run, 4, "transformer_ema"), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_swapping_twice_changes_nothing() -> None:
+    some, others = [torch.randn(3), torch.randn(2, 2)], [torch.randn(3), torch.randn(2, 2)]
+    before = [tensor.clone() for tensor in (*some, *others)]
+    swap(some, others)
+    assert torch.equal(some[0], before[2]) and torch.equal(others[1], before[1])
+    swap(some, others)
+    assert all(torch.equal(a, b) for a, b in zip((*some, *others), before))
+
+
+def test_images_may_be_encoded_while_training(train_a_dit: Callable, cohorts: Cohorts) -> None:
+    """The same losses as from latent files, but for the last bit."""
+    ids = ["--training_ids", str(cohorts.images[0]), "--validation_ids", str(cohorts.images[1])]
+    online = train_a_dit("online", *ids)
+    assert list(lines_of(online).values()) == pytest.approx(list(lines_of(train_a_dit("files")).values()), rel=1e-5)
+
+
+def test_epsilon_and_sample_and_the_other_losses_train(train_a_dit: Callable) -> None:
+    for name, diffusion in {
+        "eps": {"prediction_type": "epsilon", "loss": "mse"},
+        "x0": {"prediction_type": "sample", "loss": "l1"},
+    }.items():
+        run = train_a_dit(name, diffusion=diffusion, model={"learn_sigma": name == "eps"})
+        losses = list(lines_of(run).values())
+        assert np.mean(losses[-3:]) < np.mean(losses[:3])
+        pipe = CardioDiTPipeline.from_pretrained(run / "pipeline")
+        assert pipe.scheduler.config.prediction_type == diffusion["prediction_type"]
+
+
+# --- What is wrong is found before the first step ---
+
+
+def test_a_subject_in_both_splits(train_a_dit: Callable, cohorts: Cohorts, tmp_path: Path) -> None:
+    with pytest.raises(CardioDiTError, match="seed0-phantom-0003 is in training and in validation"):
+        train_a_dit("run", "--validation_ids", str(cohorts.latents[0]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_of_another_vq_model(train_a_dit: Callable, cohorts: Cohorts, tmp_path: Path) -> None:
+    other = VQModel4D.from_pretrained(cohorts.vae)
+    other.decoder.blocks[0].conv.bias.data += 1e-3
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(CardioDiTError, match=r"8 of 8 were made by another VQ model than the one given"):
+        train_a_dit("run", "--vae", str(tmp_path / "other"))
+
+
+def test_a_damaged_and_a_missing_latent_come_together(train_a_dit: Callable, cohorts: Cohorts, tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    shutil.copytree(cohorts.latents[0].parent, folder)
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    first.write_bytes(first.read_bytes()[:-100])
+    second.unlink()
+    with pytest.raises(CardioDiTError) as error:
+        train_a_dit("run", "--training_ids", str(folder / "manifest.csv"))
+    assert f"{first} is damaged or was cut short" in str(error.value)
+    assert f"{second} does not exist" in str(error.value)
+
+
+def test_a_wrong_scaling_factor(train_a_dit: Callable, cohorts: Cohorts, tmp_path: Path) -> None:
+    vae = shutil.copytree(cohorts.vae, tmp_path / "vae")
+    config = json.loads((vae / "config.json").read_text())
+    (vae / "config.json").write_text(json.dumps({**config, "scaling_factor": 1.0}))
+    with pytest.raises(CardioDiTError, match="scaling_factor is 1, but these latents need about .* scale-factor"):
+        train_a_dit("run", "--vae", str(vae))
+
+
+def test_labels_that_training_does_not_know(train_a_dit: Callable, cohorts: Cohorts) -> None:
+    manifest = cohorts.latents[1]
+    other = manifest.with_name("other-labels.csv")
+    other.write_text(manifest.read_text().replace("normal", "healthy"))
+    with pytest.raises(CardioDiTError, match="'healthy', which is not one of dilated, hypertrophic, infarct, normal"):
+        train_a_dit("run", "--validation_ids", str(other))
+
+
+def test_a_patch_that_does_not_divide(train_a_dit: Callable) -> None:
+    with pytest.raises(CardioDiTError, match="depth axis has size 4, which the patch size 3 does not divide"):
+        train_a_dit("run", model={"patch_size": [3, 2, 2, 2]})
+
+
+def test_a_tracker_that_is_not_installed_or_not_known(train_a_dit: Callable) -> None:
+    with pytest.raises(CardioDiTError, match="report_to 'tensorbord' is not one of tensorboard, wandb, trackio"):
+        train_a_dit("run", training={"report_to": "tensorbord"})
+
+
+def test_someone_elses_folder_is_left_alone(train_a_dit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CardioDiTError, match=r"holds thesis.tex and is no run of ours"):
+        train_a_dit("run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+# --- A loss that is no number ---
+
+
+def test_a_loss_that_explodes_is_reported_and_the_checkpoint_before_is_good(
+    train_a_dit: Callable,
+) -> None:
+    """A rate at which the weights overflow within a few steps."""
+    with pytest.raises(CardioDiTError) as error:
+        train_a_dit("run", training={"learning_rate": 1e30, "checkpointing_steps": 1, "lr_warmup_steps": 0})
+    message = str(error.value)
+    assert "the loss is not a number: loss" in message
+    assert "with the subjects seed0-phantom-" in message
+    run = Path(message.split("checkpoint in ")[1].split(" is good")[0])
+    step = int(message.split("Step ")[1].split(":")[0])
+    losses = lines_of(run)
+    assert sorted(losses) == list(range(1, step))
+    assert all(np.isfinite(list(losses.values())))
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    DiT4DTransformerModel.from_pretrained(run / f"checkpoint-{step - 1}" / "transformer")
+
+
+# --- Fine-tuning ---
+
+
+def test_fine_tuning_starts_from_the_weights(train_a_dit: Callable) -> None:
+    base = train_a_dit("base")
+    tuned = train_a_dit("tuned", "--init_from", str(base / "pipeline"), "--seed", "1", training={"learning_rate": 0.0})
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    first, second = load_file(base / "best" / weights), load_file(tuned / "best" / weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_config_that_contradicts_the_model_is_an_error(train_a_dit: Callable) -> None:
+    base = train_a_dit("base", training={"max_train_steps": 1})
+    with pytest.raises(CardioDiTError, match="num_layers is 3 in the config and 2 in the model"):
+        train_a_dit("tuned", "--init_from", str(base), model={"num_layers": 3})
+
+
+def test_an_adapter_is_trained_alone_saved_and_merged(train_a_dit: Callable, tmp_path: Path) -> None:
+    base = train_a_dit("base")
+    lora = {"lora_rank": 2, "lora_alpha": 4.0, "learning_rate": 1e-2, "use_ema": False}
+    run = train_a_dit("tuned", "--init_from", str(base / "pipeline"), training=lora)
+    kept = load_file(run / "checkpoint-12" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert kept and all("lora_" in name for name in kept)
+    hidden = torch.randn(1, 4, 4, 8, 8, 2)
+    plain = CardioDiTPipeline.from_pretrained(base / "pipeline")
+    merged = CardioDiTPipeline.from_pretrained(run / "pipeline").transformer
+    labels, step = torch.tensor([1]), torch.tensor([100])
+    before = plain.transformer(hidden, step, labels).sample
+    plain.load_lora_weights(run / "lora")
+    with torch.no_grad():
+        adapted, expected = plain.transformer(hidden, step, labels).sample, merged(hidden, step, labels).sample
+    torch.testing.assert_close(adapted, expected, rtol=1e-4, atol=1e-5)
+    assert (adapted - before).abs().max() > 1e-4
+    losses = lines_of(run)
+    shutil.rmtree(run / "checkpoint-12")
+    assert lines_of(train_a_dit("tuned", "--init_from", str(base / "pipeline"), training=lora)) == losses
+
+
+def test_the_stop_flag_is_everybodys(train_a_dit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run leaves at the end of the step in which it was told to."""
+    original = Run.update
+
+    def update(self: Run, *arguments: object, **more: object) -> None:
+        original(self, *arguments, **more)  # type: ignore[arg-type]
+        if self.step == 4:
+            self._stop = "SIGUSR1"
+
+    monkeypatch.setattr(Run, "update", update)
+    run = train_a_dit("run")
+    assert max(lines_of(run)) == 5
+    assert (run / "checkpoint-5").is_dir()

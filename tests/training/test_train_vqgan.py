@@ -1,0 +1,138 @@
+"""Stage 1 as a user runs it."""
+
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+
+from cardiodit import VQModel3D, VQModel4D
+from cardiodit.errors import CardioDiTError
+from cardiodit.hub.opening import open_vae
+from cardiodit.imaging import Preprocessing
+from cardiodit.imaging.phantom import write_chests
+from cardiodit.models.discriminator import PatchDiscriminator
+from cardiodit.training.codebook_use import CodebookUse, perplexity
+from cardiodit.training.train_vqgan import psnr_of
+
+from .conftest import STEPS, Cohorts, lines_of
+
+
+def test_a_run_leaves_a_model_that_knows_its_data(train_a_vqgan: Callable) -> None:
+    run = train_a_vqgan("coder", training={"report_to": "tensorboard"})
+    model = open_vae(run)
+    assert isinstance(model, VQModel4D)
+    steps = Preprocessing.from_dict(model.config.preprocessing)
+    assert (steps.size, steps.frames) == (STEPS.size, STEPS.frames)
+    assert steps.intensity.typical is not None and steps.intensity.typical[0] < steps.intensity.typical[1]
+    assert model.config.spacing == pytest.approx((4.5, 4.5, 25.0)) and model.config.frame_time > 0
+    PatchDiscriminator.from_pretrained(run / "best" / "discriminator")
+    for step in (6, 12):
+        with Image.open(run / "reconstructions" / f"step-{step}.gif") as picture:
+            assert picture.n_frames == 8
+    assert any(b"GIF8" in path.read_bytes() for path in run.rglob("events.out.tfevents*"))
+    best = json.loads((run / "best" / "state.json").read_text())
+    assert best["value"] == min(lines_of(run, "validation_l1").values())
+
+
+def test_the_critic_trains_once_its_weight_rises(train_a_vqgan: Callable) -> None:
+    """8 hearts, 2 a step: an epoch has 4 steps; the ramp goes over 2 epochs from the first on."""
+    run = train_a_vqgan("run", training={"max_train_steps": 16})
+    weights = lines_of(run, "adversarial_weight")
+    assert [weights[step] for step in (1, 5, 7, 9, 13, 16)] == pytest.approx([0, 0, 0.00125, 0.0025, 0.005, 0.005])
+    assert min(lines_of(run, "discriminator")) == 6
+    assert min(lines_of(run, "adversarial")) == 6
+
+
+def test_validation_changes_nothing_and_is_repeatable(train_a_vqgan: Callable) -> None:
+    often = train_a_vqgan("often", training={"validation_steps": 1})
+    assert lines_of(often) == lines_of(train_a_vqgan("seldom", training={"validation_steps": 100}))
+    still = train_a_vqgan(
+        "still",
+        training={"learning_rate": 0.0, "discriminator_learning_rate": 0.0, "validation_steps": 4},
+        model={"codebook_data_init": False, "codebook_restart": False, "decay": 1.0},
+    )
+    assert len(set(lines_of(still, "validation_l1").values())) == 1
+
+
+def test_fine_tuning_starts_from_model_critic_and_preprocessing(train_a_vqgan: Callable) -> None:
+    base = train_a_vqgan("base")
+    nothing = {"learning_rate": 0.0, "discriminator_learning_rate": 0.0, "max_train_steps": 1}
+    tuned = train_a_vqgan("tuned", "--init_from", str(base), data={"preprocessing": {}}, training=nothing)
+    first, second = open_vae(base), open_vae(tuned)
+    assert torch.equal(first.encoder.blocks[0].conv.weight, second.encoder.blocks[0].conv.weight)
+    assert second.config.preprocessing["size"] == list(STEPS.size)
+    critics = [PatchDiscriminator.from_pretrained(run / "best" / "discriminator") for run in (base, tuned)]
+    assert all(torch.equal(a, b) for a, b in zip(critics[0].parameters(), critics[1].parameters()))
+    with pytest.raises(CardioDiTError, match="num_embeddings is 32 in the config and 64 in the model"):
+        train_a_vqgan("other", "--init_from", str(base), model={"num_embeddings": 32})
+
+
+def test_volumes_are_coded_too(train_a_vqgan: Callable, tmp_path) -> None:
+    """The 3D model on boxes of chest CTs, through the same script."""
+    chests = [write_chests(tmp_path / f"chests-{seed}", num=2, seed=seed, size=(32, 32, 32)) for seed in (0, 1)]
+    ids = ["--training_ids", str(chests[0]), "--validation_ids", str(chests[1])]
+    data = {"preprocessing": {"size": [32, 32, 32], "frames": None, "intensity": {"low": -1000, "high": 1000}}}
+    run = train_a_vqgan(
+        "chest",
+        *ids,
+        dimensions=3,
+        data={**data, "crop": [16, 16, 16]},
+        training={"max_train_steps": 4, "validation_steps": 4},
+    )
+    model = open_vae(run)
+    assert isinstance(model, VQModel3D)
+    assert model.config.frame_time is None
+    assert (run / "reconstructions" / "step-4.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"data": {"preprocessing": {"size": [30, 32, 4]}}},
+            r"makes height 30; it must be a multiple of 4, such as 28",
+        ),
+        ({"data": {"crop": [10, 16, 8]}}, r"data.crop makes height 10; it must be a multiple of 4"),
+        ({"data": {"crop": [16, 16]}}, r"data.crop \[16, 16\] must have three numbers"),
+        ({"data": {"crop": [64, 64, 8]}}, r"data.crop makes height 64, more than the 32 that there are"),
+        ({"data": {"preprocessing": {"preset": "cin"}}}, r"There is no preset 'cin'; choose one of cine"),
+        ({"losses": {"adversarial_weight": -1.0}}, r"adversarial_weight"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_first_step(train_a_vqgan: Callable, changes: dict, sentence: str) -> None:
+    with pytest.raises(CardioDiTError, match=sentence):
+        train_a_vqgan("run", **changes)
+
+
+def test_a_disk_cache_trains_the_same(train_a_vqgan: Callable, tmp_path) -> None:
+    on_disk = train_a_vqgan("disk", data={"cache": "disk"})
+    assert lines_of(on_disk) == lines_of(train_a_vqgan("memory"))
+    assert list((tmp_path / "cache").glob("*.npy"))
+
+
+def test_an_unreadable_and_a_shared_subject_are_found(train_a_vqgan: Callable, cohorts: Cohorts, tmp_path) -> None:
+    with pytest.raises(CardioDiTError, match="seed0-phantom-0000 is in training and in validation"):
+        train_a_vqgan("run", "--validation_ids", str(cohorts.images[0]))
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"no image")
+    manifest = tmp_path / "broken.csv"
+    manifest.write_text(f"image,subject\n{broken},p\n")
+    with pytest.raises(CardioDiTError, match="broken.nii.gz"):
+        train_a_vqgan("run", "--validation_ids", str(manifest))
+
+
+def test_perplexity_in_closed_form() -> None:
+    assert float(perplexity(torch.ones(7))) == pytest.approx(7)
+    assert float(perplexity(torch.tensor([5.0, 0.0, 0.0]))) == pytest.approx(1)
+    assert float(perplexity(torch.tensor([3.0, 1.0]))) == pytest.approx(4 / 27**0.25)
+    use = CodebookUse(4, torch.device("cpu"))
+    use.add(torch.tensor([[0, 3], [3, 3]]))
+    assert use.counts.tolist() == [1, 0, 0, 3]
+
+
+def test_psnr_in_closed_form() -> None:
+    assert psnr_of(4.0) == pytest.approx(0)
+    assert psnr_of(0.01) == pytest.approx(10 * math.log10(400), rel=1e-5)
