@@ -1,11 +1,12 @@
 """Training the transformer: how long it waits for data, what our loop costs, what gradient checkpointing spares.
 
-    python benchmarks/training.py                     # all of it, about five minutes on two cores
+    python benchmarks/training.py                     # all of it, about five minutes on two idle cores
     python benchmarks/training.py --parts waiting     # or only some of waiting, loop, memory
 
 Everything runs the real script, training/train_dit.py, in this process, on latents of the published size that are
 written for it. Waiting is read from its metrics.jsonl. The loop is timed beside plain PyTorch with the same model,
-optimizer, clipping and average on a batch in memory: a step of one, a step of the other, in turn.
+optimizer, clipping and average on a batch in memory: a step of one, a step of the other, in turn, on one thread, which
+other processes disturb less.
 """
 
 import argparse
@@ -43,7 +44,8 @@ SAMPLES = 24
 FIRST = 5  # steps that are not counted: threads, caches and worker processes start in them
 TINY = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "patch_size": [1, 16, 16, 8]}
 SMALL = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 48, "patch_size": [1, 8, 8, 2]}
-PUBLISHED_BLOCKS = {"num_attention_heads": 12, "attention_head_dim": 64, "patch_size": [1, 4, 4, 2]}
+BLOCKS = {"num_attention_heads": 12, "patch_size": [1, 4, 4, 2]}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # --- The real script ---
@@ -67,16 +69,14 @@ def write_data(folder: Path, shape: tuple[int, ...], samples: int = SAMPLES) -> 
 
 def train(data: Path, name: str, steps: int, model: dict[str, Any], workers: int = 0) -> list[dict[str, Any]]:
     """What the script recorded of its steps, without the first few."""
-    settings = {
-        **{f"model.{key}": value for key, value in model.items()},
-        **{"max_train_steps": steps, "checkpointing_steps": steps, "validation_steps": steps, "preview_samples": 0},
-        **{"validation_timesteps": 1, "dataloader_num_workers": workers, "lr_scheduler": "constant"},
-        "lr_warmup_steps": 0,
-    }
+    settings = {f"model.{key}": value for key, value in model.items()}
+    settings |= {"max_train_steps": steps, "checkpointing_steps": steps, "validation_steps": steps}
+    settings |= {"validation_timesteps": 1, "preview_samples": 0, "dataloader_num_workers": workers}
+    settings |= {"lr_scheduler": "constant", "lr_warmup_steps": 0}
     given = {"vae": data / "vae", "training_ids": data / "training.csv", "validation_ids": data / "validation.csv"}
     options = {**given, "output_dir": data / "runs", "run_name": name, **settings}
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):  # noqa: PTH123
-        train_dit.main(["--cpu", *(text for key, value in options.items() for text in (f"--{key}", str(value)))])
+        train_dit.main([text for key, value in options.items() for text in (f"--{key}", str(value))])
     lines = (data / "runs" / name / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if "seconds" in line][FIRST:]
 
@@ -90,7 +90,7 @@ def accelerator_that_needs(seconds: float) -> Iterator[None]:
 
     def sleep(self: Denoising, model: torch.nn.Module, latents: torch.Tensor, batch: Any) -> torch.Tensor:
         time.sleep(seconds)
-        return next(model.parameters()).sum() * torch.zeros(len(latents))
+        return next(model.parameters()).sum() * torch.zeros(len(latents), device=latents.device)
 
     with patch.object(Denoising, "losses", sleep):
         yield
@@ -125,14 +125,14 @@ def _waited(lines: list[dict[str, Any]]) -> str:
 
 def plain_loop(shape: tuple[int, ...], model: dict[str, Any]) -> Callable[[], None]:
     """A step as one writes it without us, with the script's own hyper-parameters."""
-    transformer = DiT4DTransformerModel(sample_size=shape[1:], **model).train()
+    transformer = DiT4DTransformerModel(sample_size=shape[1:], **model).to(DEVICE).train()
     parameters = list(transformer.parameters())
     decay, still = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
     optimizer = torch.optim.AdamW([{"params": decay}, {"params": still, "weight_decay": 0.0}], 1e-4, weight_decay=1e-4)
     ema = EMAModel(parameters, 0.9999, use_ema_warmup=True, power=2 / 3)
-    scheduler = Denoising(DiffusionSettings(), "cpu").scheduler
-    latents, noise = torch.randn(2, 1, *shape)
-    timesteps = torch.tensor([150])
+    scheduler = Denoising(DiffusionSettings(), DEVICE).scheduler
+    latents, noise = torch.randn(2, 1, *shape, device=DEVICE)
+    timesteps = torch.tensor([150], device=DEVICE)
 
     def step() -> None:
         noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -157,36 +157,42 @@ def interrupted_by(step: Callable[[], None], rounds: int) -> Iterator[tuple[list
     original = Run.steps
 
     def steps(self: Run, loader: Any) -> Iterator[Any]:
-        began = time.perf_counter()
+        began = now()
         for item in original(self, loader):
             yield item
-            ours.append(time.perf_counter() - began)
-            began = time.perf_counter()
+            ours.append(now() - began)
+            began = now()
             step()
-            theirs.append(time.perf_counter() - began)
+            theirs.append(now() - began)
             if len(ours) == rounds:
                 break
-            began = time.perf_counter()
+            began = now()
         self.was_interrupted = True  # so that nothing is saved
 
     with patch.object(Run, "steps", steps):
         yield ours, theirs
 
 
-def loop(folder: Path, shape: tuple[int, ...], layers: int, rounds: int) -> None:
-    model = {"num_layers": layers, **PUBLISHED_BLOCKS}
-    data = write_data(folder / f"loop-{layers}", shape)
-    skipped = 1 if rounds < 3 * FIRST else FIRST
+def now() -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def loop(folder: Path, what: str, shape: tuple[int, ...], model: dict[str, Any], rounds: int) -> None:
+    data = write_data(folder / what, shape)
+    skipped = 2
     with interrupted_by(plain_loop(shape, model), rounds + skipped) as (ours, theirs):
         train(data, "loop", 10 * rounds, model)
     ours, theirs = ours[skipped:], theirs[skipped:]
     mine, other = statistics.median(ours), statistics.median(theirs)
-    lines = map(json.loads, (data / "runs" / "loop" / "metrics.jsonl").read_text().splitlines())
-    waited = statistics.median([line["waited"] for line in lines][skipped:])
+    pairs = statistics.median(one / beside for one, beside in zip(ours, theirs, strict=True))
+    lines = (data / "runs" / "loop" / "metrics.jsonl").read_text().splitlines()
+    waited = statistics.median([json.loads(line)["waited"] for line in lines][skipped:])
     print(
-        f"  {layers} published blocks on latents of {shape}: ours {mine:.3f} s, plain {other:.3f} s: "
-        f"{mine / other:.3f} times, {1000 * (mine - other):+.1f} ms, of which {1000 * waited:.1f} ms read the batch "
-        f"(median of {len(ours)}; between the pairs {1000 * statistics.median(map(float.__sub__, ours, theirs)):+.1f} ms)"
+        f"  {what}: ours {1000 * mine:.1f} ms, plain {1000 * other:.1f} ms: {mine / other:.3f} times, in pairs "
+        f"{pairs:.3f} times; {1000 * (mine - other):+.1f} ms, of which {1000 * waited:.1f} ms read the batch "
+        f"(medians of {rounds})"
     )
 
 
@@ -247,9 +253,14 @@ def main() -> None:
         if "waiting" in parts:
             waiting(write_data(folder / "waiting", PUBLISHED), rounds=2)
         if "loop" in parts:
-            print("\na step of the script beside plain PyTorch on a batch in memory")
-            loop(folder, SHORT, 12, 6 * arguments.rounds)
-            loop(folder, PUBLISHED, 2, arguments.rounds)
+            print("\na step of the script beside plain PyTorch on a batch in memory, 1 thread")
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            narrow = {"num_layers": 12, "attention_head_dim": 16, **BLOCKS}
+            loop(folder, "12 blocks, a quarter as wide, 64 tokens", SHORT, narrow, 12 * arguments.rounds)
+            published = {"num_layers": 1, "attention_head_dim": 64, **BLOCKS}
+            loop(folder, "1 published block, 6144 tokens", PUBLISHED, published, arguments.rounds)
+            torch.set_num_threads(threads)
     if "memory" in parts:
         memory(arguments.layers)
     print(f"load {os.getloadavg()[0]:.2f} at the end")

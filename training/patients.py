@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.errors import CardioDiTError, Problems, try_all
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read_table
 from cardiodit.imaging.preprocessing import Preprocessing
@@ -64,10 +65,9 @@ def read_cohort(
             "(`cardiodit encode` writes those)."
         )
     is_online = online[training_ids]
-    sources: list[Any] = [
-        _volumes(path, vae, depth) if is_online else LatentCohort.open(path, identity_of_vae(vae))
-        for path in (training_ids, validation_ids)
-    ]
+    made_by = identity_of_vae(vae)
+    read = partial(_volumes, vae=vae, depth=depth) if is_online else partial(LatentCohort.open, vae_identity=made_by)
+    sources = try_all(partial(read, training_ids), partial(read, validation_ids))
     cases = [source.cases for source in sources]
     check_disjoint(training=cases[0], validation=cases[1])
     names = _classes(cases[0], label_column, classes)
@@ -79,7 +79,7 @@ def read_cohort(
         for source, held in zip(sources, cases)
     )
     identities = {
-        "vae": identity_of_vae(vae),
+        "vae": made_by,
         "scaling_factor": str(vae.config.scaling_factor),
         "training_data": sources[0].identity,
         "validation_data": sources[1].identity,

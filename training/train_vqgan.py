@@ -5,13 +5,15 @@ the validation slices, and pictures of reconstructions. Then: `cardiodit reconst
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from cardiodit.errors import try_all
 from cardiodit.imaging.cache import PreparedVolumes
-from cardiodit.imaging.manifest import check_disjoint, read_manifest
+from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.training.authors import translate_vqgan
 from cardiodit.training.autoencoder import (
@@ -138,16 +140,22 @@ def read_volumes(
     """Training and validation volumes, prepared; by the main process first where they are kept on disk."""
     data, options = request.settings.data, request.options
     steps = preprocessing_of(request.settings, request.plain, tuned)
-    cases = {"training": read_manifest(options.training_ids), "validation": read_manifest(options.validation_ids)}
-    check_disjoint(**cases)
+    training, validation = try_all(
+        partial(read_manifest, options.training_ids), partial(read_manifest, options.validation_ids)
+    )
     folder = Path(data.cache_dir or options.output_dir / "cache") if data.cache == "disk" else None
 
-    def read(name: str) -> PreparedVolumes:
-        return PreparedVolumes(cases[name], steps, data.cache, folder, data.workers)
+    def read(cases: list[Case]) -> PreparedVolumes:
+        return PreparedVolumes(cases, steps, data.cache, folder, data.workers)
 
+    works = (
+        partial(check_disjoint, training=training, validation=validation),
+        partial(read, training),
+        partial(read, validation),
+    )
     if folder is not None and run.accelerator.num_processes > 1:
-        run.main_first(lambda: [read(name) for name in cases])
-    return read("training"), read("validation")
+        run.main_first(lambda: try_all(*works))
+    return tuple(try_all(*works)[1:])
 
 
 def add(sums: dict[str, torch.Tensor], parts: dict[str, torch.Tensor], batches: int) -> None:

@@ -120,8 +120,15 @@ def test_an_unreadable_and_a_shared_subject_are_found(train_a_vqgan: Callable, c
     broken.write_bytes(b"no image")
     manifest = tmp_path / "broken.csv"
     manifest.write_text(f"image,subject\n{broken},p\n")
-    with pytest.raises(CardioDiTError, match="broken.nii.gz"):
-        train_a_vqgan("run", "--validation_ids", str(manifest))
+    other = tmp_path / "other.csv"
+    other.write_text(manifest.read_text().replace(",p", ",q"))
+    with pytest.raises(CardioDiTError) as error:  # what is wrong with both comes at once
+        train_a_vqgan("run", "--training_ids", str(other), "--validation_ids", str(manifest))
+    assert str(error.value).count("The volumes cannot be used") == 2
+    other.write_text(manifest.read_text())
+    with pytest.raises(CardioDiTError) as error:
+        train_a_vqgan("run", "--training_ids", str(other), "--validation_ids", str(manifest))
+    assert "p is in training and in validation" in str(error.value) and "broken.nii.gz" in str(error.value)
 
 
 def test_perplexity_in_closed_form() -> None:

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.run import Run
@@ -18,20 +19,19 @@ def add_upload_options(parser: argparse.ArgumentParser) -> None:
 class Upload:
     """Made before training, so that a missing login is found before the week of computing, not after it."""
 
-    repo: str | None
+    repo: Any  # its address, which knows its name
 
     @classmethod
     def begin(cls, run: Run, options: argparse.Namespace) -> "Upload":
-        made: list[str | None] = [None]
+        made: list[Any] = []
 
         def create() -> None:
             from huggingface_hub import HfApi
-            from huggingface_hub.errors import HfHubHTTPError
 
             name = options.hub_model_id or options.run_name
             try:
-                made[0] = HfApi().create_repo(name, private=not options.hub_public, exist_ok=True).repo_id
-            except (HfHubHTTPError, OSError, ValueError) as error:
+                made.append(HfApi().create_repo(name, private=not options.hub_public, exist_ok=True))
+            except Exception as error:  # no network, no login, no such organisation: each client version has its own
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise CardioDiTError(
                     f"--push_to_hub: the repository {name} cannot be made ({reason}). Log in (hf auth login), or train "
@@ -40,12 +40,12 @@ class Upload:
 
         if options.push_to_hub:
             run.main_first(create)
-        return cls(made[0])
+        return cls(made[0] if made else None)
 
     def send(self, folder: Path) -> None:
         if self.repo is None:
             return
         from huggingface_hub import HfApi
 
-        HfApi().upload_folder(repo_id=self.repo, folder_path=folder, commit_message="Trained with cardiodit")
-        print(f"Uploaded to https://huggingface.co/{self.repo}.")
+        HfApi().upload_folder(repo_id=self.repo.repo_id, folder_path=folder, commit_message="Trained with cardiodit")
+        print(f"Uploaded to {self.repo}.")
