@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,16 @@ PATIENCE = 120  # seconds; what takes longer hangs
 CLOSE = 1e-5  # sums in another order
 
 
+LONG = {"max_train_steps": 100, "checkpointing_steps": 1000, "validation_steps": 1000}
+
+
 @dataclass(frozen=True)
 class Runs:
-    """Command lines of runs in one folder; every process is given one sample at a time."""
+    """Runs in one folder, and what was said of them; every process is given one sample at a time."""
 
     folder: Path
     cohorts: Cohorts
+    said: dict[str, str] = field(default_factory=dict)
 
     def dit(self, name: str, processes: int = 2, **training: Any) -> list[str]:
         """Two samples a step: of two processes, or accumulated by one."""
@@ -65,16 +69,30 @@ class Runs:
 def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Runs by one process, and what two processes made of the same and of its checkpoint, sharded and not."""
     made = Runs(tmp_path_factory.mktemp("runs"), cohorts)
+    made.said["stopped"] = stop_politely(made, "stopped")
     made.alone("alone")
-    plan = [{"stage": "train_vqgan", "arguments": made.vqgan("vqgan"), "sharded": False}]
+    plan = [
+        {"stage": "train_vqgan", "arguments": made.vqgan("vqgan"), "sharded": False},
+        {"stage": "train_dit", "arguments": made.dit("stopped", **LONG), "sharded": False},
+    ]
     for name, is_sharded in (("copies", False), ("shards", True)):
         made.cut("alone", f"alone-then-{name}")
         for run in (name, f"alone-then-{name}"):
             plan.append({"stage": "train_dit", "arguments": made.dit(run), "sharded": is_sharded})
     file = made.folder / "plan.json"
     file.write_text(json.dumps(plan))
-    finish(start([str(Path(__file__).with_name("processes_at_work.py")), str(file)]))
+    made.said["plan"] = finish(start([str(Path(__file__).with_name("processes_at_work.py")), str(file)]))
     return made
+
+
+def stop_politely(runs: Runs, name: str) -> str:
+    """torchrun is told to stop, and passes it on. A copy shows what was there before the run went on."""
+    process = start_dit(runs.dit(name, **LONG))
+    wait_for_step(runs.folder / name, 5, process)
+    process.send_signal(signal.SIGTERM)
+    said = said_by(process)
+    shutil.copytree(runs.folder / name, runs.folder / f"as-{name}")
+    return said
 
 
 def start(command: list[str]) -> subprocess.Popen:
@@ -100,6 +118,13 @@ def said_by(process: subprocess.Popen) -> str:
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError(f"hangs: {process.communicate()[0]}") from None
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not (run / "metrics.jsonl").is_file() or max(lines_of(run), default=0) < step:
+        assert process.poll() is None and time.monotonic() < deadline, said_by(process)
+        time.sleep(0.005)
 
 
 def check_same(run: Path, other: Path) -> None:
@@ -252,32 +277,19 @@ def made_by(shares: list[Share]) -> list[tuple[NoisyVisits, Share]]:
 
 
 def test_two_processes_stop_after_the_same_step_and_go_on(runs: Runs) -> None:
-    """The signal goes to torchrun, which passes it on."""
-    settings = {"max_train_steps": 150, "checkpointing_steps": 1000, "validation_steps": 1000}
-    arguments = runs.dit("stopped", **settings)
-    run = runs.folder / "stopped"
-    process = start_dit(arguments)
-    wait_for_step(run, 5, process)
-    process.send_signal(signal.SIGTERM)
-    said = said_by(process)
-    last = max(lines_of(run))
-    assert last < 150 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
+    """The same command, to the same losses as a run that nobody stopped."""
+    said, found = runs.said["stopped"], runs.folder / "as-stopped"
+    last = max(lines_of(found))
+    assert last < 100 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
     assert "forcefully exiting" not in said  # as torchrun does after 30 seconds
-    assert [folder.name for folder in run.glob("checkpoint-*")] == [f"checkpoint-{last}"]
-    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert [folder.name for folder in found.glob("checkpoint-*")] == [f"checkpoint-{last}"]
+    assert json.loads((found / "run.json").read_text())["status"] == "interrupted"
 
-    said = finish(start_dit(arguments))
-    assert f"Going on after step {last} of stopped." in said
-    whole = runs.alone("not-stopped", **settings)
-    assert lines_of(run) == pytest.approx(lines_of(whole), rel=1e-4)
-    assert lines_of(run, "validation_loss") == pytest.approx(lines_of(whole, "validation_loss"), rel=CLOSE)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not (run / "metrics.jsonl").is_file() or max(lines_of(run), default=0) < step:
-        assert process.poll() is None and time.monotonic() < deadline, said_by(process)
-        time.sleep(0.005)
+    assert f"Going on after step {last} of stopped." in runs.said["plan"]
+    whole = runs.alone("not-stopped", **LONG)
+    for key in ("loss", "validation_loss"):
+        assert lines_of(runs.folder / "stopped", key) == pytest.approx(lines_of(whole, key), rel=1e-4)
+    assert len(lines_of(whole)) == 100
 
 
 def test_an_error_ends_all_processes_with_one_sentence(runs: Runs) -> None:

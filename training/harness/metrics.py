@@ -40,10 +40,10 @@ class Metrics:
         self.bar = tqdm(total=self.calendar.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
 
     def _start_trackers(self, step: int) -> None:
-        # purge_step hides what a killed process reported beyond its last checkpoint
-        self.accelerator.init_trackers(
-            self.folder.name, init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {}
-        )
+        settings: dict[str, Any] = {"wandb": {"dir": str(self.folder), "name": self.folder.name}}
+        if step:  # hides what a killed process reported beyond its last checkpoint
+            settings["tensorboard"] = {"purge_step": step + 1}
+        self.accelerator.init_trackers(self.folder.name, init_kwargs=settings)
 
     def write(self, step: int, values: Mapping[str, Any], seconds: float, waited: float) -> None:
         """A step that is done."""
