@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import FullyShardedDataParallelPlugin
@@ -159,7 +160,7 @@ def slurm(tmp_path: Path) -> Callable[..., subprocess.Popen]:
     }
 
     def submit(*arguments: str) -> subprocess.Popen:
-        caught = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(["bash", str(SBATCH), *arguments], env=environment, **caught)
 
     return submit
@@ -188,7 +189,7 @@ def test_the_batch_script_is_bash() -> None:
 def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(
     slurm: Callable, cohorts: Cohorts, tmp_path: Path
 ) -> None:
-    settings = {"max_train_steps": 200, "checkpointing_steps": 1000, "validation_steps": 1000}
+    settings = {"max_train_steps": 100, "checkpointing_steps": 1000, "validation_steps": 1000}
     config = merged(DIT, {"training": {**settings, "mixed_precision": "no"}})
     options = arguments_of(tmp_path, "run", config, cohorts.latents, "--vae", str(cohorts.vae), "--cpu")
     options = [text for text in options if text not in ("--output_dir", "--run_name", str(tmp_path), "run")]
@@ -200,7 +201,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(
     said = said_by(job)
     last = max(lines_of(run))
     assert job.returncode == 0, said
-    assert last < 200 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
+    assert last < 100 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
     assert calls.read_text().split()[0] == "requeue"
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "interrupted" and record["sessions"][0]["processes"] == 2
@@ -208,7 +209,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(
     job = slurm(str(run), "cardiodit.training.train_dit", *options)
     said = said_by(job)
     assert job.returncode == 0 and f"Going on after step {last} of run." in said, said
-    assert sorted(lines_of(run)) == list(range(1, 201))
+    assert sorted(lines_of(run)) == list(range(1, 101))
     assert len(calls.read_text().splitlines()) == 1  # it is finished
 
 

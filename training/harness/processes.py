@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated", FutureWarning)  # its successor is not it
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,

@@ -58,12 +58,15 @@ class Run:
         self._optimizers: list[tuple[Any, float]] = []
         self._line: dict[str, Any] = {}
         self._stop: str | None = None
+        self._ending = Ending()
         self._worked = 0.0  # when the last step's weights were ready
 
     def __enter__(self) -> "Run":
+        self._ending.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        self._ending.__exit__()
         if kind is not None and self.is_main:
             self.record.end("failed", self.step)
 
@@ -169,23 +172,22 @@ class Run:
     def steps(self, loader: Iterable[Batch]) -> Iterator[tuple[int, list[Batch]]]:
         """Yields the number of each step left, from 0, with its batches; saves when due, stops when asked to."""
         batches = iter(loader)
-        with Ending() as ending:
-            while self.step < self.calendar.steps:
-                began = time.perf_counter()
-                fetched = [next(batches) for _ in range(self.settings.gradient_accumulation_steps)]
-                waited = time.perf_counter() - began
-                moved = [self.to_device(batch) for batch in fetched]
-                self._prepare_step()
-                self._stop = ending.asked
-                yield self.step, moved
-                self.step += 1
-                self.metrics.write(self.step, self._line, self._worked - began, waited)
-                is_last = self.step == self.calendar.steps
-                if self.step % self.settings.checkpointing_steps == 0 or self._stop or is_last:
-                    self.save_checkpoint()
-                if self._stop and not is_last:
-                    self._leave()
-                    return
+        while self.step < self.calendar.steps:
+            began = time.perf_counter()
+            fetched = [next(batches) for _ in range(self.settings.gradient_accumulation_steps)]
+            waited = time.perf_counter() - began
+            moved = [self.to_device(batch) for batch in fetched]
+            self._prepare_step()
+            self._stop = self._ending.asked
+            yield self.step, moved
+            self.step += 1
+            self.metrics.write(self.step, self._line, self._worked - began, waited)
+            is_last = self.step == self.calendar.steps
+            if self.step % self.settings.checkpointing_steps == 0 or self._stop or is_last:
+                self.save_checkpoint()
+            if self._stop and not is_last:
+                self._leave()
+                return
         self.metrics.finish()
 
     def _prepare_step(self) -> None:

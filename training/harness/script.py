@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from cardiodit.errors import CardioDiTError
 
@@ -11,6 +13,7 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except (CardioDiTError, OSError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"\n{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)  # noqa: PTH119
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(3)  # the first process says the same, and its end is ours; if it lives, only we know
+        print(f"\n{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
