@@ -41,6 +41,7 @@ DIT = {
         "ema_decay": 0.99,
         "validation_steps": 20,
         "preview_samples": 0,
+        "dataloader_num_workers": 0,
         "checkpointing_steps": 200,
     },
 }

@@ -209,6 +209,7 @@ class DiTTraining(Training):
     ema_decay: float = option(0.9999, "of the moving average, at its highest")
     ema_warmup: bool = option(True, "a shorter average at first; false as published")
     validation_timesteps: Count = option(4, "noise levels at which each validation volume is judged")
+    dataloader_num_workers: int = option(2, "processes that load samples; 0 loads them in the training process")
     preview_epochs: float = option(50.0, "between two previews: volumes sampled from the EMA weights")
     preview_steps: Count | None = option(None, "the same in steps")
     preview_samples: int = option(2, "volumes a preview; 0 for none")

@@ -28,7 +28,7 @@ from cardiodit.training.harness.script import run_script
 from cardiodit.training.harness.upload import Upload, add_upload_options
 from cardiodit.training.patients import Cohort, check_scale, encode, read_cohort
 from cardiodit.training.previews import preview, write_pipeline
-from cardiodit.training.settings import DiTSettings
+from cardiodit.training.settings import DiTSettings, DiTTraining
 from cardiodit.training.transformer import (
     add_adapter,
     check_fits,
@@ -96,7 +96,8 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     bare = run.accelerator.unwrap_model(model)
     is_adapter = training.lora_rank > 0
     network = Network("transformer", bare, is_adapter)
-    ema = average_of(bare, settings) if training.use_ema else None
+    parameters = [parameter for parameter in bare.parameters() if parameter.requires_grad]
+    ema = average_of(parameters, training) if training.use_ema else None
     averaged = Average("transformer_ema", bare, ema, is_adapter) if ema else None
     parts = [network, *([averaged] if averaged else []), Optimizer("optimizer", bare, optimizer)]
     run.keep(parts, [(optimizer, training.learning_rate)])
@@ -121,13 +122,13 @@ def train(request: Request[DiTSettings], run: Run) -> None:
                 loss = denoising.losses(model, latents_of(batch), batch).mean()
                 run.backward(loss)
             total += loss.detach() / len(batches)
-        run.log({"loss": total}, [subject for batch in batches for subject in batch["subject"]])
         run.update(optimizer, model)
         if ema:
-            ema.step(trained_parameters(bare))
+            ema.step(parameters)
+        run.log({"loss": total}, [subject for batch in batches for subject in batch["subject"]])
         if run.is_due(validate_every):
             best = Average("transformer", bare, ema, is_adapter) if ema else network
-            value = with_average(ema, bare, lambda: validate(run, model, denoising, fixed, latents_of))
+            value = with_average(ema, parameters, lambda: validate(run, model, denoising, fixed, latents_of))
             run.validated({"validation_loss": value}, [best], by="validation_loss")
         if training.preview_samples and run.is_due(preview_every) and settings.dimensions == 4:
             weights = Average("transformer", bare, ema) if ema else Network("transformer", bare)
@@ -156,27 +157,21 @@ def builder(model: DiTTransformerModel, settings: DiTSettings) -> Callable[[], D
     return build
 
 
-def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def average_of(model: torch.nn.Module, settings: DiTSettings) -> EMAModel:
+def average_of(parameters: Sequence[torch.nn.Parameter], training: DiTTraining) -> EMAModel:
     """A moving average of what is trained. Without a warm-up, 0.9999 keeps 74% of the first weights for 3000 steps."""
-    decay, warmup = settings.training.ema_decay, settings.training.ema_warmup
-    return EMAModel(
-        trained_parameters(model), decay, min_decay=0.0 if warmup else decay, use_ema_warmup=warmup, power=2 / 3
-    )
+    decay, warmup = training.ema_decay, training.ema_warmup
+    return EMAModel(parameters, decay, min_decay=0.0 if warmup else decay, use_ema_warmup=warmup, power=2 / 3)
 
 
-def with_average(ema: EMAModel | None, model: torch.nn.Module, work: Callable[[], Any]) -> Any:
+def with_average(ema: EMAModel | None, parameters: Sequence[torch.nn.Parameter], work: Callable[[], Any]) -> Any:
     """Does something with the averaged weights in the model, and puts the others back."""
     if ema is None:
         return work()
-    swap(trained_parameters(model), ema.shadow_params)
+    swap(parameters, ema.shadow_params)
     try:
         return work()
     finally:
-        swap(trained_parameters(model), ema.shadow_params)
+        swap(parameters, ema.shadow_params)
 
 
 @torch.no_grad()

@@ -92,6 +92,7 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
         weight = adversarial_weight(settings.losses, step / run.calendar.epoch)
         found: dict[str, torch.Tensor] = {}
         fakes = []
+        subjects = [subject for batch in batches for subject in batch["subject"]]
 
         # The autoencoder: near to the image, near to its codes, and good enough for the critic.
         bare_critic.requires_grad_(False)
@@ -104,21 +105,19 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
                 run.backward(parts["loss"])
             fakes.append(fake.detach())
             add(found, parts, len(batches))
-        subjects = [subject for batch in batches for subject in batch["subject"]]
-        run.log({**found, "perplexity": perplexity(bare.quantizer.ema_counts), "adversarial_weight": weight}, subjects)
         run.update(optimizer, model)
 
         # The critic: real or reconstructed?
         if weight:
             bare_critic.requires_grad_(True)
-            judged: dict[str, torch.Tensor] = {}
             for number, (batch, fake) in enumerate(zip(batches, fakes, strict=True), start=1):
                 with run.accumulating(critic, is_last=number == len(batches)):
                     loss = discriminator_loss(critic(batch["image"])[-1], critic(fake)[-1])
                     run.backward(loss)
-                add(judged, {"discriminator": loss}, len(batches))
-            run.log(judged, subjects)
+                add(found, {"discriminator": loss}, len(batches))
             run.update(critic_optimizer, critic, "discriminator_gradient_norm")
+        use = perplexity(bare.quantizer.ema_counts)
+        run.log({**found, "perplexity": use, "adversarial_weight": weight}, subjects)
 
         if run.is_due(validate_every):
             values = validate(run, bare, fixed)

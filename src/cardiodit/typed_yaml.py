@@ -79,6 +79,7 @@ class Reader:
         if kind is Any or (kind is types.NoneType and value is None):
             return value
         if typing.get_origin(kind) is typing.Literal:
+            value = "no" if value is False else value  # YAML's word for false
             return value if value in typing.get_args(kind) else MISSING
         if is_dataclass(kind):
             return self.section(typing.cast(type, kind), value, at)

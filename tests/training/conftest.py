@@ -30,6 +30,7 @@ DIT: dict[str, Any] = {
         "checkpointing_steps": 4,
         "validation_steps": 6,
         "preview_samples": 0,
+        "dataloader_num_workers": 0,
         "report_to": "none",
     },
 }

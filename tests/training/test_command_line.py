@@ -64,6 +64,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, sentence: str) -> Non
         read_dit("--config", config(tmp_path, text))
 
 
+def test_yaml_takes_no_for_false_and_we_take_it_back(tmp_path: Path) -> None:
+    assert read_dit("--mixed_precision", "no").settings.training.mixed_precision == "no"
+    file = config(tmp_path, "training: {mixed_precision: no}")
+    assert read_dit("--config", file).settings.training.mixed_precision == "no"
+
+
 def test_wrong_options_are_named_too() -> None:
     with pytest.raises(CardioDiTError, match="no option --learning_rat; did you mean --learning_rate"):
         read_dit("--learning_rat", "1")

@@ -217,7 +217,10 @@ class Run:
         self.accelerator.backward(loss / self.settings.gradient_accumulation_steps)
 
     def log(self, parts: Mapping[str, float | torch.Tensor], subjects: Sequence[str] = ()) -> dict[str, float]:
-        """Means of values over processes, for the step's record. A loss that is no number ends the run."""
+        """Means of values over processes, for the step's record. A loss that is no number ends the run.
+
+        Waits for the device, so it comes last in a step.
+        """
         flag = float(self._stop is not None)
         device = self.accelerator.device
         total = torch.stack([torch.as_tensor(v, device=device).detach().float() for v in (*parts.values(), flag)])
@@ -227,7 +230,8 @@ class Run:
         found = dict(zip(parts, means, strict=True))
         if not all(math.isfinite(value) for value in found.values()):
             self._stop_at_nan(dict(zip(parts, total.tolist(), strict=False)), subjects)
-        self._line |= found
+        self._line = {name: _number(value) for name, value in self._line.items()} | found
+        self._worked = time.perf_counter()
         return found
 
     def _stop_at_nan(self, parts: Mapping[str, float], subjects: Sequence[str]) -> None:
@@ -249,11 +253,10 @@ class Run:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if norm is not None:
-            self._line[name] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self._line[name] = norm  # a number in `log`, which waits for the device anyway
         if self.accelerator.optimizer_step_was_skipped:
             self._line["overflowed"] = 1.0
             self.say(f"Step {self.step + 1}: gradients overflowed in fp16, so the weights were left as they are.")
-        self._worked = time.perf_counter()
 
     def is_due(self, every: int) -> bool:
         """Whether something is due at the end of the present step; the end of a run is always one."""
@@ -298,3 +301,7 @@ class Run:
     def say(self, sentence: str) -> None:
         if self.is_main:
             self.accelerator.print(sentence, flush=True)
+
+
+def _number(value: Any) -> float:
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
