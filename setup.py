@@ -55,7 +55,7 @@ setup(
         "safetensors>=0.5",
         "nibabel>=5.3",
         "monai>=1.5.2",
-        "jsonargparse>=4.40",
+        "tqdm>=4.67",
         "numpy>=2.1",
         "scipy>=1.15",
         "Pillow>=11",
@@ -68,12 +68,14 @@ setup(
         "energy": ["codecarbon>=3.0"],
         "dicom": ["pydicom>=3.0"],
         "lora": ["peft>=0.18"],
+        "deepspeed": ["deepspeed>=0.18", "transformers>=5.0"],  # accelerate asks transformers
         "track": ["tensorboard>=2.18", "wandb>=0.19", "trackio>=0.2"],
         "dev": [
             "peft>=0.18",
             "pydicom>=3.0",
             "torchao>=0.16,<0.17",
             "transformers>=5.0",
+            "tensorboard>=2.18",
             "pytest>=8.4",
             "pytest-timeout>=2.4",
             "ruff==0.17.5",

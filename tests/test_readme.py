@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from cardiodit.cli import build_parser
+from cardiodit.training import train_dit, train_vqgan
+from cardiodit.training.harness.command_line import read_command_line
+from cardiodit.training.settings import DiTSettings, VQGANSettings
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -42,6 +46,21 @@ def test_commands_parse() -> None:
     assert len(commands) >= 8
     for command in commands:
         assert build_parser().parse_args(shlex.split(command)[1:]).run
+
+
+TRAINING = {"train_vqgan": (train_vqgan, VQGANSettings), "train_dit": (train_dit, DiTSettings)}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_training_commands_parse(page: str) -> None:
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    commands = re.findall(r"^accelerate launch -m cardiodit\.training\.(\w+) (.*)$", text, re.MULTILINE)
+    whole = [(name, options) for name, options in commands if "…" not in options]
+    assert {name for name, _ in whole} == set(TRAINING)
+    for name, options in whole:
+        script, kind = TRAINING[name]
+        add_options = getattr(script, "add_options", lambda parser: None)
+        read_command_line(shlex.split(options), kind, "", "", lambda path, raw: None, add_options)
 
 
 def test_make_targets_and_folders_exist() -> None:

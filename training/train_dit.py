@@ -22,7 +22,8 @@ from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.training.authors import translate_dit
 from cardiodit.training.denoising import Batch, Denoising, FixedVisits, Noising, NoisyVisits
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.harness.parts import Average, Network, Optimizer, decaying, reshard
+from cardiodit.training.harness.deepspeed import optimizer_part
+from cardiodit.training.harness.parts import Average, Network, decaying, reshard
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.script import run_script
 from cardiodit.training.harness.upload import Upload, add_upload_options
@@ -99,7 +100,7 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     parameters = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     ema = average_of(parameters, training) if training.use_ema else None
     averaged = Average("transformer_ema", bare, ema, is_adapter) if ema else None
-    parts = [network, *([averaged] if averaged else []), Optimizer("optimizer", bare, optimizer)]
+    parts = [network, *([averaged] if averaged else []), optimizer_part("optimizer", bare, optimizer)]
     run.keep(parts, [(optimizer, training.learning_rate)])
 
     # The process that is undone.

@@ -30,6 +30,7 @@ KINDS = {
     "multi_gpu": DistributedType.MULTI_GPU,
     "multi_node": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
+    "deepspeed_zero2": DistributedType.DEEPSPEED,
 }
 PATIENCE = 120  # seconds
 

@@ -5,7 +5,7 @@ checkpoint does not depend on how many processes wrote it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,18 +111,22 @@ class Optimizer:
         save_file(tensors, folder / f"{self.name}.safetensors")
 
     def load(self, folder: Path) -> None:
-        parameters = dict(self.model.named_parameters())
         self.optimizer.state.clear()
+        for parameter, moment, values in self.saved(folder):
+            like = parameter if values.shape == parameter.shape else None
+            state = self.optimizer.state[parameter]
+            state[moment] = values.clone() if like is None else spread(values, like).clone()
+
+    def saved(self, folder: Path) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
+        """Each weight with a name and the whole value of a moment."""
+        parameters = dict(self.model.named_parameters())
         for key, values in load_file(folder / f"{self.name}.safetensors").items():
             name, _, moment = key.rpartition("/")
             if name not in parameters:
                 raise CardioDiTError(
                     f"The checkpoint {folder} has moments of {name!r}, which this model does not have."
                 )
-            parameter = parameters[name]
-            like = parameter if values.shape == parameter.shape else None
-            state = self.optimizer.state[parameter]
-            state[moment] = values.clone() if like is None else spread(values, like).clone()
+            yield parameters[name], moment, values
 
 
 def trained(model: torch.nn.Module) -> Tensors:

@@ -17,6 +17,7 @@ from accelerate.utils import (
 )
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.training.harness import deepspeed
 from cardiodit.training.settings import Training
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -28,6 +29,7 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated", FutureWarning)  # its successor is not it
+    needs_deepspeed = deepspeed.is_asked_for()
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
@@ -43,6 +45,8 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
         raise CardioDiTError(f"mixed_precision {settings.mixed_precision}: {' '.join(str(error).split())}") from error
     if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         _shard_on_cpu(accelerator)
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and needs_deepspeed:
+        deepspeed.try_on_cpu(accelerator)
     if accelerator.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
         torch.backends.cudnn.allow_tf32 = settings.allow_tf32

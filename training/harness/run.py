@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.randomness import generator_for
+from cardiodit.training.harness import deepspeed
 from cardiodit.training.harness.checkpoints import (
     Checkpoint,
     given_checkpoint,
@@ -49,6 +50,7 @@ class Run:
         self.request = request
         self.folder: Path = request.folder
         self.accelerator = start_accelerator(self.settings, request.options.cpu, self.folder)
+        deepspeed.check(self.accelerator, stage)
         self.is_main = self.accelerator.is_main_process
         self.record = RunRecord(self.folder, request, stage, self.accelerator)
         self.step = 0  # steps done
@@ -85,6 +87,7 @@ class Run:
             remove_leftovers(self.folder)
             restore_folder(self.folder / "best")
         self.main_first(lambda: self.record.claim(samples, data, self.samples_a_step))
+        deepspeed.configure(self.accelerator, self.settings)  # the record has read the precision
         self.metrics = Metrics(self.folder, self.calendar, self.samples_a_step, self.accelerator)
 
     @property
@@ -205,12 +208,14 @@ class Run:
 
     @contextmanager
     def accumulating(self, model: Any, is_last: bool) -> Iterator[None]:
-        """Gradients are exchanged between processes once a step, with its last batch."""
+        """Gradients are exchanged between processes once a step, with its last batch; DeepSpeed then steps at once."""
         if is_last:
             yield
         else:
+            self.accelerator.sync_gradients = False
             with self.accelerator.no_sync(model):
                 yield
+            self.accelerator.sync_gradients = True
 
     def backward(self, loss: torch.Tensor) -> None:
         """A batch's share of the step's gradient."""
