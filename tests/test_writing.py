@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cardiodit import CardioDiTError
-from cardiodit.writing import atomic_file, new_folder
+from cardiodit.writing import atomic_file, new_folder, replace_folder, restore_folder
 
 LOAD = "import pathlib, time\nfrom cardiodit import writing\n"
 
@@ -72,3 +72,30 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
     with pytest.raises(CardioDiTError, match="is a file"), new_folder(target / "weights"):
         pass
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    for name in ("first", "second"):
+        with replace_folder(target) as temporary:
+            (temporary / name).touch()
+    assert [p.name for p in target.iterdir()] == ["second"]
+    with pytest.raises(RuntimeError), replace_folder(target) as temporary:
+        (temporary / "third").touch()
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("new_is_there", [False, True])
+def test_a_replacement_that_was_cut_short_is_mended(tmp_path: Path, new_is_there: bool) -> None:
+    """Killed between the two renames, or between the second and the removal of the old one."""
+    target, aside = tmp_path / "best", tmp_path / ".old-best"
+    aside.mkdir()
+    (aside / "old").touch()
+    if new_is_there:
+        target.mkdir()
+        (target / "new").touch()
+    restore_folder(target)
+    assert [p.name for p in target.iterdir()] == ["new" if new_is_there else "old"]
+    assert not aside.exists()

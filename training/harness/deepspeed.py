@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedType, compare_versions
 
 from cardiodit.errors import CardioDiTError
@@ -41,7 +41,7 @@ def try_on_cpu(accelerator: Accelerator) -> None:
     plugin.set_mixed_precision(accelerator.mixed_precision)
     plugin.select(_from_accelerator_state=True)
     accelerator.state.deepspeed_plugins = plugin
-    accelerator.state.distributed_type = DistributedType.DEEPSPEED
+    accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.DEEPSPEED
 
 
 def check(accelerator: Accelerator, stage: str) -> None:

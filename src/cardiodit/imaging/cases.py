@@ -3,6 +3,7 @@
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.nifti import read_labels, read_nifti
+from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
 from cardiodit.imaging.volume import Volume
 
@@ -12,13 +13,17 @@ def read_case(case: Case) -> Volume:
     return read_nifti(case.image, frame_time=case.number("frame_time"))
 
 
+def order_of_case(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
+    """How the axes of a case's volume become ours, with the manifest's `ed_frame` and `slices`."""
+    frame = case.number("ed_frame")
+    return steps.order_of(volume, None, None if frame is None else int(frame), case.row.get("slices") or None)
+
+
 def prepare_case(case: Case, steps: Preprocessing) -> Prepared:
     """The image as a model sees it, beginning at the manifest's `ed_frame`, `slices` from base to apex."""
     volume = read_case(case)
-    frame = case.number("ed_frame")
     try:
-        order = steps.order_of(volume, None, None if frame is None else int(frame), case.row.get("slices") or None)
-        return steps(volume, order)
+        return steps(volume, order_of_case(case, volume, steps))
     except CardioDiTError as error:
         raise CardioDiTError(f"{case.image} cannot be prepared. {error}") from error
 

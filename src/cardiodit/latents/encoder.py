@@ -133,7 +133,7 @@ class CohortEncoder:
         """Makes the file unless a sound one of the same origin is there; what is wrong with the image is returned."""
         try:
             volume = read_case(case)
-            order = _order_of(case, volume, self.steps)
+            order = order_of_case(case, volume, self.steps)
             source = identity_of_source(volume, order)
             path = self.output_dir / file_name(source)
             what, shape = self._look(path, source)
@@ -192,12 +192,6 @@ def _steps(
     if own is not None and identity_of_steps(own) != identity_of_steps(steps):
         report("The preprocessing given is not the one that the VQ model was trained with.")
     return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
-
-
-def _order_of(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
-    """What the manifest knows of the order goes before what the file says."""
-    frame = case.number("ed_frame")
-    return steps.order_of(volume, None, None if frame is None else int(frame), case.row.get("slices") or None)
 
 
 def _refuse_foreign_manifest(path: Path) -> None:
