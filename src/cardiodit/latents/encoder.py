@@ -10,6 +10,7 @@ import torch
 
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
+from cardiodit.imaging.cases import order_of_case
 from cardiodit.imaging.manifest import PATH_COLUMNS, Case, read_table, write_manifest
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.latents.file import DamagedLatentError, LatentHeader, read_header, write_latent
