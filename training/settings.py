@@ -4,8 +4,9 @@ Keys are named as diffusers' training scripts name their options. What is counte
 which then go before the epochs.
 """
 
+import types
 import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from cardiodit.errors import CardioDiTError
@@ -230,19 +231,40 @@ class DiTSettings:
     training: DiTTraining = DiTTraining()
 
 
-def leaves(kind: type, at: str = "") -> list[tuple[str, Any, str]]:
-    """Every key of a config class: dotted name, default, help."""
+@dataclass(frozen=True)
+class Leaf:
+    """A key of a config class.
+
+    Args:
+        name: dotted.
+        default, help: of its field.
+        choices: what it may be, where that is a list.
+        is_switch: true or false.
+    """
+
+    name: str
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    is_switch: bool
+
+
+def leaves(kind: type, at: str = "") -> list[Leaf]:
+    """Every key of a config class and its sections."""
     found = []
     hints = typing.get_type_hints(kind)
     for f in fields(kind):
-        name = f"{at}{f.name}"
-        if section := _section_in(hints[f.name]):
-            found += leaves(section, f"{name}.")
+        name, options = f"{at}{f.name}", _options(hints[f.name])
+        sections = [o for o in options if is_dataclass(o)]
+        choices = [str(c) for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+        if sections:
+            found += leaves(typing.cast(type, sections[0]), f"{name}.")
         else:
-            found.append((name, f.default, f.metadata.get("help", "")))
+            found.append(Leaf(name, f.default, f.metadata.get("help", ""), tuple(choices), bool in options))
     return found
 
 
-def _section_in(hint: Any) -> type | None:
-    options = typing.get_args(hint) if typing.get_origin(hint) is not None else (hint,)
-    return next((o for o in options if isinstance(o, type) and hasattr(o, "__dataclass_fields__")), None)
+def _options(hint: Any) -> tuple[Any, ...]:
+    """What a union is of; anything else is its only option."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)

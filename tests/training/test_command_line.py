@@ -160,3 +160,8 @@ def test_the_authors_training_keys_have_their_meaning(tmp_path: Path) -> None:
 def test_swapped_stages_are_told_apart() -> None:
     with pytest.raises(CardioDiTError, match="Were the two configs swapped"):
         read_dit("--config", str(GOLDEN / "cardiodit" / "vqgan.yaml"))
+
+
+def test_a_switch_needs_no_value() -> None:
+    settings = read_dit("--gradient_checkpointing", "--use_ema", "false").settings.training
+    assert (settings.gradient_checkpointing, settings.use_ema) == (True, False)

@@ -45,6 +45,7 @@ def read_command_line(
 ) -> Request[Settings]:
     """Reads options and config; `translate` makes our layout of a file that is in the authors'."""
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [--config YAML] --training_ids CSV --validation_ids CSV --output_dir DIR --run_name NAME ...",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -87,10 +88,13 @@ def _add_config_keys(parser: argparse.ArgumentParser, kind: type) -> list[str]:
     """An option for every key: those of `training` under their own names, the others dotted."""
     group = parser.add_argument_group("keys of the config", "on the command line they go before the file")
     keys = []
-    for key, default, text in leaves(kind):
-        shown = "" if default is None else f" ({_shown(default)})"
-        group.add_argument(f"--{_flag(key)}", dest=key, metavar="V", help=f"{text}{shown}".replace("%", "%%"))
-        keys.append(key)
+    for leaf in leaves(kind):
+        shown = "" if leaf.default is None else f" ({_shown(leaf.default)})"
+        metavar = "|".join(leaf.choices) or ("true|false" if leaf.is_switch else "V")
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.is_switch else {}  # --use_ema means true
+        text = f"{leaf.help}{shown}".replace("%", "%%")
+        group.add_argument(f"--{_flag(leaf.name)}", dest=leaf.name, metavar=metavar, help=text, **alone)
+        keys.append(leaf.name)
     return keys
 
 
