@@ -112,7 +112,7 @@ class ZeroOptimizer(Optimizer):
     def gather(self) -> Tensors:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found = {}
+        found: Tensors = {}
         for name, parameter in trained(self.model).items():
             found |= whole({f"{name}/step": self.states[0]["step"]})
             for moment in MOMENTS:  # one at a time: whole ones may not fit beside the rest
