@@ -72,7 +72,7 @@ def write_preview(stem: Path, volumes: np.ndarray, geometry: Geometry) -> Path:
     stacked = np.concatenate(list(volumes[:, :, ::-1]), axis=1)[:, ::-1]  # the second axis runs upwards in pictures
     path = stem.with_suffix(".gif" if volumes.ndim == 5 else ".png")
     if volumes.ndim == 5:
-        write_gif(path, stacked, geometry)
+        write_gif(path, stacked, geometry, rows=len(volumes))
     else:
         write_slices(path, stacked)
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -68,7 +68,7 @@ def trackers_of(report_to: str) -> list[str]:
 def _shard_on_cpu(accelerator: Accelerator) -> None:
     """accelerate turns to FSDP on GPUs only, though FSDP2 runs on CPUs too: how it is tried without a GPU."""
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
 def share(value: Any, accelerator: Accelerator) -> Any:

@@ -253,7 +253,7 @@ class Run:
         )
 
     def update(self, optimizer: Any, model: Any, name: str = "gradient_norm") -> None:
-        """Clips the gradients and takes the optimizer's step; steps that fp16 left out are counted."""
+        """Clips the gradients and takes the optimizer's step; steps left out, as fp16 does, are counted and said."""
         norm = self.accelerator.clip_grad_norm_(model.parameters(), self.settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -261,7 +261,7 @@ class Run:
             self._line[name] = norm  # a number in `log`, which waits for the device anyway
         if self.accelerator.optimizer_step_was_skipped:
             self._line["overflowed"] = 1.0
-            self.say(f"Step {self.step + 1}: gradients overflowed in fp16, so the weights were left as they are.")
+            self.say(f"Step {self.step + 1}: gradients overflowed, so the weights were left as they are.")
 
     def is_due(self, every: int) -> bool:
         """Whether something is due at the end of the present step; the end of a run is always one."""
