@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,24 +174,33 @@ class Run:
     # --- The loop ---
 
     def steps(self, loader: Iterable[Batch]) -> Iterator[tuple[int, list[Batch]]]:
-        """Yields the number of each step left, from 0, with its batches; saves when due, stops when asked to."""
+        """Yields the number of each step left, from 0, with its batches; saves when due, stops when asked to.
+
+        The batches of the next step are fetched and brought to the device meanwhile.
+        """
         batches = iter(loader)
-        while self.step < self.calendar.steps:
-            began = time.perf_counter()
-            fetched = [next(batches) for _ in range(self.settings.gradient_accumulation_steps)]
-            waited = time.perf_counter() - began
-            moved = [self.to_device(batch) for batch in fetched]
-            self._prepare_step()
-            self._stop = self._ending.asked
-            yield self.step, moved
-            self.step += 1
-            self.metrics.write(self.step, self._line, self._worked - began, waited)
-            is_last = self.step == self.calendar.steps
-            if self.step % self.settings.checkpointing_steps == 0 or self._stop or is_last:
-                self.save_checkpoint()
-            if self._stop and not is_last:
-                self._leave()
-                return
+
+        def fetch() -> list[Batch]:
+            return [self.to_device(next(batches)) for _ in range(self.settings.gradient_accumulation_steps)]
+
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-step") as ahead:
+            coming = ahead.submit(fetch) if self.step < self.calendar.steps else None
+            while coming is not None:
+                began = time.perf_counter()
+                fetched = coming.result()
+                waited = time.perf_counter() - began
+                is_last = self.step + 1 == self.calendar.steps
+                coming = None if is_last else ahead.submit(fetch)
+                self._prepare_step()
+                self._stop = self._ending.asked
+                yield self.step, fetched
+                self.step += 1
+                self.metrics.write(self.step, self._line, self._worked - began, waited)
+                if self.step % self.settings.checkpointing_steps == 0 or self._stop or is_last:
+                    self.save_checkpoint()
+                if self._stop and not is_last:
+                    self._leave()
+                    return
         self.metrics.finish()
 
     def _prepare_step(self) -> None:
