@@ -6,7 +6,6 @@ checkpoints to go on from, `best/` with the lowest validation loss, previews, an
 """
 
 import argparse
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,11 +137,12 @@ def train(request: Request[DiTSettings], run: Run) -> None:
         return
 
     # The best weights become a pipeline.
-    run.finish()
+    run.record.end("saving", run.step)
     if run.is_main:
-        folder = finish_pipeline(run, request, vae.cpu(), build, denoising)
-        run.say(f"The pipeline is {folder}. Try it: cardiodit sample {folder} --output_dir samples")
+        folder = finish_pipeline(run, request, vae.cpu(), denoising)
         upload.send(folder)
+        run.say(f"The pipeline is {folder}. Try it: cardiodit sample {folder} --output_dir samples")
+    run.finish()
 
 
 def builder(model: DiTTransformerModel, settings: DiTSettings) -> Callable[[], DiTTransformerModel]:
@@ -212,13 +212,7 @@ def validate(
     return total / count
 
 
-def finish_pipeline(
-    run: Run,
-    request: Request[DiTSettings],
-    vae: VQModel,
-    build: Callable[[], DiTTransformerModel],
-    denoising: Denoising,
-) -> Path:
+def finish_pipeline(run: Run, request: Request[DiTSettings], vae: VQModel, denoising: Denoising) -> Path:
     """`pipeline/` in the run folder, from the weights with the lowest validation loss."""
     training = request.settings.training
     if training.lora_rank:
@@ -229,7 +223,7 @@ def finish_pipeline(
         transformer = open_transformer(run.folder / "best")
     folder = run.folder / "pipeline"
     with replace_folder(folder) as temporary:
-        write_pipeline(temporary, transformer, copy.deepcopy(vae), denoising, training.lora_rank)
+        write_pipeline(temporary, transformer, vae, denoising, training.lora_rank)
         write_card(temporary, run.folder)
     return folder
 
