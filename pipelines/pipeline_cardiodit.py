@@ -178,6 +178,7 @@ class CardioDiTPipeline(DiffusionPipeline, TransformerLoraMixin):
             "num_inference_steps": num_inference_steps,
             "guidance_scale": self._guidance_scale,
             "eta": float(eta),
+            "latent_size": list(size),
             "given_latents": starts_from_given,
             "output_type": output_type,
             "seconds": round((time.perf_counter() - started) / num_samples, 3),

@@ -74,6 +74,7 @@ def test_it_runs_as_a_module_too() -> None:
         ["encode"],
         ["scale-factor"],
         ["sample"],
+        ["view"],
         ["convert"],
         ["convert", "cardiodit"],
     ],
@@ -186,10 +187,11 @@ def test_samples_that_exist_are_noticed_before_anything_is_generated(model: Path
 
     assert sample("--first_sample", "2") == 0
     capsys.readouterr()
-    assert sample("--num_samples", "3") == 1
+    assert sample("--num_samples", "3", "--eta", "0.5", "--solver", "ddim") == 1
     shown = capsys.readouterr()
-    assert "seed0-00002.nii.gz exists already" in shown.err and not shown.out
-    assert sample("--num_samples", "2") == 0
+    assert "seed0-00002.nii.gz: solver was" in shown.err and not shown.out
+    assert sample("--num_samples", "3") == 0
+    assert [Path(line).name for line in capsys.readouterr().out.split()] == ["seed0-00000.nii.gz", "seed0-00001.nii.gz"]
 
 
 def test_half_precision_prints_no_warning(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_the_record_says_what_was_run_and_names_nobody(train_a_dit: Callable, co
     text = (run / "run.json").read_text()
     record = json.loads(text)
     assert (record["seed"], record["samples"], record["status"]) == (0, 8, "finished")
-    assert record["sessions"][0]["versions"]["torch"] == torch.__version__
+    assert record["sessions"][0]["versions"]["torch"] == version("torch")
     assert set(record["data"]) == {"vae", "scaling_factor", "training_data", "validation_data"}
     assert str(cohorts.folder) not in text and "phantom-" not in text
 

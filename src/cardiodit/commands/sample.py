@@ -21,7 +21,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", help="pipeline folder, or org/name on the Hub")
     parser.add_argument(
-        "--output_dir", type=Path, required=True, help="folder for the samples; may hold samples already"
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="folder for the samples; those that it holds already, made in the same way, are not made again",
     )
     parser.add_argument("--num_samples", type=int, default=1, help="volumes to generate (%(default)s)")
     parser.add_argument(
@@ -36,7 +39,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none (%(default)s)"
     )
-    parser.add_argument("--class_label", help="name or number of a label, for all samples")
+    parser.add_argument(
+        "--class_label",
+        nargs="+",
+        metavar="LABEL",
+        help="names or numbers of labels; with several, the samples get them in turn",
+    )
     for axis, unit in [("depth", "slices"), ("height", "voxels"), ("width", "voxels"), ("frames", "frames")]:
         parser.add_argument(f"--{axis}", type=int, help=f"{unit}; default: as trained")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise (%(default)s)")
@@ -50,45 +58,57 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from cardiodit.pipelines import CardioDiTPipeline
-    from cardiodit.pipelines.output import check_folder, sample_path
+    from accelerate import PartialState
 
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
-    end = arguments.first_sample + arguments.num_samples
-    paths = [sample_path(arguments.output_dir, arguments.seed, i) for i in range(arguments.first_sample, end)]
-    check_folder(arguments.output_dir, paths)
+    state = PartialState(cpu=arguments.device == "cpu" or not torch_has_accelerator())
+    pipe = _open(arguments, state.device)
+    if arguments.estimate:
+        _print_estimate(pipe, arguments)
+        return
+    from cardiodit.pipelines.batches import Order, sample_many
+
+    names = ("num_inference_steps", "guidance_scale", "depth", "height", "width", "frames", "eta", "decode_batch_size")
+    labels = [int(label) if label.isdecimal() else label for label in arguments.class_label or ()]
+    order = Order(
+        arguments.seed,
+        arguments.first_sample,
+        arguments.num_samples,
+        labels,
+        {name: getattr(arguments, name) for name in names},
+    )
+    pipe.set_progress_bar_config(disable=not state.is_main_process)
+    share = (state.process_index, state.num_processes)
+    made = 0
+    for path in sample_many(pipe, arguments.output_dir, order, arguments.batch_size, *share):
+        print(path, flush=True)
+        made += 1
+    if not made and state.num_processes == 1:
+        print(f"All {arguments.num_samples} samples are in {arguments.output_dir} already.")
+
+
+def torch_has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def _open(arguments: argparse.Namespace, device: Any) -> Any:
+    """The pipeline on its device, with the solver that was asked for."""
+    import torch
+
+    from cardiodit.pipelines import CardioDiTPipeline
+
     precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # `dtype` is not known to diffusers 0.37
         pipe = CardioDiTPipeline.from_pretrained(arguments.model, **precision)
-    pipe.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.to(arguments.device or device)
     if arguments.solver:
         pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
-    if arguments.estimate:
-        _print_estimate(pipe, arguments)
-        return
-    label = arguments.class_label
-    for first in range(arguments.first_sample, end, arguments.batch_size):
-        output = pipe(
-            num_samples=min(arguments.batch_size, end - first),
-            num_inference_steps=arguments.num_inference_steps,
-            guidance_scale=arguments.guidance_scale,
-            class_labels=int(label) if label is not None and label.isdecimal() else label,
-            depth=arguments.depth,
-            height=arguments.height,
-            width=arguments.width,
-            frames=arguments.frames,
-            seed=arguments.seed,
-            first_sample=first,
-            eta=arguments.eta,
-            decode_batch_size=arguments.decode_batch_size,
-        )
-        for path in output.save(arguments.output_dir):
-            print(path)
+    return pipe
 
 
 def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:

@@ -1,0 +1,128 @@
+"""Many samples into one folder: in batches, over processes, and on from where an interrupted call stopped."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.pipelines.inputs import latent_size
+from cardiodit.pipelines.output import SAMPLE_LIST, check_folder, sample_path
+from cardiodit.pipelines.provenance import describe_model
+
+# What makes another volume of the same seed and index; the rest (device, seconds, batch) does not, or hardly.
+DECISIVE = ("revision", "solver", "dtype", "num_inference_steps", "guidance_scale", "eta", "class_label", "latent_size")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be sampled.
+
+    Args:
+        seed: sample i of a seed is always the same.
+        first, count: numbers of the samples.
+        labels: classes that the samples get in turn, by their numbers; empty for none.
+        settings: further arguments of the pipeline's call, the same for all.
+    """
+
+    seed: int
+    first: int
+    count: int
+    labels: Sequence[int | str] = ()
+    settings: dict[str, Any] | None = None
+
+    def label(self, index: int) -> int | str | None:
+        return self.labels[index % len(self.labels)] if self.labels else None
+
+
+def sample_many(
+    pipe: Any, folder: Path, order: Order, batch_size: int = 1, process: int = 0, processes: int = 1
+) -> Iterator[Path]:
+    """Makes the samples that the folder does not hold yet, and yields each file when it is written.
+
+    Args:
+        pipe: the pipeline.
+        folder: new, empty, or one of samples; a sample that is there must have been made in the same way.
+        order: what is to be sampled.
+        batch_size: volumes at once; the result is the same.
+        process, processes: this one makes its share of what is missing.
+    """
+    # By number, not by place among the missing: other processes may be writing already.
+    missing = [index for index in missing_samples(pipe, folder, order) if index % processes == process]
+    for start in range(0, len(missing), batch_size):
+        batch = missing[start : start + batch_size]
+        for run in consecutive(batch):
+            labels = [order.label(index) for index in run]
+            output = pipe(
+                num_samples=len(run),
+                seed=order.seed,
+                first_sample=run[0],
+                class_labels=labels if order.labels else None,
+                **(order.settings or {}),
+            )
+            for index in run:
+                sample_path(folder, order.seed, index).unlink(missing_ok=True)  # written, but not recorded
+            yield from output.save(folder)
+
+
+def consecutive(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of numbers that follow each other, as the pipeline's `first_sample` counts them."""
+    run: list[int] = []
+    for number in numbers:
+        if run and number != run[-1] + 1:
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run
+
+
+def missing_samples(pipe: Any, folder: Path, order: Order) -> list[int]:
+    """Numbers of the samples that are not there and recorded; others must be what would be made now."""
+    check_folder(folder, [])
+    held = _records(folder)
+    missing = []
+    problems = Problems(f"{folder} holds samples that were made otherwise")
+    for index in range(order.first, order.first + order.count):
+        path = sample_path(folder, order.seed, index)
+        record = held.get(path.name)
+        if record is None or not path.is_file():
+            missing.append(index)
+            continue
+        now = _expected(pipe, order, index)
+        differing = [
+            f"{key} was {record[key]}, now {now[key]}" for key in now if key in record and record[key] != now[key]
+        ]
+        if differing:
+            problems.add(f"{path.name}: {'; '.join(differing)}")
+    problems.raise_if_any("Choose another --output_dir, another --seed, or the same settings.")
+    return missing
+
+
+def _expected(pipe: Any, order: Order, index: int) -> dict[str, Any]:
+    """What the record of a sample would say now, as far as that is known beforehand."""
+    label, names, settings = order.label(index), pipe.transformer.config.class_names, order.settings or {}
+    asked = tuple(settings.get(axis) for axis in ("depth", "height", "width", "frames"))
+    known = {
+        **describe_model(pipe),
+        **settings,
+        "latent_size": latent_size(pipe.transformer, asked, (1, *pipe.vae.scale_factors)),
+        "class_label": names[label] if names and isinstance(label, int) else label,
+    }
+    return {key: known[key] for key in DECISIVE if key in known}
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """By file name; of a file that was made twice the later one."""
+    path = folder / SAMPLE_LIST
+    if not path.is_file():
+        return {}
+    records = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records[record["file"]] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise CardioDiTError(f"Line {number} of {path} is no record of a sample. Remove it.") from error
+    return records
