@@ -1,6 +1,7 @@
 """`cardiodit sample`: volumes from a pipeline folder."""
 
 import argparse
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
     parser.add_argument(
+        "--checkpoints",
+        type=int,
+        nargs=3,
+        metavar=("FIRST", "LAST", "STEP"),
+        help="MODEL is a training run: sample each of these checkpoints into a folder of its own, with a sheet and "
+        "a GIF across them",
+    )
+    parser.add_argument(
+        "--vae", metavar="MODEL", help="VQ model of the checkpoints, while their run has no pipeline yet"
+    )
+    parser.add_argument(
         "--estimate", action="store_true", help="only tell what memory and time it will need on this machine"
     )
     parser.set_defaults(run=run)
@@ -64,10 +76,20 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
     state = PartialState(cpu=arguments.device == "cpu" or not torch_has_accelerator())
+    if arguments.checkpoints:
+        _sample_checkpoints(arguments, state)
+        return
     pipe = _open(arguments, state.device)
     if arguments.estimate:
         _print_estimate(pipe, arguments)
         return
+    made = _sample(pipe, arguments.output_dir, arguments, state)
+    if not made and state.num_processes == 1:
+        print(f"All {arguments.num_samples} samples are in {arguments.output_dir} already.")
+
+
+def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
+    """Makes what is missing; the number of volumes that were."""
     from cardiodit.pipelines.batches import Order, sample_many
 
     names = ("num_inference_steps", "guidance_scale", "depth", "height", "width", "frames", "eta", "decode_batch_size")
@@ -82,11 +104,36 @@ def run(arguments: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
     made = 0
-    for path in sample_many(pipe, arguments.output_dir, order, arguments.batch_size, *share):
+    for path in sample_many(pipe, folder, order, arguments.batch_size, *share):
         print(path, flush=True)
         made += 1
-    if not made and state.num_processes == 1:
-        print(f"All {arguments.num_samples} samples are in {arguments.output_dir} already.")
+    return made
+
+
+def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
+    """Each checkpoint into a folder of its own, and the first sample of all of them in one picture."""
+    from cardiodit.imaging.intensity import to_model
+    from cardiodit.imaging.nifti import read_nifti
+    from cardiodit.pipelines.learning import checkpoints_of, open_checkpoint, write_course
+    from cardiodit.pipelines.output import sample_path
+
+    run, course, geometry = Path(arguments.model), [], None
+    for number, checkpoint in checkpoints_of(run, *arguments.checkpoints):
+        if checkpoint is None:
+            print(f"checkpoint-{number} is not there; it is left out.", file=sys.stderr)
+            continue
+        pipe = open_checkpoint(run, checkpoint, arguments.vae).to(arguments.device or state.device)
+        if arguments.solver:
+            pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
+        folder = arguments.output_dir / checkpoint.name
+        _sample(pipe, folder, arguments, state)
+        state.wait_for_everyone()
+        volume = read_nifti(sample_path(folder, arguments.seed, arguments.first_sample))
+        course.append((number, to_model(volume.voxels, pipe.units or (-1.0, 1.0))))
+        geometry = pipe.geometry
+    if state.is_main_process and geometry is not None:
+        for path in write_course(arguments.output_dir, course, geometry):
+            print(path)
 
 
 def torch_has_accelerator() -> bool:

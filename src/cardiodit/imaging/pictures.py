@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 from cardiodit.imaging.geometry import Geometry
@@ -13,6 +13,7 @@ from cardiodit.writing import atomic_file
 SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged so that one can see something
 MOST_FRAMES = 8  # rows of a sheet
 COMPARED_FRAMES = 3  # of two volumes, each with three rows
+CAPTION = 80  # pixels to the left of a row
 LINE = 2  # pixels between frames that are compared
 SLICES, SLICES_ACROSS = 12, 4  # of a volume that does not beat
 COLOURS = {1: (80, 140, 255), 2: (90, 220, 90), 3: (255, 80, 70)}  # RV, myocardium, LV
@@ -85,6 +86,19 @@ def write_comparison(path: Path, original: np.ndarray, other: np.ndarray, window
         rows.append(np.pad(difference, [(0, LINE), (0, 0)], constant_values=255))
     with atomic_file(path) as temporary:
         _enlarged(np.concatenate(rows), len(rows)).save(temporary)
+
+
+def write_captioned(path: Path, rows: Sequence[tuple[str, np.ndarray]], window: Window = MODEL_WINDOW) -> None:
+    """Volumes `(H, W, D)` under each other, slices side by side, each with a caption to its left."""
+    strips = [_enlarged(strip_of(volume, None, window)) for _, volume in rows]
+    sheet = Image.new("L", (CAPTION + max(s.width for s in strips), sum(s.height for s in strips)))
+    top = 0
+    for (caption, _), strip in zip(rows, strips, strict=True):
+        sheet.paste(strip, (CAPTION, top))
+        ImageDraw.Draw(sheet).text((CAPTION - 6, top + strip.height / 2), caption, fill=255, anchor="rm", font_size=16)
+        top += strip.height
+    with atomic_file(path) as temporary:
+        sheet.save(temporary)
 
 
 def _strips(cine: np.ndarray, masks: np.ndarray | None, frames: Iterable[int], window: Window) -> list[np.ndarray]:

@@ -1,0 +1,73 @@
+"""A training run, checkpoint by checkpoint: the same noise through each of them, so that one sees the model learn."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.hub.opening import open_transformer, open_vae
+from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
+from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
+from cardiodit.schedulers import cosine_betas, make_scheduler
+
+AVERAGED, RAW = "transformer_ema", "transformer"
+FRAMES_SHOWN = 2  # of each checkpoint, the first and the middle one
+
+
+def checkpoints_of(run: Path, first: int, last: int, step: int) -> list[tuple[int, Path | None]]:
+    """The checkpoints `first`, `first + step`, … up to `last`, and None for one that is not there (any more)."""
+    if step < 1 or last < first:
+        raise CardioDiTError(
+            f"--checkpoints {first} {last} {step}: expected first, last and step, such as 500 5000 500."
+        )
+    wanted = [(number, Path(run) / f"checkpoint-{number}") for number in range(first, last + 1, step)]
+    found = [(number, folder if folder.is_dir() else None) for number, folder in wanted]
+    if all(folder is None for _, folder in found):
+        there = sorted(int(p.name.removeprefix("checkpoint-")) for p in Path(run).glob("checkpoint-*"))
+        raise CardioDiTError(
+            f"{run} has none of the checkpoints {first} to {last}; it has {', '.join(map(str, there)) or 'none'}. "
+            "A run keeps as many as its checkpoints_total_limit says."
+        )
+    return found
+
+
+def open_checkpoint(run: Path, folder: Path, vae: str | Path | None = None) -> CardioDiTPipeline:
+    """The pipeline that a run would become with this checkpoint's averaged weights (or its weights, without any).
+
+    Args:
+        run: folder of a run of stage 2.
+        folder: of the checkpoint.
+        vae: the VQ model; not needed once the run has a `pipeline`.
+    """
+    source = vae or Path(run) / "pipeline"
+    if vae is None and not (Path(run) / "pipeline").is_dir():
+        raise CardioDiTError(f"{run} has no pipeline yet, so the VQ model must be named: --vae MODEL.")
+    config = yaml.safe_load((Path(run) / "config.yaml").read_text())["diffusion"]
+    steps = config["num_train_timesteps"]
+    scheduler = make_scheduler("dpm++", steps, cosine_betas(steps), config["prediction_type"])
+    weights = folder / (AVERAGED if (folder / AVERAGED / "config.json").is_file() else RAW)
+    return CardioDiTPipeline(open_vae(source), open_transformer(weights), scheduler)
+
+
+def write_course(folder: Path, course: Sequence[tuple[int, np.ndarray]], geometry: Geometry) -> list[Path]:
+    """What each checkpoint made of the same noise, under each other: a sheet with captions, and a GIF.
+
+    Args:
+        folder: where `checkpoints.png` and `checkpoints.gif` are written.
+        course: number of the checkpoint and its volume `(H, W, D, T)` in [-1, 1].
+        geometry: for the pace of the GIF.
+    """
+    sheet, gif = folder / "checkpoints.png", folder / "checkpoints.gif"
+    write_captioned(sheet, list(_rows(course)), MODEL_WINDOW)
+    upwards = np.concatenate([volume for _, volume in reversed(course)], axis=1)  # the second axis runs upwards
+    write_gif(gif, upwards, geometry, rows=len(course))
+    return [sheet, gif]
+
+
+def _rows(course: Sequence[tuple[int, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    for number, volume in course:
+        frames = np.linspace(0, volume.shape[3] // 2, FRAMES_SHOWN).round().astype(int)
+        yield f"{number}", np.concatenate([volume[..., frame] for frame in frames], axis=2)
