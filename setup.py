@@ -45,7 +45,10 @@ setup(
     ],
     package_dir=FOLDERS,
     packages=packages(),
-    package_data={"cardiodit.configs": ["**/*.yaml", "**/*.sbatch"]},
+    package_data={
+        "cardiodit": ["viewer/*.js", "viewer/*.css", "viewer/*.html"],
+        "cardiodit.configs": ["**/*.yaml", "**/*.sbatch"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.10",
@@ -78,6 +81,7 @@ setup(
             "tensorboard>=2.18",
             "pytest>=8.4",
             "pytest-timeout>=2.4",
+            "selenium>=4.30",
             "ruff==0.17.5",
             "mypy==2.4.1",
             "types-PyYAML>=6.0.12",

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from cardiodit import __version__
-from cardiodit.commands import convert, demo, encode, export, phantom, prepare, reconstruct, sample, scale_factor
+from cardiodit.commands import convert, demo, encode, export, phantom, prepare, reconstruct, sample, scale_factor, view
 from cardiodit.errors import CardioDiTError
 
 # In the order of `--help`: how one goes from data to a published model.
-COMMANDS = (demo, phantom, prepare, reconstruct, encode, scale_factor, sample, convert, export)
+COMMANDS = (demo, phantom, prepare, reconstruct, encode, scale_factor, sample, view, convert, export)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cardiodit",
-        description="Generate 4D cardiac cine MRI: prepare data, convert the authors' models, sample.",
-        epilog="`cardiodit COMMAND --help` shows an example of each command.",
+        description="Generate 4D cardiac cine MRI: prepare data, encode it for training, sample, look at volumes.",
+        epilog="`cardiodit COMMAND --help` shows an example of each command. Training is started with accelerate: "
+        "`accelerate launch -m cardiodit.training.train_vqgan --help`, and the same with train_dit.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -1,0 +1,290 @@
+// Plays volumes side by side on 2D canvases, in step. A module: strict by itself, and nothing in it is global.
+
+const SPEEDS = [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4];
+const UNKNOWN_BEAT = 1; // seconds a cycle, where the frame time is unknown
+const CAPTION = 40; // pixels under a picture, as in the style
+const CAPTION_WIDTH = 240;
+const GAP = 8;
+const SMALLEST = 120; // pixels; below, the page scrolls
+
+const element = (id) => document.getElementById(id);
+const contents = JSON.parse(element("contents").textContent);
+const most = (name) => Math.max(...contents.volumes.map((volume) => volume[name]));
+const frames = most("frames");
+const slices = most("slices");
+const hasMasks = contents.volumes.some((volume) => volume.labels !== null);
+
+const view = { playing: false, next: 0, position: 0, slice: Math.floor((slices - 1) / 2), speed: 1 };
+
+async function unpack(text) {
+  const packed = atob(text);
+  const bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+// ---- One volume
+
+class Panel {
+  static async open(volume) {
+    const [levels, labels] = await Promise.all([unpack(volume.levels), volume.labels && unpack(volume.labels)]);
+    volume.levels = volume.labels = null; // the packed text is no longer needed
+    return new Panel(volume, levels, labels);
+  }
+
+  constructor(volume, levels, labels) {
+    Object.assign(this, { volume, levels, labels });
+    this.canvas = document.createElement("canvas");
+    this.canvas.width = volume.columns;
+    this.canvas.height = volume.rows;
+    this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("aria-label", volume.title);
+    this.pen = this.canvas.getContext("2d");
+    this.picture = this.pen.createImageData(volume.columns, volume.rows);
+    this.figure = document.createElement("figure");
+    this.says = document.createElement("span");
+    this.says.className = "says";
+    const title = document.createElement("span");
+    title.textContent = title.title = volume.title;
+    const caption = document.createElement("figcaption");
+    caption.append(title, this.says);
+    this.figure.append(this.canvas, caption);
+  }
+
+  // A volume with fewer slices or frames shows those at the same share of its depth and of its beat.
+  slice() {
+    return slices > 1 ? Math.round((view.slice * (this.volume.slices - 1)) / (slices - 1)) : 0;
+  }
+
+  frame() {
+    return Math.floor((Math.floor(view.position) * this.volume.frames) / frames);
+  }
+
+  draw(grey, opacity) {
+    const { columns, rows, slices: depth, maskFrames } = this.volume;
+    const size = columns * rows;
+    const start = (this.frame() * depth + this.slice()) * size;
+    const maskStart = ((maskFrames > 1 ? this.frame() : 0) * depth + this.slice()) * size;
+    const pixels = this.picture.data;
+    for (let i = 0; i < size; i++) {
+      const shade = grey[this.levels[start + i]];
+      const label = this.labels && opacity > 0 ? this.labels[maskStart + i] : 0;
+      for (let c = 0; c < 3; c++) {
+        pixels[4 * i + c] = label ? shade + (contents.colours[label][c] - shade) * opacity : shade;
+      }
+      pixels[4 * i + 3] = 255;
+    }
+    this.pen.putImageData(this.picture, 0, 0);
+    this.caption();
+  }
+
+  caption() {
+    const parts = [];
+    if (this.volume.slices > 1) parts.push(`slice ${this.slice() + 1}/${this.volume.slices}`);
+    if (this.volume.frames > 1) parts.push(`frame ${this.frame() + 1}/${this.volume.frames}`);
+    parts.push(`W ${width(this.volume)} L ${level(this.volume)}`);
+    this.says.textContent = parts.join(" · ");
+  }
+}
+
+// ---- Grey: the sliders count in levels 0 to 255, what is read is in the volume's own unit
+
+function width({ low, high, decimals }) {
+  return ((element("window").value / 255) * (high - low)).toFixed(decimals);
+}
+
+function level({ low, high, decimals }) {
+  return (low + (element("level").value / 255) * (high - low)).toFixed(decimals);
+}
+
+function greys() {
+  const span = Number(element("window").value);
+  const black = element("level").value - span / 2;
+  return Uint8ClampedArray.from({ length: 256 }, (_, i) => ((i - black) / span) * 255);
+}
+
+// ---- All volumes
+
+const panels = [];
+
+function draw() {
+  const grey = greys();
+  const opacity = element("mask").checked ? element("opacity").value / 100 : 0;
+  for (const panel of panels) panel.draw(grey, opacity);
+  describe();
+}
+
+function describe() {
+  const frame = Math.floor(view.position);
+  const time = contents.beat === null ? "" : ` · ${Math.round((1000 * contents.beat * frame) / frames)} ms`;
+  tell("frame", frame, `${frame + 1} of ${frames}${time}`);
+  tell("slice", view.slice, `${view.slice + 1} of ${slices}`);
+  const [first, ...others] = contents.volumes;
+  const isShared = others.every((other) => other.low === first.low && other.high === first.high);
+  const share = (id) => `${Math.round(element(id).value / 2.55)} %`;
+  tell("window", null, isShared ? width(first) : share("window"));
+  tell("level", null, isShared ? level(first) : share("level"));
+  element("speed-says").textContent = `${view.speed}×`;
+  element("play").textContent = view.playing ? "Pause" : "Play";
+}
+
+function tell(id, value, text) {
+  if (value !== null) element(id).value = value;
+  element(id).setAttribute("aria-valuetext", text);
+  element(`${id}-says`).textContent = text;
+}
+
+function arrange() {
+  const area = element("panels");
+  const style = getComputedStyle(area);
+  const wide = area.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  const cell = (columns) => ({
+    columns,
+    width: Math.max(SMALLEST, (wide - GAP * (columns - 1)) / columns),
+    height: Math.max(SMALLEST, (area.clientHeight + GAP) / Math.ceil(panels.length / columns) - GAP - CAPTION),
+  });
+  const scale = ({ width, height }, volume) => Math.min(width / volume.width, height / volume.height);
+  const smallest = (box) => Math.min(...contents.volumes.map((volume) => scale(box, volume) * volume.width));
+  const boxes = panels.map((_, i) => cell(i + 1));
+  const best = boxes.reduce((a, b) => (smallest(b) > smallest(a) ? b : a));
+  const widest = Math.max(CAPTION_WIDTH, ...contents.volumes.map((volume) => scale(best, volume) * volume.width));
+  area.style.gridTemplateColumns = `repeat(${best.columns}, ${Math.min(best.width, widest)}px)`;
+  for (const { canvas, volume } of panels) {
+    canvas.style.width = `${scale(best, volume) * volume.width}px`;
+    canvas.style.height = `${scale(best, volume) * volume.height}px`;
+  }
+}
+
+// ---- What the user does
+
+function play(playing) {
+  view.playing = playing && frames > 1;
+  cancelAnimationFrame(view.next);
+  if (view.playing) view.next = requestAnimationFrame(advanceFrom(performance.now()));
+  draw();
+}
+
+function advanceFrom(before) {
+  return (now) => {
+    if (!view.playing) return;
+    const shown = Math.floor(view.position);
+    const cycles = (Math.max(0, now - before) / 1000 / (contents.beat ?? UNKNOWN_BEAT)) * view.speed;
+    view.position = (view.position + cycles * frames) % frames;
+    if (Math.floor(view.position) !== shown) draw();
+    view.next = requestAnimationFrame(advanceFrom(now));
+  };
+}
+
+function stepFrame(by) {
+  view.playing = false;
+  view.position = (Math.floor(view.position) + by + frames) % frames;
+  draw();
+}
+
+function stepSlice(by) {
+  view.slice = Math.min(slices - 1, Math.max(0, view.slice + by));
+  draw();
+}
+
+function stepSpeed(by) {
+  const i = SPEEDS.indexOf(view.speed) + by;
+  view.speed = SPEEDS[Math.min(SPEEDS.length - 1, Math.max(0, i))];
+  draw();
+}
+
+function toggleMask() {
+  element("mask").checked = !element("mask").checked;
+  draw();
+}
+
+function resetGrey() {
+  for (const id of ["window", "level"]) element(id).value = element(id).defaultValue;
+  draw();
+}
+
+const KEYS = {
+  " ": () => play(!view.playing),
+  ArrowLeft: () => stepFrame(-1),
+  ArrowRight: () => stepFrame(1),
+  ArrowDown: () => stepSlice(-1),
+  ArrowUp: () => stepSlice(1),
+  m: toggleMask,
+  r: resetGrey,
+  "[": () => stepSpeed(-1),
+  "-": () => stepSpeed(-1),
+  "]": () => stepSpeed(1),
+  "+": () => stepSpeed(1),
+};
+
+function onKey(event) {
+  if ((event.ctrlKey || event.altKey || event.metaKey) && !event.getModifierState("AltGraph")) return;
+  const isArrow = event.key.startsWith("Arrow");
+  if (isArrow && event.target.matches("input[type=range]")) return; // the slider moves itself
+  if (event.key === " " && event.target.matches("button, input[type=checkbox]")) return; // it is pressed itself
+  const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+function onDrag(event) {
+  if (!event.buttons) return;
+  element("window").value = Number(element("window").value) + event.movementX / 2;
+  element("level").value = Number(element("level").value) + event.movementY / 2;
+  draw();
+}
+
+function listen() {
+  element("play").addEventListener("click", () => play(!view.playing));
+  element("frame").addEventListener("input", (event) => stepFrame(event.target.value - Math.floor(view.position)));
+  element("slice").addEventListener("input", (event) => stepSlice(event.target.value - view.slice));
+  element("slower").addEventListener("click", () => stepSpeed(-1));
+  element("faster").addEventListener("click", () => stepSpeed(1));
+  element("reset").addEventListener("click", resetGrey);
+  for (const id of ["window", "level", "mask", "opacity"]) element(id).addEventListener("input", draw);
+  document.addEventListener("keydown", onKey);
+  for (const { canvas } of panels) {
+    canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
+    canvas.addEventListener("pointermove", onDrag);
+    canvas.addEventListener("wheel", onWheel, { passive: false });
+  }
+  new ResizeObserver(arrange).observe(element("panels"));
+}
+
+function onWheel(event) {
+  event.preventDefault();
+  stepSlice(-Math.sign(event.deltaY));
+}
+
+function showLegend() {
+  for (const [label, name] of Object.entries(contents.legend)) {
+    const entry = document.createElement("span");
+    const patch = document.createElement("i");
+    patch.style.background = `rgb(${contents.colours[label].join(" ")})`;
+    entry.append(patch, name);
+    element("legend").append(entry);
+  }
+}
+
+async function start() {
+  if (!("DecompressionStream" in window)) throw new Error("this browser is too old; one from 2023 or later is needed");
+  for (const volume of contents.volumes) panels.push(await Panel.open(volume));
+  element("frame").max = frames - 1;
+  element("slice").max = slices - 1;
+  element("playing").hidden = frames === 1;
+  element("slicing").hidden = slices === 1;
+  element("masking").hidden = !hasMasks;
+  element("notice").remove();
+  element("panels").append(...panels.map((panel) => panel.figure));
+  showLegend();
+  arrange();
+  listen();
+  play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
+  document.body.dataset.ready = "yes";
+}
+
+start().catch((error) => {
+  element("notice").textContent = `The volumes cannot be shown: ${error.message}.`;
+  throw error;
+});
