@@ -17,6 +17,7 @@ from cardiodit.models.discriminator import PatchDiscriminator
 from cardiodit.randomness import generator_for
 from cardiodit.training.harness.stream import seed_for
 from cardiodit.training.settings import VQGANSettings
+from cardiodit.typed_yaml import plain as as_yaml
 
 KINDS: dict[int, type[VQModel]] = {3: VQModel3D, 4: VQModel4D}
 
@@ -28,8 +29,8 @@ def model_to_tune(name: str, settings: VQGANSettings, plain: Mapping[str, Any]) 
     if not isinstance(model, KINDS[settings.dimensions]):
         problems.add(f"dimensions is {settings.dimensions}, the model is a {type(model).__name__}")
     for key, value in (plain.get("model") or {}).items():
-        if value != _plain(model.config[key]):
-            problems.add(f"{key} is {value} in the config and {_plain(model.config[key])} in the model")
+        if value != as_yaml(model.config[key]):
+            problems.add(f"{key} is {value} in the config and {as_yaml(model.config[key])} in the model")
     problems.raise_if_any("Leave these keys out: the model brings its own.")
     return model
 
@@ -83,7 +84,3 @@ def discriminator_beside(name: str) -> PatchDiscriminator | None:
         if (folder / "discriminator" / "config.json").is_file():
             return PatchDiscriminator.from_pretrained(folder / "discriminator")
     return None
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

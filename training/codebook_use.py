@@ -11,9 +11,3 @@ class CodebookUse:
 
     def add(self, indices: torch.Tensor) -> None:
         self.counts += torch.bincount(indices.flatten(), minlength=len(self.counts))
-
-
-def perplexity(counts: torch.Tensor) -> torch.Tensor:
-    """exp of the entropy: as many codes, used equally often, would carry as much."""
-    shares = counts / counts.sum()
-    return torch.exp(torch.special.entr(shares).sum())

@@ -4,7 +4,6 @@ Keys are named as diffusers' training scripts name their options. What is counte
 which then go before the epochs.
 """
 
-import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.intensity import Intensity
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 from cardiodit.training.vqgan_losses import LossSettings
-from cardiodit.typed_yaml import Count, option
+from cardiodit.typed_yaml import Count, option, options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +253,7 @@ def leaves(kind: type, at: str = "") -> list[Leaf]:
     found = []
     hints = typing.get_type_hints(kind)
     for f in fields(kind):
-        name, options = f"{at}{f.name}", _options(hints[f.name])
+        name, options = f"{at}{f.name}", options_of(hints[f.name])
         sections = [o for o in options if is_dataclass(o)]
         choices = [str(c) for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
         if sections:
@@ -262,9 +261,3 @@ def leaves(kind: type, at: str = "") -> list[Leaf]:
         else:
             found.append(Leaf(name, f.default, f.metadata.get("help", ""), tuple(choices), bool in options))
     return found
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """What a union is of; anything else is its only option."""
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)

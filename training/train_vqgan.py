@@ -12,9 +12,11 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from cardiodit.errors import try_all
+from cardiodit.evaluation.similarity import psnr
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.models.codebook import perplexity
 from cardiodit.training.authors import translate_vqgan
 from cardiodit.training.autoencoder import (
     check_sizes,
@@ -25,7 +27,7 @@ from cardiodit.training.autoencoder import (
     preprocessing_of,
     tell_data,
 )
-from cardiodit.training.codebook_use import CodebookUse, perplexity
+from cardiodit.training.codebook_use import CodebookUse
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.parts import Network, Optimizer, decaying
 from cardiodit.training.harness.run import Run
@@ -35,6 +37,7 @@ from cardiodit.training.settings import VQGANSettings
 from cardiodit.training.slices import Batch, FixedSlices, SliceVisits
 from cardiodit.training.vqgan_losses import GeneratorLoss, adversarial_weight, check_perceptual, discriminator_loss
 
+SMALLEST_ERROR = 1e-12  # of a mean square, so that a perfect reconstruction is a number too
 EXAMPLE = (
     "accelerate launch training/train_vqgan.py --config configs/cardiodit/vqgan_tiny.yaml \\\n"
     "    --training_ids cohort/training.csv --validation_ids cohort/validation.csv --output_dir runs --run_name vqgan"
@@ -189,7 +192,7 @@ def validate(run: Run, model: VQModel, loader: DataLoader) -> dict[str, float]:
     counts = run.accelerator.reduce(use.counts, reduction="sum")
     return {
         "validation_l1": l1 / count,
-        "validation_psnr": psnr_of(l2 / count),
+        "validation_psnr": psnr(max(l2 / count, SMALLEST_ERROR)),
         "validation_perplexity": float(perplexity(counts)),
         "validation_codes_used": float((counts > 0).float().mean()),
     }
@@ -201,11 +204,6 @@ def reconstruct(run: Run, model: VQModel, batch: Batch) -> tuple[torch.Tensor, t
         quantized = model.quantize(model.encode(batch["image"]).latents)
         image = model.decode(quantized.latents, force_not_quantize=True).sample
     return image.float().clamp(-1, 1), quantized.indices
-
-
-def psnr_of(mean_square: float) -> float:
-    """dB for values from -1 to 1."""
-    return float(10 * torch.log10(torch.tensor(4 / max(mean_square, 1e-12))))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Reader:
         return kind(**values)
 
     def value(self, kind: Any, value: Any, at: str) -> Any:
-        for option in _options(kind):
+        for option in options_of(kind):
             read = self.match(option, value, at)
             if read is not MISSING:
                 return read
@@ -95,7 +95,7 @@ class Reader:
         if not isinstance(value, list) or not value:
             return MISSING
         items = [
-            next((read for o in _options(kind) if (read := self.match(o, item, at)) is not MISSING), MISSING)
+            next((read for o in options_of(kind) if (read := self.match(o, item, at)) is not MISSING), MISSING)
             for item in value
         ]
         return MISSING if MISSING in items else tuple(items)
@@ -131,7 +131,8 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def _options(kind: Any) -> tuple[Any, ...]:
+def options_of(kind: Any) -> tuple[Any, ...]:
+    """What a union is of; anything else is its only option."""
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
@@ -142,7 +143,7 @@ PLURALS = {int: "integers", float: "numbers", str: "texts", Count: "positive int
 def _describe(kind: Any) -> str:
     """A type in words: "a positive integer or a list of positive integers"."""
     words = []
-    for option in _options(kind):
+    for option in options_of(kind):
         if typing.get_origin(option) is typing.Literal:
             words.append(" or ".join(repr(choice) for choice in typing.get_args(option)))
         elif typing.get_origin(option) is tuple:
@@ -159,3 +160,10 @@ def _join(at: str, key: Any) -> str:
 def _nearest(key: Any, known: list[str]) -> str:
     close = get_close_matches(str(key), known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def plain(value: Any) -> Any:
+    """As YAML has it: tuples are lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

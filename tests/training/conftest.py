@@ -1,6 +1,8 @@
 """Small cohorts, a VQ model and latents that all tests of training share, and a way to train in this process."""
 
 import json
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import LatentCohort, encode_cohort, measure_scale, write_scale
 from cardiodit.training import train_dit, train_vqgan
 
+PATIENCE = 120  # seconds; what takes longer hangs
 STEPS = Preprocessing(size=(32, 32, 4), frames=8, intensity=Intensity("p0.5", "p99.5"))
 
 DIT: dict[str, Any] = {
@@ -147,3 +150,19 @@ def lines_of(run: Path, key: str = "loss") -> dict[int, float]:
     """What `metrics.jsonl` says of `key`, by step."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[key] for line in lines if key in line}
+
+
+def said_by(process: subprocess.Popen) -> str:
+    try:
+        return process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"hangs: {process.communicate()[0]}") from None
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    """Until a run has done so many steps; its process must be alive till then."""
+    deadline = time.monotonic() + PATIENCE
+    while not (run / "metrics.jsonl").is_file() or max(lines_of(run), default=0) < step:
+        assert process.poll() is None and time.monotonic() < deadline, said_by(process)
+        time.sleep(0.005)

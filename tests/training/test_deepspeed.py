@@ -22,8 +22,8 @@ from cardiodit import CardioDiTPipeline
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness import deepspeed
 
-from .conftest import Cohorts, lines_of
-from .test_processes import CLOSE, Runs, check_same, difference, finish, said_by, start
+from .conftest import Cohorts, lines_of, said_by
+from .test_processes import CLOSE, Runs, check_same, difference, finish, start
 
 IS_THERE = importlib.util.find_spec("deepspeed") is not None
 needed = pytest.mark.skipif(not IS_THERE, reason="deepspeed is not installed: pip install 'cardiodit[deepspeed]'")

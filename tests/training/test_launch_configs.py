@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from .conftest import DIT, Cohorts, arguments_of, lines_of, merged
+from .conftest import DIT, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SBATCH = CONFIGS / "slurm" / "train.sbatch"
@@ -32,7 +31,6 @@ KINDS = {
     "fsdp2": DistributedType.FSDP,
     "deepspeed_zero2": DistributedType.DEEPSPEED,
 }
-PATIENCE = 120  # seconds
 
 
 def launched(name: str, *options: str) -> argparse.Namespace:
@@ -175,14 +173,6 @@ def job_with_free_port() -> str:
     raise AssertionError("no port is free")
 
 
-def said_by(process: subprocess.Popen) -> str:
-    try:
-        return process.communicate(timeout=PATIENCE)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"hangs: {process.communicate()[0]}") from None
-
-
 def test_the_batch_script_is_bash() -> None:
     subprocess.run(["bash", "-n", str(SBATCH)], check=True)
 
@@ -218,10 +208,3 @@ def test_a_job_that_fails_is_not_queued_again(slurm: Callable, tmp_path: Path) -
     job = slurm(str(tmp_path / "run"), "no_such_stage")
     assert "No module named" in said_by(job) and job.returncode == 1
     assert not (tmp_path / "scontrol-calls").exists()
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not (run / "metrics.jsonl").is_file() or max(lines_of(run), default=0) < step:
-        assert process.poll() is None and time.monotonic() < deadline, said_by(process)
-        time.sleep(0.005)

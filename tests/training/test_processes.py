@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,9 @@ from cardiodit.training.harness.parts import WEIGHTS
 from cardiodit.training.harness.stream import Share
 from cardiodit.training.settings import DiffusionSettings
 
-from .conftest import DIT, VQGAN, Cohorts, arguments_of, lines_of, merged
+from .conftest import DIT, VQGAN, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-PATIENCE = 120  # seconds; what takes longer hangs
 CLOSE = 1e-5  # sums in another order
 
 
@@ -112,21 +110,6 @@ def finish(process: subprocess.Popen) -> str:
     said = said_by(process)
     assert process.returncode == 0, said
     return said
-
-
-def said_by(process: subprocess.Popen) -> str:
-    try:
-        return process.communicate(timeout=PATIENCE)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"hangs: {process.communicate()[0]}") from None
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not (run / "metrics.jsonl").is_file() or max(lines_of(run), default=0) < step:
-        assert process.poll() is None and time.monotonic() < deadline, said_by(process)
-        time.sleep(0.005)
 
 
 def check_same(run: Path, other: Path) -> None:

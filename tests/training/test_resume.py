@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,23 +13,13 @@ import pytest
 
 from cardiodit.errors import CardioDiTError
 
-from .conftest import lines_of
+from .conftest import lines_of, wait_for_step
 
 
 def start(arguments: list[str], module: str = "train_dit") -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-m", f"cardiodit.training.{module}", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if (run / "metrics.jsonl").is_file() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
-            return
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        time.sleep(0.002)
-    raise AssertionError("the run did not get so far")
 
 
 def test_a_killed_run_goes_on_to_the_bit(dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from PIL import Image
 
 from cardiodit import VQModel3D, VQModel4D
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.similarity import psnr
 from cardiodit.hub.opening import open_vae
 from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.phantom import write_chests
+from cardiodit.models.codebook import perplexity
 from cardiodit.models.discriminator import PatchDiscriminator
-from cardiodit.training.codebook_use import CodebookUse, perplexity
-from cardiodit.training.train_vqgan import psnr_of
+from cardiodit.training.codebook_use import CodebookUse
 
 from .conftest import STEPS, Cohorts, lines_of
 
@@ -141,5 +142,5 @@ def test_perplexity_in_closed_form() -> None:
 
 
 def test_psnr_in_closed_form() -> None:
-    assert psnr_of(4.0) == pytest.approx(0)
-    assert psnr_of(0.01) == pytest.approx(10 * math.log10(400), rel=1e-5)
+    assert psnr(4.0) == pytest.approx(0)
+    assert psnr(0.01) == pytest.approx(10 * math.log10(400), rel=1e-5)

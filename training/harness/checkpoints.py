@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there, and the search for the newest sound one."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.hashing import sha256_of
 from cardiodit.training.harness.parts import Part, Tensors
 from cardiodit.writing import new_folder, replace_folder
 
@@ -39,7 +39,7 @@ class Checkpoint:
             path = self.folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if _digest(path) != digest:
+            if sha256_of(path) != digest:
                 return f"{name} is not as it was written"
         return None
 
@@ -81,7 +81,9 @@ def write_best(folder: Path, step: int, parts: Sequence[Part], gathered: Sequenc
 def _write(temporary: Path, step: int, parts: Sequence[Part], gathered: Sequence[Tensors], info: Any) -> None:
     for part, tensors in zip(parts, gathered, strict=True):
         part.write(tensors, temporary)
-    files = {str(path.relative_to(temporary)): _digest(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(temporary)): sha256_of(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+    }
     (temporary / STATE).write_text(json.dumps({"step": step, **info, "files": files}, indent=2) + "\n")
 
 
@@ -106,11 +108,6 @@ def given_checkpoint(path: Path) -> Checkpoint:
     if why := checkpoint.damage():
         raise CardioDiTError(f"{path} is damaged: {why}. Name another one, or leave the choice to 'latest'.")
     return checkpoint
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _free_name(path: Path) -> Path:

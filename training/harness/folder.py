@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.command_line import Request
+from cardiodit.typed_yaml import plain
 from cardiodit.writing import atomic_file
 
 CONFIG, RECORD = "config.yaml", "run.json"
@@ -43,7 +44,7 @@ class RunRecord:
 
     def claim(self, samples: int, data: Mapping[str, Any], samples_a_step: int) -> None:
         """Makes the folder this run's, or finds that it is."""
-        config = _plain(asdict(self.request.settings))
+        config = plain(asdict(self.request.settings))
         held = self._read()
         if held is None:
             if strangers := sorted({path.name for path in self.folder.iterdir()} - {CONFIG}):
@@ -145,13 +146,6 @@ def _processor() -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _plain(value: Any) -> Any:
-    """For YAML: tuples as lists, all the way down."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _leaves(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:

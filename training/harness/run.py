@@ -39,7 +39,7 @@ Batch = dict[str, Any]
 
 
 class Run:
-    """One stage's training. `begin` opens it, `keep` says what its checkpoints hold, `steps` is the training loop.
+    """One stage's training. `open` claims its folder, `keep` says what checkpoints hold, `steps` is the training loop.
 
     Args:
         request: what the user asked for.

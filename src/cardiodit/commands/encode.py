@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cardiodit.commands.adding import add_command
+from cardiodit.commands.processes import join_processes
 from cardiodit.commands.sample import DTYPES
 from cardiodit.imaging import PRESETS
 
@@ -38,15 +39,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     import torch
-    from accelerate import PartialState
-    from accelerate.utils import gather_object, parse_flag_from_env
+    from accelerate.utils import gather_object
 
     from cardiodit.hub.opening import open_vae
     from cardiodit.latents import encode_cohort
 
-    # Unless it is told so, PartialState does not join processes on machines without a GPU: each would do everything.
-    on_cpu = arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
-    state = PartialState(cpu=on_cpu or not torch.accelerator.is_available(), timeout=PATIENCE)
+    state = join_processes(arguments.device, timeout=PATIENCE)
     counts = encode_cohort(
         arguments.ids,
         open_vae(arguments.vae),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.commands.adding import add_command
+from cardiodit.commands.processes import join_processes
 from cardiodit.errors import CardioDiTError
 from cardiodit.schedulers import SOLVERS, change_solver
 
@@ -70,12 +71,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
-    state = PartialState(cpu=arguments.device == "cpu" or not torch_has_accelerator())
+    state = join_processes(arguments.device)
     if arguments.checkpoints:
         _sample_checkpoints(arguments, state)
         return
@@ -134,12 +133,6 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
     if state.is_main_process and geometry is not None:
         for path in write_course(arguments.output_dir, course, geometry):
             print(path)
-
-
-def torch_has_accelerator() -> bool:
-    import torch
-
-    return torch.accelerator.is_available()
 
 
 def _open(arguments: argparse.Namespace, device: Any) -> Any:

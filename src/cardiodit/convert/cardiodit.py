@@ -18,8 +18,9 @@ from cardiodit.convert.authors_config import (
     read_dit_config,
     read_vqgan_config,
 )
-from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, sha256, some
+from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
 from cardiodit.errors import CardioDiTError
+from cardiodit.hashing import sha256_of
 from cardiodit.models import DiT4DTransformerModel, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
@@ -347,10 +348,10 @@ def write_record(folder: Path, stage1: Checkpoint, stage2: Checkpoint, ema: bool
     """`conversion.json`: where the weights come from. Base names only, since paths may name people."""
     record = {
         "cardiodit_version": __version__,
-        "stage1": {"file": stage1.file, "sha256": sha256(stage1.path), "epoch": stage1.epoch},
+        "stage1": {"file": stage1.file, "sha256": sha256_of(stage1.path), "epoch": stage1.epoch},
         "transformer": {
             "file": stage2.file,
-            "sha256": sha256(stage2.path),
+            "sha256": sha256_of(stage2.path),
             "epoch": stage2.epoch,
             "ema": ema and stage2.has_ema,
         },

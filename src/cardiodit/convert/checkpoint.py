@@ -1,6 +1,5 @@
 """The authors' training checkpoints (`.pth`), read without running anything that is pickled inside."""
 
-import hashlib
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -94,11 +93,6 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
     if not isinstance(entries, dict):
         raise CardioDiTError(f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint.")
     return Checkpoint(path, entries)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def some(names: list[Any], limit: int = 12) -> str:

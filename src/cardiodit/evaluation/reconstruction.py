@@ -18,6 +18,7 @@ from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.pictures import write_comparison, write_gif, write_slices
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
 from cardiodit.models.autoencoder_vq import VQModel, VQModel4D
+from cardiodit.models.codebook import perplexity
 from cardiodit.writing import atomic_file, new_folder
 
 PICTURED = 3
@@ -78,9 +79,7 @@ class Report:
 
     @property
     def perplexity(self) -> float:
-        """As many codes, used equally often, would carry as much: exp of the entropy of the codes' shares."""
-        shares = self.code_counts[self.code_counts > 0] / self.code_counts.sum()
-        return float(np.exp(-(shares * np.log(shares)).sum()))
+        return float(perplexity(torch.from_numpy(self.code_counts).double()))
 
     @property
     def used_codes(self) -> int:

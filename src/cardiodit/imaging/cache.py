@@ -16,10 +16,10 @@ from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.cache_files import (
     Known,
     cache_file,
+    content_hash,
     open_cached,
     read_known,
     reading_columns,
-    sha256_of,
     without_typical,
     write_cached,
 )
@@ -171,7 +171,7 @@ def _read_one(case: Case, steps: Preprocessing, folder: Path | None, keep: bool)
             return known, None, None
         prepared = prepare_case(case, steps)
         voxels = prepared.tensor().numpy()
-        known = Known(voxels.shape, prepared.source.limits, prepared.volume.geometry, sha256_of(case.image))
+        known = Known(voxels.shape, prepared.source.limits, prepared.volume.geometry, content_hash(case.image))
     except (CardioDiTError, OSError) as error:
         return None, None, str(error)
     if file is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.hashing import sha256_of
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.manifest import Case
@@ -103,10 +104,9 @@ def open_cached(file: Path) -> np.ndarray:
         ) from error
 
 
-def sha256_of(file: Path) -> str:
+def content_hash(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError as error:
         raise CardioDiTError(f"{file} cannot be read: {error.strerror}.") from error
 

@@ -242,6 +242,12 @@ class EMACodebook(nn.Module):
         return super()._apply(keep_float32, recurse)
 
 
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy: as many codes, used equally often, would carry as much."""
+    shares = counts / counts.sum()
+    return torch.exp(torch.special.entr(shares).sum())
+
+
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
