@@ -1,4 +1,4 @@
-"""Packaging: four folders of the repository make one package: `src/cardiodit`, `pipelines`, `training`, `configs`."""
+"""Packaging: five folders of the repository make one package, `src/cardiodit` with the others inside it."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,7 @@ FOLDERS = {
     "cardiodit.pipelines": "pipelines",
     "cardiodit.training": "training",
     "cardiodit.configs": "configs",
+    "cardiodit.checkpoints": "checkpoints",
 }
 
 
@@ -46,8 +47,9 @@ setup(
     package_dir=FOLDERS,
     packages=packages(),
     package_data={
-        "cardiodit": ["viewer/*.js", "viewer/*.css", "viewer/*.html"],
+        "cardiodit": ["viewer/*.js", "viewer/*.css", "viewer/*.html", "hub/*.md"],
         "cardiodit.configs": ["**/*.yaml", "**/*.sbatch"],
+        "cardiodit.checkpoints": ["**/*.json", "**/*.safetensors", "**/*.md"],
     },
     python_requires=">=3.11",
     install_requires=[
@@ -68,7 +70,7 @@ setup(
         "xformers": ["xformers"],
         "train": ["tensorboard>=2.18", "lpips>=0.1.4", "torchvision>=0.25"],
         "viz": ["matplotlib>=3.10", "imageio>=2.37"],
-        "energy": ["codecarbon>=3.0"],
+        "energy": ["nvidia-ml-py>=12.560"],
         "dicom": ["pydicom>=3.0"],
         "lora": ["peft>=0.18"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=5.0"],  # accelerate asks transformers

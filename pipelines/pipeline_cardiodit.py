@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.registration import public_library
 from cardiodit.imaging import Geometry, Preprocessing
@@ -31,6 +32,7 @@ from cardiodit.pipelines.lora import TransformerLoraMixin
 from cardiodit.pipelines.output import VolumePipelineOutput
 from cardiodit.pipelines.provenance import check_is_pipeline_folder, describe_model, make_records
 from cardiodit.pipelines.solving import Stepper, check_scheduler, set_timesteps
+from cardiodit.shipped import find_model
 
 OUTPUT_TYPES = ("volumes", "np", "pt", "latent")
 Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -60,9 +62,11 @@ class CardioDiTPipeline(DiffusionPipeline, TransformerLoraMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Opens a pipeline folder, or one on the Hub by its name `org/model`."""
-        check_is_pipeline_folder(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """Opens a pipeline folder, one on the Hub by its name `org/model`, or the one that comes with the package,
+        "cardiodit-phantom"."""
+        model = find_model(pretrained_model_name_or_path)
+        check_is_pipeline_folder(model)
+        return super().from_pretrained(model, **kwargs)
 
     def register_to_config(self, **kwargs: Any) -> None:
         super().register_to_config(**{key: public_library(value) for key, value in kwargs.items()})
@@ -144,7 +148,7 @@ class CardioDiTPipeline(DiffusionPipeline, TransformerLoraMixin):
             callback_on_step_end_tensor_inputs: tensors that the callback is handed; there is only "latents".
             return_dict: a `VolumePipelineOutput` (default) or a tuple.
         """
-        started = time.perf_counter()
+        started, meter = time.perf_counter(), EnergyMeter(self._execution_device)
         self._check(guidance_scale, output_type, callback_on_step_end_tensor_inputs)
         limit = self.scheduler.config.num_train_timesteps
         num_inference_steps = whole_number(
@@ -182,6 +186,7 @@ class CardioDiTPipeline(DiffusionPipeline, TransformerLoraMixin):
             "given_latents": starts_from_given,
             "output_type": output_type,
             "seconds": round((time.perf_counter() - started) / num_samples, 3),
+            "energy_kwh": float(f"{meter.read().kwh / num_samples:.3g}"),
         }
         names = self.transformer.config.class_names
         given_labels = [None] * num_samples if class_labels is None or labels is None else labels.tolist()

@@ -230,6 +230,43 @@ class DiTSettings:
     training: DiTTraining = DiTTraining()
 
 
+ANATOMY_KEPT = AugmentationSettings(
+    rotation_degrees=15.0, rotation_probability=0.5, flip_probability=0.0, intensity_probability=0.8
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterModelSettings:
+    """`HeartSegmenter`."""
+
+    channels: tuple[Count, ...] = option((16, 32, 64, 64), "width of each of the four levels")
+    num_labels: Count = option(4, "with the background")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterDataSettings:
+    preprocessing: PreprocessingSettings = PreprocessingSettings()
+    augmentation: AugmentationSettings = ANATOMY_KEPT
+    blur: float = option(1.0, "voxels; half of the images are blurred by up to so much")
+    noise: float = option(0.1, "standard deviation of noise that is added, at most; the range is 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterTraining(Training):
+    learning_rate: float = option(1e-3, "at its highest")
+    train_batch_size: Count = option(8, "frames a process and forward pass")
+    lr_scheduler: Literal["constant", "cosine", "exponential"] = option("cosine", "course of the rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings:
+    """A config of the segmenter."""
+
+    model: SegmenterModelSettings = SegmenterModelSettings()
+    data: SegmenterDataSettings = SegmenterDataSettings()
+    training: SegmenterTraining = SegmenterTraining()
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A key of a config class.

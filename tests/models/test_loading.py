@@ -77,3 +77,14 @@ def test_sharded_weights(make_vae, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     z = torch.randn(1, 8, 4, 4, 2)
     assert torch.equal(VQModel4D.from_pretrained(tmp_path).decode(z).sample, vae.decode(z).sample)
+
+
+def test_a_saved_model_does_not_tell_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = VQModel4D(channels=(8,), num_res_channels=(8,), num_res_layers=1, num_embeddings=8)
+    small.save_pretrained(tmp_path / "patient-4711")
+    monkeypatch.chdir(tmp_path)
+    for origin in (tmp_path / "patient-4711", Path("patient-4711")):
+        model = VQModel4D.from_pretrained(origin)
+        assert str(origin) == str(model.config._name_or_path)  # samples.jsonl's revision needs it
+        model.save_pretrained(tmp_path / "again")
+        assert "4711" not in (tmp_path / "again" / "config.json").read_text()

@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.command_line import Request
 from cardiodit.typed_yaml import plain
@@ -41,6 +42,7 @@ class RunRecord:
         self.stage = stage
         self.accelerator = accelerator
         self.began = time.time()
+        self.meter = EnergyMeter(accelerator.device)
 
     def claim(self, samples: int, data: Mapping[str, Any], samples_a_step: int) -> None:
         """Makes the folder this run's, or finds that it is."""
@@ -95,7 +97,13 @@ class RunRecord:
         held = self._read()
         if not self.accelerator.is_main_process or held is None:
             return
-        held["sessions"][-1] |= {"seconds": round(time.time() - self.began, 1), "last_step": step}
+        energy, processes = self.meter.read(), self.accelerator.num_processes
+        held["sessions"][-1] |= {
+            "seconds": round(time.time() - self.began, 1),
+            "last_step": step,
+            "energy_kwh": float(f"{energy.kwh * processes:.4g}"),  # all processes do the same work
+            "energy_method": energy.method if processes == 1 else f"{energy.method}, times {processes} processes",
+        }
         self._write({**held, "status": status, "ended": _now()})
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
+from cardiodit.shipped import find_model
 
 CONFIG = "config.json"
 HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"
@@ -47,6 +48,7 @@ def folder_of(name: str | Path, component: str) -> Path:
 
 
 def _open(name: str | Path, component: str, kwargs: dict[str, Any]) -> Any:
+    name = find_model(name)
     if Path(name).exists():
         folder = folder_of(name, component)
         return MODELS[component][_class_of(folder)].from_pretrained(folder, **kwargs).eval()

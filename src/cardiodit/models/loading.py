@@ -1,5 +1,6 @@
 """Strict loading, shared by all our models: safetensors only, and every weight accounted for."""
 
+import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ class StrictModelMixin(ModelMixin, ConfigMixin):
             raise _explain(error, cls.__name__, where) from error
         _refuse_strangers(info, cls.__name__, where)
         return (model, info) if wants_info else model
+
+    def to_json_string(self) -> str:
+        """The config's file, without the folder that the model was opened from: paths can tell of patients."""
+        values = json.loads(super().to_json_string())
+        origin = Path(values.get("_name_or_path") or "")
+        if origin.is_absolute() or origin.exists():
+            values.pop("_name_or_path", None)
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def refuse_pickles(*names: Any) -> None:

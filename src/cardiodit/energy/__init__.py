@@ -1,0 +1,5 @@
+"""Energy of what was computed."""
+
+from cardiodit.energy.meter import Energy, EnergyMeter
+
+__all__ = ["Energy", "EnergyMeter"]

@@ -1,0 +1,68 @@
+"""Pictures for people who have not seen the data before: large, smooth, with words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cardiodit.imaging.curve import PAPER, draw_curve
+from cardiodit.imaging.pictures import MODEL_WINDOW, MOST_FRAMES, strip_of
+from cardiodit.writing import atomic_file
+
+TILE = 112  # pixels of a slice
+MARGIN = 132  # pixels to the left of a row, for its caption
+CURVE = (560, 350)
+INK = (30, 30, 30)
+
+
+def write_beating_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]], frame_time: float | None = None) -> None:
+    """A GIF of cines `(H, W, D, T)` in [-1, 1] under each other, slices side by side, each with its name."""
+    frames = rows[0][1].shape[3]
+    pictures = [_beat([(name, cine[..., t]) for name, cine in rows]) for t in range(frames)]
+    seconds = frame_time or 1 / frames
+    with atomic_file(path) as temporary:
+        pictures[0].save(
+            temporary, save_all=True, append_images=pictures[1:], duration=max(20, round(seconds * 1000)), loop=0
+        )
+
+
+def write_sheet_with_curve(
+    path: Path, name: str, cine: np.ndarray, volumes_ml: Sequence[float], frame_time: float | None = None
+) -> None:
+    """A cine in [-1, 1] on one sheet: a row for each of at most eight frames, a column for each slice; below, the
+    volume of the left ventricle over the beat."""
+    frames = np.unique(np.linspace(0, cine.shape[3] - 1, MOST_FRAMES).round().astype(int))
+    rows = [(f"frame {t + 1}", _smooth(strip_of(cine[..., t], None, MODEL_WINDOW))) for t in frames]
+    width, height = MARGIN + rows[0][1].width, sum(picture.height for _, picture in rows)
+    curve = draw_curve(volumes_ml, frame_time, CURVE)
+    sheet = Image.new("RGB", (width, height + CURVE[1]), PAPER)
+    _place(sheet, rows)
+    sheet.paste(curve, (MARGIN, height))
+    ImageDraw.Draw(sheet).text((12, height + 12), name, fill=INK, font_size=20)
+    with atomic_file(path) as temporary:
+        sheet.save(temporary)
+
+
+def _beat(rows: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
+    """One frame of all rows."""
+    strips = [(name, _smooth(strip_of(volume, None, MODEL_WINDOW))) for name, volume in rows]
+    picture = Image.new("L", (MARGIN + max(s.width for _, s in strips), sum(s.height for _, s in strips)))
+    _place(picture, strips)
+    return picture
+
+
+def _place(sheet: Image.Image, rows: Sequence[tuple[str, Image.Image]]) -> None:
+    """Rows under each other, their captions to their left."""
+    pen, top = ImageDraw.Draw(sheet), 0
+    ink = 255 if sheet.mode == "L" else INK
+    for caption, picture in rows:
+        sheet.paste(picture, (MARGIN, top))
+        pen.text((MARGIN - 10, top + picture.height / 2), caption, fill=ink, anchor="rm", font_size=16)
+        top += picture.height
+
+
+def _smooth(levels: np.ndarray) -> Image.Image:
+    """Slices of one row at the size in which they are shown."""
+    zoom = TILE / levels.shape[0]
+    return Image.fromarray(levels).resize((round(levels.shape[1] * zoom), TILE), Image.Resampling.BICUBIC)
