@@ -17,6 +17,7 @@ from cardiodit.hub.registration import public_library
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.intensity import Range
 from cardiodit.models.autoencoder_vq import VQModel4D, slices_of, stack_slices
+from cardiodit.models.loading import ConfigWithoutOrigin
 from cardiodit.models.transformer_dit import DiT4DTransformerModel
 from cardiodit.pipelines.inputs import (
     Generators,
@@ -38,7 +39,7 @@ OUTPUT_TYPES = ("volumes", "np", "pt", "latent")
 Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
 
-class CardioDiTPipeline(DiffusionPipeline, TransformerLoraMixin):
+class CardioDiTPipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixin):
     """Generates 4D cardiac cine volumes.
 
     Args:

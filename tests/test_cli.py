@@ -77,6 +77,8 @@ def test_it_runs_as_a_module_too() -> None:
         ["view"],
         ["convert"],
         ["convert", "cardiodit"],
+        ["card"],
+        ["publish"],
     ],
 )
 def test_every_command_shows_an_example_that_parses(command, capsys) -> None:

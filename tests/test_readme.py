@@ -1,4 +1,7 @@
-"""What the README promises: its Python runs as written, and its commands parse."""
+"""What the README promises: its Python runs as written, its commands parse, and what it names is there.
+
+Its commands are run, in their order, in tests/hub/test_readme_commands.py.
+"""
 
 import re
 import shlex
@@ -23,7 +26,7 @@ def blocks(language: str) -> list[str]:
 
 def test_it_opens_with_an_example_of_about_ten_lines() -> None:
     first = blocks("python")[0]
-    assert README.index(first) < 300
+    assert README.index(first) < 900
     assert len([line for line in first.splitlines() if line.strip()]) <= 10
 
 
@@ -45,7 +48,25 @@ def test_commands_parse() -> None:
     commands = [line for line in text.splitlines() if line.startswith("cardiodit ")]
     assert len(commands) >= 8
     for command in commands:
-        assert build_parser().parse_args(shlex.split(command)[1:]).run
+        assert build_parser().parse_args(shlex.split(command, comments=True)[1:]).run
+
+
+def test_what_pip_is_asked_for_exists() -> None:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("pip ")]
+    assert len(lines) >= 3
+    known = set(re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    asked = {extra for extras in re.findall(r"(?:cardiodit|\.)\[([\w,]+)\]", README) for extra in extras.split(",")}
+    assert {"train", "dicom", "lora", "dev"} <= asked <= known
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
+    assert len(targets) >= 10
+    headings = {
+        re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    for target in targets:
+        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
 
 
 TRAINING = {"train_vqgan": (train_vqgan, VQGANSettings), "train_dit": (train_dit, DiTSettings)}

@@ -22,6 +22,7 @@ from cardiodit.training.authors import translate_dit
 from cardiodit.training.denoising import Batch, Denoising, FixedVisits, Noising, NoisyVisits
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.deepspeed import optimizer_part
+from cardiodit.training.harness.folder import RECORD
 from cardiodit.training.harness.parts import Average, Network, decaying, reshard
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.script import run_script
@@ -224,7 +225,8 @@ def finish_pipeline(run: Run, request: Request[DiTSettings], vae: VQModel, denoi
     folder = run.folder / "pipeline"
     with replace_folder(folder) as temporary:
         write_pipeline(temporary, transformer, vae, denoising, training.lora_rank)
-        write_card(temporary, run.folder)
+        stage1 = Path(request.options.vae)
+        write_card(temporary, [folder for folder in (stage1, run.folder) if (folder / RECORD).is_file()])
     return folder
 
 

@@ -1,6 +1,11 @@
 """Generate 4D cardiac cine MRI and 3D CT the way everybody generates images with diffusers."""
 
+import logging
+
 __version__ = "0.1.0.dev0"
+
+# diffusers imports torchao where there is one, which then warns of kernels that nothing here uses.
+logging.getLogger("torchao").setLevel(logging.ERROR)
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.footprint import estimate_memory

@@ -5,11 +5,24 @@ import sys
 from collections.abc import Sequence
 
 from cardiodit import __version__
-from cardiodit.commands import convert, demo, encode, export, phantom, prepare, reconstruct, sample, scale_factor, view
+from cardiodit.commands import (
+    card,
+    convert,
+    demo,
+    encode,
+    export,
+    phantom,
+    prepare,
+    publish,
+    reconstruct,
+    sample,
+    scale_factor,
+    view,
+)
 from cardiodit.errors import CardioDiTError
 
 # In the order of `--help`: how one goes from data to a published model.
-COMMANDS = (demo, phantom, prepare, reconstruct, encode, scale_factor, sample, view, convert, export)
+COMMANDS = (demo, phantom, prepare, reconstruct, encode, scale_factor, sample, view, convert, export, card, publish)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

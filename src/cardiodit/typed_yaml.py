@@ -147,7 +147,8 @@ def _describe(kind: Any) -> str:
         if typing.get_origin(option) is typing.Literal:
             words.append(" or ".join(repr(choice) for choice in typing.get_args(option)))
         elif typing.get_origin(option) is tuple:
-            words.append(f"a list of {PLURALS.get(typing.get_args(option)[0], 'numbers or lists')}")
+            of = typing.get_args(option)[0]
+            words.append(f"a list of {'sections' if is_dataclass(of) else PLURALS.get(of, 'numbers or lists')}")
         else:
             words.append("a positive integer" if option == Count else NAMES.get(option, "a section with keys"))
     return " or ".join(dict.fromkeys(words))

@@ -1,17 +1,25 @@
-"""A small Hub on loopback: what the real client says to it, it answers as the real one does."""
+"""A small Hub on loopback: what the real client says to it, it answers as the real one does. Folders to publish."""
 
 import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from cardiodit import CardioDiTPipeline
+from cardiodit.hashing import sha256_of
+from cardiodit.hub.card.owner_facts import read_facts
+from cardiodit.hub.card.previews import copy_previews
+from cardiodit.hub.model_card import write_card
 
 
 @dataclass
@@ -22,6 +30,7 @@ class Commit:
 
 @dataclass
 class Repository:
+    private: bool = False
     commits: list[Commit] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -99,7 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{request.get('organization') or 'lab'}/{request['name']}"
         is_new = name not in self.server.repositories
         if is_new:
-            self.server.repositories[name] = Repository()
+            is_private = request.get("private", False) or request.get("visibility") == "private"  # older, newer clients
+            self.server.repositories[name] = Repository(is_private)
             self.server.repositories[name].add({".gitattributes": b""})
         self.answer({"url": f"{self.server.url}/{name}", "name": name, "id": name}, 200 if is_new else 409)
 
@@ -170,7 +180,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         siblings = [{"rfilename": path, "size": len(data)} for path, data in commit.files.items()]
         self.answer(
-            {"id": name, "modelId": name, "sha": commit.oid, "siblings": siblings, "tags": [], "private": False}
+            {
+                "id": name,
+                "modelId": name,
+                "sha": commit.oid,
+                "siblings": siblings,
+                "tags": [],
+                "private": repository.private,
+            }
         )
 
     def tree(self, name: str, revision: str) -> None:
@@ -238,3 +255,94 @@ def hub() -> Iterator[Hub]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+SAVED_MODEL = Path(__file__).parents[1] / "fixtures" / "saved" / "cardiodit-0.1"
+FACTS = """
+name: Small hearts
+repository: lab/hearts
+license: cc-by-nc-4.0
+datasets: [lab/cines, "the register of 1999"]
+cohort: 40 volunteers, one volume each.
+consent: Written consent; approved as 12-345.
+scanners: One 1.5 T scanner.
+lacks: Everybody who is ill.
+evaluation: Against 8 real volumes.
+metrics: [{name: FID (real to real 3.1), value: 12.5, dataset: lab/cines, type: fid}]
+memorization: No sample is nearer to a training volume than another real one is.
+country: Iceland
+carbon_intensity: 28
+contact: hearts@example.org
+"""
+
+
+def write_run(folder: Path, stage: str, **changes: Any) -> Path:
+    """A run folder as training leaves it, without its weights."""
+    session = {
+        "began": "2026-11-21T07:57:40+00:00",
+        "versions": {"cardiodit": "0.1.0", "torch": "2.13.0"},
+        "python": "3.11.7",
+        "hardware": "NVIDIA H100",
+        "processes": 2,
+        "distribution": "MULTI_GPU",
+        "mixed_precision": "bf16",
+        "seconds": 9000.0,
+        "last_step": 600,
+        "energy_kwh": 1.25,
+        "energy_method": "GPU's counter",
+    }
+    record = {
+        "stage": stage,
+        "began": "2026-11-21T07:57:40+00:00",
+        "data": {"training_data": "3fbeeb8fb851b911ec1dc7eac60e8a91"},
+        "sessions": [session, {**session, "last_step": 1000}],
+        "seed": 7,
+        "samples": 32,
+        "samples_a_step": 4,
+        "status": "finished",
+        "ended": "2026-11-22T07:57:48+00:00",
+    }
+    weights = "vae" if stage == "train_vqgan" else "transformer"
+    file = f"{weights}/diffusion_pytorch_model.safetensors"
+    hashes = {file: sha256_of(SAVED_MODEL / file)}
+    best = {"step": 800, "measure": "validation_loss", "value": 0.123456, "files": hashes}
+    (folder / "best").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({**record, **changes}))
+    (folder / "config.yaml").write_text("model: {num_layers: 2}\ndata: {cache_dir: /home/jane/cache, workers: 1}\n")
+    (folder / "best" / "state.json").write_text(json.dumps(best))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small pipeline folder without a card."""
+    return Path(shutil.copytree(SAVED_MODEL, tmp_path / "model"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    return [write_run(tmp_path / "runs" / name, f"train_{name}") for name in ("vqgan", "dit")]
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    (tmp_path / "facts.yaml").write_text(FACTS)
+    return tmp_path / "facts.yaml"
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five samples of the small pipeline."""
+    folder = tmp_path_factory.mktemp("samples")
+    pipe = CardioDiTPipeline.from_pretrained(SAVED_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(num_samples=5, num_inference_steps=2, seed=3, class_labels="ill").save(folder)
+    return folder
+
+
+@pytest.fixture
+def complete(model: Path, runs: list[Path], facts: Path, samples: Path) -> Path:
+    """A pipeline folder with a complete card and previews."""
+    copy_previews(samples, model)
+    assert write_card(model, runs, read_facts(facts)) == []
+    return model

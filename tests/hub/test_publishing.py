@@ -3,9 +3,21 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cardiodit import CardioDiTPipeline
+from cardiodit.cli import main
+from cardiodit.convert.cardiodit import convert_cardiodit
+from cardiodit.hub.card.owner_facts import read_facts
+from cardiodit.hub.card.stating import TO_BE_STATED
+from cardiodit.hub.checks.files import file_problems, folder_problems
+from cardiodit.hub.model_card import write_card
+from cardiodit.hub.publishing import check_folder
+
+from .conftest import Repository
 
 # Six layers, so that the weights are more than the 10 MB that the client keeps at a time.
 PREPARE = """
@@ -146,3 +158,105 @@ def test_an_export_needs_no_package(run: Any) -> None:
     loaded = run(WITHOUT_THE_PACKAGE, cache="stranger")
     assert loaded.returncode == 0, loaded.stderr
     assert "Expected types" not in loaded.stderr
+
+
+PUBLISH = """
+from pathlib import Path
+from cardiodit import CardioDiTError, CardioDiTPipeline
+from cardiodit.cli import main
+from cardiodit.hub.uploading import create_repository
+assert main(["publish", "MODEL", "lab/small-hearts", "--dry_run"]) == 1  # the card's example names another model
+assert main(["publish", "MODEL", "lab/small", "--dry_run"]) == 0
+assert main(["publish", "MODEL", "lab/small"]) == 0
+assert main(["publish", "MODEL", "lab/small"]) == 0  # again, as after a change
+try:
+    create_repository("lab/open", private=True)
+except CardioDiTError as error:
+    print(error)
+opened, there = CardioDiTPipeline.from_pretrained("lab/small"), CardioDiTPipeline.from_pretrained("MODEL")
+for name in ("vae", "transformer"):
+    weights = getattr(there, name).state_dict()
+    assert all(weights[key].equal(value) for key, value in getattr(opened, name).state_dict().items())
+Path("MODEL", "notes.txt").write_text("from /home/jane/ACDC")
+assert main(["publish", "MODEL", "lab/small"]) == 1
+"""
+
+
+def test_a_complete_folder_is_published_with_card_and_previews(
+    hub: Any, run: Any, complete: Path, runs: list[Path], facts: Path
+) -> None:
+    hub.repositories["lab/open"] = Repository(private=False)
+    hub.repositories["lab/open"].add({})
+    facts.write_text(facts.read_text().replace("lab/hearts", "lab/small"))
+    write_card(complete, runs, read_facts(facts))
+    files = {path.relative_to(complete).as_posix(): path.read_bytes() for path in complete.rglob("*") if path.is_file()}
+    published = run(PUBLISH.replace("MODEL", str(complete)), cache="publishing")
+    assert published.returncode == 0, published.stderr
+    assert f"can be published: {len(files)} files" in published.stdout
+    assert f"Uploaded to {hub.url}/lab/small" in published.stdout
+    repository = hub.repositories["lab/small"]
+    assert repository.private
+    held = repository.commits[-1].files
+    assert {name: held[name] for name in files} == files and set(held) - set(files) <= {".gitattributes"}
+    assert sum(name.startswith("previews/") for name in held) == 5
+    assert "holds absolute paths (/home/jane/ACDC)" in published.stderr and "Nothing was uploaded" in published.stderr
+    assert "another model than lab/small-hearts" in published.stderr
+    assert "lab/open exists already and is public" in published.stdout
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda text: None, "README.md is missing"),
+        (lambda text: text.replace("Written consent", f"{TO_BE_STATED} consent"), "does not state yet: consent"),
+        (lambda text: text.replace("## Privacy", "## Secrets"), "lacks the section Privacy"),
+        (lambda text: text.replace("license: cc-by-nc-4.0\n", ""), "states no licence"),
+        (
+            lambda text: text.replace("license: cc-by-nc-4.0", "license: mine"),
+            "the licence 'mine', which the Hub does not",
+        ),
+        (lambda text: text.replace("license: cc-by-nc-4.0", "license: other"), "without a license_name"),
+        (lambda text: text.replace("tags:\n", "tags: [\n"), "metadata block that cannot be read"),
+        (lambda text: text.replace("emissions: 140.0", "emissions: much"), "no number of grams"),
+        (lambda text: text.replace("datasets:\n- lab/cines", "datasets: lab"), "datasets that are no list"),
+        (lambda text: text.replace("results:", "result:"), "metadata block that cannot be read"),
+        (lambda text: text.partition("---\n\n")[2], "has no metadata block"),
+        (lambda text: text + "\nFrom /home/jane/ACDC.", "absolute paths (/home/jane/ACDC)"),
+    ],
+)
+def test_a_card_that_lacks_something_is_refused(complete: Path, change: Any, message: str) -> None:
+    card = complete / "README.md"
+    assert check_folder(complete, "lab/hearts").found == []
+    changed = change(card.read_text())
+    card.unlink()
+    if changed is not None:
+        card.write_text(changed)
+    (sentence,) = check_folder(complete).found
+    assert message in sentence
+
+
+def test_all_problems_come_at_once_and_before_any_network(model: Path, capsys: pytest.CaptureFixture) -> None:
+    (model / "doe.dcm").write_bytes(bytes(128) + b"DICM")
+    (model / "weights.pt").write_bytes(b"")
+    assert main(["publish", str(model), "lab/hearts"]) == 1
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("README.md is missing", "doe.dcm is a DICOM file", "weights.pt is a pickle"))
+    for arguments, message in [
+        ([str(model), "hearts"], "no name on the Hub"),
+        ([str(model / "x"), "a/b"], "is not a folder"),
+        ([str(model), "a/b", "--dry_run"], "cannot be published"),
+    ]:
+        assert main(["publish", *arguments]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_pipeline_that_was_opened_and_saved_tells_no_folder(model: Path, tmp_path: Path) -> None:
+    CardioDiTPipeline.from_pretrained(model).save_pretrained(tmp_path / "again")
+    assert list(file_problems(tmp_path / "again")) == []
+
+
+def test_what_a_conversion_writes_can_be_published(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "fixtures" / "golden" / "cardiodit"
+    stages = [golden / name for name in ("vqgan_best_model.pth", "vqgan.yaml", "dit_best_model.pth", "dit.yaml")]
+    folder = convert_cardiodit(*stages, tmp_path / "converted", scale_factor=1.0)
+    assert list(file_problems(folder)) == [] and list(folder_problems(folder)) == []

@@ -63,5 +63,5 @@ def test_a_run_ends_on_the_hub_and_a_missing_login_is_found_before_training(hub:
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there
     alone = subprocess.run([*train, "--run_name", "b", "--hub_model_id", "lab/other"], **run)  # type: ignore
     assert alone.returncode == 1
-    assert "--push_to_hub: the repository lab/other cannot be made" in alone.stderr
+    assert "--push_to_hub: The repository lab/other cannot be made" in alone.stderr
     assert not (tmp_path / "runs" / "b" / "metrics.jsonl").exists()

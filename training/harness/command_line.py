@@ -129,7 +129,8 @@ def find_config(path: Path) -> Path:
     inside = SHIPPED.joinpath(*path.parts[path.parts[:1] == ("configs",) :])
     if inside.is_file():
         return inside
-    known = ", ".join(str(file.relative_to(SHIPPED)) for file in sorted(SHIPPED.glob("cardiodit/*.yaml")))
+    files = [file.relative_to(SHIPPED) for file in sorted(SHIPPED.glob("*/*.yaml"))]
+    known = ", ".join(str(file) for file in files if file.parts[0] != "accelerate")
     raise CardioDiTError(f"There is no config {path}. With the package come {known}.")
 
 

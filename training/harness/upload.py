@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.hub.uploading import create_repository, upload
 from cardiodit.training.harness.run import Run
 
 
@@ -26,16 +27,11 @@ class Upload:
         made: list[Any] = []
 
         def create() -> None:
-            from huggingface_hub import HfApi
-
-            name = options.hub_model_id or options.run_name
             try:
-                made.append(HfApi().create_repo(name, private=not options.hub_public, exist_ok=True))
-            except Exception as error:  # no network, no login, no such organisation: each client version has its own
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                made.append(create_repository(options.hub_model_id or options.run_name, not options.hub_public))
+            except CardioDiTError as error:
                 raise CardioDiTError(
-                    f"--push_to_hub: the repository {name} cannot be made ({reason}). Log in (hf auth login), or train "
-                    "without and upload the pipeline folder later."
+                    f"--push_to_hub: {error} Or train without, and `cardiodit publish` later."
                 ) from error
 
         if options.push_to_hub:
@@ -45,7 +41,7 @@ class Upload:
     def send(self, folder: Path) -> None:
         if self.repo is None:
             return
-        from huggingface_hub import HfApi
-
-        HfApi().upload_folder(repo_id=self.repo.repo_id, folder_path=folder, commit_message="Trained with cardiodit")
-        print(f"Uploaded to {self.repo}.")
+        upload(self.repo, folder, "Trained with cardiodit")
+        print(
+            f"Uploaded to {self.repo}. Its card is not complete: `cardiodit card {folder}` tells what is to be stated."
+        )

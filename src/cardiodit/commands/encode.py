@@ -1,12 +1,14 @@
 """`cardiodit encode`: from images to latents."""
 
 import argparse
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from cardiodit.commands.adding import add_command
 from cardiodit.commands.processes import join_processes
 from cardiodit.commands.sample import DTYPES
+from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import PRESETS
 
 # One process may have all the work that is left; the others wait for it longer than torch's ten minutes.
@@ -20,9 +22,16 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Encode every image of a manifest with a VQ model, for the training of a transformer. Run again, it goes on "
         "where it stopped and encodes only what changed. `accelerate launch -m cardiodit encode ...` shares the work "
         "among several GPUs.",
-        "cardiodit encode --ids acdc/training.csv --vae runs/vqgan --output_dir latents/training --depth 10",
+        "cardiodit encode --ids acdc/training.csv acdc/validation.csv --vae runs/vqgan --output_dir latents --depth 10",
     )
-    parser.add_argument("--ids", type=Path, required=True, help="manifest of the images")
+    parser.add_argument(
+        "--ids",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="CSV",
+        help="manifest of the images; of several, each gets a folder of its name in the output folder",
+    )
     parser.add_argument("--vae", required=True, help="folder of the VQ model, a pipeline or a run; org/name on the Hub")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder for the latents; may hold those of an earlier run"
@@ -44,20 +53,38 @@ def run(arguments: argparse.Namespace) -> None:
     from cardiodit.hub.opening import open_vae
     from cardiodit.latents import encode_cohort
 
+    folders = folders_of(arguments.ids, arguments.output_dir)
     state = join_processes(arguments.device, timeout=PATIENCE)
-    counts = encode_cohort(
-        arguments.ids,
-        open_vae(arguments.vae),
-        arguments.output_dir,
-        depth=arguments.depth,
-        steps=PRESETS[arguments.preset] if arguments.preset else None,
-        batch_size=arguments.batch_size,
-        device=arguments.device or state.device,
-        dtype=getattr(torch, arguments.dtype),
-        process_index=state.process_index,
-        num_processes=state.num_processes,
-        gather=gather_object,
-    )
-    if state.is_main_process:
-        print(f"Wrote {arguments.output_dir / 'manifest.csv'}: {counts}.")
+    vae = open_vae(arguments.vae)
+    for manifest, folder in zip(arguments.ids, folders, strict=True):
+        counts = encode_cohort(
+            manifest,
+            vae,
+            folder,
+            depth=arguments.depth,
+            steps=PRESETS[arguments.preset] if arguments.preset else None,
+            batch_size=arguments.batch_size,
+            device=arguments.device or state.device,
+            dtype=getattr(torch, arguments.dtype),
+            process_index=state.process_index,
+            num_processes=state.num_processes,
+            gather=gather_object,
+        )
+        if state.is_main_process:
+            print(f"Wrote {folder / 'manifest.csv'}: {counts}.")
     state.destroy_process_group()
+
+
+def folders_of(manifests: Sequence[Path], output_dir: Path) -> list[Path]:
+    """Where the latents of each manifest go: into the output folder, or of several into folders of their names."""
+    if len(manifests) == 1:
+        return [output_dir]
+    names = [manifest.stem for manifest in manifests]
+    if len(set(names)) < len(names):
+        names = [manifest.resolve().parent.name for manifest in manifests]
+    if len(set(names)) < len(names):
+        raise CardioDiTError(
+            f"--ids {' '.join(map(str, manifests))}: neither the files nor their folders have different names, so the "
+            "latents would get into one folder. Encode them one by one."
+        )
+    return [output_dir / name for name in names]

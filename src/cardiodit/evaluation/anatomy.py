@@ -67,9 +67,10 @@ def weakest_contraction(labels: np.ndarray, geometry: Geometry) -> float:
         sectors = _sectors(pool, _plane_spacing(geometry))
         for row, moment in zip(areas, (first, last), strict=True):
             row += np.bincount(sectors[moment[:, :, d] == LV], minlength=SECTORS)
-    if not areas[0].all():
+    largest, smallest = areas
+    if not np.all(largest):
         return 0.0
-    shortening = 1 - np.sqrt(areas[1] / areas[0])
+    shortening = 1 - np.sqrt(smallest / largest)
     return float(100 * np.sort(shortening)[:2].mean())
 
 
@@ -82,7 +83,8 @@ def _pools(labels: np.ndarray) -> Iterator[np.ndarray]:
 
 def _sectors(pool: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """The sector of each voxel of a plane, around the centre of the pool."""
-    h, w = (axis * step for axis, step in zip(np.indices(pool.shape), spacing, strict=True))
+    places = np.indices(pool.shape)
+    h, w = places[0] * spacing[0], places[1] * spacing[1]
     angle = np.arctan2(h - h[pool].mean(), w - w[pool].mean())
     return np.floor((angle + np.pi) / (2 * np.pi) * SECTORS).astype(int) % SECTORS
 

@@ -1,83 +1,137 @@
-"""The model card of a pipeline that was just trained: what the run knows, and what its owner still has to say."""
+"""The model card of a pipeline folder: the template, filled with what its files, its runs and its owner know.
 
-import json
+What nobody knows yet stays visible in it, after `TO_BE_STATED`; a card without these words is complete.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from cardiodit import __version__
+from cardiodit.errors import CardioDiTError, try_all
+from cardiodit.hub.card.emissions import emissions_of
+from cardiodit.hub.card.metadata import known_metadata
+from cardiodit.hub.card.model_facts import read_model
+from cardiodit.hub.card.owner_facts import OwnerFacts
+from cardiodit.hub.card.previews import read_previews
+from cardiodit.hub.card.sections import sections
+from cardiodit.hub.card.stating import TO_BE_STATED
+from cardiodit.hub.card.training_runs import RECORD, STAGES, TrainingRun, read_run
 from cardiodit.writing import atomic_file
 
-CARD = """---
-library_name: cardiodit
-pipeline_tag: unconditional-image-generation
-tags:
-  - diffusers
-  - cardiodit
-  - medical-imaging
----
-
-# {name}
-
-Generates {what}. Trained with [cardiodit](https://github.com/cardiodit/cardiodit) {version}.
-
-```python
-from cardiodit import CardioDiTPipeline
-
-pipe = CardioDiTPipeline.from_pretrained("{name}")  # this folder, or org/name on the Hub
-pipe(num_samples=4, num_inference_steps=25, seed=0{label}).save("samples")
-```
-
-## Training
-
-| | |
-|---|---|
-{rows}
-
-```yaml
-{config}```
-
-## To be stated by whoever publishes this
-
-- **Training data**: cohort, consent, scanners, what it lacks.
-- **Evaluation**: against how many real volumes, with which features, beside the distance between real and real.
-- **Memorization**: a generator can hand out copies of its training patients; do not publish one unaudited.
-- **Energy**: kWh and region.
-
-Meant for research. Not for diagnosis, and no evidence about any patient.
-"""
+CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("model_card.md")
+FRONT = re.compile(r"---\n(.*?)---\n", re.DOTALL)
+COMMENT = re.compile(r"<!--.*?-->\n", re.DOTALL)
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+SEAL = "<!-- Made by cardiodit card, sha256 {hash}; a card with other content was edited, and is not replaced. -->\n"
+NO_FACTS = OwnerFacts()
 
 
-def write_card(folder: Path, run: Path) -> None:
-    """Writes `README.md` into a pipeline folder from the record of the training run."""
-    record = json.loads((run / "run.json").read_text())
-    best = json.loads((run / "best" / "state.json").read_text())
-    transformer = json.loads((folder / "transformer" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    classes = transformer.get("class_names")
-    text = CARD.format(
-        name=run.name,
-        what="4D cardiac cine MRI" if "4D" in transformer["_class_name"] else "3D volumes",
-        version=record["sessions"][-1]["versions"]["cardiodit"],
-        label=f', class_labels="{classes[0]}"' if classes else "",
-        rows="\n".join(f"| {key} | {value} |" for key, value in _facts(record, best, transformer, vae).items()),
-        config=(run / "config.yaml").read_text(),
-    )
-    with atomic_file(folder / "README.md") as temporary:
+def write_card(
+    folder: Path, runs: Sequence[Path] = (), facts: OwnerFacts = NO_FACTS, overwrite: bool = False
+) -> list[str]:
+    """Fills `README.md` of a pipeline folder; the list of what is still to be stated.
+
+    Args:
+        folder: a pipeline folder. One in the folder of its training run is known to come from it, and from the runs
+            beside that whose weights it holds.
+        runs: folders of training runs that lie elsewhere.
+        facts: what only the owner knows.
+        overwrite: also replace a card that somebody edited.
+    """
+    card = folder / CARD
+    if card.is_file() and not overwrite and not is_as_made(card.read_text(encoding="utf-8", errors="replace")):
+        raise CardioDiTError(
+            f"{card} was written or edited by somebody, and is not replaced. Move it away, or say --overwrite."
+        )
+    text = fill_card(folder, _of_all_stages(folder, runs), facts)
+    with atomic_file(card) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    return to_be_stated(text)
 
 
-def _facts(record: dict[str, Any], best: dict, transformer: dict, vae: dict) -> dict[str, Any]:
-    sessions = record["sessions"]
-    hours = sum(session.get("seconds", 0) for session in sessions) / 3600
-    hardware = sorted({f"{session['processes']} × {session['hardware']}" for session in sessions})
-    spacing = vae.get("spacing")
-    return {
-        "Volumes trained on": record["samples"],
-        "Labels": ", ".join(transformer.get("class_names") or []) or "none",
-        "Voxel size": "unknown" if spacing is None else " × ".join(f"{s:g}" for s in spacing) + " mm",
-        "Steps": f"{sessions[-1].get('last_step', best['step'])}, the best of them {best['step']}",
-        "Lowest validation loss": f"{best['value']:.5g}",
-        "Seed": record["seed"],
-        "Hardware": ", ".join(hardware),
-        "Duration": f"{hours:.2f} h in {len(sessions)} session{'s' if len(sessions) > 1 else ''}",
-        "Versions": ", ".join(f"{name} {version}" for name, version in sessions[-1]["versions"].items()),
-    }
+def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> str:
+    """The card as text."""
+    model, previews, emissions = read_model(folder), read_previews(folder), emissions_of(runs, facts)
+    name = facts.name or _name_of(folder, runs)
+    front, body = _template()
+    block = _filled_block(front, known_metadata(name, model, facts, emissions))
+    words = {"name": name, "version": __version__, **sections(folder, model, runs, facts, emissions, previews)}
+    filled = re.sub(r"\n{3,}", "\n\n", PLACEHOLDER.sub(lambda found: words[found[1]], body))
+    return _sealed(f"---\n{block}---\n{filled}")
+
+
+def to_be_stated(card: str) -> list[str]:
+    """What a card says that it does not say yet."""
+    return [line.partition(TO_BE_STATED)[2].strip() for line in card.splitlines() if TO_BE_STATED in line]
+
+
+def headings() -> list[str]:
+    """The sections that every card has."""
+    return re.findall(r"^## (.*)$", _template()[1], re.MULTILINE)
+
+
+def is_as_made(card: str) -> bool:
+    """Whether nobody has edited a card since it was made."""
+    content, _, seal = card.rstrip("\n").rpartition("\n")
+    return seal + "\n" == _seal_of(content + "\n")
+
+
+def _sealed(content: str) -> str:
+    return content + _seal_of(content)
+
+
+def _seal_of(content: str) -> str:
+    return SEAL.format(hash=hashlib.sha256(content.encode()).hexdigest())
+
+
+def _template() -> tuple[str, str]:
+    """The metadata block and the rest, without the comment for readers of the template."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    front = FRONT.match(text)
+    if front is None:
+        raise CardioDiTError(f"The template {TEMPLATE} has no metadata block. Install cardiodit again.")
+    return front[1], COMMENT.sub("", text[front.end() :], count=1)
+
+
+def _filled_block(front: str, known: dict[str, Any]) -> str:
+    """The template's keys in its order; those of which nothing is known are left out."""
+    block = {}
+    for key, value in yaml.safe_load(front).items():
+        placeholder = PLACEHOLDER.fullmatch(value)
+        block[key] = known[placeholder[1]] if placeholder else value
+    known_keys = {key: value for key, value in block.items() if value is not None}
+    return yaml.safe_dump(known_keys, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _of_all_stages(folder: Path, runs: Sequence[Path]) -> list[TrainingRun]:
+    """The runs in the order of their stages; those that the pipeline comes from are found where they were trained."""
+    home = folder.resolve().parent
+    folders = {run.resolve(): run for run in [*runs, *([home] if (home / RECORD).is_file() else [])]}
+    found = try_all(*[partial(read_run, run) for run in folders.values()])
+    if home in folders:
+        found += _makers(folder, [run for run in sorted(home.parent.iterdir()) if run.resolve() not in folders])
+    order = list(STAGES)
+    return sorted(found, key=lambda run: order.index(run.stage) if run.stage in order else len(order))
+
+
+def _makers(folder: Path, others: Sequence[Path]) -> list[TrainingRun]:
+    """Those of the other runs whose best weights are in this pipeline, byte for byte."""
+    found = []
+    for other in others:
+        if (other / RECORD).is_file():
+            with suppress(CardioDiTError):  # a damaged record of a run that nobody named
+                run = read_run(other)
+                found += [run] if run.made(folder) else []
+    return found
+
+
+def _name_of(folder: Path, runs: Sequence[TrainingRun]) -> str:
+    return next((run.name for run in reversed(runs) if run.stage == "train_dit"), folder.resolve().name)

@@ -14,6 +14,7 @@ from cardiodit.imaging.volume import Volume
 from cardiodit.writing import atomic_file
 
 UNKNOWN_SPACE, SCANNER_SPACE, ALIGNED_SPACE = 0, 1, 2  # NIfTI xform codes
+SIZE_UNKNOWN = b"voxel size unknown"  # the only description that we write
 TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 SPACE_UNITS = {"mm": 1.0, "meter": 1e3, "micron": 1e-3, "unknown": 1.0}
 BEAT_SECONDS = (0.25, 2.5)  # 24 to 240 beats a minute
@@ -158,7 +159,7 @@ def write_nifti(path: Path, volume: np.ndarray, geometry: Geometry) -> None:
     knows_time = geometry.frame_time is not None and volume.ndim == 4
     image.header.set_xyzt_units("unknown" if geometry.spacing is None else "mm", "sec" if knows_time else "unknown")
     if geometry.spacing is None:
-        image.header["descrip"] = b"voxel size unknown"
+        image.header["descrip"] = SIZE_UNKNOWN
     if volume.ndim == 4:
         image.header["pixdim"][4] = geometry.frame_time if knows_time else 0.0
     with atomic_file(path) as temporary:

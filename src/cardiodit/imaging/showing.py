@@ -10,7 +10,8 @@ from cardiodit.imaging.curve import PAPER, draw_curve
 from cardiodit.imaging.pictures import MODEL_WINDOW, MOST_FRAMES, strip_of
 from cardiodit.writing import atomic_file
 
-TILE = 112  # pixels of a slice
+TILE = 96  # pixels of a slice
+STEP = 8  # between grey levels of a GIF: nobody sees finer ones move, and the file is a third as large
 MARGIN = 132  # pixels to the left of a row, for its caption
 CURVE = (560, 350)
 INK = (30, 30, 30)
@@ -34,7 +35,8 @@ def write_sheet_with_curve(
     volume of the left ventricle over the beat."""
     frames = np.unique(np.linspace(0, cine.shape[3] - 1, MOST_FRAMES).round().astype(int))
     rows = [(f"frame {t + 1}", _smooth(strip_of(cine[..., t], None, MODEL_WINDOW))) for t in frames]
-    width, height = MARGIN + rows[0][1].width, sum(picture.height for _, picture in rows)
+    width = MARGIN + max(rows[0][1].width, CURVE[0])
+    height = sum(picture.height for _, picture in rows)
     curve = draw_curve(volumes_ml, frame_time, CURVE)
     sheet = Image.new("RGB", (width, height + CURVE[1]), PAPER)
     _place(sheet, rows)
@@ -46,7 +48,7 @@ def write_sheet_with_curve(
 
 def _beat(rows: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
     """One frame of all rows."""
-    strips = [(name, _smooth(strip_of(volume, None, MODEL_WINDOW))) for name, volume in rows]
+    strips = [(name, _smooth(strip_of(volume, None, MODEL_WINDOW)).point(_rounded)) for name, volume in rows]
     picture = Image.new("L", (MARGIN + max(s.width for _, s in strips), sum(s.height for _, s in strips)))
     _place(picture, strips)
     return picture
@@ -60,6 +62,10 @@ def _place(sheet: Image.Image, rows: Sequence[tuple[str, Image.Image]]) -> None:
         sheet.paste(picture, (MARGIN, top))
         pen.text((MARGIN - 10, top + picture.height / 2), caption, fill=ink, anchor="rm", font_size=16)
         top += picture.height
+
+
+def _rounded(level: int) -> int:
+    return min(255, (level + STEP // 2) // STEP * STEP)
 
 
 def _smooth(levels: np.ndarray) -> Image.Image:

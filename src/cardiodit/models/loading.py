@@ -13,7 +13,19 @@ from cardiodit.errors import CardioDiTError
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-class StrictModelMixin(ModelMixin, ConfigMixin):
+class ConfigWithoutOrigin(ConfigMixin):
+    """A config that forgets on disk from which folder it was opened: paths can tell of patients."""
+
+    def to_json_string(self) -> str:
+        """The config's file."""
+        values = json.loads(super().to_json_string())
+        origin = Path(values.get("_name_or_path") or "")
+        if origin.is_absolute() or origin.exists():
+            values.pop("_name_or_path", None)
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+class StrictModelMixin(ModelMixin, ConfigWithoutOrigin):
     """A diffusers model whose `from_pretrained` refuses weights that do not belong to its config.
 
     diffusers only warns when names differ and then runs with random weights in their place.
@@ -31,14 +43,6 @@ class StrictModelMixin(ModelMixin, ConfigMixin):
             raise _explain(error, cls.__name__, where) from error
         _refuse_strangers(info, cls.__name__, where)
         return (model, info) if wants_info else model
-
-    def to_json_string(self) -> str:
-        """The config's file, without the folder that the model was opened from: paths can tell of patients."""
-        values = json.loads(super().to_json_string())
-        origin = Path(values.get("_name_or_path") or "")
-        if origin.is_absolute() or origin.exists():
-            values.pop("_name_or_path", None)
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def refuse_pickles(*names: Any) -> None:

@@ -1,0 +1,45 @@
+"""`cardiodit publish`: a pipeline folder onto the Hub."""
+
+import argparse
+from pathlib import Path
+
+from cardiodit.commands.adding import add_command
+from cardiodit.commands.card import add_sources, make_card
+from cardiodit.errors import CardioDiTError
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "publish",
+        "Upload a pipeline folder with its card and previews to the Hub. Refuses, with all reasons at once, while the "
+        "card is incomplete or a file could tell who a patient is.",
+        "cardiodit publish runs/dit/pipeline org/name --facts facts.yaml",
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="pipeline folder; without --facts, its card is published as it is"
+    )
+    parser.add_argument("repository", metavar="ORG/NAME", help="where to; made if it is not there")
+    parser.add_argument("--public", action="store_true", help="for everybody to see; otherwise private")
+    add_sources(parser)
+    parser.add_argument("--message", default="Published with cardiodit", help="of the commit (%(default)s)")
+    parser.add_argument("--dry_run", action="store_true", help="only check, without network")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.publishing import ADVICE, check_folder, check_name, publish
+
+    check_name(arguments.repository)
+    if arguments.facts:
+        make_card(arguments, arguments.repository)
+    elif arguments.runs or arguments.previews or arguments.overwrite:
+        raise CardioDiTError("--run, --previews and --overwrite make the card anew, which needs --facts, too.")
+    if not arguments.dry_run:
+        address = publish(arguments.folder, arguments.repository, not arguments.public, arguments.message)
+        print(f"Uploaded to {address}.")
+        return
+    check_folder(arguments.folder, arguments.repository).raise_if_any(ADVICE)
+    files = [path for path in arguments.folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    print(f"{arguments.folder} can be published: {len(files)} files, {size / 1e6:.1f} MB. Nothing was uploaded.")

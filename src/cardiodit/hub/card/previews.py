@@ -1,0 +1,83 @@
+"""A few of a model's samples, as moving pictures beside its card."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.writing import replace_folder
+
+FOLDER, LIST = "previews", "samples.jsonl"
+MOST = 4
+# What is said of a sample: nothing that names a folder, a machine or a person.
+KEPT = (
+    *("seed", "index", "class_label", "solver", "num_inference_steps", "guidance_scale", "dtype", "device"),
+    *("seconds", "energy_kwh"),
+)
+
+
+@dataclass(frozen=True)
+class Previews:
+    """Args:
+    pictures: names of GIFs, relative to the pipeline folder.
+    records: how each was made.
+    """
+
+    pictures: list[str]
+    records: list[dict[str, Any]]
+
+    def mean(self, key: str) -> float | None:
+        values = [record.get(key) for record in self.records]
+        known = [float(value) for value in values if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(values) else None
+
+    def in_words(self) -> str:
+        """How they were made."""
+        first = self.records[0]
+        labels = [str(record["class_label"]) for record in self.records if record.get("class_label") is not None]
+        shown = f", classes {', '.join(labels)}" if labels else ""
+        numbers = ", ".join(str(record.get("index")) for record in self.records)
+        how = f"{first.get('solver')}, {first.get('num_inference_steps')} steps, guidance {first.get('guidance_scale')}"
+        return (
+            f"The previews are samples {numbers} of seed {first.get('seed')}, the first of a folder ({how}{shown}), "
+            "slices side by side."
+        )
+
+
+def copy_previews(samples: Path, folder: Path) -> None:
+    """Copies the GIFs of the first samples of a folder that `cardiodit sample` wrote; those before are replaced."""
+    records = [record for record in _records(samples / LIST) if _picture(samples, record).is_file()][:MOST]
+    if not records:
+        raise CardioDiTError(f"{samples} holds no GIF of a sample in its {LIST}. Fill it with `cardiodit sample`.")
+    with replace_folder(folder / FOLDER) as temporary:
+        lines = []
+        for record in records:
+            picture = _picture(samples, record)
+            shutil.copyfile(picture, temporary / picture.name)
+            kept = {key: record[key] for key in KEPT if key in record}
+            lines.append(json.dumps({"file": picture.name, **kept}) + "\n")
+        (temporary / LIST).write_text("".join(lines), encoding="utf-8")
+
+
+def read_previews(folder: Path) -> Previews | None:
+    """The previews of a pipeline folder, or None where it has none."""
+    if not (folder / FOLDER / LIST).is_file():
+        return None
+    records = _records(folder / FOLDER / LIST)
+    return Previews([f"{FOLDER}/{record['file']}" for record in records], records)
+
+
+def _picture(samples: Path, record: dict[str, Any]) -> Path:
+    return samples / Path(str(record["file"]).replace(".nii.gz", ".gif")).name
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise CardioDiTError(f"{path.parent} holds no {path.name}, so it is no folder of samples.")
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [record for record in records if record["file"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CardioDiTError(f"{path} is damaged. Sample again into a new folder.") from error

@@ -1,0 +1,144 @@
+"""The sections of a model card, each from what is known for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cardiodit.hub.card import model_words
+from cardiodit.hub.card.emissions import Emissions, grams
+from cardiodit.hub.card.licences import OTHER
+from cardiodit.hub.card.model_facts import Model
+from cardiodit.hub.card.owner_facts import HUB_ID, OwnerFacts, help_of
+from cardiodit.hub.card.preprocessing_words import preprocessing_in_words
+from cardiodit.hub.card.previews import Previews
+from cardiodit.hub.card.stating import stated, to_state
+from cardiodit.hub.card.training_runs import STAGES, TrainingRun
+
+METHODS = {
+    True: "*CardioDiT: Latent Diffusion Transformers for 4D Cardiac Cine MRI Synthesis* (Seyfarth and others, 2026)",
+    False: "*VolDiT*, a latent diffusion transformer for volumes, as its authors published it",
+}
+BEATING = "A cine is one heart beat: arrhythmia, breathing and the length of the beat are not modelled."
+STILL = "Volumes stand still: nothing that moves is modelled."
+CITATION = "The publication that the model follows (above), and cardiodit (`CITATION.cff` in its repository)."
+MANY = 10_000  # volumes, as the studies of the carbon footprint of medical image generators count them
+
+
+def sections(
+    folder: Path,
+    model: Model,
+    runs: Sequence[TrainingRun],
+    facts: OwnerFacts,
+    emissions: Emissions,
+    previews: Previews | None,
+) -> dict[str, str]:
+    """What each placeholder of the template's body stands for."""
+    owners = ("cohort", "consent", "scanners", "lacks", "evaluation", "memorization", "contact")
+    return {
+        "summary": model_words.summary(model),
+        "preview": f"![A generated volume]({previews.pictures[0]})" if previews else "",
+        "repository": facts.repository or "path/to/this/folder",
+        "call": model_words.call(model),
+        "architecture": model_words.architecture(model),
+        "method": f"After {METHODS[model.is_cine]}.",
+        "geometry": model_words.geometry(model),
+        "datasets": _datasets(facts),
+        "preprocessing": _preprocessing(model, facts),
+        "training": _training(folder, runs, facts),
+        "sampler": model_words.sampler(model),
+        "previews": previews.in_words() if previews else "",
+        "metrics": _metrics(facts),
+        "energy": _energy(emissions, facts, previews),
+        "heart": BEATING if model.is_cine else STILL,
+        "license": _licence(facts),
+        "citation": stated(facts, "citation", CITATION),
+        **{key: stated(facts, key) for key in owners},
+    }
+
+
+def _datasets(facts: OwnerFacts) -> str:
+    if facts.datasets is None:
+        return stated(facts, "datasets")
+    links = [
+        f"[{entry}](https://huggingface.co/datasets/{entry})" if HUB_ID.fullmatch(entry) else entry
+        for entry in facts.datasets
+    ]
+    return "; ".join(links)
+
+
+def _preprocessing(model: Model, facts: OwnerFacts) -> str:
+    steps = model.preprocessing
+    known = [preprocessing_in_words(steps, model.is_cine)] if steps is not None else []
+    known += [facts.preprocessing] if facts.preprocessing else []
+    return "\n\n".join(known) or to_state(f"`preprocessing`: {help_of('preprocessing')}")
+
+
+def _training(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> str:
+    parts = [facts.training] if facts.training else []
+    if facts.base_model:
+        parts.append(f"Fine-tuned from [{facts.base_model}](https://huggingface.co/{facts.base_model}).")
+    parts += [run.described(folder) for run in runs]
+    parts += [
+        to_state(
+            f"`training`: why the weights of {_lower(run.title)} are not those that the run {run.name} kept as its best"
+        )
+        for run in runs
+        if not facts.training and run.made(folder) is False and not run.is_adapter
+    ]
+    if not facts.training and not facts.base_model:
+        told = {run.stage for run in runs}
+        parts += [
+            to_state(f"the training of {_lower(title)}: give its run folder (`--run`), or `training` in words")
+            for stage, title in STAGES.items()
+            if stage not in told
+        ]
+    return "\n\n".join(parts)
+
+
+def _metrics(facts: OwnerFacts) -> str:
+    lines = [f"| {m.name} | {m.value} | {m.dataset} |" for m in facts.metrics or ()]
+    return "\n".join(["| Measure | Value | On |", "|---|---|---|", *lines]) if lines else ""
+
+
+def _energy(emissions: Emissions, facts: OwnerFacts, previews: Previews | None) -> str:
+    parts = [emissions.in_words()]
+    parts += [
+        to_state(
+            f"the energy of {_lower(title)}, which no run recorded: give a folder that did (`--run`), or `energy_kwh`"
+        )
+        for title in emissions.unknown
+    ]
+    parts.append(f"Hardware: {emissions.hardware}." if emissions.hardware else "")
+    parts.append(f"Electricity from: {facts.country}." if facts.country else stated(facts, "country"))
+    parts.append(_of_a_volume(emissions, previews))
+    parts.append(
+        "Encoding, evaluation and trials that were thrown away are not counted. Where the electricity comes from "
+        "changes the figure many times over, and who generates many large volumes soon uses more for them "
+        "than training took."
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+def _of_a_volume(emissions: Emissions, previews: Previews | None) -> str:
+    seconds, kwh = (previews.mean(key) if previews else None for key in ("seconds", "energy_kwh"))
+    if previews is None or seconds is None:
+        return ""
+    first = previews.records[0]
+    said = (
+        f"Generating a volume took {seconds:.3g} s in {first.get('num_inference_steps')} steps on {first.get('device')}"
+    )
+    if kwh is None:
+        return f"{said}; its energy was not recorded."
+    return (
+        f"{said}, {kwh:.3g} kWh or {grams(emissions.grams_of(kwh))} at the same rate: "
+        f"{grams(emissions.grams_of(kwh) * MANY)} for {MANY:,} volumes."
+    )
+
+
+def _licence(facts: OwnerFacts) -> str:
+    if facts.license != OTHER:
+        return stated(facts, "license")
+    return f"[{facts.license_name}]({facts.license_link})" if facts.license_link else str(facts.license_name)
+
+
+def _lower(title: str) -> str:
+    return title[0].lower() + title[1:]

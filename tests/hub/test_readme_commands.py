@@ -1,0 +1,129 @@
+"""Every command of the README, from the authors' checkpoints and from NIfTI to the Hub, run in its order.
+
+What is large there is small here, and nothing else is changed: fewer phantoms, samples, steps. `git`, `make`, `pip` and
+`hf` lines are looked at in tests/test_readme.py; cohorts as the public ones lie are prepared in tests/imaging/cohorts.
+"""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+from cardiodit.cli import main
+from cardiodit.hub.card.owner_facts import REQUIRED
+from cardiodit.imaging.phantom import write_cohort
+from cardiodit.training import train_dit, train_vqgan
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+GOLDEN = ROOT / "tests" / "fixtures" / "golden"
+AUTHORS = {
+    "vqgan/best_model.pth": GOLDEN / "cardiodit" / "vqgan_best_model.pth",
+    "vqgan.yaml": GOLDEN / "cardiodit" / "vqgan.yaml",
+    "dit/best_model.pth": GOLDEN / "cardiodit_labels" / "dit_best_model.pth",
+    "dit_ds8_b4.yaml": GOLDEN / "cardiodit_labels" / "dit.yaml",
+}
+TRAINING = {"cardiodit.training.train_vqgan": train_vqgan.main, "cardiodit.training.train_dit": train_dit.main}
+ELSEWHERE = ("git", "cd", "make", "pip", "hf", "export")
+SHORT = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--validation_steps", "2", "--preview_samples", "0"]
+SMALLER = {
+    ("--num", "40"): ("--num", "2"),
+    ("--num", "8"): ("--num", "2"),
+    ("--num", "10"): ("--num", "1"),
+    ("--num_samples", "16"): ("--num_samples", "2"),
+    ("--num_samples", "8"): ("--num_samples", "2"),
+    ("--checkpoints", "500"): ("--checkpoints", "1"),
+    ("1000", "500"): ("2", "1"),
+}
+FACTS: dict[str, Any] = {
+    **dict.fromkeys(REQUIRED, "Phantoms; nobody's data."),
+    "license": "apache-2.0",
+    "datasets": ["phantoms"],
+}
+
+
+def commands() -> list[list[str]]:
+    """The words of every line of the README's shell blocks."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    parts = [part for line in lines for part in line.split("&&")]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The same command on less."""
+    words = list(words)
+    for place in range(len(words) - 1):
+        words[place : place + 2] = SMALLER.get((words[place], words[place + 1]), words[place : place + 2])
+    return words
+
+
+def run(words: list[str]) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if words[:3] == ["accelerate", "launch", "-m"]:
+        words = words[3:]
+    name, options = words[0], smaller(words[1:])
+    if name in TRAINING:
+        steps = SHORT if name.endswith("train_dit") else SHORT[:6]
+        TRAINING[name]([*options, *steps, "--report_to", "none", "--cpu"])
+        return
+    assert name == "cardiodit", f"What is {name}?"
+    quick = ["--num_inference_steps", "2"] if options[0] == "sample" else []
+    assert main([*options, *quick]) == 0, words
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a hospital's cines, the authors' files and a facts file; the Hub is the local one."""
+    for name, source in AUTHORS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(source, tmp_path / name)
+    manifest = write_cohort(tmp_path / "made", num=10, size=(32, 32, 4, 8), seed=7)
+    (tmp_path / "made" / "images").rename(tmp_path / "cines")
+    rows = [row.split(",") for row in manifest.read_text().splitlines()]
+    label = rows[0].index("label")
+    table = ["subject,label", *(f"{Path(row[0]).name.removesuffix('.nii.gz')},{row[label]}" for row in rows[1:])]
+    (tmp_path / "patients.csv").write_text("\n".join(table) + "\n")
+    constants = "huggingface_hub.constants."
+    monkeypatch.setattr(f"{constants}ENDPOINT", hub.url)
+    monkeypatch.setattr(f"{constants}HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_all_of_them_run(newcomer: Path, hub: Any) -> None:
+    todo = [words for words in commands() if words[0] not in ELSEWHERE and not any("/data/" in w for w in words)]
+    assert len(todo) >= 18
+    for words in todo:
+        if words[:2] == ["cardiodit", "publish"] and not (newcomer / "facts.yaml").exists():
+            (newcomer / "facts.yaml").write_text(yaml.safe_dump(FACTS))
+        if "--write_facts" in words:
+            (newcomer / "facts.yaml").rename("given.yaml")
+        run(words)
+        if "--write_facts" in words:
+            (newcomer / "given.yaml").replace("facts.yaml")
+    repository = next(words for words in todo if words[1] == "publish")[3]
+    held = hub.repositories[repository].commits[-1].files
+    assert {"README.md", "model_index.json", "transformer/config.json", "vae/config.json"} <= set(held)
+    assert any(name.startswith("previews/") for name in held)
+    assert "Stage 1, the autoencoder" in held["README.md"].decode()  # found beside the run, without being named
+
+
+def test_every_command_is_shown() -> None:
+    shown = {words[1] for words in commands() if words[0] == "cardiodit"}
+    listed = re.findall(r"^    ([a-z-]+) ", help_of_all(), re.MULTILINE)
+    assert set(listed) <= shown, set(listed) - shown
+
+
+def help_of_all() -> str:
+    from cardiodit.cli import build_parser
+
+    return build_parser().format_help()
