@@ -18,7 +18,7 @@ env: $(VENV)/installed ## create .venv with the locked versions
 test: env ## run the tests
 	$(BIN)/python -m pytest
 
-demo: env ## generate volumes with a small model into demo-output/
+demo: env ## generate four beating hearts and show them: demo-output/hearts.html
 	rm -rf demo-output
 	$(BIN)/cardiodit demo --output_dir demo-output
 

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError, Problems
-from cardiodit.pipelines.inputs import latent_size
-from cardiodit.pipelines.output import SAMPLE_LIST, check_folder, sample_path
+from cardiodit.pipelines.mask_rows import MaskRows
+from cardiodit.pipelines.output import SAMPLE_LIST, VolumePipelineOutput, check_folder, sample_path
 from cardiodit.pipelines.provenance import describe_model
 
 # What makes another volume of the same seed and index; the rest (device, seconds, batch) does not, or hardly.
-DECISIVE = ("revision", "solver", "dtype", "num_inference_steps", "guidance_scale", "eta", "class_label", "latent_size")
+DECISIVE = (
+    *("revision", "solver", "dtype", "num_inference_steps", "guidance_scale", "eta", "class_label", "latent_size"),
+    *("masks", "conditioning_scale", "condition_guidance_scale"),
+    *("control_guidance_start", "control_guidance_end"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Order:
         first, count: numbers of the samples.
         labels: classes that the samples get in turn, by their numbers; empty for none.
         settings: further arguments of the pipeline's call, the same for all.
+        masks: that steer the samples, by their numbers; None without.
     """
 
     seed: int
@@ -31,6 +36,7 @@ class Order:
     count: int
     labels: Sequence[int | str] = ()
     settings: dict[str, Any] | None = None
+    masks: MaskRows | None = None
 
     def label(self, index: int) -> int | str | None:
         return self.labels[index % len(self.labels)] if self.labels else None
@@ -52,18 +58,24 @@ def sample_many(
     missing = [index for index in missing_samples(pipe, folder, order) if index % processes == process]
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
-        for run in consecutive(batch):
-            labels = [order.label(index) for index in run]
-            output = pipe(
-                num_samples=len(run),
-                seed=order.seed,
-                first_sample=run[0],
-                class_labels=labels if order.labels else None,
-                **(order.settings or {}),
-            )
+        for run in consecutive(batch) if order.masks is None else [[index] for index in batch]:
+            output = _make(pipe, order, run)
             for index in run:
                 sample_path(folder, order.seed, index).unlink(missing_ok=True)  # written, but not recorded
             yield from output.save(folder)
+
+
+def _make(pipe: Any, order: Order, run: Sequence[int]) -> VolumePipelineOutput:
+    """Samples that follow each other; steered ones come alone, since each has a place of its own in the scanner."""
+    labels = [order.label(index) for index in run] if order.labels else None
+    common = {"num_samples": len(run), "seed": order.seed, "first_sample": run[0], "class_labels": labels}
+    if order.masks is None:
+        return pipe(**common, **(order.settings or {}))
+    masks, geometry = order.masks[run[0]]
+    output = pipe(masks, **common, **(order.settings or {}))
+    output.geometry = geometry
+    output.records[0]["masks"] = order.masks.identities[run[0]]
+    return output
 
 
 def consecutive(numbers: Sequence[int]) -> Iterator[list[int]]:
@@ -103,11 +115,13 @@ def missing_samples(pipe: Any, folder: Path, order: Order) -> list[int]:
 def _expected(pipe: Any, order: Order, index: int) -> dict[str, Any]:
     """What the record of a sample would say now, as far as that is known beforehand."""
     label, names, settings = order.label(index), pipe.transformer.config.class_names, order.settings or {}
-    asked = tuple(settings.get(axis) for axis in ("depth", "height", "width", "frames"))
+    asked = {axis: settings.get(axis) for axis in ("depth", "height", "width", "frames")}
+    steered = {} if order.masks is None else {"masks": order.masks.identities[index]}
     known = {
         **describe_model(pipe),
         **settings,
-        "latent_size": latent_size(pipe.transformer, asked, (1, *pipe.vae.scale_factors)),
+        **steered,
+        "latent_size": pipe.latent_size(**asked),
         "class_label": names[label] if names and isinstance(label, int) else label,
     }
     return {key: known[key] for key in DECISIVE if key in known}

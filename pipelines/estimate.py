@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cardiodit.footprint import peak_bytes, weight_bytes
-from cardiodit.pipelines.inputs import latent_size
-from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
+from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 
 PROBE_LATENTS = 24  # rows and columns of the plane whose decoding is timed; the rest is in proportion
 REPEATS = 3
@@ -51,7 +50,7 @@ class Estimate:
 
 @torch.no_grad()
 def estimate_sampling(
-    pipe: CardioDiTPipeline,
+    pipe: LatentVolumePipeline,
     num_samples: int = 1,
     batch_size: int = 1,
     num_inference_steps: int = 25,
@@ -63,23 +62,23 @@ def estimate_sampling(
     frames: int | None = None,
 ) -> Estimate:
     """Memory by the model's arithmetic, time by a short probe on the pipeline's device."""
-    factor_h, factor_w, factor_t = pipe.vae.scale_factors
-    size = latent_size(pipe.transformer, (depth, height, width, frames), (1, factor_h, factor_w, factor_t))
+    size = pipe.latent_size(depth=depth, height=height, width=width, frames=frames)
+    pieces, piece_size = pipe.pieces_of(size)
     batch = min(batch_size, num_samples)
     device, kind = pipe._execution_device, pipe.transformer.dtype
     latents = torch.empty(batch, pipe.transformer.config.in_channels, *size, device=device, dtype=kind)
     timestep = torch.zeros(batch, device=device, dtype=torch.long)
-    slices = torch.empty(decode_batch_size, latents.shape[1], *size[1:], device=device, dtype=pipe.vae.dtype)
-    voxels = math.prod(size) * factor_h * factor_w * factor_t
-    volumes = batch * voxels * 4  # float32; decoded slices are joined and then limited to [-1, 1]: three of them
+    together = torch.empty(decode_batch_size, latents.shape[1], *piece_size, device=device, dtype=pipe.vae.dtype)
+    voxels = math.prod(size) * math.prod(pipe.voxels_a_latent)
+    volumes = batch * voxels * 4  # float32; decoded pieces are joined and then limited to [-1, 1]: three of them
     held = 4 * latents.nbytes  # the sample, the prediction and what a multistep solver remembers
     calls = math.ceil(num_samples / batch) * num_inference_steps * (2 if guidance_scale != 1.0 else 1)
     return Estimate(
         weights=weight_bytes(pipe.transformer, pipe.vae),
         denoising=held + _peak(lambda: pipe.transformer(latents, timestep).sample),
-        decoding=volumes + max(2 * volumes, _peak(lambda: pipe.vae.decode(slices).sample)),
+        decoding=volumes + max(2 * volumes, _peak(lambda: pipe.vae.decode(together).sample)),
         denoising_seconds=calls * _denoising_step(pipe, latents),
-        decoding_seconds=num_samples * size[0] * _decoding_of_a_slice(pipe, slices[:1]),
+        decoding_seconds=num_samples * pieces * _decoding_of_a_piece(pipe, together[:1]),
     )
 
 
@@ -87,7 +86,7 @@ def _peak(run: Callable[[], object]) -> int:
     return int(KERNELS * peak_bytes(run))
 
 
-def _denoising_step(pipe: CardioDiTPipeline, latents: torch.Tensor) -> float:
+def _denoising_step(pipe: LatentVolumePipeline, latents: torch.Tensor) -> float:
     """One block at the true number of tokens, times their number: the rest is a percent."""
     model = pipe.transformer
     tokens = math.prod(model.grid_of(latents.shape[2:]))
@@ -97,7 +96,7 @@ def _denoising_step(pipe: CardioDiTPipeline, latents: torch.Tensor) -> float:
     return len(model.transformer_blocks) * _seconds(lambda: block(hidden, conditioning))
 
 
-def _decoding_of_a_slice(pipe: CardioDiTPipeline, latent: torch.Tensor) -> float:
+def _decoding_of_a_piece(pipe: LatentVolumePipeline, latent: torch.Tensor) -> float:
     """A part of the plane, in proportion to the whole."""
     part = latent[..., :PROBE_LATENTS, :PROBE_LATENTS, :].contiguous().zero_()
     share = part[0, 0].numel() / latent[0, 0].numel()

@@ -138,7 +138,8 @@ class Denoising:
         """The loss of each sample `(B,)`; latents `(B, C, *size)` as the transformer sees them, scaled."""
         noise, timesteps = batch["noise"], batch["timestep"]
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        predicted = model(noisy, timesteps, class_labels=batch.get("label"), return_dict=False)[0].float()
+        steering = {"condition": batch["condition"]} if "condition" in batch else {}
+        predicted = model(noisy, timesteps, class_labels=batch.get("label"), return_dict=False, **steering)[0].float()
         target = self.target(latents, noise, timesteps)
         if predicted.shape[1] == 2 * target.shape[1]:
             mean, log_variance = predicted.chunk(2, dim=1)

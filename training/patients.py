@@ -75,7 +75,7 @@ def read_cohort(
     if shapes[0] != shapes[1]:
         raise CardioDiTError(f"Latents for training are {shapes[0]} and for validation {shapes[1]}: they must agree.")
     training, validation = (
-        Patients(source, [case.subject for case in held], _numbers(held, label_column, names) if names else None)
+        Patients(source, [case.subject for case in held], numbers_of(held, label_column, names) if names else None)
         for source, held in zip(sources, cases)
     )
     identities = {
@@ -141,7 +141,7 @@ def _classes(cases: Sequence[Case], column: str | None, known: Sequence[str] | N
     return list(known) if known else sorted({case.row.get(column, "") for case in cases} - {""})
 
 
-def _numbers(cases: Sequence[Case], column: str | None, classes: Sequence[str]) -> list[int] | None:
+def numbers_of(cases: Sequence[Case], column: str | None, classes: Sequence[str]) -> list[int] | None:
     """Each row's class; rows without one, or with one that is not known, are listed."""
     if column is None:
         return None

@@ -199,17 +199,23 @@ class DiffusionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTTraining(Training):
-    learning_rate: float = option(1e-4, "at its highest")
-    weight_decay: float = option(1e-4, "of matrices; biases, norms and embeddings do not decay")
-    num_train_epochs: Count = option(3000, "passes over the training data")
-    lr_scheduler: Literal["constant", "cosine", "exponential"] = option("cosine", "course of the rate")
-    lr_warmup_epochs: float = option(100.0, "in which the rate rises from 0")
+class AveragedTraining(Training):
+    """Of what learns to denoise."""
+
     use_ema: bool = option(True, "validate, preview and save a moving average of the weights")
     ema_decay: float = option(0.9999, "of the moving average, at its highest")
     ema_warmup: bool = option(True, "a shorter average at first; false as published")
     validation_timesteps: Count = option(4, "noise levels at which each validation volume is judged")
     dataloader_num_workers: int = option(2, "processes that load samples; 0 loads them in the training process")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTTraining(AveragedTraining):
+    learning_rate: float = option(1e-4, "at its highest")
+    weight_decay: float = option(1e-4, "of matrices; biases, norms and embeddings do not decay")
+    num_train_epochs: Count = option(3000, "passes over the training data")
+    lr_scheduler: Literal["constant", "cosine", "exponential"] = option("cosine", "course of the rate")
+    lr_warmup_epochs: float = option(100.0, "in which the rate rises from 0")
     preview_epochs: float = option(50.0, "between two previews: volumes sampled from the EMA weights")
     preview_steps: Count | None = option(None, "the same in steps")
     preview_samples: int = option(2, "volumes a preview; 0 for none")
@@ -228,6 +234,57 @@ class DiTSettings:
     model: TransformerSettings = TransformerSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
     training: DiTTraining = DiTTraining()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """`TGCAAdapterModel`."""
+
+    inject_layers: int | tuple[int, ...] | None = option(
+        None, "blocks that are steered: null for all, a number for the last so many, or a list"
+    )
+    channels: tuple[Count, ...] = option((8, 16, 32, 64, 128), "widths while masks become tokens")
+    strides: tuple[tuple[Count, ...], ...] | None = option(
+        None, "of all but the first; default: halved as often as a token is large, four times at most"
+    )
+    normalise_control: bool = option(False, "as the released code has it, where gate and scale do nothing")
+    finetune_last_n_blocks: int = option(0, "of the base, which are trained too, with its head; 0 for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionSettings:
+    """What masks become, and how often they are left out while training."""
+
+    keys: tuple[str, ...] = option(("mask",), "columns of the manifests of latents that name masks")
+    labels: tuple[tuple[int, ...], ...] | None = option(
+        None, "of each mask, the labels that become channels; null: a mask is one channel, as it is"
+    )
+    dropout_prob: float = option(0.1, "of all masks together, so that a base without them is learned too")
+    channel_dropout_prob: float = option(0.1, "of each channel where there are several")
+    patch_dropout_prob: float = option(0.0, "of each box of patch_dropout_size")
+    patch_dropout_size: Count = option(16, "voxels along every axis")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TGCATraining(AveragedTraining):
+    learning_rate: float = option(5e-5, "at its highest")
+    weight_decay: float = option(0.01, "of matrices; biases, norms and embeddings do not decay")
+    num_train_epochs: Count = option(500, "passes over the training data")
+    train_batch_size: Count = option(2, "samples a process and forward pass")
+    lr_scheduler: Literal["constant", "cosine", "exponential"] = option("exponential", "course of the rate")
+    lr_warmup_epochs: float = option(0.0, "in which the rate rises from 0")
+    lr_gamma: float = option(0.999, "factor an epoch of exponential")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TGCASettings:
+    """A config of the adapter."""
+
+    label_column: str | None = option(None, "of the manifests, where the base knows class labels; null for none")
+    conditions: ConditionSettings = ConditionSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    loss: Literal["smooth_l1", "mse", "l1"] = option("smooth_l1", "error of the prediction")
+    training: TGCATraining = TGCATraining()
 
 
 ANATOMY_KEPT = AugmentationSettings(

@@ -29,7 +29,7 @@ from cardiodit.training.harness.script import run_script
 from cardiodit.training.harness.upload import Upload, add_upload_options
 from cardiodit.training.patients import Cohort, check_scale, encode, read_cohort
 from cardiodit.training.previews import preview, write_pipeline
-from cardiodit.training.settings import DiTSettings, DiTTraining
+from cardiodit.training.settings import AveragedTraining, DiTSettings
 from cardiodit.training.transformer import (
     add_adapter,
     check_fits,
@@ -159,7 +159,7 @@ def builder(model: DiTTransformerModel, settings: DiTSettings) -> Callable[[], D
     return build
 
 
-def average_of(parameters: Sequence[torch.nn.Parameter], training: DiTTraining) -> EMAModel:
+def average_of(parameters: Sequence[torch.nn.Parameter], training: AveragedTraining) -> EMAModel:
     """A moving average of what is trained. Without a warm-up, 0.9999 keeps 74% of the first weights for 3000 steps."""
     decay, warmup = training.ema_decay, training.ema_warmup
     return EMAModel(parameters, decay, min_decay=0.0 if warmup else decay, use_ema_warmup=warmup, power=2 / 3)

@@ -11,18 +11,31 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.footprint import estimate_memory
 from cardiodit.hub import register_with_diffusers
 from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
-from cardiodit.pipelines import CardioDiTPipeline
+from cardiodit.models.adapter_tgca import TGCAAdapterModel
+from cardiodit.pipelines import (
+    CardioDiTControlPipeline,
+    CardioDiTPipeline,
+    VolDiTControlPipeline,
+    VolDiTPipeline,
+)
 from cardiodit.schedulers import change_solver, make_scheduler
 
-register_with_diffusers(CardioDiTPipeline, DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D)
+register_with_diffusers(
+    *(CardioDiTPipeline, CardioDiTControlPipeline, VolDiTPipeline, VolDiTControlPipeline),
+    *(DiT3DTransformerModel, DiT4DTransformerModel, TGCAAdapterModel, VQModel3D, VQModel4D),
+)
 
 __all__ = [
+    "CardioDiTControlPipeline",
     "CardioDiTError",
     "CardioDiTPipeline",
     "DiT3DTransformerModel",
     "DiT4DTransformerModel",
+    "TGCAAdapterModel",
     "VQModel3D",
     "VQModel4D",
+    "VolDiTControlPipeline",
+    "VolDiTPipeline",
     "change_solver",
     "estimate_memory",
     "make_scheduler",

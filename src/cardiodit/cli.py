@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="cardiodit",
         description="Generate 4D cardiac cine MRI: prepare data, encode it for training, sample, look at volumes.",
         epilog="`cardiodit COMMAND --help` shows an example of each command. Training is started with accelerate: "
-        "`accelerate launch -m cardiodit.training.train_vqgan --help`, and the same with train_dit.",
+        "`accelerate launch -m cardiodit.training.train_vqgan --help`, the same with train_dit and train_segmenter.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

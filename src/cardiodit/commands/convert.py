@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from cardiodit.commands.adding import add_command
 
@@ -22,6 +23,24 @@ def add(commands: argparse._SubParsersAction) -> None:
         "    --diff_ckpt dit/best_model.pth --diff_cfg dit_ds8_b4.yaml --scale_factor 1.3 \\\n"
         "    --spacing 1 1 10 --frame_time 0.03 --output_dir my-model",
     )
+    _add_stages(cardiodit)
+    cardiodit.add_argument("--frame_time", type=float, metavar="S", help="seconds between frames")
+    cardiodit.set_defaults(run=run_cardiodit)
+    voldit = add_command(
+        systems,
+        "voldit",
+        "Convert a VolDiT VQ-GAN and transformer, and with --tgca_ckpt the adapter that steers it by masks.",
+        "cardiodit convert voldit --stage1_ckpt vqgan/best_model.pth --stage1_cfg vqgan_ds8.yaml \\\n"
+        "    --diff_ckpt dit/best_model.pth --diff_cfg dit_ds8_b4.yaml --scale_factor 1.3 \\\n"
+        "    --tgca_ckpt tgca/best_model.pth --tgca_cfg tgca_ds8.yaml --output_dir my-model",
+    )
+    _add_stages(voldit)
+    voldit.add_argument("--tgca_ckpt", type=Path, help="checkpoint of the adapter (.pth)")
+    voldit.add_argument("--tgca_cfg", type=Path, help="its YAML")
+    voldit.set_defaults(run=run_voldit)
+
+
+def _add_stages(parser: argparse.ArgumentParser) -> None:
     for name, what in [
         ("stage1_ckpt", "checkpoint of the VQ-GAN (.pth)"),
         ("stage1_cfg", "its YAML, compact or expanded"),
@@ -29,34 +48,56 @@ def add(commands: argparse._SubParsersAction) -> None:
         ("diff_cfg", "its YAML, compact or expanded"),
         ("output_dir", "new or empty folder for the pipeline"),
     ]:
-        cardiodit.add_argument(f"--{name}", type=Path, required=True, help=what)
-    cardiodit.add_argument(
+        parser.add_argument(f"--{name}", type=Path, required=True, help=what)
+    parser.add_argument(
+        "--repo", metavar="ORG/NAME", help="on the Hub: the checkpoints and YAML files are the names of its files"
+    )
+    parser.add_argument("--revision", help="of the repository: a branch, a tag or a commit")
+    parser.add_argument(
         "--scale_factor", type=float, help="1 / standard deviation of the latents; default: the one in diff_cfg"
     )
-    cardiodit.add_argument(
+    parser.add_argument(
         "--spacing",
         type=float,
         nargs=3,
         metavar=("H", "W", "D"),
         help="voxel size in mm; without it samples carry no space",
     )
-    cardiodit.add_argument("--frame_time", type=float, metavar="S", help="seconds between frames")
-    cardiodit.add_argument("--raw_weights", action="store_true", help="take the raw weights instead of the EMA")
-    cardiodit.set_defaults(run=run_cardiodit)
+    parser.add_argument("--raw_weights", action="store_true", help="take the raw weights instead of the EMA")
 
 
 def run_cardiodit(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.cardiodit import convert_cardiodit
 
-    folder = convert_cardiodit(
-        arguments.stage1_ckpt,
-        arguments.stage1_cfg,
-        arguments.diff_ckpt,
-        arguments.diff_cfg,
-        arguments.output_dir,
-        scale_factor=arguments.scale_factor,
-        spacing=None if arguments.spacing is None else tuple(arguments.spacing),
-        frame_time=arguments.frame_time,
-        ema=not arguments.raw_weights,
-    )
+    _tell(convert_cardiodit(**_common(arguments), frame_time=arguments.frame_time))
+
+
+def run_voldit(arguments: argparse.Namespace) -> None:
+    from cardiodit.convert.voldit import convert_voldit
+
+    adapter = {name: _fetched(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
+    _tell(convert_voldit(**_common(arguments), **adapter))
+
+
+def _common(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        **{name: _fetched(arguments, name) for name in ("stage1_ckpt", "stage1_cfg", "diff_ckpt", "diff_cfg")},
+        "output_dir": arguments.output_dir,
+        "scale_factor": arguments.scale_factor,
+        "spacing": None if arguments.spacing is None else tuple(arguments.spacing),
+        "ema": not arguments.raw_weights,
+    }
+
+
+def _fetched(arguments: argparse.Namespace, name: str) -> Path | None:
+    """A file that was named, downloaded where it lies on the Hub."""
+    file = getattr(arguments, name)
+    if file is None or arguments.repo is None:
+        return file
+    from cardiodit.hub.downloading import download
+
+    return download(arguments.repo, file.as_posix(), arguments.revision)
+
+
+def _tell(folder: Path) -> None:
     print(f"Wrote {folder}. Try it: cardiodit sample {folder} --output_dir samples")

@@ -36,6 +36,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder for the latents; may hold those of an earlier run"
     )
+    parser.add_argument(
+        "--condition_keys",
+        nargs="+",
+        default=(),
+        metavar="COLUMN",
+        help="columns of the manifest that name masks, to be prepared as the images are and kept beside the latents, "
+        "for the training of an adapter",
+    )
     parser.add_argument("--depth", type=int, help="slices to crop or pad to; default: as in the preprocessing")
     parser.add_argument("--preset", choices=PRESETS, help="preprocessing; default: that of the VQ model's training")
     parser.add_argument(
@@ -69,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
             process_index=state.process_index,
             num_processes=state.num_processes,
             gather=gather_object,
+            condition_keys=arguments.condition_keys,
         )
         if state.is_main_process:
             print(f"Wrote {folder / 'manifest.csv'}: {counts}.")

@@ -28,7 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         required=True,
         help="folder for the samples; those that it holds already, made in the same way, are not made again",
     )
-    parser.add_argument("--num_samples", type=int, default=1, help="volumes to generate (%(default)s)")
+    parser.add_argument("--num_samples", type=int, help="volumes to generate (1; with --masks, its rows)")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="volumes at once; the result is the same (%(default)s)"
     )
@@ -49,6 +49,31 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     for axis, unit in [("depth", "slices"), ("height", "voxels"), ("width", "voxels"), ("frames", "frames")]:
         parser.add_argument(f"--{axis}", type=int, help=f"{unit}; default: as trained")
+    steering = parser.add_argument_group("steering", "of models with an adapter")
+    steering.add_argument(
+        "--masks",
+        type=Path,
+        metavar="CSV",
+        help="a row for each volume, a column for each mask that the adapter takes, with paths of NIfTI label maps; "
+        "`image` may name a reference whose geometry is taken. All are checked before anything is generated",
+    )
+    steering.add_argument(
+        "--conditioning_scale", type=float, default=1.0, help="how much of the adapter; 0 is none (%(default)s)"
+    )
+    steering.add_argument(
+        "--condition_guidance_scale",
+        type=float,
+        default=1.0,
+        help="classifier-free guidance towards the masks; 1 is none (%(default)s)",
+    )
+    steering.add_argument(
+        "--control_guidance",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("START", "END"),
+        help="shares of the steps between which the masks steer (0 1)",
+    )
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise (%(default)s)")
     parser.add_argument("--decode_batch_size", type=int, default=1, help="slices decoded at once (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
@@ -72,7 +97,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     for name in ("num_samples", "batch_size"):
-        if getattr(arguments, name) < 1:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
     state = join_processes(arguments.device)
     if arguments.checkpoints:
@@ -82,9 +107,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.estimate:
         _print_estimate(pipe, arguments)
         return
+    _check_steering(pipe, arguments)
     made = _sample(pipe, arguments.output_dir, arguments, state)
     if not made and state.num_processes == 1:
-        print(f"All {arguments.num_samples} samples are in {arguments.output_dir} already.")
+        print(f"All samples that were asked for are in {arguments.output_dir} already.")
 
 
 def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
@@ -93,13 +119,14 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
 
     names = ("num_inference_steps", "guidance_scale", "depth", "height", "width", "frames", "eta", "decode_batch_size")
     labels = [int(label) if label.isdecimal() else label for label in arguments.class_label or ()]
-    order = Order(
-        arguments.seed,
-        arguments.first_sample,
-        arguments.num_samples,
-        labels,
-        {name: getattr(arguments, name) for name in names},
-    )
+    settings = {name: getattr(arguments, name) for name in names}
+    masks, count = None, arguments.num_samples or 1
+    if arguments.masks:
+        masks = _read_masks(pipe, arguments.masks)
+        count = _rows_asked(arguments, len(masks))
+        settings |= {name: getattr(arguments, name) for name in ("conditioning_scale", "condition_guidance_scale")}
+        settings["control_guidance_start"], settings["control_guidance_end"] = arguments.control_guidance
+    order = Order(arguments.seed, arguments.first_sample, count, labels, settings, masks)
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
     made = 0
@@ -107,6 +134,38 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
         print(path, flush=True)
         made += 1
     return made
+
+
+def _check_steering(pipe: Any, arguments: argparse.Namespace) -> None:
+    """Masks and an adapter come together."""
+    has_adapter = getattr(pipe, "adapter", None) is not None
+    if has_adapter and not arguments.masks:
+        raise CardioDiTError(
+            f"{arguments.model} is steered by masks ({', '.join(pipe.adapter.conditions.keys)}): name a table of them "
+            "with --masks."
+        )
+    if arguments.masks and not has_adapter:
+        raise CardioDiTError(f"--masks: {arguments.model} is a {type(pipe).__name__}, which has no adapter.")
+
+
+def _read_masks(pipe: Any, table: Path) -> Any:
+    from cardiodit.imaging import Preprocessing
+    from cardiodit.pipelines.mask_rows import MaskRows
+
+    steps = pipe.vae.config.preprocessing
+    return MaskRows(table, pipe.adapter.conditions, None if steps is None else Preprocessing.from_dict(steps))
+
+
+def _rows_asked(arguments: argparse.Namespace, rows: int) -> int:
+    """Sample i is of row i."""
+    left = rows - arguments.first_sample
+    count = left if arguments.num_samples is None else arguments.num_samples
+    if count < 1 or count > left:
+        raise CardioDiTError(
+            f"{arguments.masks} has {rows} rows, too few for {max(count, 1)} samples from number "
+            f"{arguments.first_sample}."
+        )
+    return count
 
 
 def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
@@ -139,12 +198,12 @@ def _open(arguments: argparse.Namespace, device: Any) -> Any:
     """The pipeline on its device, with the solver that was asked for."""
     import torch
 
-    from cardiodit.pipelines import CardioDiTPipeline
+    from cardiodit.pipelines.opening import open_pipeline
 
     precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # `dtype` is not known to diffusers 0.37
-        pipe = CardioDiTPipeline.from_pretrained(arguments.model, **precision)
+        pipe = open_pipeline(arguments.model, **precision)
     pipe.to(arguments.device or device)
     if arguments.solver:
         pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
@@ -156,5 +215,7 @@ def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
 
     names = ("num_samples", "batch_size", "num_inference_steps", "guidance_scale", "decode_batch_size")
     sizes = ("depth", "height", "width", "frames")
-    estimate = estimate_sampling(pipe, **{name: getattr(arguments, name) for name in (*names, *sizes)})
-    print(f"{arguments.num_samples} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")
+    asked = {name: getattr(arguments, name) for name in (*names, *sizes)}
+    asked["num_samples"] = arguments.num_samples or 1
+    estimate = estimate_sampling(pipe, **asked)
+    print(f"{asked['num_samples']} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")

@@ -228,6 +228,27 @@ class DiTConfig:
     training: DiTTraining
 
 
+# --- VolDiT's adapter ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class TGCAParams:
+    """The adapter, in the authors' words; what a file does not say is as published."""
+
+    condition_channels: Count = 1
+    inject_layers: int | tuple[int, ...] | None = None
+    finetune_last_n_blocks: int = 0
+
+
+@dataclass(frozen=True)
+class TGCAConfig:
+    """An adapter's file."""
+
+    file: str
+    keys: tuple[str, ...]
+    params: TGCAParams
+
+
 # --- The files' layouts ---
 
 
@@ -331,6 +352,30 @@ def read_dit_config(path: str | PathLike) -> DiTConfig:
         config = _expanded_dit(Reader(file).section(_ExpandedDiT, raw, ""), file)
     _check_shape(config.params, f"{file}: {section}.params")
     return config
+
+
+def read_tgca_config(path: str | PathLike) -> TGCAConfig:
+    """Reads an adapter's file: what says how the adapter is built. How it was trained is left aside."""
+    raw, file = read_yaml(path), Path(path).name
+    section = raw.get("tgca")
+    if not isinstance(section, dict):
+        raise CardioDiTError(
+            f"{file} has the sections {', '.join(map(str, raw)) or '(none)'}; an adapter's config has a section 'tgca'."
+        )
+    said = section.get("params") or {}
+    if not isinstance(said, dict):
+        raise CardioDiTError(f"{file}: tgca.params must be a section.")
+    known = {f.name for f in fields(TGCAParams)}
+    params = Reader(file).section(
+        TGCAParams, {key: value for key, value in said.items() if key in known}, "tgca.params"
+    )
+    keys = section.get("condition_keys") or [f"mask{i}" for i in range(params.condition_channels)]
+    if not isinstance(keys, list) or len(keys) != params.condition_channels:
+        raise CardioDiTError(
+            f"{file}: tgca.condition_keys {keys} must name {params.condition_channels} masks, as many as "
+            "condition_channels says."
+        )
+    return TGCAConfig(file, tuple(map(str, keys)), params)
 
 
 def _compact_vqgan(raw: _CompactVQGAN, file: str) -> VQGANConfig:

@@ -344,16 +344,16 @@ def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float
 # --- Writing ---
 
 
-def write_record(folder: Path, stage1: Checkpoint, stage2: Checkpoint, ema: bool) -> None:
+def write_record(folder: Path, stage1: Checkpoint, stage2: Checkpoint, ema: bool, **more: Checkpoint) -> None:
     """`conversion.json`: where the weights come from. Base names only, since paths may name people."""
     record = {
         "cardiodit_version": __version__,
-        "stage1": {"file": stage1.file, "sha256": sha256_of(stage1.path), "epoch": stage1.epoch},
-        "transformer": {
-            "file": stage2.file,
-            "sha256": sha256_of(stage2.path),
-            "epoch": stage2.epoch,
-            "ema": ema and stage2.has_ema,
-        },
+        "stage1": _origin(stage1),
+        "transformer": {**_origin(stage2), "ema": ema and stage2.has_ema},
+        **{part: _origin(checkpoint) for part, checkpoint in more.items()},
     }
     (folder / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"file": checkpoint.file, "sha256": sha256_of(checkpoint.path), "epoch": checkpoint.epoch}

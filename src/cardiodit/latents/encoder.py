@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from cardiodit.imaging.manifest import PATH_COLUMNS, Case, read_table, write_man
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.latents.file import DamagedLatentError, LatentHeader, read_header, write_latent
 from cardiodit.latents.identity import identity_of_source, identity_of_steps, identity_of_vae
+from cardiodit.latents.masks import MaskStore
 from cardiodit.latents.volume_encoder import encode_volume
 from cardiodit.models import VQModel3D, VQModel4D
 
@@ -49,6 +51,7 @@ class Outcome:
     source: str = ""
     shape: tuple[int, ...] = ()
     problem: str = ""
+    masks: Mapping[str, str] = field(default_factory=dict)
 
 
 def encode_cohort(
@@ -64,6 +67,7 @@ def encode_cohort(
     num_processes: int = 1,
     gather: Callable[[list[Outcome]], list[Outcome]] = list,
     report: Callable[[str], None] = print,
+    condition_keys: Sequence[str] = (),
 ) -> Counts:
     """Writes a latent file for each image of a manifest, and a manifest of them once every row has its file.
 
@@ -82,13 +86,17 @@ def encode_cohort(
             what was wrong with any image, and writes the manifest.
         gather: collects lists from all processes and returns the whole to each, like accelerate's `gather_object`.
         report: is told what happens, a sentence at a time.
+        condition_keys: columns of the manifest that name masks, which are prepared as the images are and kept beside
+            the latents.
 
     Returns the counts of all processes.
     """
     if process_index > 0:
         report = _say_nothing
     cases = read_manifest(manifest)
-    encoder = CohortEncoder(vae, _steps(vae, steps, depth, report), output_dir, batch_size, device, dtype)
+    encoder = CohortEncoder(
+        vae, _steps(vae, steps, depth, report), output_dir, batch_size, device, dtype, tuple(condition_keys)
+    )
     _refuse_foreign_manifest(output_dir / MANIFEST)
     output_dir.mkdir(parents=True, exist_ok=True)
     own = range(process_index, len(cases), num_processes)
@@ -115,6 +123,7 @@ class CohortEncoder:
         batch_size: int,
         device: torch.device | str,
         dtype: torch.dtype,
+        condition_keys: tuple[str, ...] = (),
     ) -> None:
         if batch_size < 1:
             raise CardioDiTError(f"batch_size={batch_size} must be at least 1.")
@@ -129,6 +138,7 @@ class CohortEncoder:
             "preprocessing": identity_of_steps(steps),
             "precision": str(dtype).removeprefix("torch."),
         }
+        self.masks = MaskStore(output_dir, condition_keys, self.origin["preprocessing"])
 
     def encode(self, row: int, case: Case) -> Outcome:
         """Makes the file unless a sound one of the same origin is there; what is wrong with the image is returned."""
@@ -137,15 +147,16 @@ class CohortEncoder:
             order = order_of_case(case, volume, self.steps)
             source = identity_of_source(volume, order)
             path = self.output_dir / file_name(source)
+            masks = self.masks.store(case, source, partial(self.steps, volume, order))
             what, shape = self._look(path, source)
             if what == KEPT:
-                return Outcome(row, what, source, shape)
+                return Outcome(row, what, source, shape, masks=masks)
             latents, header = self._encode(volume, order, source)
         except (CardioDiTError, OSError) as error:
             where = "" if str(case.image) in str(error) else f"{case.image} cannot be encoded. "
             return Outcome(row, problem=f"{where}{error}")
         write_latent(path, latents, header)
-        return Outcome(row, what, source, header.shape)
+        return Outcome(row, what, source, header.shape, masks=masks)
 
     def _look(self, path: Path, source: str) -> tuple[str, tuple[int, ...]]:
         if not path.exists():
@@ -225,8 +236,12 @@ def _finish(
         _refuse_another_size(outcomes, outcome, cases)
     names = [file_name(outcome.source) for outcome in outcomes]
     rows = [
-        {COLUMN: name, **{key: value for key, value in case.row.items() if key not in (*PATH_COLUMNS, COLUMN)}}
-        for name, case in zip(names, cases, strict=True)
+        {
+            COLUMN: name,
+            **{key: value for key, value in case.row.items() if key not in (*PATH_COLUMNS, COLUMN)},
+            **outcome.masks,
+        }
+        for name, case, outcome in zip(names, cases, outcomes, strict=True)
     ]
     write_manifest(output_dir / MANIFEST, rows)
     unneeded = sorted({path.name for path in output_dir.glob("[!.]*.safetensors")} - set(names))

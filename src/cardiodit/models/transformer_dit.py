@@ -128,10 +128,13 @@ class DiTBlock(nn.Module):
             dim, inner_dim=int(dim * mlp_ratio), dropout=dropout, activation_fn="gelu", final_dropout=True
         )
 
-    def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        """hidden_states (B, L, C), conditioning (B, C)."""
+    def forward(
+        self, hidden_states: torch.Tensor, conditioning: torch.Tensor, control: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """hidden_states (B, L, C), conditioning (B, C), control (B, L, C): what an adapter adds before attention."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(conditioning)).chunk(6, dim=-1)
-        attended = self.attn(modulate(hidden_states, shift_a, scale_a))
+        modulated = modulate(hidden_states, shift_a, scale_a)
+        attended = self.attn(modulated if control is None else modulated + control)
         hidden_states = torch.addcmul(hidden_states, gate_a.unsqueeze(1), attended)
         transformed = self.ff(modulate(hidden_states, shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m.unsqueeze(1), transformed)
@@ -283,6 +286,7 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
+        block_controls: Sequence[torch.Tensor | None] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predicts from a noisy latent.
 
@@ -291,6 +295,7 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
             timestep: one number, or one for each sample `(B,)`.
             class_labels: `(B,)` integers; `null_label` stands for none. Without it no label is added.
             return_dict: a `Transformer2DModelOutput` (default) or a tuple.
+            block_controls: of an adapter (`TGCAAdapterModel`), for each block `(B, L, hidden)` or None.
 
         Returns:
             `sample` of the shape of `hidden_states`; with `learn_sigma` twice the channels, the prediction first.
@@ -310,24 +315,31 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
 
         tokens = self.patch_embed(patchify(hidden_states, self.patch_size))  # (B, L, hidden)
         tokens = tokens + sincos_positions(grid, tokens.shape[-1], tokens.device, tokens.dtype)
-        for block in self.transformer_blocks:
+        for number, block in enumerate(self.transformer_blocks):
+            inputs = (
+                (tokens, conditioning) if block_controls is None else (tokens, conditioning, block_controls[number])
+            )
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, conditioning)
+                tokens = self._gradient_checkpointing_func(block, *inputs)
             else:
-                tokens = block(tokens, conditioning)
+                tokens = block(*inputs)
         shift, scale = self.modulation_out(F.silu(conditioning)).chunk(2, dim=-1)
         tokens = self.proj_out(modulate(tokens, shift, scale))  # (B, L, ∏patch·C_out)
 
         sample = unpatchify(tokens, grid, self.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
+    def embed_time(self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        """The time as a vector for each sample, (B, hidden); an adapter's gate sees it too."""
+        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])
+        time_features = self.time_proj(timestep).to(self.time_embed.linear_1.weight.dtype)  # float32, see above
+        return self.time_embed(time_features).to(hidden_states.dtype)
+
     def _condition(
         self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None
     ) -> torch.Tensor:
         """Time and label as one vector for each sample, (B, hidden)."""
-        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])
-        time_features = self.time_proj(timestep).to(self.time_embed.linear_1.weight.dtype)  # float32, see above
-        conditioning = self.time_embed(time_features).to(hidden_states.dtype)
+        conditioning = self.embed_time(hidden_states, timestep)
         if class_labels is None:
             return conditioning
         if self.class_embed is None:

@@ -1,0 +1,149 @@
+"""Masks that steer a pipeline through a TGCA adapter: when, how much, and which."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel
+from cardiodit.models.conditions import as_model_sees
+from cardiodit.models.fingerprint import fingerprint_of, is_same
+from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.output import VolumePipelineOutput
+
+Masks = np.ndarray | Mapping[str, np.ndarray]
+
+
+@dataclass
+class MaskControl:
+    """What steers a call.
+
+    Args:
+        adapter, transformer: that it steers.
+        tokens, empty: of the masks and of masks in which nothing is.
+        conditioning_scale: how much of the adapter.
+        steps: the first and the one after the last that are steered.
+        guidance_scale: classifier-free guidance towards the masks; 1 is none.
+    """
+
+    adapter: TGCAAdapterModel
+    transformer: DiTTransformerModel
+    tokens: torch.Tensor
+    empty: torch.Tensor
+    conditioning_scale: float
+    steps: tuple[int, int]
+    guidance_scale: float
+
+    def at(self, latents: torch.Tensor, timestep: torch.Tensor, step: int, of_nothing: bool = False) -> Controls | None:
+        if not self.steps[0] <= step < self.steps[1]:
+            return None
+        tokens = self.empty.expand_as(self.tokens) if of_nothing else self.tokens
+        return self.adapter(tokens, self.transformer.embed_time(latents, timestep), self.conditioning_scale)
+
+
+class MaskControlMixin(LatentVolumePipeline):
+    """The call of pipelines that have an `adapter`."""
+
+    adapter: TGCAAdapterModel
+
+    def _check_adapter(self) -> None:
+        adapter, base = self.adapter.config, self.transformer
+        hidden = base.config.num_attention_heads * base.config.attention_head_dim
+        wanted = (hidden, base.config.num_layers, len(base.axis_names))
+        if (adapter.hidden_size, adapter.num_layers, adapter.num_axes) != wanted:
+            raise CardioDiTError(
+                f"The adapter was made for a transformer of width {adapter.hidden_size}, {adapter.num_layers} blocks "
+                f"and {adapter.num_axes} axes; this one has {wanted[0]}, {wanted[1]} and {wanted[2]}."
+            )
+        if adapter.fingerprint is not None and not is_same(adapter.fingerprint, fingerprint_of(base)):
+            raise CardioDiTError(
+                "The adapter was trained on another transformer than this one (their weights differ by more than "
+                "rounding). Open it with the transformer it was trained on, or train it for this one."
+            )
+
+    def __call__(
+        self,
+        masks: Masks | Sequence[Masks],
+        conditioning_scale: float = 1.0,
+        control_guidance_start: float = 0.0,
+        control_guidance_end: float = 1.0,
+        condition_guidance_scale: float = 1.0,
+        **settings: Any,
+    ) -> VolumePipelineOutput | tuple[torch.Tensor | np.ndarray]:
+        """Generates volumes in which the structures lie where masks have them.
+
+        Args:
+            masks: for all samples, or one for each: label maps `(H, W, D, T)` or `(H, W, D)` of the generated size, or
+                several by their names (`pipe.adapter.conditions.keys`).
+            conditioning_scale: how much of the adapter; 0 is the base alone.
+            control_guidance_start, control_guidance_end: share of the steps at which steering begins and ends.
+            condition_guidance_scale: classifier-free guidance towards the masks; 1 is none.
+            settings: everything that the pipeline without masks takes.
+        """
+        for name, value in (
+            ("conditioning_scale", conditioning_scale),
+            ("condition_guidance_scale", condition_guidance_scale),
+        ):
+            if not isinstance(value, Real):
+                raise CardioDiTError(f"{name}={value!r} must be a number.")
+        if not 0 <= control_guidance_start <= control_guidance_end <= 1:
+            raise CardioDiTError(
+                f"Steering from {control_guidance_start} to {control_guidance_end} of the steps: expected two shares "
+                "from 0 to 1, the first not above the second."
+            )
+        if isinstance(masks, Sequence):
+            settings.setdefault("num_samples", len(masks))
+            if settings["num_samples"] != len(masks):
+                raise CardioDiTError(f"{len(masks)} masks were given for {settings['num_samples']} samples.")
+        each = masks if isinstance(masks, Sequence) else [masks]
+        condition = torch.stack([self._condition(one) for one in each])
+        self._size_from(condition, settings)
+        steps = settings.get("num_inference_steps", 25)
+        first, end = round(control_guidance_start * steps), round(control_guidance_end * steps)
+        with torch.no_grad():
+            self._control = self._make_control(condition, conditioning_scale, (first, end), condition_guidance_scale)
+        self._described = {
+            "conditioning_scale": float(conditioning_scale),
+            "control_guidance_start": float(control_guidance_start),
+            "control_guidance_end": float(control_guidance_end),
+            "condition_guidance_scale": float(condition_guidance_scale),
+        }
+        try:
+            return super().__call__(**settings)
+        finally:
+            del self._control, self._described  # back to the class's: nothing steers
+
+    def _condition(self, masks: Masks) -> torch.Tensor:
+        """Masks of a sample as channels `(K, *axes)`."""
+        keys = self.adapter.conditions.keys
+        named = masks if isinstance(masks, Mapping) else dict(zip(keys, [masks])) if len(keys) == 1 else None
+        if named is None:
+            raise CardioDiTError(f"The adapter takes several masks; give them by name: {', '.join(keys)}.")
+        arrays = {key: np.asarray(value) for key, value in named.items()}
+        channels = as_model_sees(self.adapter.conditions.channels_of(arrays))
+        if channels.ndim != 1 + len(self.transformer.axis_names):
+            axes = "(H, W, D, T)" if len(self.transformer.axis_names) == 4 else "(H, W, D)"
+            raise CardioDiTError(f"A mask has the shape {next(iter(arrays.values())).shape}; {axes} was expected.")
+        return channels
+
+    def _size_from(self, condition: torch.Tensor, settings: dict[str, Any]) -> None:
+        """Volumes have the masks' size; another one that is asked for is an error."""
+        for name, size in zip(self.transformer.axis_names, condition.shape[2:], strict=True):
+            if settings.get(name) not in (None, size):
+                raise CardioDiTError(f"{name}={settings[name]} was asked for, but the masks have {size} along it.")
+            settings[name] = size
+
+    def _make_control(
+        self, condition: torch.Tensor, scale: float, steps: tuple[int, int], guidance_scale: float
+    ) -> MaskControl:
+        size = [n // f for n, f in zip(condition.shape[2:], self.voxels_a_latent, strict=True)]
+        grid = self.transformer.grid_of(size)
+        condition = condition.to(self._execution_device, self.adapter.dtype)
+        tokens = self.adapter.embed(condition, self.transformer, grid)
+        empty = self.adapter.embed(torch.zeros_like(condition[:1]), self.transformer, grid)
+        return MaskControl(self.adapter, self.transformer, tokens, empty, float(scale), steps, float(guidance_scale))

@@ -1,0 +1,30 @@
+"""Opens a pipeline of any of our kinds: a folder, one on the Hub, or one that comes with the package."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
+from cardiodit.pipelines.pipeline_cardiodit_control import CardioDiTControlPipeline
+from cardiodit.pipelines.pipeline_voldit import VolDiTPipeline
+from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
+from cardiodit.pipelines.provenance import check_is_pipeline_folder
+from cardiodit.shipped import find_model
+
+KINDS: dict[str, type[LatentVolumePipeline]] = {
+    kind.__name__: kind for kind in (CardioDiTPipeline, CardioDiTControlPipeline, VolDiTPipeline, VolDiTControlPipeline)
+}
+
+
+def open_pipeline(name: str | Path, **kwargs: Any) -> LatentVolumePipeline:
+    """The pipeline, as its own kind; what else is given goes to `from_pretrained`."""
+    model = find_model(name)
+    check_is_pipeline_folder(model)
+    kind = DiffusionPipeline.load_config(str(model)).get("_class_name")
+    kind = kind[-1] if isinstance(kind, list) else kind  # one that travels with its code names its file, too
+    if kind not in KINDS:
+        raise CardioDiTError(f"{name} is a {kind}, which is none of {', '.join(KINDS)}.")
+    return KINDS[kind].from_pretrained(model, **kwargs)
