@@ -10,11 +10,13 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.hub.opening import open_transformer, open_vae
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
-from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
+from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.opening import make_pipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
 
 AVERAGED, RAW = "transformer_ema", "transformer"
-FRAMES_SHOWN = 2  # of each checkpoint, the first and the middle one
+FRAMES_SHOWN = 2  # of each checkpoint's cine, the first and the middle one
+SLICES_SHOWN = 8  # of each checkpoint's volume
 
 
 def checkpoints_of(run: Path, first: int, last: int, step: int) -> list[tuple[int, Path | None]]:
@@ -34,7 +36,7 @@ def checkpoints_of(run: Path, first: int, last: int, step: int) -> list[tuple[in
     return found
 
 
-def open_checkpoint(run: Path, folder: Path, vae: str | Path | None = None) -> CardioDiTPipeline:
+def open_checkpoint(run: Path, folder: Path, vae: str | Path | None = None) -> LatentVolumePipeline:
     """The pipeline that a run would become with this checkpoint's averaged weights (or its weights, without any).
 
     Args:
@@ -49,19 +51,21 @@ def open_checkpoint(run: Path, folder: Path, vae: str | Path | None = None) -> C
     steps = config["num_train_timesteps"]
     scheduler = make_scheduler("dpm++", steps, cosine_betas(steps), config["prediction_type"])
     weights = folder / (AVERAGED if (folder / AVERAGED / "config.json").is_file() else RAW)
-    return CardioDiTPipeline(open_vae(source), open_transformer(weights), scheduler)
+    return make_pipeline(open_vae(source), open_transformer(weights), scheduler)
 
 
 def write_course(folder: Path, course: Sequence[tuple[int, np.ndarray]], geometry: Geometry) -> list[Path]:
-    """What each checkpoint made of the same noise, under each other: a sheet with captions, and a GIF.
+    """What each checkpoint made of the same noise, under each other: a sheet with captions, and of cines a GIF.
 
     Args:
         folder: where `checkpoints.png` and `checkpoints.gif` are written.
-        course: number of the checkpoint and its volume `(H, W, D, T)` in [-1, 1].
+        course: number of the checkpoint and its volume `(H, W, D, T)` or `(H, W, D)` in [-1, 1].
         geometry: for the pace of the GIF.
     """
     sheet, gif = folder / "checkpoints.png", folder / "checkpoints.gif"
     write_captioned(sheet, list(_rows(course)), MODEL_WINDOW)
+    if course[0][1].ndim == 3:
+        return [sheet]
     upwards = np.concatenate([volume for _, volume in reversed(course)], axis=1)  # the second axis runs upwards
     write_gif(gif, upwards, geometry, rows=len(course))
     return [sheet, gif]
@@ -69,5 +73,9 @@ def write_course(folder: Path, course: Sequence[tuple[int, np.ndarray]], geometr
 
 def _rows(course: Sequence[tuple[int, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
     for number, volume in course:
+        if volume.ndim == 3:
+            depths = np.linspace(0, volume.shape[2] - 1, SLICES_SHOWN + 2).round().astype(int)[1:-1]
+            yield f"{number}", volume[:, :, np.unique(depths)]
+            continue
         frames = np.linspace(0, volume.shape[3] // 2, FRAMES_SHOWN).round().astype(int)
         yield f"{number}", np.concatenate([volume[..., frame] for frame in frames], axis=2)

@@ -1,4 +1,4 @@
-"""Opens a pipeline of any of our kinds: a folder, one on the Hub, or one that comes with the package."""
+"""Opens and makes pipelines of any of our kinds."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.pipelines.pipeline_cardiodit_control import CardioDiTControlPipeline
@@ -17,10 +18,19 @@ from cardiodit.shipped import find_model
 KINDS: dict[str, type[LatentVolumePipeline]] = {
     kind.__name__: kind for kind in (CardioDiTPipeline, CardioDiTControlPipeline, VolDiTPipeline, VolDiTControlPipeline)
 }
+BY_AXES: dict[int, Any] = {3: VolDiTPipeline, 4: CardioDiTPipeline}
+
+
+def make_pipeline(vae: Any, transformer: DiTTransformerModel, scheduler: Any) -> LatentVolumePipeline:
+    """The pipeline that a VQ model and a transformer become: of cine with four axes, of volumes with three."""
+    return BY_AXES[len(transformer.axis_names)](vae, transformer, scheduler)
 
 
 def open_pipeline(name: str | Path, **kwargs: Any) -> LatentVolumePipeline:
-    """The pipeline, as its own kind; what else is given goes to `from_pretrained`."""
+    """The pipeline of a folder, of the Hub, or one that comes with the package, as its own kind.
+
+    What else is given goes to `from_pretrained`.
+    """
     model = find_model(name)
     check_is_pipeline_folder(model)
     kind = DiffusionPipeline.load_config(str(model)).get("_class_name")

@@ -77,6 +77,7 @@ def test_it_runs_as_a_module_too() -> None:
         ["view"],
         ["convert"],
         ["convert", "cardiodit"],
+        ["convert", "voldit"],
         ["card"],
         ["publish"],
     ],

@@ -11,7 +11,8 @@ import torch
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import write_gif, write_slices
 from cardiodit.models.transformer_dit import DiTTransformerModel
-from cardiodit.pipelines import CardioDiTPipeline
+from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.opening import make_pipeline
 from cardiodit.randomness import generator_for
 from cardiodit.schedulers import make_scheduler
 from cardiodit.training.denoising import Denoising
@@ -48,7 +49,7 @@ def preview(
     """Samples a few volumes, the same noise every time, into `previews/` and the tracker."""
     tensors = weights.gather()  # every process must take part where weights are sharded
     if run.is_main:
-        pipe = CardioDiTPipeline(vae, whole_copy(build, tensors, run.accelerator.device), sampler_of(denoising))
+        pipe = make_pipeline(vae, whole_copy(build, tensors, run.accelerator.device), sampler_of(denoising))
         pipe.set_progress_bar_config(disable=True)
         classes = pipe.transformer.config.num_classes
         count = training.preview_samples
@@ -80,13 +81,13 @@ def write_preview(stem: Path, volumes: np.ndarray, geometry: Geometry) -> Path:
 
 def write_pipeline(
     folder: Path, transformer: DiTTransformerModel, vae: Any, denoising: Denoising, rank: int = 0
-) -> CardioDiTPipeline:
+) -> LatentVolumePipeline:
     """Writes a pipeline folder; an adapter is also written alone, beside it, and merged into the pipeline's weights."""
     if rank:
         write_adapter(folder.parent / "lora", transformer)
         transformer.fuse_lora()
         transformer.unload_lora()
-    pipe = CardioDiTPipeline(vae, transformer, sampler_of(denoising))
+    pipe = make_pipeline(vae, transformer, sampler_of(denoising))
     pipe.save_pretrained(folder)
     return pipe
 
@@ -95,7 +96,7 @@ def write_adapter(folder: Path, transformer: DiTTransformerModel) -> None:
     from peft import get_peft_model_state_dict
 
     shutil.rmtree(folder, ignore_errors=True)
-    CardioDiTPipeline.save_lora_weights(
+    LatentVolumePipeline.save_lora_weights(
         folder,
         transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=ADAPTER),
         transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),

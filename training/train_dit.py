@@ -2,7 +2,7 @@
 
 In: a VQ model of stage 1, and two manifests of latents (`cardiodit encode`) or of images. Out, in OUTPUT_DIR/RUN_NAME:
 checkpoints to go on from, `best/` with the lowest validation loss, previews, and `pipeline/`, which
-`CardioDiTPipeline.from_pretrained` opens.
+`CardioDiTPipeline.from_pretrained` (or `VolDiTPipeline`, of volumes) and `cardiodit sample` open.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def train(request: Request[DiTSettings], run: Run) -> None:
             best = Average("transformer", bare, ema, is_adapter) if ema else network
             value = with_average(ema, parameters, lambda: validate(run, model, denoising, fixed, latents_of))
             run.validated({"validation_loss": value}, [best], by="validation_loss")
-        if training.preview_samples and run.is_due(preview_every) and settings.dimensions == 4:
+        if training.preview_samples and run.is_due(preview_every):
             weights = Average("transformer", bare, ema) if ema else Network("transformer", bare)
             preview(run, weights, build, vae, denoising, training)
     if run.was_interrupted:
