@@ -137,6 +137,21 @@ def test_tiling_at_the_default_overlap_is_exact_and_at_a_quarter_close(make_vae,
         assert torch.equal(vae.decode(latents).sample, sample)
 
 
+def test_a_volume_is_tiled_along_its_depth_too(make_vae) -> None:
+    vae = make_vae(VQModel3D, **with_widths(LEVELS["three"]))
+    sizes = []
+    latents = torch.randn(1, vae.config.embedding_dim, 8, 8, 60)
+    with torch.no_grad():
+        sample = vae.decode(latents).sample
+        vae.enable_tiling()
+        vae.decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+        difference = (vae.decode(latents).sample - sample).abs().max() / (sample.max() - sample.min())
+    assert sizes == [(8, 8, 40)] * 2
+    assert difference < 1e-3
+    with pytest.raises(CardioDiTError, match="has no depth"):
+        make_vae().enable_tiling(tile_sample_min_depth=64)
+
+
 def test_tiling_bounds_the_tiles(make_vae) -> None:
     vae = make_vae()
     sizes = []

@@ -37,6 +37,17 @@ def test_a_convolution_is_exact_where_the_overlap_covers_its_reach(size: tuple[i
     assert torch.allclose(run_tiled(blur, x, (tiles, tiles), (1, 1), (1, 1)), blur(x), atol=1e-5)
 
 
+def test_a_volume_is_exact_along_all_axes() -> None:
+    kernel = torch.randn(2, 1, 3, 3, 3)
+
+    def enlarged(x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(F.conv3d(x, kernel, padding=1), scale_factor=2)
+
+    x, tiles = torch.randn(2, 1, 13, 8, 21), AxisTiles(tile=8, stride=5, margin=1)
+    tiled = run_tiled(enlarged, x, (tiles, tiles, tiles), (1, 1, 1), (2, 2, 2))
+    assert torch.allclose(tiled, enlarged(x), atol=1e-5)
+
+
 def test_without_enough_overlap_the_seams_are_blended_not_cut() -> None:
     """A constant offset that grows from tile to tile turns into a ramp, never into a jump."""
     calls = iter(range(100))

@@ -68,6 +68,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     """
 
     axis_names: tuple[str, str, str]
+    tiled_axes: tuple[str, ...]
     takes: dict[int, str]  # what a tensor with so many axes is
 
     _supports_gradient_checkpointing = True
@@ -160,22 +161,33 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         tile_sample_min_width: int | None = None,
         tile_sample_stride_height: int | None = None,
         tile_sample_stride_width: int | None = None,
+        tile_sample_min_depth: int | None = None,
+        tile_sample_stride_depth: int | None = None,
     ) -> None:
-        """Code planes larger than a tile piece by piece. Sizes in voxels; the rest of a tile's size overlaps."""
+        """Code what is larger than a tile piece by piece. Sizes in voxels; the rest of a tile's size overlaps.
+
+        Of a cine, planes are tiled, frames are not; a volume is tiled along its depth, too.
+        """
         self.use_tiling = True
-        self.tile_sample_min_height = tile_sample_min_height or TILE_LATENTS * self.scale_factors[0]
-        self.tile_sample_min_width = tile_sample_min_width or TILE_LATENTS * self.scale_factors[1]
-        self.tile_sample_stride_height = tile_sample_stride_height or self.tile_sample_min_height * 3 // 5
-        self.tile_sample_stride_width = tile_sample_stride_width or self.tile_sample_min_width * 3 // 5
-        for name, tile, stride in [
-            ("height", self.tile_sample_min_height, self.tile_sample_stride_height),
-            ("width", self.tile_sample_min_width, self.tile_sample_stride_width),
-        ]:
+        asked = {
+            "height": (tile_sample_min_height, tile_sample_stride_height),
+            "width": (tile_sample_min_width, tile_sample_stride_width),
+            "depth": (tile_sample_min_depth, tile_sample_stride_depth),
+        }
+        self.tile_sizes: dict[str, tuple[int, int]] = {}  # by axis: a tile, and from one tile to the next
+        for axis, (tile, stride) in asked.items():
+            if axis not in self.tiled_axes:
+                if tile or stride:
+                    raise CardioDiTError(f"A {type(self).__name__} has no {axis} that could be tiled.")
+                continue
+            tile = tile or TILE_LATENTS * self.scale_factors[self.axis_names.index(axis)]
+            stride = stride or tile * STRIDE_LATENTS // TILE_LATENTS
             if not 0 < stride < tile:
                 raise CardioDiTError(
-                    f"tile_sample_stride_{name}={stride} must be smaller than tile_sample_min_{name}={tile}, "
+                    f"tile_sample_stride_{axis}={stride} must be smaller than tile_sample_min_{axis}={tile}, "
                     "so that neighbouring tiles overlap."
                 )
+            self.tile_sizes[axis] = (tile, stride)
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
@@ -221,19 +233,19 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         def network(tile: torch.Tensor) -> torch.Tensor:
             return self._run(self.encoder.blocks, tile)
 
-        height, width, _ = self.scale_factors
         if not self.use_tiling:
             return network(x)
-        return run_tiled(network, x, self._tiles(self._encoder_radius), (height, width), (1, 1))
+        tiles, factors = self._tiles(self._encoder_radius), self._tiled_factors()
+        return run_tiled(network, x, tiles, factors, [1] * len(tiles))
 
     def _decode(self, h: torch.Tensor) -> torch.Tensor:
         def network(tile: torch.Tensor) -> torch.Tensor:
             return self._run(self.decoder.blocks, tile)
 
-        height, width, _ = self.scale_factors
         if not self.use_tiling:
             return network(h)
-        return run_tiled(network, h, self._tiles(self._decoder_radius), (1, 1), (height, width))
+        tiles, factors = self._tiles(self._decoder_radius), self._tiled_factors()
+        return run_tiled(network, h, tiles, [1] * len(tiles), factors)
 
     def _run(self, blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
         for block in blocks:
@@ -243,19 +255,16 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
                 x = block(x)
         return x
 
-    def _tiles(self, radius: Callable[[int], float]) -> tuple[AxisTiles, AxisTiles]:
-        height, width, _ = self.scale_factors
-        rows = AxisTiles(
-            max(1, self.tile_sample_min_height // height),
-            max(1, self.tile_sample_stride_height // height),
-            math.ceil(radius(0)),
-        )
-        columns = AxisTiles(
-            max(1, self.tile_sample_min_width // width),
-            max(1, self.tile_sample_stride_width // width),
-            math.ceil(radius(1)),
-        )
-        return rows, columns
+    def _tiled_factors(self) -> list[int]:
+        """Voxels a latent along the axes that are tiled, which come first."""
+        return [self.scale_factors[self.axis_names.index(axis)] for axis in self.tile_sizes]
+
+    def _tiles(self, radius: Callable[[int], float]) -> list[AxisTiles]:
+        sizes = zip(self.tile_sizes.values(), self._tiled_factors(), strict=True)
+        return [
+            AxisTiles(max(1, tile // factor), max(1, stride // factor), math.ceil(radius(axis)))
+            for axis, ((tile, stride), factor) in enumerate(sizes)
+        ]
 
     def _encoder_radius(self, axis: int) -> float:
         """How many latents away a voxel can still change a latent: half the receptive field."""
@@ -298,6 +307,7 @@ class VQModel4D(VQModel):
     """
 
     axis_names = ("height", "width", "frames")
+    tiled_axes = ("height", "width")
     takes = {5: "slices (B, C, H, W, T)", 6: "volumes (B, C, D, H, W, T)"}
 
     def _by_batch(self, coder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -310,4 +320,5 @@ class VQModel3D(VQModel):
     """VolDiT's and MedLoRD's autoencoder over volumes `(B, C, H, W, D)`, in NIfTI order. Arguments: see `VQModel`."""
 
     axis_names = ("height", "width", "depth")
+    tiled_axes = ("height", "width", "depth")
     takes = {5: "volumes (B, C, H, W, D)"}

@@ -1,7 +1,8 @@
-"""Run a convolutional network over overlapping tiles of a plane and blend the seams."""
+"""Run a convolutional network over overlapping tiles of a plane or a volume and blend the seams."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -45,31 +46,41 @@ class AxisTiles:
 def run_tiled(
     network: Callable[[torch.Tensor], torch.Tensor],
     x: torch.Tensor,
-    axes: tuple[AxisTiles, AxisTiles],
-    in_scale: tuple[int, int],
-    out_scale: tuple[int, int],
+    axes: Sequence[AxisTiles],
+    in_scale: Sequence[int],
+    out_scale: Sequence[int],
 ) -> torch.Tensor:
-    """`network(x)` for x `(B, C, H, W, *)`, computed tile by tile over H and W.
+    """`network(x)` for x `(B, C, *size)`, computed tile by tile over the first axes of its size.
 
-    `in_scale` and `out_scale` are the samples a latent of x and of the result along H and W.
+    `in_scale` and `out_scale` are the samples a latent of x and of the result along these axes.
     """
-    lengths = [x.shape[2] // in_scale[0], x.shape[3] // in_scale[1]]
+    lengths = [x.shape[2 + i] // scale for i, scale in enumerate(in_scale)]
+    size = [length * scale for length, scale in zip(lengths, out_scale, strict=True)]
     total = weights = None
-    for top in axes[0].starts(lengths[0]):
-        for left in axes[1].starts(lengths[1]):
-            rows = slice(top * in_scale[0], (top + axes[0].tile) * in_scale[0])
-            columns = slice(left * in_scale[1], (left + axes[1].tile) * in_scale[1])
-            tile = network(x[:, :, rows, columns])
-            window = torch.outer(
-                axes[0].window(top, lengths[0], out_scale[0]), axes[1].window(left, lengths[1], out_scale[1])
-            ).to(tile.device)
-            if total is None or weights is None:
-                plane = [lengths[0] * out_scale[0], lengths[1] * out_scale[1]]
-                total = torch.zeros(*tile.shape[:2], *plane, *tile.shape[4:], device=tile.device)
-                weights = torch.zeros(plane, device=tile.device)
-            rows = slice(top * out_scale[0], top * out_scale[0] + window.shape[0])
-            columns = slice(left * out_scale[1], left * out_scale[1] + window.shape[1])
-            total[:, :, rows, columns] += tile * window[..., None]
-            weights[rows, columns] += window
-    assert total is not None and weights is not None  # every plane has at least one tile
-    return (total / weights[..., None]).to(tile.dtype)
+    for starts in product(*(tiles.starts(length) for tiles, length in zip(axes, lengths, strict=True))):
+        where = [slice(a * s, (a + t.tile) * s) for a, t, s in zip(starts, axes, in_scale, strict=True)]
+        tile = network(x[(slice(None), slice(None), *where)])
+        window = _window(starts, axes, lengths, out_scale).to(tile.device)
+        if total is None or weights is None:
+            total = torch.zeros(*tile.shape[:2], *size, *tile.shape[2 + len(axes) :], device=tile.device)
+            weights = torch.zeros(size, device=tile.device)
+        place = tuple(slice(a * s, a * s + n) for a, s, n in zip(starts, out_scale, window.shape, strict=True))
+        total[(slice(None), slice(None), *place)] += tile * _beside(window, tile)
+        weights[place] += window
+    assert total is not None and weights is not None  # there is at least one tile
+    return total.div_(_beside(weights, total)).to(x.dtype)
+
+
+def _window(
+    starts: Sequence[int], axes: Sequence[AxisTiles], lengths: Sequence[int], scale: Sequence[int]
+) -> torch.Tensor:
+    """Blending weights of a tile: the product of those along its axes."""
+    window = torch.ones(())
+    for start, tiles, length, samples in zip(starts, axes, lengths, scale, strict=True):
+        window = window[..., None] * tiles.window(start, length, samples)
+    return window
+
+
+def _beside(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Weights with axes of length one where x has axes that are not tiled."""
+    return weights.reshape(*weights.shape, *[1] * (x.ndim - 2 - weights.ndim))
