@@ -47,8 +47,8 @@ def run_demo(output_dir: Path, num_samples: int = 4, seed: int = 0) -> None:
     print_function(hearts)
     print(
         f"\nThese are phantoms: the model has seen drawn hearts, no patient's.\n"
-        f"Open {output_dir / 'hearts.html'} in a browser and press the space bar; {output_dir / 'hearts.gif'} and the "
-        f"sheets show the same, and the volumes are in {output_dir / 'samples'}."
+        f"{output_dir / 'hearts.gif'} and the sheets show them, the volumes are in {output_dir / 'samples'}.\n"
+        f"Open this page in a browser, it plays them: {output_dir / 'hearts.html'}"
     )
 
 
