@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 import pytest
 
-from cardiodit import CardioDiTPipeline, __version__
+from cardiodit import __version__
 from cardiodit.cli import build_parser, main
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -91,15 +91,6 @@ def test_every_command_shows_an_example_that_parses(command, capsys) -> None:
     assert example[: 1 + len(command)] == ["cardiodit", *command]
     if "--help" not in example:
         assert build_parser().parse_args(example[1:]).run
-
-
-def test_the_demo_runs_the_whole_chain(tmp_path: Path, capsys) -> None:
-    assert main(["demo", "--output_dir", str(tmp_path / "out"), "--num_samples", "1"]) == 0
-    assert "untrained" in capsys.readouterr().out
-    assert CardioDiTPipeline.from_pretrained(tmp_path / "out" / "model").geometry.spacing == (1.5, 1.5, 10.0)
-    assert {p.suffix for p in (tmp_path / "out" / "samples").iterdir()} == {".gz", ".gif", ".jsonl"}
-    assert main(["demo", "--output_dir", str(tmp_path / "out")]) == 1
-    assert "is not an empty folder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def test_they_are_small_half_precision_and_tell_of_no_machine(name: str) -> None
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as weights:
                 dtypes = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
-            assert "F16" in dtypes and dtypes <= {"F16", "F32"}, dtypes
+            assert "F16" in dtypes and dtypes <= {"F16", "F32", "I64"}, dtypes  # codes and times stay exact
         if path.suffix == ".json":
             assert "/" not in json.loads(path.read_text()).get("_name_or_path", "")
 

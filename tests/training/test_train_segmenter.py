@@ -26,6 +26,7 @@ SEGMENTER: dict[str, Any] = {
         "train_batch_size": 4,
         "max_train_steps": 6,
         "learning_rate": 1e-2,
+        "lr_scheduler": "constant",
         "checkpointing_steps": 3,
         "validation_steps": 6,
         "report_to": "none",

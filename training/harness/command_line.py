@@ -130,7 +130,7 @@ def find_config(path: Path) -> Path:
     if inside.is_file():
         return inside
     files = [file.relative_to(SHIPPED) for file in sorted(SHIPPED.glob("*/*.yaml"))]
-    known = ", ".join(str(file) for file in files if file.parts[0] != "accelerate")
+    known = ", ".join(str(file) for file in files if file.parts[0] != "accelerate" and file.stem != "facts")
     raise CardioDiTError(f"There is no config {path}. With the package come {known}.")
 
 
