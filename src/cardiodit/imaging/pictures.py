@@ -38,12 +38,17 @@ def write_gif(
     pictures = [
         _enlarged(strip_of(cine[..., t], None if masks is None else masks[..., t], window), rows) for t in range(frames)
     ]
-    seconds = geometry.frame_time if geometry is not None and geometry.frame_time else 1 / frames
+    save_beat(path, pictures, None if geometry is None else geometry.frame_time)
+
+
+def save_beat(path: Path, pictures: Sequence[Image.Image], frame_time: float | None) -> None:
+    """A GIF of the frames of a beat, over and over; without a frame time, a beat a second."""
+    seconds = frame_time or 1 / len(pictures)
     with atomic_file(path) as temporary:
         pictures[0].save(
             temporary,
             save_all=True,
-            append_images=pictures[1:],
+            append_images=list(pictures[1:]),
             duration=max(20, round(seconds * 1000)),
             loop=0,
         )
@@ -51,10 +56,15 @@ def write_gif(
 
 def write_sheet(path: Path, cine: np.ndarray, masks: np.ndarray | None = None, window: Window = MODEL_WINDOW) -> None:
     """A `(H, W, D, T)` volume on one sheet: a row for each of at most eight frames, a column for each slice."""
-    frames = np.unique(np.linspace(0, cine.shape[3] - 1, MOST_FRAMES).round().astype(int))
+    frames = frames_of_sheet(cine.shape[3])
     rows = _strips(cine, masks, frames, window)
     with atomic_file(path) as temporary:
         _enlarged(np.concatenate(rows, axis=0), len(rows)).save(temporary)
+
+
+def frames_of_sheet(count: int) -> np.ndarray:
+    """Numbers of at most eight frames, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, MOST_FRAMES).round().astype(int))
 
 
 def write_slices(

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cardiodit.imaging.curve import PAPER, draw_curve
-from cardiodit.imaging.pictures import MODEL_WINDOW, MOST_FRAMES, strip_of
+from cardiodit.imaging.pictures import MODEL_WINDOW, frames_of_sheet, save_beat, strip_of
 from cardiodit.writing import atomic_file
 
 TILE = 96  # pixels of a slice
@@ -21,11 +21,7 @@ def write_beating_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]], frame
     """A GIF of cines `(H, W, D, T)` in [-1, 1] under each other, slices side by side, each with its name."""
     frames = rows[0][1].shape[3]
     pictures = [_beat([(name, cine[..., t]) for name, cine in rows]) for t in range(frames)]
-    seconds = frame_time or 1 / frames
-    with atomic_file(path) as temporary:
-        pictures[0].save(
-            temporary, save_all=True, append_images=pictures[1:], duration=max(20, round(seconds * 1000)), loop=0
-        )
+    save_beat(path, pictures, frame_time)
 
 
 def write_sheet_with_curve(
@@ -33,8 +29,8 @@ def write_sheet_with_curve(
 ) -> None:
     """A cine in [-1, 1] on one sheet: a row for each of at most eight frames, a column for each slice; below, the
     volume of the left ventricle over the beat."""
-    frames = np.unique(np.linspace(0, cine.shape[3] - 1, MOST_FRAMES).round().astype(int))
-    rows = [(f"frame {t + 1}", _smooth(strip_of(cine[..., t], None, MODEL_WINDOW))) for t in frames]
+    shown = frames_of_sheet(cine.shape[3])
+    rows = [(f"frame {t + 1}", _smooth(strip_of(cine[..., t], None, MODEL_WINDOW))) for t in shown]
     width = MARGIN + max(rows[0][1].width, CURVE[0])
     height = sum(picture.height for _, picture in rows)
     curve = draw_curve(volumes_ml, frame_time, CURVE)

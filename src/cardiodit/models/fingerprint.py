@@ -20,9 +20,10 @@ def fingerprint_of(model: torch.nn.Module, without: Sequence[str] = ()) -> list[
         generator = torch.Generator().manual_seed(parameter.numel())
         weights = parameter.detach().to("cpu", torch.float32).flatten()
         draws = torch.randint(2**NUMBERS, weights.shape, generator=generator, dtype=torch.uint8)  # a sign in each bit
+        total = weights.sum(dtype=torch.float64)
         for number in range(NUMBERS):
             is_plus = (draws >> number) & 1 == 1
-            sums[number] += 2 * weights[is_plus].sum(dtype=torch.float64) - weights.sum(dtype=torch.float64)
+            sums[number] += 2 * weights[is_plus].sum(dtype=torch.float64) - total
         square += float(weights.double().square().sum())
     norm = math.sqrt(square) or 1.0
     return [round(float(value) / norm, 6) for value in sums]

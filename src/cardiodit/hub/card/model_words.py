@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cardiodit.hub.card.model_facts import DEFAULT_STEPS, Model
-from cardiodit.imaging.preprocessing import Preprocessing
 
 NAMES = {"vae": "Autoencoder", "transformer": "Denoiser"}
 
@@ -77,7 +76,7 @@ def geometry(model: Model) -> str:
             if steps is not None and steps.orient
             else "of slices and frames as in the training files"
         )
-    limits = None if steps is None else _units(steps)
+    limits = None if steps is None else steps.intensity.units
     rows["Intensities"] = "[-1, 1]" + (
         f"; in files -1 becomes {limits[0]:g} and 1 {limits[1]:g}, in the units of the training files"
         if limits
@@ -111,13 +110,6 @@ def _millions(count: int) -> str:
 
 def _listed(labels: Sequence[Any]) -> str:
     return ", ".join(f"`{label}`" for label in labels)
-
-
-def _units(steps: Preprocessing) -> tuple[float, float] | None:
-    low, high = steps.intensity.low, steps.intensity.high
-    if isinstance(low, str) or isinstance(high, str):
-        return steps.intensity.typical
-    return low, high
 
 
 def _solver_settings(config: Mapping[str, Any]) -> str:
