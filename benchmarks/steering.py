@@ -1,97 +1,204 @@
-"""Do masks steer? Requested structures beside those found in what was generated.
+"""Do masks steer? Structures that were requested beside those that are found in what was generated.
 
-For unseen phantoms, their own segmentation is requested of a steered model, and the shipped segmenter says what is
-there: Dice of the left ventricle and of its muscle, beside the same for samples that nothing steers, and beside the
-segmenter's ceiling, its Dice on the phantoms themselves. Writes `steering.json` and a GIF: mask, generated heart, both.
+    python benchmarks/steering.py heart --output steering      # an adapter for cardiodit-phantom, about 50 minutes
+    python benchmarks/steering.py chest --output steering      # VolDiT in small and its adapter, about 50 minutes
+    python benchmarks/steering.py heart --output steering --model my-model      # only judges
 
-    python benchmarks/steering.py --model runs/tgca/pipeline --output results
+For phantoms that no training has seen, their own segmentation is requested, without a class label. Beside the Dice of
+what is found stand that of samples which nothing steers, and the ceiling: what is found in the phantoms themselves. The
+heart's parts are named by the shipped segmenter; the lungs are the dark bodies that do not reach the edge. The steps go
+on where they were stopped. Writes `steering.json`, and a GIF: mask, generated volume, both.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from scipy.ndimage import label as number_bodies
 
+from cardiodit.cli import main as cardiodit
 from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.cases import prepare_case, prepare_mask
-from cardiodit.imaging.manifest import read_manifest
+from cardiodit.imaging.manifest import read_manifest, write_manifest
+from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
 from cardiodit.imaging.phantom import write_cohort
-from cardiodit.imaging.pictures import COLOURS, strip_of
+from cardiodit.imaging.phantom.cohort import write_chests
+from cardiodit.imaging.pictures import COLOURS, save_beat, strip_of
+from cardiodit.imaging.volume import Volume
 from cardiodit.models.segmenter import HeartSegmenter, dice
 from cardiodit.pipelines.opening import open_pipeline
 from cardiodit.shipped import PHANTOM_SEGMENTER, shipped_model
+from cardiodit.training import train_dit, train_tgca, train_vqgan
+from cardiodit.writing import new_folder
 
-FRESH_SEED = 2000
-PARTS = {2: "myocardium", 3: "left ventricle"}
+LUNGS, HEART, DARK, AIR = 2, 5, -0.45, -1000.0  # labels; in [-1, 1] of the window; Hounsfield
+MOVES = (6, 6, 0)  # voxels by which a chest is moved at most: else all lungs lay in the same place
+COPIES = 4  # of each
 ABOVE_FREE, LEAST = 0.25, 0.75
 TILE = 96
+
+Find = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is generated, and how its parts are found again."""
+
+    parts: dict[int, str]
+    least: float  # Dice that the steered must reach
+    config: str
+    write: Callable[[Path, int, int], object]  # folder, number, seed
+    shown: dict[int, int]  # labels, as which they are coloured
+    cohort: int
+    finder: Callable[[], Find]
+    stages: tuple[Any, ...]  # scripts that make the base
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="pipeline with an adapter for the phantoms' masks")
+    parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--model", help="a pipeline with an adapter, in place of training one")
+    parser.add_argument("--count", type=int, default=16, help="unseen phantoms")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--condition_guidance_scale", type=float, default=1.0)
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    subject, folder = SUBJECTS[arguments.subject], arguments.output / arguments.subject
+    folder.mkdir(parents=True, exist_ok=True)
 
-    segmenter = HeartSegmenter.from_pretrained(shipped_model(PHANTOM_SEGMENTER))
-    pipe = open_pipeline(arguments.model)
-    pipe.set_progress_bar_config(disable=True)
-    folder = arguments.output / f"fresh{FRESH_SEED}-{arguments.count}"
-    if not folder.is_dir():
-        write_cohort(folder, arguments.count, FRESH_SEED, workers=2)
-    steps = Preprocessing.from_dict(pipe.vae.config.preprocessing)
-    found: dict[str, list[list[float]]] = {"steered": [], "free": [], "ceiling": []}
-    rows = []
-    for index, case in enumerate(read_manifest(folder / "manifest.csv")):
-        prepared = prepare_case(case, steps)
-        mask = prepare_mask(case, prepared).voxels
-        settings: dict[str, Any] = {
-            "class_labels": case.row["label"],
-            "num_inference_steps": arguments.steps,
-            "seed": 0,
-            "first_sample": index,
-            "decode_batch_size": 8,
-            "output_type": "np",
-        }
-        steered = pipe(mask, condition_guidance_scale=arguments.condition_guidance_scale, **settings).volumes[0]
-        free = pipe(mask, conditioning_scale=0.0, **settings).volumes[0]
-        for name, cine in (("steered", steered), ("free", free), ("ceiling", prepared.volume.voxels)):
-            found[name].append(list(dice(segmenter.segment(cine), mask, tuple(PARTS)).values()))
-        rows.append((mask, steered))
+    model = arguments.model or train(subject, folder)
+    fresh = cohort(subject, folder, "fresh", arguments.count, seed=2000)
+    found, rows = judge(subject, model, fresh, arguments.steps, arguments.condition_guidance_scale)
     means = {
-        name: dict(zip(PARTS.values(), np.mean(values, axis=0).round(4).tolist())) for name, values in found.items()
+        name: dict(zip(subject.parts.values(), np.mean(values, axis=0).round(4).tolist()))
+        for name, values in found.items()
     }
     print(json.dumps(means, indent=1))
-    (arguments.output / "steering.json").write_text(json.dumps({"means": means, "each": found}, indent=1) + "\n")
-    write_gif(arguments.output / "steering.gif", rows[:4], pipe.geometry.frame_time)
-    gains = {part: means["steered"][part] - means["free"][part] for part in PARTS.values()}
-    met = min(gains.values()) >= ABOVE_FREE and min(means["steered"].values()) >= LEAST
+    (folder / "steering.json").write_text(json.dumps({"means": means, "each": found}, indent=1) + "\n")
+    recolour = np.vectorize(lambda label: subject.shown.get(label, 0))
+    write_gif(folder / "steering.gif", [(recolour(mask), volume) for mask, volume in rows[:4]])
+    gains = {part: means["steered"][part] - means["free"][part] for part in subject.parts.values()}
+    met = min(gains.values()) >= ABOVE_FREE and min(means["steered"].values()) >= subject.least
     print("Masks steer." if met else f"Missed: Dice {means['steered']}, above free samples by {gains}.")
     return 0 if met else 1
 
 
-def write_gif(path: Path, rows: list[tuple[np.ndarray, np.ndarray]], frame_time: float | None) -> None:
-    """For each heart a row: the mask, what was generated, and both, of the slices in the middle."""
+def train(subject: Subject, folder: Path) -> Path:
+    """The base, where none is shipped, latents with masks beside them, and the adapter; returns its pipeline."""
+    images = [cohort(subject, folder, "training", subject.cohort, 0), cohort(subject, folder, "validation", 16, 1)]
+    runs, latents = folder / "runs", folder / "latents"
+
+    def run(script: Any, name: str, ids: Sequence[Path], *more: str) -> None:
+        given = ["--training_ids", str(ids[0]), "--validation_ids", str(ids[1]), "--output_dir", str(runs)]
+        script.main(["--config", f"{subject.config}/{name}.yaml", "--run_name", name, *given, *more])
+
+    vae, base = ("cardiodit-phantom",) * 2 if not subject.stages else (str(runs / "vqgan"), str(runs / "dit/pipeline"))
+    if subject.stages:
+        run(train_vqgan, "vqgan", images)
+    ids = [str(path) for path in images]
+    command("encode", "--ids", *ids, "--vae", vae, "--output_dir", str(latents), "--condition_keys", "mask")
+    coded = [latents / name / "manifest.csv" for name in ("training", "validation")]
+    if subject.stages:
+        command("scale-factor", "--latents", str(coded[0]), "--vae", vae)
+        run(train_dit, "dit", coded, "--vae", vae)
+    run(train_tgca, "tgca", coded, "--base", base)
+    return runs / "tgca" / "pipeline"
+
+
+def command(*words: str) -> None:
+    if cardiodit(words):
+        raise SystemExit(1)
+
+
+def cohort(subject: Subject, folder: Path, name: str, count: int, seed: int) -> Path:
+    if not (folder / name).is_dir():
+        subject.write(folder / name, count, seed)
+    return folder / name / "manifest.csv"
+
+
+def judge(
+    subject: Subject, model: Path | str, manifest: Path, steps: int, guidance: float
+) -> tuple[dict[str, list[list[float]]], list[tuple[np.ndarray, np.ndarray]]]:
+    """Dice of each phantom's parts by what was measured, and masks with what was generated for them."""
+    find, pipe = subject.finder(), open_pipeline(str(model))
+    pipe.set_progress_bar_config(disable=True)
+    preprocessing = Preprocessing.from_dict(pipe.vae.config.preprocessing)
+    found: dict[str, list[list[float]]] = {"steered": [], "free": [], "ceiling": []}
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    for index, case in enumerate(read_manifest(manifest)):
+        prepared = prepare_case(case, preprocessing)
+        mask = prepare_mask(case, prepared)
+        assert mask is not None  # phantoms have one
+        settings: dict[str, Any] = {"num_inference_steps": steps, "seed": 0, "first_sample": index}
+        settings |= {"decode_batch_size": 8, "output_type": "np"}
+        steered = pipe(mask.voxels, condition_guidance_scale=guidance, **settings).volumes[0]
+        free = pipe(mask.voxels, conditioning_scale=0.0, **settings).volumes[0]
+        for name, volume in (("steered", steered), ("free", free), ("ceiling", prepared.volume.voxels)):
+            found[name].append(list(dice(find(volume), mask.voxels, tuple(subject.parts)).values()))
+        rows.append((mask.voxels, steered))
+    return found, rows
+
+
+def heart_finder() -> Find:
+    return HeartSegmenter.from_pretrained(shipped_model(PHANTOM_SEGMENTER)).segment
+
+
+def find_lungs(volume: np.ndarray) -> np.ndarray:
+    """Dark bodies within the chest; what touches the edge is the air around it."""
+    bodies, _ = number_bodies(np.asarray(volume) < DARK)
+    sides = [np.take(bodies, place, axis).ravel() for axis in (0, 1) for place in (0, -1)]  # the windpipe ends above
+    return np.where((bodies > 0) & ~np.isin(bodies, np.concatenate(sides)), LUNGS, 0)
+
+
+def write_moved_chests(folder: Path, number: int, seed: int) -> None:
+    """Chests that lie differently in the picture, as patients do; what moves out is cut, air moves in."""
+    with new_folder(folder) as temporary:
+        whole = temporary / "whole"
+        rows: list[dict[str, str]] = []
+        for case in read_manifest(write_chests(whole, -(-number // COPIES), seed, size=(64, 64, 48), workers=2)):
+            image, labels = read_nifti(case.image), read_labels(whole / case.row["mask"])
+            random = np.random.default_rng([seed, len(rows)])
+            for copy in range(COPIES):
+                by = [int(random.integers(-most, most + 1)) for most in MOVES]
+                name = f"{case.subject}-{copy}"
+                write_nifti(temporary / f"{name}.nii.gz", moved(image, by, AIR), image.geometry)
+                write_nifti(temporary / f"{name}-mask.nii.gz", moved(labels, by, 0), labels.geometry)
+                rows.append({"image": f"{name}.nii.gz", "mask": f"{name}-mask.nii.gz", "subject": case.subject})
+        write_manifest(temporary / "manifest.csv", rows)
+
+
+def moved(volume: Volume, by: Sequence[int], fill: float) -> np.ndarray:
+    result = np.full_like(volume.voxels, fill)
+    there, here = (
+        tuple(slice(max(0, s * step), n - max(0, -s * step)) for step, n in zip(by, result.shape)) for s in (1, -1)
+    )
+    result[there] = volume.voxels[here]
+    return result
+
+
+def write_gif(path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """For each a row: the mask, what was generated, and both. A heart beats; a chest is gone through, slice by slice."""
     frames = []
-    for t in range(rows[0][0].shape[3]):
+    is_cine = rows[0][0].ndim == 4
+    for place in range(rows[0][0].shape[-1]):
         lines = []
-        for mask, cine in rows:
-            middle = slice(mask.shape[2] // 2 - 2, mask.shape[2] // 2 + 1)
-            grey = strip_of(cine[:, :, middle, t], None, (-1, 1))
-            outlined = strip_of(cine[:, :, middle, t], mask[:, :, middle, t], (-1, 1))
-            lines.append(np.concatenate([coloured(mask[:, :, middle, t]), rgb(grey), outlined], axis=1))
+        for mask, volume in rows:
+            middle = slice(mask.shape[2] // 2 - 2, mask.shape[2] // 2 + 1) if is_cine else slice(place, place + 1)
+            where = (slice(None), slice(None), middle, *((place,) if is_cine else ()))
+            grey, outlined = (strip_of(volume[where], drawn, (-1, 1)) for drawn in (None, mask[where]))
+            lines.append(np.concatenate([coloured(mask[where]), rgb(grey), outlined], axis=1))
         sheet = Image.fromarray(np.concatenate(lines))
         zoom = TILE / rows[0][0].shape[1]
         frames.append(sheet.resize((round(sheet.width * zoom), round(sheet.height * zoom)), Image.Resampling.BICUBIC))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * (frame_time or 0.06)), loop=0)
+    save_beat(path, frames, None)
 
 
 def rgb(grey: np.ndarray) -> np.ndarray:
@@ -106,5 +213,30 @@ def coloured(mask: np.ndarray) -> np.ndarray:
     return picture
 
 
+SUBJECTS = {
+    "heart": Subject(
+        parts={2: "myocardium", 3: "left ventricle"},
+        least=LEAST,
+        config="phantom",
+        write=partial(write_cohort, workers=2),
+        shown={1: 1, 2: 2, 3: 3},
+        cohort=400,
+        finder=heart_finder,
+        stages=(),
+    ),
+    "chest": Subject(
+        parts={LUNGS: "lungs"},
+        least=0.0,
+        config="chest",
+        write=write_moved_chests,
+        shown={LUNGS: 2, HEART: 3},
+        cohort=600,
+        finder=lambda: find_lungs,
+        stages=(train_vqgan, train_dit),
+    ),
+}
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(2)
     sys.exit(main())

@@ -1,0 +1,127 @@
+"""Weights load whole or not at all, from files that the tests make and from the Hub client's own cache."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.features.published import torchvision_name, without_wrapper
+from cardiodit.evaluation.features.weights import find_weights, load_strictly, read_weights
+from cardiodit.hashing import sha256_of
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2))
+
+
+def wrapped(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def test_weights_come_back_from_both_kinds_of_files(tmp_path: Path) -> None:
+    source = network(1)
+    save_file(wrapped(source), tmp_path / "net.safetensors")
+    torch.save({"epoch": 3, "state_dict": wrapped(source)}, tmp_path / "net.pth")
+    for name in ("net.safetensors", "net.pth"):
+        target = network(2)
+        load_strictly(target, read_weights(tmp_path / name), name, without_wrapper)
+        assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), source.state_dict().values()))
+
+
+def test_names_that_miss_or_are_left_over_are_named_and_nothing_is_loaded() -> None:
+    target, state = network(1), network(2).state_dict()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    state["extra.weight"] = state.pop("0.weight")
+    state["1.bias"] = torch.zeros(5)
+    with pytest.raises(CardioDiTError, match=r"a\.pth .* lacks 0\.weight, has beside them extra\.weight, .*1\.bias"):
+        load_strictly(target, state, "a.pth")
+    assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
+
+
+def test_only_listed_heads_are_left_out() -> None:
+    state = {**network(1).state_dict(), "fc.weight": torch.zeros(2)}
+    load_strictly(network(), state, "a.pth", heads=("fc.",))
+    with pytest.raises(CardioDiTError, match=r"fc\.weight"):
+        load_strictly(network(), state, "a.pth")
+
+
+def test_the_counters_of_old_files_may_be_missing() -> None:
+    state = {name: tensor for name, tensor in network(1).state_dict().items() if "num_batches" not in name}
+    load_strictly(network(), state, "old.pth")
+
+
+def test_names_of_slice_networks() -> None:
+    assert torchvision_name("backbone.4.0.conv1.weight") == "layer1.0.conv1.weight"
+    assert torchvision_name("module.backbone.1.running_mean") == "bn1.running_mean"
+    assert torchvision_name("layer4.2.bn3.bias") == "layer4.2.bn3.bias"
+
+
+class Trap:
+    def __reduce__(self) -> tuple:
+        return print, ("the trap was sprung",)
+
+
+def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
+    for name in ("trap.pth", "plain.pth"):
+        with pytest.raises(CardioDiTError, match="run any code when loaded"):
+            read_weights(tmp_path / name)
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_files_and_other_tables_are_refused(tmp_path: Path) -> None:
+    save_file(wrapped(network()), tmp_path / "cut.safetensors")
+    torch.save(wrapped(network()), tmp_path / "cut.pth")
+    for name in ("cut.safetensors", "cut.pth"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-200])
+        with pytest.raises(CardioDiTError, match="Fetch it again"):
+            read_weights(tmp_path / name)
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    with pytest.raises(CardioDiTError, match="table of named tensors"):
+        read_weights(tmp_path / "none.pth")
+
+
+def test_a_file_is_known_by_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "private-folder" / "net.pth"
+    path.parent.mkdir()
+    torch.save(wrapped(network()), path)
+    found = find_weights(path, sha256=sha256_of(path).upper())
+    assert found.describe() == {"source": "net.pth", "sha256": sha256_of(path)}
+    with pytest.raises(CardioDiTError, match="other weights"):
+        find_weights(path, sha256="0" * 64)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the Hub's client keeps of `lab/net`, offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--lab--net"
+    snapshot = folder / "snapshots" / ("ab" * 20)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("ab" * 20)
+    torch.save(wrapped(network(1)), snapshot / "net.pth")
+    return snapshot
+
+
+@pytest.mark.parametrize("reference", ["lab/net:net.pth", "lab/net", f"lab/net:net.pth@{'ab' * 20}"])
+def test_a_file_of_the_hub_tells_its_commit(hub_cache: Path, reference: str) -> None:
+    found = find_weights(reference, "net.pth")
+    assert found.source == "lab/net:net.pth" and found.revision == "ab" * 20
+    assert found.sha256 == sha256_of(hub_cache / "net.pth")
+
+
+def test_what_cannot_be_had_says_what_to_do(hub_cache: Path) -> None:
+    with pytest.raises(CardioDiTError, match=r"(?s)other\.pth of lab/net cannot be downloaded.*its path.*`random`"):
+        find_weights("lab/net:other.pth")
+    with pytest.raises(CardioDiTError, match=r"no weights at \./nowhere\.pth"):
+        find_weights("./nowhere.pth")
+    with pytest.raises(CardioDiTError, match="neither a file"):
+        find_weights("lab/net")
