@@ -165,12 +165,13 @@ def write_moved_chests(folder: Path, number: int, seed: int) -> None:
         rows: list[dict[str, str]] = []
         for case in read_manifest(write_chests(whole, -(-number // COPIES), seed, size=(64, 64, 48), workers=2)):
             image, labels = read_nifti(case.image), read_labels(whole / case.row["mask"])
+            asked = Volume(np.where(np.isin(labels.voxels, (LUNGS, HEART)), labels.voxels, 0), labels.geometry)
             random = np.random.default_rng([seed, len(rows)])
             for copy in range(COPIES):
                 by = [int(random.integers(-most, most + 1)) for most in MOVES]
                 name = f"{case.subject}-{copy}"
                 write_nifti(temporary / f"{name}.nii.gz", moved(image, by, AIR), image.geometry)
-                write_nifti(temporary / f"{name}-mask.nii.gz", moved(labels, by, 0), labels.geometry)
+                write_nifti(temporary / f"{name}-mask.nii.gz", moved(asked, by, 0), labels.geometry)
                 rows.append({"image": f"{name}.nii.gz", "mask": f"{name}-mask.nii.gz", "subject": case.subject})
         write_manifest(temporary / "manifest.csv", rows)
 
@@ -185,7 +186,7 @@ def moved(volume: Volume, by: Sequence[int], fill: float) -> np.ndarray:
 
 
 def write_gif(path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """For each a row: the mask, what was generated, and both. A heart beats; a chest is gone through, slice by slice."""
+    """For each a row: the mask, what was generated, and both. A heart beats; a chest passes slice by slice."""
     frames = []
     is_cine = rows[0][0].ndim == 4
     for place in range(rows[0][0].shape[-1]):

@@ -229,7 +229,9 @@ class DiTTraining(AveragedTraining):
 class DiTSettings:
     """A config of stage 2."""
 
-    dimensions: Literal[3, 4] = option(4, "4: cine (CardioDiT); 3: volumes (VolDiT)")
+    dimensions: Literal[3, 4] | None = option(
+        None, "4: cine (CardioDiT); 3: volumes (VolDiT); default: what the latents have"
+    )
     label_column: str | None = option(None, "of the manifest, to be learned as class labels; null for none")
     model: TransformerSettings = TransformerSettings()
     diffusion: DiffusionSettings = DiffusionSettings()

@@ -24,6 +24,12 @@ def new_transformer(settings: DiTSettings, cohort: Cohort) -> DiTTransformerMode
     """As the config says, with what only the data know: size and channels of the latents, and the labels."""
     said = settings.model
     shape = cohort.shape
+    axes = len(shape) - 1
+    if settings.dimensions not in (None, axes):
+        raise CardioDiTError(
+            f"dimensions is {settings.dimensions}, but the latents of this VQ model have {axes} axes. Leave the key out "
+            "to take theirs, or give the VQ model of the other system."
+        )
     if said.in_channels not in (None, shape[0]):
         raise CardioDiTError(f"model.in_channels is {said.in_channels}, but the latents have {shape[0]} channels.")
     if said.sample_size is not None and tuple(said.sample_size) != shape[1:]:
@@ -32,7 +38,7 @@ def new_transformer(settings: DiTSettings, cohort: Cohort) -> DiTTransformerMode
             "to take theirs, or encode volumes of another size."
         )
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-    return KINDS[settings.dimensions](
+    return KINDS[axes](
         sample_size=shape[1:],
         patch_size=said.patch_size,
         in_channels=shape[0],
@@ -54,7 +60,7 @@ def transformer_to_tune(name: str, settings: DiTSettings, plain: Mapping[str, An
     model = open_transformer(name).train()
     config = model.config
     problems = Problems(f"The model {name} cannot be fine-tuned with this config")
-    if len(model.axis_names) != settings.dimensions:
+    if settings.dimensions not in (None, len(model.axis_names)):
         problems.add(f"dimensions is {settings.dimensions}, the model has {len(model.axis_names)}")
     said: dict[str, Any] = dict(plain.get("model") or {})
     said.pop("sample_size", None)  # another size than trained may be given at any call
