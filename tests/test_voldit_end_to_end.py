@@ -133,3 +133,17 @@ def test_a_table_of_masks_becomes_volumes_that_lie_where_the_masks_do(trained: P
     assert np.allclose(volume.geometry.affine @ [0, 0, 0, 1], source.geometry.affine @ shift, atol=1e-3)
     with (trained / "latents/chests-0/manifest.csv").open() as file:
         assert "mask" in (next(csv.reader(file)))
+
+
+def test_the_card_of_a_steered_model_tells_of_its_adapter(trained: Path) -> None:
+    text = (trained / "tgca" / "pipeline" / "README.md").read_text()
+    for told in (
+        "from cardiodit import VolDiTControlPipeline",
+        "pipe(mask, num_samples=4",
+        "| Adapter for masks (`adapter`) | `TGCAAdapterModel`",
+        "| Masks | `mask` (labels 1, 2, 3, 4, 5, 6, 7, 8, 9)",
+        "### The adapter for masks (`train_tgca`)",
+        "### Stage 2, the denoiser (`train_dit`)",
+    ):
+        assert told in text, told
+    assert text.count("byte for byte those of this run's best step") == 3

@@ -27,8 +27,8 @@ def new_transformer(settings: DiTSettings, cohort: Cohort) -> DiTTransformerMode
     axes = len(shape) - 1
     if settings.dimensions not in (None, axes):
         raise CardioDiTError(
-            f"dimensions is {settings.dimensions}, but the latents of this VQ model have {axes} axes. Leave the key out "
-            "to take theirs, or give the VQ model of the other system."
+            f"dimensions is {settings.dimensions}, but the latents of this VQ model have {axes} axes. Leave the key "
+            "out to take theirs, or give the VQ model of the other system."
         )
     if said.in_channels not in (None, shape[0]):
         raise CardioDiTError(f"model.in_channels is {said.in_channels}, but the latents have {shape[0]} channels.")

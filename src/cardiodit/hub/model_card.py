@@ -31,6 +31,7 @@ FRONT = re.compile(r"---\n(.*?)---\n", re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->\n", re.DOTALL)
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 SEAL = "<!-- Made by cardiodit card, sha256 {hash}; a card with other content was edited, and is not replaced. -->\n"
+NAMING = ("train_dit", "train_tgca")  # stages whose run gives a model its name
 NO_FACTS = OwnerFacts()
 
 
@@ -59,7 +60,8 @@ def write_card(
 
 def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> str:
     """The card as text."""
-    model, previews, emissions = read_model(folder), read_previews(folder), emissions_of(runs, facts)
+    model, previews = read_model(folder), read_previews(folder)
+    emissions = emissions_of(model, runs, facts)
     name = facts.name or _name_of(folder, runs)
     front, body = _template()
     block = _filled_block(front, known_metadata(name, model, facts, emissions))
@@ -134,4 +136,4 @@ def _makers(folder: Path, others: Sequence[Path]) -> list[TrainingRun]:
 
 
 def _name_of(folder: Path, runs: Sequence[TrainingRun]) -> str:
-    return next((run.name for run in reversed(runs) if run.stage == "train_dit"), folder.resolve().name)
+    return next((run.name for run in reversed(runs) if run.stage in NAMING), folder.resolve().name)

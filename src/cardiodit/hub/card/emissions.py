@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.owner_facts import OwnerFacts
-from cardiodit.hub.card.training_runs import STAGES, TrainingRun
+from cardiodit.hub.card.training_runs import TrainingRun, missing_stages
 
 WORLD_AVERAGE = 480.0  # g CO2-equivalent per kWh of electricity, 2023 (Ember, Global Electricity Review 2024)
 
@@ -68,14 +69,14 @@ class Emissions:
         )
 
 
-def emissions_of(runs: Sequence[TrainingRun], facts: OwnerFacts) -> Emissions:
+def emissions_of(model: Model, runs: Sequence[TrainingRun], facts: OwnerFacts) -> Emissions:
     """What the runs recorded, or what the owner states in its place."""
     hardware = "; ".join(dict.fromkeys(run.hardware for run in runs))
     if facts.energy_kwh is not None:
         return Emissions(facts.energy_kwh, (), False, "as the owner states it", hardware, facts)
     unknown = [run.title for run in runs if run.energy is None]
     if not facts.base_model:  # of a fine-tuned model, what came before is told by the card of that one
-        unknown += [title for stage, title in STAGES.items() if stage not in {run.stage for run in runs}]
+        unknown += missing_stages(model, runs)
     known = [run.energy for run in runs if run.energy is not None]
     method = "; ".join(dict.fromkeys(run.energy_method for run in runs if run.energy_method)) or "method not recorded"
     total = sum(known) if known and not unknown else None

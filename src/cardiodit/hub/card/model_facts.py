@@ -12,6 +12,7 @@ from cardiodit.imaging.preprocessing import Preprocessing
 
 INDEX = "model_index.json"
 NETWORKS = ("vae", "transformer")
+ADAPTER = "adapter"  # of models that masks steer
 RUNNING_SUMS = ("quantizer.ema_sums", "quantizer.ema_counts", "quantizer.num_updates")  # kept, not trained
 DEFAULT_STEPS = 25
 
@@ -24,6 +25,8 @@ class Model:
     transformer: dict[str, Any]
     scheduler: dict[str, Any]
     weights: dict[str, list[Header]]
+    pipeline: str  # its class
+    adapter: dict[str, Any] | None = None
 
     @property
     def is_cine(self) -> bool:
@@ -61,10 +64,11 @@ class Model:
 def read_model(folder: Path) -> Model:
     """Reads configs and headers of weights; the model itself is not opened."""
     files = find_weights(folder)
-    vae, transformer = (_config(folder / name / "config.json") for name in NETWORKS)
+    configs = {name: _config(folder / name / "config.json") for name in files}
     scheduler = _config(folder / "scheduler" / "scheduler_config.json")
-    weights = {name: [read_weight_header(file) for file in files[name]] for name in NETWORKS}
-    return Model(vae, transformer, scheduler, weights)
+    weights = {name: [read_weight_header(file) for file in found] for name, found in files.items()}
+    pipeline = _config(folder / INDEX)["_class_name"]
+    return Model(configs["vae"], configs["transformer"], scheduler, weights, pipeline, configs.get(ADAPTER))
 
 
 def find_weights(folder: Path) -> dict[str, list[Path]]:
@@ -74,7 +78,8 @@ def find_weights(folder: Path) -> dict[str, list[Path]]:
             f"{folder} holds no {INDEX}, so it is no pipeline folder. Training, `cardiodit convert` and "
             "pipe.save_pretrained make one."
         )
-    files = {name: sorted((folder / name).glob("*.safetensors")) for name in NETWORKS}
+    names = (*NETWORKS, *([ADAPTER] if (folder / ADAPTER).is_dir() else []))
+    files = {name: sorted((folder / name).glob("*.safetensors")) for name in names}
     for name, found in files.items():
         if not found:
             raise CardioDiTError(f"{folder / name} holds no weights (*.safetensors). Save or copy the folder again.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from cardiodit.hub.card.model_facts import DEFAULT_STEPS, Model
 
-NAMES = {"vae": "Autoencoder", "transformer": "Denoiser"}
+NAMES = {"vae": "Autoencoder", "transformer": "Denoiser", "adapter": "Adapter for masks"}
 
 
 def table(rows: Mapping[str, Any]) -> str:
@@ -30,7 +30,8 @@ def summary(model: Model) -> str:
 def call(model: Model) -> str:
     """The arguments of the card's example."""
     label = f", class_labels={json.dumps(model.labels[0])}" if model.labels else ""
-    return f"num_samples=4, num_inference_steps={DEFAULT_STEPS}, seed=0{label}"
+    mask = "mask, " if model.adapter else ""
+    return f"{mask}num_samples=4, num_inference_steps={DEFAULT_STEPS}, seed=0{label}"
 
 
 def architecture(model: Model) -> str:
@@ -38,7 +39,8 @@ def architecture(model: Model) -> str:
     rows = {
         f"{NAMES[name]} (`{name}`)": f"`{config['_class_name']}`, {_millions(model.parameters(name))} parameters, "
         f"stored as {model.precision(name)}"
-        for name, config in (("vae", vae), ("transformer", transformer))
+        for name, config in (("vae", vae), ("transformer", transformer), ("adapter", model.adapter))
+        if config is not None
     }
     rows["Codebook"] = f"{vae['num_embeddings']} codes of {vae['embedding_dim']} channels"
     axes = "slices × H × W × frames" if model.is_cine else "H × W × D"
@@ -48,7 +50,9 @@ def architecture(model: Model) -> str:
         f"{transformer['num_layers']} blocks, {transformer['num_attention_heads']} heads of "
         f"{transformer['attention_head_dim']}, patches of {times(transformer['patch_size'])}, {tokens} tokens"
     )
-    rows["Class labels"] = _listed(model.labels) or "none; generation cannot be steered"
+    if model.adapter:
+        rows["Masks"] = _masks(model.adapter)
+    rows["Class labels"] = _listed(model.labels) or ("none" if model.adapter else "none; generation cannot be steered")
     if model.labels:
         dropped = transformer.get("class_dropout_prob") or 0
         rows["Guidance"] = (
@@ -106,6 +110,16 @@ def _size(model: Model) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
+
+
+def _masks(adapter: Mapping[str, Any]) -> str:
+    """Which, and which of their labels."""
+    keys, labels = adapter.get("condition_keys") or [], adapter.get("condition_labels")
+    said = [
+        f"`{key}`" + (f" (labels {', '.join(map(str, labels[i]))})" if labels else "") for i, key in enumerate(keys)
+    ]
+    listed = ", ".join(said) or f"{adapter['condition_channels']} channels"
+    return f"{listed}: label maps of the generated size say where structures lie"
 
 
 def _listed(labels: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ from cardiodit.hub.card.owner_facts import HUB_ID, OwnerFacts, help_of
 from cardiodit.hub.card.preprocessing_words import preprocessing_in_words
 from cardiodit.hub.card.previews import Previews
 from cardiodit.hub.card.stating import stated, to_state
-from cardiodit.hub.card.training_runs import STAGES, TrainingRun
+from cardiodit.hub.card.training_runs import TrainingRun, missing_stages
 
 METHODS = {
     True: "*CardioDiT: Latent Diffusion Transformers for 4D Cardiac Cine MRI Synthesis* (Seyfarth and others, 2026)",
@@ -36,6 +36,7 @@ def sections(
     return {
         "summary": model_words.summary(model),
         "preview": f"![A generated volume]({previews.pictures[0]})" if previews else "",
+        "pipeline": model.pipeline,
         "repository": facts.repository or "path/to/this/folder",
         "call": model_words.call(model),
         "architecture": model_words.architecture(model),
@@ -43,7 +44,7 @@ def sections(
         "geometry": model_words.geometry(model),
         "datasets": _datasets(facts),
         "preprocessing": _preprocessing(model, facts),
-        "training": _training(folder, runs, facts),
+        "training": _training(folder, model, runs, facts),
         "sampler": model_words.sampler(model),
         "previews": previews.in_words() if previews else "",
         "metrics": _metrics(facts),
@@ -72,7 +73,7 @@ def _preprocessing(model: Model, facts: OwnerFacts) -> str:
     return "\n\n".join(known) or to_state(f"`preprocessing`: {help_of('preprocessing')}")
 
 
-def _training(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> str:
+def _training(folder: Path, model: Model, runs: Sequence[TrainingRun], facts: OwnerFacts) -> str:
     parts = [facts.training] if facts.training else []
     if facts.base_model:
         parts.append(f"Fine-tuned from [{facts.base_model}](https://huggingface.co/{facts.base_model}).")
@@ -85,11 +86,9 @@ def _training(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> s
         if not facts.training and run.made(folder) is False and not run.is_adapter
     ]
     if not facts.training and not facts.base_model:
-        told = {run.stage for run in runs}
         parts += [
             to_state(f"the training of {_lower(title)}: give its run folder (`--run`), or `training` in words")
-            for stage, title in STAGES.items()
-            if stage not in told
+            for title in missing_stages(model, runs)
         ]
     return "\n\n".join(parts)
 

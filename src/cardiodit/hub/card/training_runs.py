@@ -1,6 +1,7 @@
 """What a training run's folder says of it: settings, duration, hardware, versions, energy."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ import yaml
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.hashing import sha256_of
+from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.model_words import table
 from cardiodit.hub.checks.text import absolute_paths
 
 RECORD, CONFIG = "run.json", "config.yaml"
-STAGES = {"train_vqgan": "Stage 1, the autoencoder", "train_dit": "Stage 2, the denoiser"}
-PARTS = {"train_vqgan": "vae", "train_dit": "transformer"}  # what each makes
+STAGES = {
+    "train_vqgan": "Stage 1, the autoencoder",
+    "train_dit": "Stage 2, the denoiser",
+    "train_tgca": "The adapter for masks",
+}
+PARTS = {"train_vqgan": "vae", "train_dit": "transformer", "train_tgca": "adapter"}  # what each makes
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,12 @@ class TrainingRun:
         )
         killed = f"; {self.killed} of them were killed, and their time is not known" if self.killed else ""
         return f"{took} in {count} session{'s' if count > 1 else ''}, {record_days(self.record)}{killed}"
+
+
+def missing_stages(model: Model, runs: Sequence[TrainingRun]) -> list[str]:
+    """Titles of the stages that a model has and none of the runs is of."""
+    told = {run.stage for run in runs}
+    return [title for stage, title in STAGES.items() if PARTS[stage] in model.weights and stage not in told]
 
 
 def record_days(record: dict[str, Any]) -> str:
