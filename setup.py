@@ -47,7 +47,10 @@ setup(
     package_dir=FOLDERS,
     packages=packages(),
     package_data={
-        "cardiodit": ["viewer/*.js", "viewer/*.css", "viewer/*.html", "hub/*.md"],
+        "cardiodit": [
+            *(f"{folder}/*.{ending}" for folder in ("viewer", "evaluation/page") for ending in ("js", "css", "html")),
+            "hub/*.md",
+        ],
         "cardiodit.configs": ["**/*.yaml", "**/*.sbatch"],
         "cardiodit.checkpoints": ["**/*.json", "**/*.safetensors", "**/*.md"],
     },

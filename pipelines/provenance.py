@@ -55,7 +55,10 @@ def _hash_of(files: tuple[tuple[Path, int], ...]) -> str:
 
 
 def describe_model(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """Name, revision, solver and precision. Of a local model only the folder's name: paths can tell of patients."""
+    """Name, revision, solver, precision, and how training volumes were prepared.
+
+    Of a local model only the folder's name: paths can tell of patients.
+    """
     name = str(pipe.config.get("_name_or_path") or "in memory")
     return {
         "model": Path(name).resolve().name if Path(name).is_dir() else name,
@@ -64,6 +67,7 @@ def describe_model(pipe: DiffusionPipeline) -> dict[str, Any]:
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "device": pipe._execution_device.type,
         "cardiodit": _package_version(),
+        "preprocessing": pipe.vae.config.get("preprocessing"),
     }
 
 

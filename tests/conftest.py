@@ -1,6 +1,12 @@
-"""Small models that every test can afford."""
+"""Small models that every test can afford, and processes that begin without importing everything anew."""
 
-from collections.abc import Callable
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,7 +21,41 @@ from cardiodit import (
     make_scheduler,
 )
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # work this small is slowed down many times by threads that wait for a busy core
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+# The first process that a test starts by this context imports the package; those after it are copies of that one.
+PREPARED = multiprocessing.get_context("forkserver")
+PREPARED.set_forkserver_preload(["cardiodit.cli", "cardiodit.training.train_dit"])
+
+
+def begin(
+    work: Callable[..., Any], *arguments: Any, said: Path = Path(os.devnull), environment: Mapping[str, str] = NOTHING
+) -> ForkServerProcess:
+    """A process that has begun to do `work`, with one thread as this one; what it prints is added to a file."""
+    # A daemon is ended with pytest, should a test fail before it waits.
+    process = PREPARED.Process(target=do, args=(work, arguments, said, dict(environment)), daemon=True)
+    process.start()
+    return process
+
+
+def begin_two(work: Callable[..., Any], *arguments: Any, said: Path) -> list[ForkServerProcess]:
+    """Two CPU processes that find what torchrun would tell them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    common = {**meeting, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return [begin(work, *arguments, said=said, environment=rank) for rank in ranks]
+
+
+def do(work: Callable[..., Any], arguments: Sequence[Any], said: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    file = os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    work(*arguments)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:

@@ -1,7 +1,8 @@
-"""The command as a user runs it: a process of its own, judged by what it prints, writes and returns."""
+"""The command as a user runs it, judged by what it prints, writes and returns."""
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,12 +34,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([command, *arguments], capture_output=True, text=True)
 
 
-def test_from_the_authors_files_to_hearts_on_disk(tmp_path: Path) -> None:
+def test_from_the_authors_files_to_hearts_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model, samples = tmp_path / "model", tmp_path / "samples"
     geometry = ["--scale_factor", "1.5", "--spacing", "1.5", "1.5", "10", "--frame_time", "0.03"]
-    converted = run(*convert_arguments(model, *geometry))
-    assert converted.returncode == 0, converted.stderr
-    assert "cardiodit sample" in converted.stdout
+    assert main(convert_arguments(model, *geometry)) == 0
+    assert "cardiodit sample" in capsys.readouterr().out
     sampled = run(
         *["sample", str(model), "--output_dir", str(samples), "--num_samples", "3", "--batch_size", "2", "--seed", "4"],
         *["--num_inference_steps", "2", "--solver", "ddim", "--class_label", "2", "--guidance_scale", "1.5"],
@@ -60,9 +60,12 @@ def test_an_estimate_samples_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "s").exists()
 
 
-def test_it_runs_as_a_module_too() -> None:
-    shown = subprocess.run([sys.executable, "-m", "cardiodit", "--version"], capture_output=True, text=True)
-    assert shown.stdout.strip() == f"cardiodit {__version__}"
+def test_it_runs_as_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["cardiodit", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("cardiodit", run_name="__main__", alter_sys=True)
+    assert not ended.value.code
+    assert capsys.readouterr().out.strip() == f"cardiodit {__version__}"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,17 +31,23 @@ def test_it_opens_with_an_example_of_about_ten_lines() -> None:
     assert len([line for line in first.splitlines() if line.strip()]) <= 10
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_runs_as_written(block: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
-    printed = done.stdout.splitlines()
-    assert promised and len(promised) == len(printed)
-    for comment, line in zip(promised, printed):
-        assert comment.startswith(line)
-    if "save(" in block:
-        assert len(list((tmp_path / "samples").glob("*.nii.gz"))) == 2
+def test_python_runs_as_written(tmp_path: Path) -> None:
+    """All blocks at the same time, each in a folder and a process of its own."""
+    begun = {}
+    for number, block in enumerate(blocks("python")):
+        (tmp_path / f"{number}").mkdir()
+        caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        begun[block] = subprocess.Popen([sys.executable, "-c", block], cwd=tmp_path / f"{number}", **caught)
+    for number, (block, process) in enumerate(begun.items()):
+        said, errors = process.communicate()
+        assert process.returncode == 0, errors
+        promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+        printed = said.splitlines()
+        assert promised and len(promised) == len(printed)
+        for comment, line in zip(promised, printed):
+            assert comment.startswith(line)
+        if "save(" in block:
+            assert len(list((tmp_path / f"{number}" / "samples").glob("*.nii.gz"))) == 2
 
 
 def test_commands_parse() -> None:

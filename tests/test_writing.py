@@ -1,15 +1,13 @@
-import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cardiodit import CardioDiTError
-from cardiodit.writing import atomic_file, new_folder, replace_folder, restore_folder
+from cardiodit.writing import append_line, atomic_file, new_folder, replace_folder, restore_folder
 
-LOAD = "import pathlib, time\nfrom cardiodit import writing\n"
+from .conftest import begin
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -35,26 +33,37 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
-    code = LOAD + (
-        f"with writing.atomic_file(pathlib.Path({str(target)!r})) as temporary:\n"
-        "    temporary.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline()
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = begin(write_half_and_wait, target, said=tmp_path / "said")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "said").is_file() or "writing" not in (tmp_path / "said").read_text():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert target.read_text() == "old"
+
+
+def write_half_and_wait(target: Path) -> None:
+    with atomic_file(target) as temporary:
+        temporary.write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     target = tmp_path / "samples.jsonl"
-    code = LOAD + "for _ in range(200):\n    writing.append_line(pathlib.Path({path!r}), '{worker}' * 500)\n"
-    workers = [
-        subprocess.Popen([sys.executable, "-c", code.format(path=str(target), worker=worker)]) for worker in range(2)
-    ]
-    assert [worker.wait() for worker in workers] == [0] * 2
+    workers = [begin(append_lines, target, letter * 500) for letter in "ab"]
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 2
     lines = target.read_text().splitlines()
     assert len(lines) == 400 and {len(set(line)) for line in lines} == {1} and {len(line) for line in lines} == {500}
+
+
+def append_lines(target: Path, line: str) -> None:
+    for _ in range(200):
+        append_line(target, line)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

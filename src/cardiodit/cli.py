@@ -10,6 +10,7 @@ from cardiodit.commands import (
     convert,
     demo,
     encode,
+    evaluate,
     export,
     phantom,
     prepare,
@@ -22,18 +23,31 @@ from cardiodit.commands import (
 from cardiodit.errors import CardioDiTError
 
 # In the order of `--help`: how one goes from data to a published model.
-COMMANDS = (demo, phantom, prepare, reconstruct, encode, scale_factor, sample, view, convert, export, card, publish)
+COMMANDS = (
+    demo,
+    phantom,
+    prepare,
+    reconstruct,
+    encode,
+    scale_factor,
+    sample,
+    view,
+    evaluate,
+    convert,
+    export,
+    card,
+    publish,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 when it worked, 1 with one sentence on stderr when it did not."""
+    """Runs one command; 0 when it worked, 1 with one sentence on stderr when it did not, or what the command says."""
     arguments = build_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except (CardioDiTError, OSError) as error:
         print(f"cardiodit: error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

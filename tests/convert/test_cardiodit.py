@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -14,9 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from cardiodit import CardioDiTPipeline
+from cardiodit.convert import cardiodit as cardiodit_conversion
 from cardiodit.convert import convert_cardiodit, load_discriminator, load_transformer, load_vq_model
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.discriminator import PatchDiscriminator
+
+from ..conftest import begin
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 VQ_FILES = (GOLDEN / "cardiodit/vqgan_best_model.pth", GOLDEN / "cardiodit/vqgan.yaml")
@@ -328,22 +329,22 @@ def test_a_checkpoint_of_ddp_and_compile(tamper: Callable) -> None:
     assert all(torch.equal(ours[n], v) for n, v in load_transformer(*DIT_FILES).state_dict().items())
 
 
+def convert_and_die(folder: Path) -> None:
+    written = cardiodit_conversion.write_record
+
+    def write_and_die(*arguments: Any) -> None:
+        written(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    cardiodit_conversion.write_record = write_and_die
+    convert_cardiodit(*VQ_FILES, *DIT_FILES, folder, scale_factor=1.0)
+
+
 def test_a_killed_conversion_leaves_no_folder(tmp_path: Path) -> None:
     """Killed at the latest moment: all is written, nothing renamed."""
-    arguments = [str(path) for path in (*VQ_FILES, *DIT_FILES, tmp_path / "model")]
-    script = f"""
-import os, signal
-import cardiodit.convert.cardiodit as module
-written = module.write_record
-def write_and_die(*args):
-    written(*args)
-    os.kill(os.getpid(), signal.SIGKILL)
-module.write_record = write_and_die
-module.convert_cardiodit(*{arguments!r}, scale_factor=1.0)
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=120)
-    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    process = begin(convert_and_die, tmp_path / "model")
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "model").exists()
     assert any((leftover / "conversion.json").exists() for leftover in tmp_path.iterdir())
     assert (convert(tmp_path / "model") / "model_index.json").exists()

@@ -47,7 +47,7 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories, commits and large files in memory. `cut` breaks off the next download of a file once."""
+    """Repositories, commits and large files in memory. `cut` breaks off the next download of `org/name/file` once."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
         content = commit.files[path]
         start = 0
         if asked := self.headers.get("Range"):
-            self.server.ranges.append(f"{path} {asked}")
+            self.server.ranges.append(f"{name}/{path} {asked}")
             start = int(re.match(r"bytes=(\d+)-", asked).group(1))
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
@@ -223,8 +223,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         rest = content[start:]
-        if path in self.server.cut:
-            self.server.cut.discard(path)
+        if f"{name}/{path}" in self.server.cut:
+            self.server.cut.discard(f"{name}/{path}")
             self.wfile.write(rest[: len(rest) // 2])
             self.close_connection = True
             return

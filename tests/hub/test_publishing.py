@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,10 @@ assert tuple(vae.config.spacing) == (1.5, 1.5, 8.0)
 
 
 @pytest.fixture(scope="module")
-def run(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def start(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen]:
     folder = tmp_path_factory.mktemp("client")
 
-    def run_(code: str, cache: str, **environment: str) -> subprocess.CompletedProcess:
+    def start_(code: str, cache: str, **environment: str) -> subprocess.Popen:
         settings = {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(folder / cache),
@@ -78,13 +79,35 @@ def run(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             **environment,
         }
-        return subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True
-        )
+        caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, **settings}, **caught)
 
-    pushed = run_(PREPARE + PUSH, cache="pushing")
+    return start_
+
+
+def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    printed, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
+
+
+@pytest.fixture(scope="module")
+def run(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs code in a process of its own, after small pipelines have been pushed and exported in one."""
+    pushed = finish(start(PREPARE + PUSH + EXPORT, cache="pushing"))
     assert pushed.returncode == 0, pushed.stderr
-    return run_
+    return lambda code, cache, **environment: finish(start(code, cache, **environment))
+
+
+@pytest.fixture(scope="module")
+def strangers(hub: Any, start: Callable[..., subprocess.Popen], run: Any) -> dict[str, subprocess.CompletedProcess]:
+    """Three who load at the same time; the first one's download of a pushed pipeline breaks off."""
+    hub.cut.add("lab/hearts/transformer/diffusion_pytorch_model.safetensors")
+    begun = {
+        "loads": start(PREPARE + LOAD, cache="fresh"),
+        "has no package": start(WITHOUT_THE_PACKAGE, cache="stranger"),
+        "errs": start(PREPARE + "CardioDiTPipeline.from_pretrained('lab/nothing')", cache="erring"),
+    }
+    return {name: finish(process) for name, process in begun.items()}
 
 
 def test_what_is_pushed_are_safetensors_and_configs(hub: Any, run: Any) -> None:
@@ -102,18 +125,18 @@ def test_what_is_pushed_are_safetensors_and_configs(hub: Any, run: Any) -> None:
     assert b"library_name: diffusers" in repository.commits[-1].files["README.md"]
 
 
-def test_it_loads_by_name_and_revision_with_the_same_output_to_the_bit(hub: Any, run: Any) -> None:
-    hub.cut.add("transformer/diffusion_pytorch_model.safetensors")
-    loaded = run(PREPARE + LOAD, cache="fresh")
+def test_it_loads_by_name_and_revision_with_the_same_output_to_the_bit(hub: Any, run: Any, strangers: Any) -> None:
+    loaded = strangers["loads"]
     if loaded.returncode != 0:  # older clients stop where newer ones go on by themselves; the user starts again
         loaded = run(PREPARE + LOAD, cache="fresh")
     assert loaded.returncode == 0, loaded.stderr
     # The download that broke off half-way went on where it was, and was not begun anew.
     assert not hub.cut
-    (resumed,) = [line for line in hub.ranges if line.startswith("transformer/diffusion")]
+    (resumed,) = [line for line in hub.ranges if line.startswith("lab/hearts/transformer/diffusion")]
     assert int(resumed.split("bytes=")[1].split("-")[0]) > 0
 
 
+@pytest.mark.usefixtures("strangers")
 def test_offline_it_opens_from_the_cache(hub: Any, run: Any) -> None:
     before = len(hub.requests)
     offline = run(PREPARE + LOAD, cache="fresh", HF_HUB_OFFLINE="1")
@@ -121,8 +144,8 @@ def test_offline_it_opens_from_the_cache(hub: Any, run: Any) -> None:
     assert len(hub.requests) == before
 
 
-def test_what_is_not_there_is_said(run: Any) -> None:
-    missing = run(PREPARE + "CardioDiTPipeline.from_pretrained('lab/nothing')", cache="fresh")
+def test_what_is_not_there_is_said(strangers: Any) -> None:
+    missing = strangers["errs"]
     assert missing.returncode != 0 and "lab/nothing" in missing.stderr
 
 
@@ -152,10 +175,8 @@ out.save("saved")
 """
 
 
-def test_an_export_needs_no_package(run: Any) -> None:
-    exported = run(PREPARE + EXPORT, cache="exporting")
-    assert exported.returncode == 0, exported.stderr
-    loaded = run(WITHOUT_THE_PACKAGE, cache="stranger")
+def test_an_export_needs_no_package(strangers: Any) -> None:
+    loaded = strangers["has no package"]
     assert loaded.returncode == 0, loaded.stderr
     assert "Expected types" not in loaded.stderr
 

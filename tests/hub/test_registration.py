@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -10,6 +8,8 @@ from diffusers import DiffusionPipeline
 import cardiodit
 from cardiodit import CardioDiTPipeline
 from cardiodit.hub.registration import public_library
+
+from ..conftest import begin
 
 
 def test_diffusers_knows_our_classes() -> None:
@@ -33,16 +33,18 @@ def test_it_opens_in_a_fresh_process_by_either_class(make_pipe, tmp_path: Path) 
     pipe.save_pretrained(tmp_path / "model")
     expected = pipe(seed=4, num_inference_steps=3, output_type="latent").volumes
     torch.save(expected, tmp_path / "expected.pt")
-    code = (
-        "import torch, cardiodit, diffusers\n"
-        "expected = torch.load('expected.pt', weights_only=True)\n"
-        "for cls in (diffusers.DiffusionPipeline, cardiodit.CardioDiTPipeline):\n"
-        "    pipe = cls.from_pretrained('model')\n"
-        "    assert type(pipe) is cardiodit.CardioDiTPipeline\n"
-        "    found = pipe(seed=4, num_inference_steps=3, output_type='latent').volumes\n"
-        "    assert torch.equal(found, expected), (found - expected).abs().max()\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    process = begin(open_by_either_class, tmp_path, said=tmp_path / "said")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "said").read_text()
+
+
+def open_by_either_class(folder: Path) -> None:
+    expected = torch.load(folder / "expected.pt", weights_only=True)
+    for cls in (DiffusionPipeline, CardioDiTPipeline):
+        pipe = cls.from_pretrained(folder / "model")
+        assert type(pipe) is CardioDiTPipeline
+        found = pipe(seed=4, num_inference_steps=3, output_type="latent").volumes
+        assert torch.equal(found, expected), (found - expected).abs().max()
 
 
 def test_components_can_be_swapped_on_loading(make_pipe, make_vae, tmp_path: Path) -> None:

@@ -2,15 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cardiodit.imaging.phantom import Phantom, draw_heart, render
+from cardiodit.imaging import cache
+from cardiodit.imaging.phantom import Phantom, cohort, draw_heart, render
 from cardiodit.imaging.volume import Volume
 
+from ..conftest import PREPARED
+
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
+
+
+@pytest.fixture
+def prepared_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers get their work pickled, as spawned ones do (tests/imaging/cohorts has those), and import nothing."""
+    monkeypatch.setattr(cohort, "multiprocessing", SimpleNamespace(get_context=lambda method: PREPARED))
+    monkeypatch.setattr(cache, "get_context", lambda method: PREPARED)
 
 
 @pytest.fixture(scope="session")

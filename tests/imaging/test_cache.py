@@ -47,6 +47,7 @@ def test_all_caches_give_the_same_bits_and_so_do_their_slices(cases: list[Case],
     assert len({volumes.identity for volumes in made}) == 1 and {len(volumes) for volumes in made} == {3}
 
 
+@pytest.mark.usefixtures("prepared_workers")
 def test_several_processes_read_the_same(cases: list[Case], tmp_path: Path) -> None:
     one, two = PreparedVolumes(cases, STEPS), PreparedVolumes(cases, STEPS, workers=2)
     assert all(torch.equal(one[i], two[i]) for i in range(3))

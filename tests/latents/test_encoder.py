@@ -1,9 +1,5 @@
 import csv
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +14,8 @@ from cardiodit.imaging import Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.phantom import write_chests, write_cohort
 from cardiodit.latents import Counts, encode_cohort, read_header, read_latent
+
+from ..conftest import begin, begin_two
 
 
 def rows_of(manifest: Path) -> list[dict[str, str]]:
@@ -169,24 +167,21 @@ def test_a_killed_run_goes_on_and_several_processes_share_the_work(make_vae: Cal
     def command(folder: str) -> list[str]:
         return ["encode", "--ids", str(cohort), "--vae", str(tmp_path / "run"), "--output_dir", str(tmp_path / folder)]
 
-    killed = subprocess.Popen([sys.executable, "-m", "cardiodit", *command("killed")], stdout=subprocess.DEVNULL)
+    sharing = begin_two(main, command("shared"), said=tmp_path / "said")
+    killed = begin(main, command("killed"))
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("killed/[!.]*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.001)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     done = len(list(tmp_path.glob("killed/[!.]*.safetensors")))
     assert 0 < done < 4 and not (tmp_path / "killed" / "manifest.csv").exists()
     assert main(command("killed")) == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cardiodit"]
-    shared = subprocess.run(
-        [*launch, *command("shared")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert shared.returncode == 0, shared.stderr
-    assert "2 of 2" in shared.stdout and shared.stdout.count("4 new, 0 kept") == 1
+    for process in sharing:
+        process.join()
+    said = (tmp_path / "said").read_text()
+    assert [process.exitcode for process in sharing] == [0, 0], said
+    assert "2 of 2" in said and said.count("4 new, 0 kept") == 1
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")

@@ -1,7 +1,6 @@
 """The codebook: the published rule to the number, its corrections, precision, resuming, several processes."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,6 @@ from cardiodit.models.codebook import EMACodebook, QuantizerOutput
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "codebook.safetensors"
 UNCORRECTED = {"warm_counts": False, "data_init": False, "restart_dead": False, "sync": False}
 NO_DRAWS = {"data_init": False, "restart_dead": False}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small is slowed down many times by threads that wait for a busy core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def batches(*sizes: int, channels: int = 4, seed: int = 0) -> list[Tensor]:
@@ -432,7 +422,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("no_draws", "corrected"):
         assert_same_state(first[name], second[name])

@@ -1,7 +1,6 @@
 """What diffusers offers for any transformer, shown on ours by its effect, in three and in four dimensions."""
 
 import copy
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from peft import LoraConfig
 
 from cardiodit import CardioDiTError, DiT3DTransformerModel, DiT4DTransformerModel
 from cardiodit.models.transformer_dit import DiTTransformerModel
+
+from ..conftest import PREPARED
 
 SMALL: dict[str, Any] = {
     "num_layers": 3,
@@ -335,9 +336,8 @@ def test_context_parallelism_over_two_processes_is_one(tmp_path: Path, make_dit:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
     jobs = [
-        context.Process(target=_one_of_two, args=(rank, port, copy.deepcopy(model), arguments, str(tmp_path)))
+        PREPARED.Process(target=_one_of_two, args=(rank, port, copy.deepcopy(model), arguments, str(tmp_path)))
         for rank in range(2)
     ]
     for job in jobs:

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.pipelines.batches import Order, consecutive, missing_samples, sample_many
 
@@ -84,8 +85,10 @@ def test_labels_in_turn_whatever_is_missing(make_pipe: Callable, tmp_path: Path)
         missing_samples(pipe, tmp_path / "s", Order(0, 0, 1, labels=("b",), settings=SETTINGS))
 
 
-def test_processes_share_and_the_result_is_the_same(make_pipe: Callable, tmp_path: Path) -> None:
-    """Two real processes of the command."""
+def test_processes_share_and_the_result_is_the_same(
+    make_pipe: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two real processes of the command, and this one."""
     make_pipe().save_pretrained(tmp_path / "model")
     arguments = ["sample", str(tmp_path / "model"), "--num_samples", "4", "--num_inference_steps", "2", "--seed", "3"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -95,24 +98,13 @@ def test_processes_share_and_the_result_is_the_same(make_pipe: Callable, tmp_pat
     )
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count(".nii.gz") == 4
-    alone = subprocess.run(
-        [sys.executable, "-m", "cardiodit", *arguments, "--output_dir", str(tmp_path / "one")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert alone.returncode == 0, alone.stderr
+    assert main([*arguments, "--output_dir", str(tmp_path / "one")]) == 0
     one, two = voxels(tmp_path / "one"), voxels(tmp_path / "two")
     assert set(one) == set(two) and len(one) == 4
     for name in one:
         np.testing.assert_allclose(one[name], two[name], atol=1e-3)
-    again = subprocess.run(
-        [sys.executable, "-m", "cardiodit", *arguments, "--output_dir", str(tmp_path / "one")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert "All samples that were asked for are in" in again.stdout
+    assert main([*arguments, "--output_dir", str(tmp_path / "one")]) == 0
+    assert "All samples that were asked for are in" in capsys.readouterr().out
 
 
 def test_a_process_that_comes_late_makes_its_own_share(make_pipe: Callable, tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 from pathlib import Path
 
 import nibabel
@@ -9,6 +8,8 @@ import torch
 
 from cardiodit import CardioDiTError, CardioDiTPipeline
 from cardiodit.imaging import Intensity, Preprocessing
+
+from ..conftest import PREPARED
 
 KNOWN = {"spacing": (1.5, 1.5, 8.0), "frame_time": 0.04, "scaling_factor": 1.25}
 
@@ -116,8 +117,7 @@ def sample_into(model: Path, folder: Path, first: int) -> None:
 
 def test_two_processes_make_what_one_makes(make_pipe, tmp_path: Path) -> None:
     make_pipe().save_pretrained(tmp_path / "model")
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=sample_into, args=(tmp_path / "model", tmp_path / "two", f)) for f in (0, 2)]
+    workers = [PREPARED.Process(target=sample_into, args=(tmp_path / "model", tmp_path / "two", f)) for f in (0, 2)]
     for worker in workers:
         worker.start()
     for worker in workers:

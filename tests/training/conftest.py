@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,12 @@ def said_by(process: subprocess.Popen) -> str:
         raise AssertionError(f"hangs: {process.communicate()[0]}") from None
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen | ForkServerProcess) -> None:
     """Until a run has done so many steps; its process must be alive till then."""
     deadline = time.monotonic() + PATIENCE
     while not (run / "metrics.jsonl").is_file() or max(lines_of(run), default=0) < step:
-        assert process.poll() is None and time.monotonic() < deadline, said_by(process)
+        if isinstance(process, ForkServerProcess):
+            assert process.is_alive() and time.monotonic() < deadline, process.exitcode
+        else:
+            assert process.poll() is None and time.monotonic() < deadline, said_by(process)
         time.sleep(0.005)

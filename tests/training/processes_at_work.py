@@ -1,6 +1,4 @@
-"""Runs of training, one after the other, by the processes that torchrun started: starting those takes longest.
-
-    torchrun --nproc_per_node 2 processes_at_work.py PLAN.json
+"""Runs of training, one after the other, by processes that have their ranks from the environment.
 
 The plan lists runs: `arguments` of a command line, its `stage`, and whether weights are `sharded` (FSDP2). Each process
 leaves in the run's folder what it held at the end of stage 1.
@@ -9,7 +7,6 @@ leaves in the run's folder what it held at the end of stage 1.
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,17 +58,15 @@ STAGES = {"train_dit": train_dit.main, "train_vqgan": train_an_autoencoder}
 
 def work_off(plan: Path) -> None:
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    groups = []  # held to the end: thrown away with a run's model, a group may wait for ever for its own thread
     for number, item in enumerate(json.loads(plan.read_text())):
-        # Every run ends its process group, and torchrun's meeting point serves for one only.
+        # Every run ends its process group, and a meeting point serves for one only.
         store = torch.distributed.FileStore(f"{plan}-{number}.store", processes)
         torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+        groups.append(torch.distributed.group.WORLD)
         sharding = SHARDED if item["sharded"] else {}
         os.environ.update(sharding)
         STAGES[item["stage"]](item["arguments"])
         for name in sharding:
             del os.environ[name]
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-if __name__ == "__main__":
-    work_off(Path(sys.argv[1]))

@@ -178,10 +178,10 @@ def test_without_deepspeed_nothing_is_checked() -> None:
 def test_the_command_that_installs_it_is_told(cohorts: Cohorts, tmp_path: Path) -> None:
     """By us, and by accelerate's launcher, which does not come as far as to start us."""
     process = start_zero([*TRAIN_DIT, *Runs(tmp_path, cohorts).dit("run")])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2"]
+    told = subprocess.run([*launch, *TRAIN_DIT], capture_output=True, text=True)
     said = said_by(process)
     assert process.returncode != 0 and said.count("error: ") == 1, said
     assert "pip install 'cardiodit[deepspeed]'" in said and "fsdp2.yaml" in said
     assert not (tmp_path / "run").exists()
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2"]
-    told = subprocess.run([*launch, *TRAIN_DIT], capture_output=True, text=True)
     assert told.returncode != 0 and "pip3 install deepspeed" in told.stderr.splitlines()[-1]

@@ -23,7 +23,9 @@ from cardiodit.training.harness.parts import WEIGHTS
 from cardiodit.training.harness.stream import Share
 from cardiodit.training.settings import DiffusionSettings
 
-from .conftest import DIT, VQGAN, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
+from ..conftest import begin_two
+from .conftest import DIT, PATIENCE, VQGAN, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
+from .processes_at_work import work_off
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 CLOSE = 1e-5  # sums in another order
@@ -52,10 +54,7 @@ class Runs:
     def alone(self, name: str, **training: Any) -> Path:
         """Trained by this one process, with one thread, as those of two are."""
         AcceleratorState._reset_state(reset_partial_state=True)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         train_dit.main(self.dit(name, processes=1, **training))
-        torch.set_num_threads(threads)
         return self.folder / name
 
     def cut(self, name: str, new_name: str) -> Path:
@@ -81,7 +80,12 @@ def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
             plan.append({"stage": "train_dit", "arguments": made.dit(run), "sharded": is_sharded})
     file = made.folder / "plan.json"
     file.write_text(json.dumps(plan))
-    made.said["plan"] = finish(start([str(Path(__file__).with_name("processes_at_work.py")), str(file)]))
+    said = made.folder / "said"
+    processes = begin_two(work_off, file, said=said)
+    for process in processes:
+        process.join(PATIENCE)
+    made.said["plan"] = said.read_text()
+    assert [process.exitcode for process in processes] == [0, 0], made.said["plan"]
     return made
 
 

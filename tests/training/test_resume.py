@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.training import train_dit
 
-from .conftest import lines_of, wait_for_step
+from ..conftest import begin
+from .conftest import Cohorts, lines_of, wait_for_step
 
 
-def start(arguments: list[str], module: str = "train_dit") -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-m", f"cardiodit.training.{module}", *arguments]
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cardiodit.training.train_dit", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -27,10 +29,11 @@ def test_a_killed_run_goes_on_to_the_bit(dit_arguments: Callable, train_a_dit: C
     changes = {"model": {"dropout": 0.1}, "training": {"max_train_steps": 60, "checkpointing_steps": 7}}
     whole = train_a_dit("whole", **changes)
     for step in (10, 33):
-        process = start(dit_arguments("killed", **changes))
+        process = begin(train_dit.main, dit_arguments("killed", **changes))
         wait_for_step(tmp_path / "killed", step, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     killed = train_a_dit("killed", **changes)
     assert lines_of(killed) == lines_of(whole)  # every loss of every step, once
     assert len(lines_of(whole)) == 60
@@ -56,7 +59,7 @@ def test_the_autoencoder_goes_on_to_the_bit_too(train_a_vqgan: Callable) -> None
 
 
 def test_a_polite_end_saves_and_goes_on(dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path) -> None:
-    changes = {"training": {"max_train_steps": 400, "checkpointing_steps": 1000, "validation_steps": 1000}}
+    changes = {"training": {"max_train_steps": 150, "checkpointing_steps": 1000, "validation_steps": 1000}}
     process = start(dit_arguments("stopped", **changes))
     wait_for_step(tmp_path / "stopped", 5, process)
     process.send_signal(signal.SIGTERM)
@@ -68,7 +71,7 @@ def test_a_polite_end_saves_and_goes_on(dit_arguments: Callable, train_a_dit: Ca
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "stopped" / "pipeline").exists()
     finished = train_a_dit("stopped", **changes)
-    assert sorted(lines_of(finished)) == list(range(1, 401))
+    assert sorted(lines_of(finished)) == list(range(1, 151))
 
 
 def test_a_damaged_checkpoint_is_found_and_an_older_one_taken(
@@ -138,7 +141,7 @@ def test_what_a_killed_process_half_wrote_is_no_line(train_a_dit: Callable) -> N
     assert lines_of(run) == losses
 
 
-def test_another_config_or_other_data_is_not_the_same_run(train_a_dit: Callable, cohorts) -> None:
+def test_another_config_or_other_data_is_not_the_same_run(train_a_dit: Callable, cohorts: Cohorts) -> None:
     train_a_dit("run")
     with pytest.raises(CardioDiTError, match=r"training.learning_rate was 0.001, now 0.5\n.*--init_from .*best"):
         train_a_dit("run", training={"learning_rate": 0.5})

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cardiodit.commands.adding import add_command
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.report import read_report
+from cardiodit.hub.card.evaluated import with_evaluation
 from cardiodit.hub.card.owner_facts import OwnerFacts, read_facts, write_facts
 from cardiodit.hub.card.previews import copy_previews
 from cardiodit.hub.model_card import CARD, write_card
@@ -48,6 +50,12 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         metavar="SAMPLES",
         help="folder of `cardiodit sample`: its first four GIFs are shown, in place of earlier ones",
     )
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="REPORT",
+        help="report.json of `cardiodit evaluate`: its table and its main numbers are put into the card",
+    )
     parser.add_argument("--overwrite", action="store_true", help="also replace a card that was edited by hand")
 
 
@@ -74,6 +82,8 @@ def make_card(arguments: argparse.Namespace, repository: str | None = None) -> t
     facts = read_facts(arguments.facts) if arguments.facts else OwnerFacts()
     if facts.repository is None:
         facts = replace(facts, repository=repository)
+    if arguments.evaluation:
+        facts = with_evaluation(facts, read_report(arguments.evaluation))
     if arguments.previews:
         copy_previews(arguments.previews, arguments.folder)
     return facts, write_card(arguments.folder, arguments.runs, facts, arguments.overwrite)

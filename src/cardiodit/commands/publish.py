@@ -33,8 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
     check_name(arguments.repository)
     if arguments.facts:
         make_card(arguments, arguments.repository)
-    elif arguments.runs or arguments.previews or arguments.overwrite:
-        raise CardioDiTError("--run, --previews and --overwrite make the card anew, which needs --facts, too.")
+    elif arguments.runs or arguments.previews or arguments.evaluation or arguments.overwrite:
+        raise CardioDiTError(
+            "--run, --previews, --evaluation and --overwrite make the card anew, which needs --facts, too."
+        )
     if not arguments.dry_run:
         address = publish(arguments.folder, arguments.repository, not arguments.public, arguments.message)
         print(f"Uploaded to {address}.")

@@ -10,7 +10,7 @@ from cardiodit.errors import CardioDiTError
 
 CONFIDENCE = 0.95
 DRAWS = 1999  # of the permutation test, whose smallest p value is then 1/2000, and of the floor
-CHUNK = 4_000_000  # numbers held at once while drawing
+CHUNK = 500_000  # numbers held at once while drawing, of several arrays
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,13 @@ def frechet_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
 def frechet(real: np.ndarray, synthetic: np.ndarray, *, shrinkage: bool = False) -> Frechet:
     """d² with its parts; `shrinkage` draws both covariances towards multiples of the identity."""
     real, synthetic = checked_features(real, synthetic)
-    roots = [_centred_root(features) for features in (real, synthetic)]
     intensities: tuple[float, float] | None = None
     if shrinkage:
         intensities = (ledoit_wolf_intensity(real), ledoit_wolf_intensity(synthetic))
-        roots = [_shrunk(root, intensity) for root, intensity in zip(roots, intensities, strict=True)]
+        spreads = _shrunk_spreads(real, synthetic, intensities)
+    else:
+        spreads = _spreads(_centred_root(real), _centred_root(synthetic))
     means = float(np.square(real.mean(axis=0) - synthetic.mean(axis=0)).sum())
-    spreads = _spreads(*roots)
     return Frechet(means + spreads, means, spreads, intensities, _notes(real, synthetic, shrinkage))
 
 
@@ -167,10 +167,20 @@ def _centred_root(features: np.ndarray) -> np.ndarray:
     return (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
 
 
-def _shrunk(root: np.ndarray, intensity: float) -> np.ndarray:
-    """A root `(n + f, f)` of (1 − s)C + sμI."""
-    mean_variance = np.square(root).sum() / root.shape[1]
-    return np.concatenate([np.sqrt(1 - intensity) * root, np.sqrt(intensity * mean_variance) * np.eye(root.shape[1])])
+def _shrunk_spreads(real: np.ndarray, synthetic: np.ndarray, intensities: tuple[float, float]) -> float:
+    """The spreads of (1 − s)C + sμI, within the span of all volumes and, where both are multiples of I, outside."""
+    features = real.shape[1]
+    inside = _within_their_span(np.concatenate([real, synthetic]))
+    roots = [_centred_root(part) for part in (inside[: len(real)], inside[len(real) :])]
+    levels = [s * np.square(root).sum() / features for root, s in zip(roots, intensities, strict=True)]  # sμ
+    shrunk = [_shrunk(*parts) for parts in zip(roots, intensities, levels, strict=True)]
+    outside = (features - inside.shape[1]) * (np.sqrt(levels[0]) - np.sqrt(levels[1])) ** 2
+    return _spreads(*shrunk) + float(outside)
+
+
+def _shrunk(root: np.ndarray, intensity: float, level: float) -> np.ndarray:
+    """A root `(n + f, f)` of (1 − s)C + level · I."""
+    return np.concatenate([np.sqrt(1 - intensity) * root, np.sqrt(level) * np.eye(root.shape[1])])
 
 
 def _spreads(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,116 @@
+"""How long `cardiodit evaluate` takes, and what memory it needs for many volumes.
+
+    python benchmarks/evaluation.py                       64 phantoms against 64 samples, two processes
+    python benchmarks/evaluation.py --memory 10 1000      peak memory of 1000 small volumes of each set beside 10
+    python benchmarks/evaluation.py --volumes 8 --size 32 32 6 8    a small run, to see that it works
+
+Samples are other phantoms, written as `cardiodit sample` writes them. Each evaluation is a process of its own, its
+imports included.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from measuring import machine
+
+from cardiodit.imaging import Intensity, Preprocessing, prepare_case, read_manifest, read_nifti, write_nifti
+from cardiodit.imaging.manifest import write_manifest
+from cardiodit.imaging.phantom import write_cohort
+
+STEPS = Preprocessing(intensity=Intensity("p0.5", "p99.5"))
+DRAWN = 8  # phantoms; where memory is measured, the others are these with other noise
+SMALL = (32, 32, 6, 8)
+
+
+def write_sets(folder: Path, volumes: int, size: tuple[int, int, int, int]) -> None:
+    for seed, name in enumerate(("real", "others")):
+        write_cohort(folder / name, volumes, seed=seed, size=size, workers=2)
+    write_samples(folder)
+
+
+def write_noisy_sets(folder: Path, volumes: int) -> None:
+    """Many volumes, quickly."""
+    for seed, name in enumerate(("real", "others")):
+        manifest = write_cohort(folder / f"{name}-drawn", DRAWN, seed=seed, size=SMALL)
+        (folder / name).mkdir()
+        cases, rows = read_manifest(manifest), []
+        random = np.random.default_rng([seed, volumes])
+        for i in range(volumes):
+            volume = read_nifti(cases[i % DRAWN].image)
+            noisy = volume.voxels + random.integers(-8, 9, volume.voxels.shape, dtype=np.int16)
+            write_nifti(folder / name / f"{i:04d}.nii.gz", noisy, volume.geometry)
+            rows.append({"image": f"{i:04d}.nii.gz", "slices": "base to apex", "ed_frame": 0})
+        write_manifest(folder / name / "manifest.csv", rows)
+    write_samples(folder)
+
+
+def write_samples(folder: Path) -> None:
+    (folder / "samples").mkdir()
+    for i, case in enumerate(read_manifest(folder / "others" / "manifest.csv")):
+        volume = prepare_case(case, STEPS).volume
+        file = folder / "samples" / f"seed0-{i:05d}.nii.gz"
+        write_nifti(file, volume.voxels, volume.geometry)
+        with (folder / "samples" / "samples.jsonl").open("a") as records:
+            records.write(json.dumps({"file": file.name, "units": None, "preprocessing": STEPS.to_dict()}) + "\n")
+
+
+def evaluated(folder: Path, segmenter: str | None, processes: int) -> tuple[float, float]:
+    """Seconds, and the peak memory of its largest process in MiB."""
+    more = ["--segmenter", segmenter or ""]
+    command = [sys.executable, __file__, "--one", str(folder), "--processes", str(processes), *more]
+    start = time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return time.perf_counter() - start, float(done.stdout.splitlines()[-1])
+
+
+def evaluate_one(folder: Path, segmenter: str | None, processes: int) -> None:
+    from cardiodit.evaluation.protocol import Request, evaluate
+
+    real, samples = folder / "real" / "manifest.csv", folder / "samples"
+    evaluate(Request(real, samples, folder / "out", segmenter=segmenter, processes=processes))
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(max(peaks) / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--volumes", type=int, default=64, help="of each set (%(default)s)")
+    parser.add_argument("--size", type=int, nargs=4, default=(64, 64, 8, 16), metavar=("H", "W", "D", "T"))
+    parser.add_argument("--segmenter", default="phantom-segmenter", help="(%(default)s); not for --memory")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--memory", type=int, nargs=2, metavar=("FEW", "MANY"))
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        evaluate_one(arguments.one, arguments.segmenter or None, arguments.processes)
+        return
+    print(machine())
+    with tempfile.TemporaryDirectory() as name:
+        if arguments.memory:
+            peaks = []
+            for volumes in arguments.memory:
+                folder = Path(name) / str(volumes)
+                folder.mkdir()
+                write_noisy_sets(folder, volumes)
+                seconds, peak = evaluated(folder, "", 1)
+                peaks.append(peak)
+                print(f"{volumes} against {volumes} volumes of {SMALL}: peak {peak:.0f} MiB, {seconds:.0f} s")
+            print(f"{peaks[1] - peaks[0]:.0f} MiB more")
+            return
+        write_sets(Path(name), arguments.volumes, tuple(arguments.size))
+        seconds, peak = evaluated(Path(name), arguments.segmenter, arguments.processes)
+        print(
+            f"{arguments.volumes} against {arguments.volumes} volumes of {tuple(arguments.size)}, "
+            f"{arguments.processes} processes: {seconds:.0f} s, at most {peak:.0f} MiB in one"
+        )
+
+
+if __name__ == "__main__":
+    main()

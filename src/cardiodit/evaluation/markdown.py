@@ -1,0 +1,89 @@
+"""The report's table in Markdown, and its main numbers as the Hub's model cards list results."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+TASK = "unconditional-image-generation"
+HEAD = (
+    "| Metric | Value (95% interval) | At the floor's number | Floor (real against real) | Better |",
+    "|---|---|---|---|---|",
+)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """One line a metric, and below it what a reader must know to compare it with another table."""
+    protocol, metrics = report["protocol"], report["metrics"]
+    lines = [*HEAD, *(_line(metric) for metric in metrics)]
+    notes = [_counts(protocol), _networks(protocol)]
+    notes += [f"Left out: {reason}" for reason in protocol["left_out"]]
+    if report["problems"]:
+        notes.append(f"{len(report['problems'])} files had problems and were not evaluated; the report names them.")
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def model_index(report: Mapping[str, Any], model: str | None = None) -> list[dict[str, Any]]:
+    """The `model-index` of a model card's metadata."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    name = model or report["sets"]["synthetic"].get("made_by", {}).get("model") or "model"
+    identity = report["sets"]["real"]["identity"][:12]
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=f"real-{identity}",
+            dataset_name=f"{report['protocol']['counts']['real']} real volumes ({identity})",
+            metric_type=metric["name"],
+            metric_name=metric["title"] + (f" ({metric['unit']})" if metric["unit"] else ""),
+            metric_value=metric["value"],
+        )
+        for metric in report["metrics"]
+        if metric["value"] is not None
+    ]
+    return eval_results_to_model_index(str(name).rsplit("/", 1)[-1], results) if results else []
+
+
+def model_index_yaml(report: Mapping[str, Any], model: str | None = None) -> str:
+    """To be put into the block at the top of a card."""
+    return yaml.safe_dump({"model-index": model_index(report, model)}, sort_keys=False, allow_unicode=True, width=120)
+
+
+def number(value: float | None) -> str:
+    """Four digits, as tables show it."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _line(metric: Mapping[str, Any]) -> str:
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    floor = metric["floor"]
+    matched = f"{number(floor['matched'])}{unit} (n = {floor['volumes']})" if floor else "–"
+    beside = f"{number(floor['value'])}{unit}{_interval(floor)}" if floor else "–"
+    value = f"{number(metric['value'])}{unit}{_interval(metric)}"
+    return f"| {metric['title'].replace('|', '/')} | {value} | {matched} | {beside} | {metric['better']} |"
+
+
+def _interval(held: Mapping[str, Any]) -> str:
+    low, high = held["low"], held["high"]
+    if low is None and high is None:
+        return ""
+    if low is None:
+        return f" (up to {number(high)})"
+    return f" ({number(low)} to {number(high)})"
+
+
+def _counts(protocol: Mapping[str, Any]) -> str:
+    counts = protocol["counts"]
+    return (
+        f"{counts['real']} real and {counts['synthetic']} synthetic volumes, seed {protocol['seed']}, cardiodit "
+        f"{protocol['cardiodit']}."
+    )
+
+
+def _networks(protocol: Mapping[str, Any]) -> str:
+    spatial, segmenter = protocol["features"]["spatial"], protocol["segmenter"]
+    told = f"Features: {spatial['name']}, weights {spatial['weights']['sha256'][:12]}"
+    if note := spatial.get("note"):
+        told += f" ({note})"
+    return told + (f". Segmenter: {segmenter['name']}, {segmenter['identity'][:12]}." if segmenter else ".")

@@ -1,0 +1,95 @@
+"""Numbers as one reads them: as many digits as mean something, with their unit."""
+
+import math
+
+import numpy as np
+
+MISSING = "–"
+MINUS = "\N{MINUS SIGN}"
+TINY, HUGE = 1e-4, 1e7  # beyond, a number is written with a power of ten
+TIGHT_UNITS = ("", "%", "°")
+
+
+def is_number(value: object) -> bool:
+    """Whether there is something to draw."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def finite(*values: object) -> list[float]:
+    """Those that are numbers."""
+    return [float(value) for value in values if is_number(value)]  # type: ignore[arg-type]
+
+
+def readable(value: object, digits: int = 3) -> str:
+    """A number with that many significant digits; digits before the point are never dropped."""
+    if not isinstance(value, int | float | np.number):
+        return MISSING
+    number = float(value)
+    if not math.isfinite(number):
+        return MISSING if math.isnan(number) else f"{MINUS if number < 0 else ''}∞"
+    if number == 0:
+        return "0"
+    if isinstance(value, int):
+        return _signed(str(int(value)))
+    if not TINY <= abs(number) < HUGE:
+        return _signed(f"{number:.{digits - 1}e}")
+    return fixed(number, digits - 1 - math.floor(math.log10(abs(number))))
+
+
+def fixed(value: object, decimals: int) -> str:
+    """A number with that many digits behind the point."""
+    if not is_number(value):
+        return readable(value)
+    text = f"{float(value):.{max(0, decimals)}f}"  # type: ignore[arg-type]
+    return _signed(text if text.strip("-0.") else text.lstrip("-"))  # no −0.0
+
+
+def decimals_for(spread: float) -> int:
+    """Digits behind the point so that a spread, which is how well a number is known, keeps two digits."""
+    return min(9, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 and math.isfinite(spread) else 3
+
+
+def value_and_interval(value: object, low: object, high: object) -> tuple[str, str]:
+    """`("12.1", "8.0 to 16.2")`, both as precise as the interval is; its text is empty where there is none."""
+    ends = finite(low, high)
+    if len(ends) < 2 or ends[0] == ends[1]:
+        return readable(value), "" if len(ends) < 2 else f"{readable(low)} to {readable(high)}"
+    decimals = decimals_for(abs(ends[1] - ends[0]) / 2)
+    if decimals >= 6:  # a tiny number with as many zeros says less than its power of ten
+        return readable(value), f"{readable(low)} to {readable(high)}"
+    return fixed(value, decimals), f"{fixed(low, decimals)} to {fixed(high, decimals)}"
+
+
+def with_unit(text: str, unit: str | None) -> str:
+    if not unit or text == MISSING:
+        return text
+    return f"{text}{unit}" if unit in TIGHT_UNITS else f"{text}\N{NO-BREAK SPACE}{unit}"
+
+
+def p_value(value: object) -> str:
+    """`p = 0.012`, `p < 0.001`."""
+    if not is_number(value):
+        return f"p {MISSING}"
+    p = float(value)  # type: ignore[arg-type]
+    words = "p < 0.001" if p < 0.001 else f"p = {fixed(p, 3 if p < 0.0995 else 2)}"
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def mean_and_sd(values: np.ndarray, unit: str = "") -> str:
+    """`58.2 ± 6.1 %`; one value has no deviation."""
+    if len(values) < 2:
+        return with_unit(readable(float(values[0]) if len(values) else None), unit)
+    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    if not sd or decimals_for(sd) >= 6:
+        return with_unit(f"{readable(mean)} ± {readable(sd)}", unit)
+    decimals = decimals_for(sd)
+    return with_unit(f"{fixed(mean, decimals)} ± {fixed(sd, decimals)}", unit)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 volume`, `3 volumes`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", MINUS)
