@@ -57,6 +57,7 @@ class Noising:
         seed: of the run.
         null_label: stands for a label that was dropped; None where labels are never dropped.
         label_dropout: share of labels dropped.
+        noise_power: 1 visits all timesteps alike; by larger numbers, the share of those up to t is (t / T)^power.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,11 @@ class Noising:
     seed: int
     null_label: int | None = None
     label_dropout: float = 0.0
+    noise_power: float = 1.0
+
+    def timestep_at(self, share: torch.Tensor) -> torch.Tensor:
+        """That below which a share of all visits lies, the share being in [0, 1)."""
+        return (share.double() ** (1 / self.noise_power) * self.timesteps).long().clamp(max=self.timesteps - 1)
 
 
 class NoisyVisits(Dataset):
@@ -79,6 +85,8 @@ class NoisyVisits(Dataset):
         index, how = self.order[visit], self.noising
         generator = generator_for(self.seed, visit)
         timestep = torch.randint(how.timesteps, (), generator=generator)
+        if how.noise_power != 1:
+            timestep = how.timestep_at((timestep + 0.5) / how.timesteps)
         is_dropped = torch.rand((), generator=generator) < how.label_dropout
         noise = torch.randn(how.shape, generator=generator)
         item = _item(self.patients, index, timestep, noise)
@@ -110,7 +118,7 @@ class FixedVisits(Dataset):
         generator = generator_for(self.seed, place % self.real)
         share = (level + torch.rand((), generator=generator, dtype=torch.float64)) / self.levels
         noise = torch.randn(self.noising.shape, generator=generator)
-        item = _item(self.patients, index, (share * self.noising.timesteps).long(), noise)
+        item = _item(self.patients, index, self.noising.timestep_at(share), noise)
         return {**item, "weight": torch.tensor(float(place < self.real))}
 
 

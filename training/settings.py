@@ -276,6 +276,9 @@ class TGCATraining(AveragedTraining):
     lr_scheduler: Literal["constant", "cosine", "exponential"] = option("exponential", "course of the rate")
     lr_warmup_epochs: float = option(0.0, "in which the rate rises from 0")
     lr_gamma: float = option(0.999, "factor an epoch of exponential")
+    noise_power: float = option(
+        1.0, "1 visits all noise levels alike, as published; 6 mostly the first, where masks decide what lies where"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,7 +178,7 @@ def loaders(
     training = settings.training
     shape = (cohorts[0].channels, *cohorts[0].size)
     dropout = base.config.class_dropout_prob if patients[0].labels is not None else 0.0
-    noising = Noising(shape, timesteps, training.seed, base.null_label, dropout)
+    noising = Noising(shape, timesteps, training.seed, base.null_label, dropout, training.noise_power)
     visits = NoisyVisits(patients[0], noising)
     items = Conditioned(visits, visits.order.__getitem__, masks[0], settings.conditions, training.seed)
     processes = run.accelerator.num_processes

@@ -136,3 +136,14 @@ def test_validation_is_fixed_stratified_and_padded_with_nothing() -> None:
     again = FixedVisits(PATIENTS, NOISING, levels=4, multiple=1)
     assert all(torch.equal(items[i]["noise"], again[i]["noise"]) for i in range(20))
     assert all(int(item["label"]) != 3 for item in items)  # labels are never dropped here
+
+
+def test_noisy_steps_may_be_visited_more_often() -> None:
+    shares = (torch.arange(300) + 0.5) / 300
+    assert Noising((1,), 300, 0).timestep_at(shares).tolist() == list(range(300))
+    often = Noising((1,), 300, 0, noise_power=6.0).timestep_at(shares)
+    assert often.min() >= 0 and often.max() == 299
+    assert (often >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.01)
+    visits = NoisyVisits(Patients([torch.zeros(1)] * 4, list("abcd"), None), Noising((1,), 300, 0, noise_power=6.0))
+    drawn = torch.stack([visits[i]["timestep"] for i in range(400)])
+    assert (drawn >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.08)
