@@ -2,8 +2,9 @@
 
 import multiprocessing
 import os
+import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState
 
 from cardiodit import (
     CardioDiTPipeline,
@@ -22,6 +25,9 @@ from cardiodit import (
 )
 
 torch.set_num_threads(1)  # work this small is slowed down many times by threads that wait for a busy core
+
+BROWSER_FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync --window-size=1280,800"""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -114,3 +120,31 @@ def make_pipe(make_dit: Callable, make_vae: Callable) -> Callable[..., CardioDiT
 @pytest.fixture(params=[VQModel3D, VQModel4D])
 def any_vae(request: pytest.FixtureRequest, make_vae: Callable) -> Any:
     return make_vae(request.param)
+
+
+def train(script: Any, folder: Path, name: str, config: dict[str, Any], manifests: Sequence[Path], *more: str) -> Path:
+    """Trains in this process as a user would from the command line; returns the run's folder."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    ids = ["--training_ids", str(manifests[0]), "--validation_ids", str(manifests[1])]
+    script.main(
+        ["--config", str(folder / f"{name}.yaml"), *ids, "--output_dir", str(folder), "--run_name", name, *more]
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real one without a window, that knows no network."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in [*BROWSER_FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from accelerate.state import AcceleratorState
 
 from cardiodit import CardioDiTPipeline
 from cardiodit.cli import main
@@ -15,6 +13,8 @@ from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import LatentCohort
 from cardiodit.training import train_dit, train_vqgan
+
+from .conftest import train
 
 VQGAN = {
     "model": {"channels": [16, 32], "num_res_channels": [16, 32], "num_res_layers": 1, "embedding_dim": 4},
@@ -45,17 +45,6 @@ DIT = {
         "checkpointing_steps": 125,
     },
 }
-
-
-def train(script, folder: Path, name: str, config: dict, manifests: list[Path], *more: str) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    ids = ["--training_ids", str(manifests[0]), "--validation_ids", str(manifests[1])]
-    script.main(
-        ["--config", str(folder / f"{name}.yaml"), *ids, "--output_dir", str(folder), "--run_name", name, *more]
-    )
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return folder / name
 
 
 def course_of(run: Path, key: str) -> list[float]:

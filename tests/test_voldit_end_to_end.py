@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from accelerate.state import AcceleratorState
 
 from cardiodit import VolDiTControlPipeline, VolDiTPipeline
 from cardiodit.cli import main
@@ -16,6 +14,8 @@ from cardiodit.imaging.manifest import read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_nifti
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_dit, train_tgca, train_vqgan
+
+from .conftest import train
 
 SIZE = (40, 40, 24)  # of the files; 32 × 32 × 24 are cropped from them
 BRIEF: dict[str, Any] = {"train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none", "dataloader_num_workers": 0}
@@ -38,17 +38,6 @@ TGCA = {
     "adapter": {"channels": [4, 8, 8]},
     "training": {**BRIEF, "max_train_steps": 4, "validation_steps": 4, "checkpointing_steps": 4},
 }
-
-
-def train(script: Any, folder: Path, name: str, config: dict[str, Any], ids: list[Path], *more: str) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    given = ["--training_ids", str(ids[0]), "--validation_ids", str(ids[1])]
-    script.main(
-        ["--config", str(folder / f"{name}.yaml"), *given, "--output_dir", str(folder), "--run_name", name, *more]
-    )
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return folder / name
 
 
 def run(*words: object) -> None:

@@ -23,24 +23,7 @@ FOUND = {"chromium": BROWSER, "chromedriver": DRIVER, "selenium": find_spec("sel
 if MISSING := ", ".join(name for name, found in FOUND.items() if not found):
     warnings.warn(f"The viewer is not tested in a browser. Missing: {MISSING}.", stacklevel=1)
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"missing: {MISSING}")
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync --window-size=1280,800"""
 STILL = {"name": "prefers-reduced-motion", "value": "reduce"}
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 class Page:

@@ -6,8 +6,7 @@ from half of the volumes, stops by a quarter, and is measured on the last quarte
 where it learned, any critic finds a distance between equals.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.estimate import Estimate, checked_features
+from cardiodit.evaluation.threads import one_thread
 
 FEWEST = 16  # volumes of each kind
 PENALTY = 10.0  # λ of Gulrajani et al.
@@ -52,7 +52,7 @@ def critic_distance(
     if not seeds or steps < 1:
         raise CardioDiTError("A critic needs at least one seed and one step.")
     samples = [torch.from_numpy(features).to(device) for features in (real, synthetic)]
-    with _one_thread():
+    with one_thread():
         values = [_one_critic(samples[0], samples[1], seed, steps, width) for seed in seeds]
     disagreement = f"By seed: {', '.join(f'{value:.4g}' for value in values)}."
     return Estimate(
@@ -65,17 +65,6 @@ def critic_distance(
         ),
         notes=("A lower bound; no interval, since seeds share volumes and the bound's slack is unknown.", disagreement),
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices this small are done before a second thread has begun; on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _one_critic(real: Tensor, synthetic: Tensor, seed: int, steps: int, width: int) -> float:

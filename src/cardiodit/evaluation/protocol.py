@@ -25,9 +25,10 @@ from cardiodit.evaluation.metric import GROUPS, Metric
 from cardiodit.evaluation.number_scores import number_scores, plausibility_scores, reconstruction_scores
 from cardiodit.evaluation.quantities import CURVE_TITLES
 from cardiodit.evaluation.report import SCHEMA, rounded, write_report, write_text
-from cardiodit.evaluation.running import Workers, measure_all, one_thread
+from cardiodit.evaluation.running import Workers, measure_all
 from cardiodit.evaluation.sets import REAL, SYNTHETIC, Item, Problem, VolumeSet, open_real, open_synthetic
 from cardiodit.evaluation.settled import settle_preprocessing
+from cardiodit.evaluation.threads import one_thread
 from cardiodit.imaging.cache_files import without_typical
 from cardiodit.imaging.preprocessing import Preprocessing
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -17,6 +16,7 @@ from cardiodit.evaluation.instruments import Recipe, open_instruments
 from cardiodit.evaluation.kept import key_of, read_kept, write_kept
 from cardiodit.evaluation.measuring import Measured, measure
 from cardiodit.evaluation.sets import Item, Problem
+from cardiodit.evaluation.threads import one_thread
 from cardiodit.imaging.preprocessing import Preprocessing
 
 Given = TypeVar("Given")
@@ -96,15 +96,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -19,8 +19,6 @@ FOUND = {"chromium": BROWSER, "chromedriver": DRIVER, "selenium": find_spec("sel
 if MISSING := ", ".join(name for name, found in FOUND.items() if not found):
     warnings.warn(f"The report's page is not tested in a browser. Missing: {MISSING}.", stacklevel=1)
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"missing: {MISSING}")
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync --window-size=1280,900"""
 STILL = {"name": "prefers-reduced-motion", "value": "reduce"}
 PICTURES = """return [...document.querySelectorAll("canvas")].map((shown) => {
     const copy = new OffscreenCanvas(shown.width, shown.height);
@@ -29,21 +27,6 @@ PICTURES = """return [...document.querySelectorAll("canvas")].map((shown) => {
     return [copy.height, copy.width, [...pen.getImageData(0, 0, copy.width, copy.height).data]]; })"""
 
 Media = dict[str, Callable[[], np.ndarray]]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 class Page:
