@@ -84,7 +84,7 @@ def newcomer(tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name, source in AUTHORS.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(source, tmp_path / name)
-    manifest = write_cohort(tmp_path / "made", num=10, size=(32, 32, 4, 8), seed=7)
+    manifest = write_cohort(tmp_path / "made", num=20, size=(32, 32, 4, 8), seed=7)
     (tmp_path / "made" / "images").rename(tmp_path / "cines")
     rows = [row.split(",") for row in manifest.read_text().splitlines()]
     label = rows[0].index("label")
