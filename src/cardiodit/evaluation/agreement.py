@@ -81,13 +81,8 @@ def look(volumes: VolumeSet, steps: Preprocessing) -> Facts:
     )
 
 
-def check_agreement(real: Facts, synthetic: Facts, is_recorded: bool = False) -> None:
-    """Raises one sentence for the first thing in which two sets differ too much to be compared.
-
-    Args:
-        is_recorded: the samples' own record says how they were written, so that values in one half of the range are a
-            bad model's and no other scale.
-    """
+def check_agreement(real: Facts, synthetic: Facts) -> None:
+    """Raises one sentence for the first thing in which two sets differ too much to be compared."""
     if real.size != synthetic.size:
         raise CardioDiTError(
             f"The sets differ in size: real volumes have {_voxels(real.size)} after their preprocessing, synthetic "
@@ -102,17 +97,21 @@ def check_agreement(real: Facts, synthetic: Facts, is_recorded: bool = False) ->
                 f"{_mm(synthetic.spacing)} of the synthetic ones, {off:.0%} apart. Resample one of them, or mend the "
                 "headers."
             )
-    if not is_recorded:
-        _check_values(real, synthetic)
+    _check_values(real, synthetic)
     _check_units(real, synthetic)
 
 
 def _check_values(real: Facts, synthetic: Facts) -> None:
-    """A set that fills one half of the other's range was scaled otherwise, [0, 1] for [-1, 1] above all."""
+    """A set that fills one half of the other's range was scaled otherwise, [0, 1] for [-1, 1] above all.
+
+    One that lies in a small part of that half is a bad model's grey, and is measured.
+    """
     for one, other in ((real, synthetic), (synthetic, real)):
         low, high = one.intensity
         middle = (low + high) / 2
         slack = 0.01 * (high - low)
+        if other.intensity[1] - other.intensity[0] < (high - low) / 4 - slack:
+            continue
         if other.intensity[0] >= middle - slack or other.intensity[1] <= middle + slack:
             raise CardioDiTError(
                 f"The sets differ in intensity range: real volumes go from {_range(real.intensity)}, synthetic ones "

@@ -134,7 +134,7 @@ def evaluate(request: Request) -> Evaluation:
     request.output_dir.mkdir(parents=True, exist_ok=True)
     with Workers(request.processes) as workers:
         sides = _measure(request, real, synthetic, steps, recipe, workers)
-        check_agreement(sides[0].facts, sides[1].facts, bool(synthetic.made_by))
+        check_agreement(sides[0].facts, sides[1].facts)
         report = _report(request, sides, steps, recipe, instruments, left_out, workers)
     files = _write(request.output_dir, report, sides, steps)
     return Evaluation(report, files, sum(measured.was_kept for side in sides for measured in side.measured))
@@ -161,7 +161,7 @@ def _look_at_both(real: VolumeSet, synthetic: VolumeSet, steps: Preprocessing) -
         if len(volumes.items) < FEWEST:
             raise CardioDiTError(_too_few(volumes, len(volumes.items), volumes.problems))
         seen.append(look(volumes, steps))
-    check_agreement(seen[0], seen[1], bool(synthetic.made_by))
+    check_agreement(*seen)
     return seen[0], seen[1]
 
 
