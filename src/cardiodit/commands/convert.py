@@ -38,6 +38,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     voldit.add_argument("--tgca_ckpt", type=Path, help="checkpoint of the adapter (.pth)")
     voldit.add_argument("--tgca_cfg", type=Path, help="its YAML")
     voldit.set_defaults(run=run_voldit)
+    weights = add_command(
+        systems,
+        "weights",
+        "Make a safetensors file of a published network's torch file, for `cardiodit evaluate`; only tensors are read.",
+        "cardiodit convert weights resnet_50_23dataset.pth --repo TencentMedicalNet/MedicalNet-Resnet50 \\\n"
+        "    --output medicalnet50.safetensors",
+    )
+    weights.add_argument("checkpoint", type=Path, help="torch file (.pth, .pt)")
+    weights.add_argument("--repo", metavar="ORG/NAME", help="on the Hub, of which the checkpoint is a file")
+    weights.add_argument("--revision", help="of the repository: a branch, a tag or a commit")
+    weights.add_argument("--output", type=Path, required=True, help="new file that ends in .safetensors")
+    weights.set_defaults(run=run_weights)
 
 
 def _add_stages(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +89,14 @@ def run_voldit(arguments: argparse.Namespace) -> None:
 
     adapter = {name: _fetched(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
     _tell(convert_voldit(**_common(arguments), **adapter))
+
+
+def run_weights(arguments: argparse.Namespace) -> None:
+    from cardiodit.convert.weights import convert_weights
+
+    checkpoint = _fetched(arguments, "checkpoint")
+    assert checkpoint is not None  # the parser asks for it
+    print(f"Wrote {convert_weights(checkpoint, arguments.output)}.")
 
 
 def _common(arguments: argparse.Namespace) -> dict[str, Any]:

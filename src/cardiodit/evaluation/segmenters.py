@@ -40,7 +40,7 @@ CINEMA_NAME = r"cinema(?::(?P<data>acdc|mnms|mnms2))?(?::(?P<seed>\d))?"
 CINEMA_SLICES = 16
 
 BUNDLE_METADATA, BUNDLE_CONFIG = Path("configs", "metadata.json"), Path("configs", "inference.json")
-BUNDLE_WEIGHTS, BUNDLE_SCRIPT = Path("models", "model.pt"), Path("models", "model.ts")
+BUNDLE_WEIGHTS, BUNDLE_PICKLE = Path("models", "model.safetensors"), Path("models", "model.pt")
 BUNDLE_PLANE = 256  # voxels along H and W, at least
 BUNDLE_STEP = 16  # its U-Net halves them four times
 
@@ -234,7 +234,7 @@ def _ask_cinema(model: torch.nn.Module, cine: np.ndarray, device: str) -> np.nda
 
 
 def _open_bundle(name: str, folder: Path, device: str) -> Segmenter:
-    """A MONAI bundle of a 2D network: its U-Net with weights, or else its TorchScript."""
+    """A MONAI bundle of a 2D U-Net."""
     channels = _json(folder / BUNDLE_METADATA)["network_data_format"]["outputs"]["pred"]["channel_def"]
     model = _bundle_network(folder).to(device).eval()
     return Segmenter(
@@ -242,29 +242,30 @@ def _open_bundle(name: str, folder: Path, device: str) -> Segmenter:
         identity=identity_of(model),
         labels=_order_of_channels(channels, folder),
         grid=Grid(),
-        network=lambda cine, _: _ask_planes(model, cine, device),
+        network=lambda cine, _: ask_planes(model, cine, device),
         note="It sees planes one by one at the cine's own voxel size.",
     )
 
 
 def _bundle_network(folder: Path) -> torch.nn.Module:
     """Only the numbers of the U-Net's definition are taken from the bundle: its configs may hold code."""
-    if (folder / BUNDLE_WEIGHTS).is_file():
-        from monai.networks.nets.unet import UNet
+    from monai.networks.nets.unet import UNet
+    from safetensors.torch import load_file
 
-        settings = {k: v for k, v in _json(folder / BUNDLE_CONFIG).get("network_def", {}).items() if k != "_target_"}
-        try:
-            weights = torch.load(folder / BUNDLE_WEIGHTS, map_location="cpu", weights_only=True)
-            model = UNet(**settings)
-            model.load_state_dict(weights.get("model", weights), strict=True)
-        except Exception as error:  # pickles, settings and names each have their own
-            raise CardioDiTError(
-                f"{folder / BUNDLE_WEIGHTS} cannot be opened as the U-Net of {BUNDLE_CONFIG}: {error}"
-            ) from error
-        return model
-    if (folder / BUNDLE_SCRIPT).is_file():
-        return torch.jit.load(str(folder / BUNDLE_SCRIPT), map_location="cpu")
-    raise CardioDiTError(f"The bundle {folder} has neither {BUNDLE_WEIGHTS} nor {BUNDLE_SCRIPT}. Download it whole.")
+    if not (folder / BUNDLE_WEIGHTS).is_file():
+        raise CardioDiTError(
+            f"The bundle {folder} has no {BUNDLE_WEIGHTS}. Make it of the bundle's own weights: cardiodit convert "
+            f"weights {folder / BUNDLE_PICKLE} --output {folder / BUNDLE_WEIGHTS}"
+        )
+    settings = {k: v for k, v in _json(folder / BUNDLE_CONFIG).get("network_def", {}).items() if k != "_target_"}
+    try:
+        model = UNet(**settings)
+        model.load_state_dict(load_file(folder / BUNDLE_WEIGHTS), strict=True)
+    except Exception as error:  # damaged files, settings and names each have their own
+        raise CardioDiTError(
+            f"{folder / BUNDLE_WEIGHTS} cannot be opened as the U-Net of {BUNDLE_CONFIG}: {error}"
+        ) from error
+    return model
 
 
 def _order_of_channels(channels: dict[str, str], folder: Path) -> str:
@@ -279,7 +280,7 @@ def _order_of_channels(channels: dict[str, str], folder: Path) -> str:
 
 
 @torch.no_grad()
-def _ask_planes(model: torch.nn.Module, cine: np.ndarray, device: str) -> np.ndarray:
+def ask_planes(model: torch.nn.Module, cine: np.ndarray, device: str) -> np.ndarray:
     """Plane by plane, the whole cine from 0 to 1, with a black margin where planes are small."""
     height, width, depth, frames = cine.shape
     planes = _from_0_to_1(cine).permute(2, 3, 0, 1).reshape(depth * frames, 1, height, width)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cardiodit.errors import CardioDiTError
@@ -144,9 +144,9 @@ def test_cinema_s_features_are_the_mean_of_its_tokens() -> None:
 @pytest.fixture(scope="module")
 def medicalnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights as MedicalNet's file holds them."""
-    path = tmp_path_factory.mktemp("weights") / "resnet_10.pth"
+    path = tmp_path_factory.mktemp("weights") / "resnet_10.safetensors"
     state = {f"module.{name}": tensor for name, tensor in ResNet(MEDICALNET_10).state_dict().items()}
-    torch.save({"state_dict": {**state, "module.conv_seg.0.weight": torch.zeros(3)}}, path)
+    save_file({**state, "module.conv_seg.0.weight": torch.zeros(3)}, path)
     return path
 
 
@@ -157,14 +157,14 @@ def test_medicalnet_from_its_file(medicalnet_file: Path, heart: np.ndarray) -> N
     network = load_network("medicalnet10", Choice(weights=str(medicalnet_file), size=(24, 24, 12), frames=1))
     assert torch.equal(torch.rand(3), expected)  # nobody's random numbers are used up
     told = network.describe()
-    assert told["weights"] == {"source": "resnet_10.pth", "sha256": sha256_of(medicalnet_file)}
+    assert told["weights"] == {"source": "resnet_10.safetensors", "sha256": sha256_of(medicalnet_file)}
     assert told["input"]["size"] == [24, 24, 12] and "depth first" in told["axes"]
     row = network.features(heart)
     assert row.shape == (512,) and np.isfinite(row).all() and row.std() > 0
 
     image = network.rules.on_grid(network.rules.normalise(heart)[..., 0], None)  # scaled as a cine, not as a frame
     plain = ResNet(MEDICALNET_10).eval()
-    state = torch.load(medicalnet_file, weights_only=True)["state_dict"]
+    state = load_file(medicalnet_file)
     plain.load_state_dict({n.removeprefix("module."): t for n, t in state.items() if "conv_seg" not in n})
     with torch.no_grad():
         expected = plain(torch.from_numpy(np.moveaxis(image, 2, 0).copy())[None, None])[0]
@@ -172,7 +172,9 @@ def test_medicalnet_from_its_file(medicalnet_file: Path, heart: np.ndarray) -> N
 
 
 def test_medicalnet_s_file_of_another_depth_is_refused(medicalnet_file: Path) -> None:
-    with pytest.raises(CardioDiTError, match=r"resnet_10\.pth are not this network's: the file lacks .* and \d+ more"):
+    with pytest.raises(
+        CardioDiTError, match=r"resnet_10\.safetensors are not this network's: the file lacks .* and \d+ more"
+    ):
         load_network("medicalnet50", Choice(weights=str(medicalnet_file)))
 
 

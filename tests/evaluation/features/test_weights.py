@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from cardiodit.cli import main
+from cardiodit.convert.weights import convert_weights
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features.published import torchvision_name, without_wrapper
 from cardiodit.evaluation.features.weights import find_weights, load_strictly, read_weights
@@ -23,14 +25,28 @@ def wrapped(module: nn.Module) -> dict[str, torch.Tensor]:
     return {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def test_weights_come_back_from_both_kinds_of_files(tmp_path: Path) -> None:
+def test_weights_come_back_from_a_converted_torch_file(tmp_path: Path) -> None:
     source = network(1)
-    save_file(wrapped(source), tmp_path / "net.safetensors")
     torch.save({"epoch": 3, "state_dict": wrapped(source)}, tmp_path / "net.pth")
-    for name in ("net.safetensors", "net.pth"):
-        target = network(2)
-        load_strictly(target, read_weights(tmp_path / name), name, without_wrapper)
-        assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), source.state_dict().values()))
+    output = tmp_path / "new" / "net.safetensors"
+    assert main(["convert", "weights", str(tmp_path / "net.pth"), "--output", str(output)]) == 0
+    target = network(2)
+    load_strictly(target, read_weights(output), "net", without_wrapper)
+    assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), source.state_dict().values()))
+    told = find_weights(output).describe()
+    assert told["converted_from_sha256"] == sha256_of(tmp_path / "net.pth")
+    with pytest.raises(CardioDiTError, match="exists already"):
+        convert_weights(tmp_path / "net.pth", output)
+    with pytest.raises(CardioDiTError, match="ends in .safetensors"):
+        convert_weights(tmp_path / "net.pth", tmp_path / "net.bin")
+
+
+def test_a_torch_file_is_not_opened_for_an_evaluation(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "net.pth")
+    with pytest.raises(CardioDiTError, match=r"cardiodit convert weights \S+net\.pth --output net\.safetensors"):
+        find_weights(tmp_path / "net.pth")
+    with pytest.raises(CardioDiTError, match=r"convert weights a\.pth --repo lab/net --output a\.safetensors"):
+        find_weights("lab/net:a.pth")
 
 
 def test_names_that_miss_or_are_left_over_are_named_and_nothing_is_loaded() -> None:
@@ -71,7 +87,8 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path, capsys: pytest.
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
     for name in ("trap.pth", "plain.pth"):
         with pytest.raises(CardioDiTError, match="run any code when loaded"):
-            read_weights(tmp_path / name)
+            convert_weights(tmp_path / name, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
     assert capsys.readouterr().out == ""
 
 
@@ -80,19 +97,21 @@ def test_damaged_files_and_other_tables_are_refused(tmp_path: Path) -> None:
     torch.save(wrapped(network()), tmp_path / "cut.pth")
     for name in ("cut.safetensors", "cut.pth"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-200])
-        with pytest.raises(CardioDiTError, match="Fetch it again"):
-            read_weights(tmp_path / name)
+    with pytest.raises(CardioDiTError, match="Fetch it again"):
+        read_weights(tmp_path / "cut.safetensors")
+    with pytest.raises(CardioDiTError, match="damaged or cut short"):
+        convert_weights(tmp_path / "cut.pth", tmp_path / "out.safetensors")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(CardioDiTError, match="table of named tensors"):
-        read_weights(tmp_path / "none.pth")
+        convert_weights(tmp_path / "none.pth", tmp_path / "out.safetensors")
 
 
 def test_a_file_is_known_by_its_hash(tmp_path: Path) -> None:
-    path = tmp_path / "private-folder" / "net.pth"
+    path = tmp_path / "private-folder" / "net.safetensors"
     path.parent.mkdir()
-    torch.save(wrapped(network()), path)
+    save_file(wrapped(network()), path)
     found = find_weights(path, sha256=sha256_of(path).upper())
-    assert found.describe() == {"source": "net.pth", "sha256": sha256_of(path)}
+    assert found.describe() == {"source": "net.safetensors", "sha256": sha256_of(path)}
     with pytest.raises(CardioDiTError, match="other weights"):
         find_weights(path, sha256="0" * 64)
 
@@ -107,21 +126,23 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     snapshot.mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("ab" * 20)
-    torch.save(wrapped(network(1)), snapshot / "net.pth")
+    save_file(wrapped(network(1)), snapshot / "net.safetensors")
     return snapshot
 
 
-@pytest.mark.parametrize("reference", ["lab/net:net.pth", "lab/net", f"lab/net:net.pth@{'ab' * 20}"])
+@pytest.mark.parametrize("reference", ["lab/net:net.safetensors", "lab/net", f"lab/net:net.safetensors@{'ab' * 20}"])
 def test_a_file_of_the_hub_tells_its_commit(hub_cache: Path, reference: str) -> None:
-    found = find_weights(reference, "net.pth")
-    assert found.source == "lab/net:net.pth" and found.revision == "ab" * 20
-    assert found.sha256 == sha256_of(hub_cache / "net.pth")
+    found = find_weights(reference, "net.safetensors")
+    assert found.source == "lab/net:net.safetensors" and found.revision == "ab" * 20
+    assert found.sha256 == sha256_of(hub_cache / "net.safetensors")
 
 
 def test_what_cannot_be_had_says_what_to_do(hub_cache: Path) -> None:
-    with pytest.raises(CardioDiTError, match=r"(?s)other\.pth of lab/net cannot be downloaded.*its path.*`random`"):
-        find_weights("lab/net:other.pth")
-    with pytest.raises(CardioDiTError, match=r"no weights at \./nowhere\.pth"):
-        find_weights("./nowhere.pth")
+    with pytest.raises(
+        CardioDiTError, match=r"(?s)other\.safetensors of lab/net cannot be downloaded.*its path.*`random`"
+    ):
+        find_weights("lab/net:other.safetensors")
+    with pytest.raises(CardioDiTError, match=r"no weights at \./nowhere\.safetensors"):
+        find_weights("./nowhere.safetensors")
     with pytest.raises(CardioDiTError, match="neither a file"):
         find_weights("lab/net")

@@ -58,8 +58,8 @@ def load_radimagenet(
     if weights is None:
         raise CardioDiTError(
             "The network `radimagenet` needs its weights: torch.hub.load('Warvito/radimagenet-models', "
-            "'radimagenet_resnet50') fetches RadImageNet-ResNet50_notop.pth into torch's hub folder; give its path, or "
-            f"org/name:file of the Hub. {RANDOM_HELPS}"
+            "'radimagenet_resnet50') fetches RadImageNet-ResNet50_notop.pth into torch's hub folder; make a "
+            f"safetensors file of it with `cardiodit convert weights`, and give its path. {RANDOM_HELPS}"
         )
     found = find_weights(weights, None, revision, sha256)
     state = read_weights(found.path)

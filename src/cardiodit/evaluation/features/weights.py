@@ -1,6 +1,5 @@
 """Published weights: found on disk or on the Hub, hashed, read without running anything, and loaded whole."""
 
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from cardiodit.convert.checkpoint import some
+from cardiodit.convert.weights import CONVERTED_FROM, SUFFIX
 from cardiodit.errors import CardioDiTError
 from cardiodit.hashing import sha256_of
 from cardiodit.hub.downloading import download
@@ -18,7 +18,6 @@ from cardiodit.hub.downloading import download
 State = dict[str, torch.Tensor]
 
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<file>[^:@]+))?(@(?P<revision>[\w./-]+))?")
-NESTED = ("state_dict", "model_state_dict", "model")  # under which checkpoints keep their tensors
 COUNTERS = ".num_batches_tracked"  # batch norm's, which no feature depends on; older files have none
 RANDOM_HELPS = "The network `random` needs no weights."
 
@@ -33,8 +32,10 @@ class WeightsFile:
     revision: str | None = None
 
     def describe(self) -> dict[str, Any]:
+        """With the hash of the published file that it was converted from, which anybody can compare."""
+        known = {"revision": self.revision, CONVERTED_FROM: _converted_from(self.path)}
         told = {"source": self.source, "sha256": self.sha256}
-        return told if self.revision is None else {**told, "revision": self.revision}
+        return {**told, **{key: value for key, value in known.items() if value is not None}}
 
 
 def find_weights(
@@ -47,6 +48,7 @@ def find_weights(
     """
     path = Path(reference).expanduser()
     if path.is_file():
+        refuse_pickle(str(path))
         # The report leaves the house: it tells the file's name, not the folders above it.
         found = WeightsFile(path, path.name, sha256_of(path))
     else:
@@ -66,6 +68,7 @@ def _from_hub(reference: str, file: str | None, revision: str | None) -> Weights
         raise CardioDiTError(
             f"There are no weights at {reference}: neither a file nor, on the Hub, `org/name:file`. {RANDOM_HELPS}"
         )
+    refuse_pickle(wanted, match["repository"])
     revision = match["revision"] or revision
     try:
         path = download(match["repository"], wanted, revision)
@@ -76,6 +79,16 @@ def _from_hub(reference: str, file: str | None, revision: str | None) -> Weights
     return WeightsFile(path, f"{match['repository']}:{wanted}", sha256_of(path), _commit(path) or revision)
 
 
+def _converted_from(path: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(CONVERTED_FROM)
+    except (SafetensorError, OSError):
+        return None  # read_weights says what is wrong with it
+
+
 def _commit(path: Path) -> str | None:
     """The Hub's client keeps a file under snapshots/<commit>/."""
     parts = path.parts
@@ -83,18 +96,7 @@ def _commit(path: Path) -> str | None:
 
 
 def read_weights(path: Path) -> State:
-    """The named tensors of a .safetensors file, or of a torch file (.pth), of which only tensors are unpickled."""
-    entries = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for name in NESTED:
-        if isinstance(entries, dict) and isinstance(entries.get(name), dict):
-            entries = entries[name]
-            break
-    if not isinstance(entries, dict) or not entries or not all(torch.is_tensor(v) for v in entries.values()):
-        raise CardioDiTError(f"{path.name} is not a table of named tensors (a state dict).")
-    return {str(name): value for name, value in entries.items()}
-
-
-def _read_safetensors(path: Path) -> Any:
+    """The named tensors of a .safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -104,17 +106,16 @@ def _read_safetensors(path: Path) -> Any:
         raise CardioDiTError(f"{path.name} is damaged or no safetensors file ({error}). Fetch it again.") from error
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise CardioDiTError(
-            f"{path.name} was not opened: it holds more than tensors, or is no torch file. What else is pickled could "
-            "run any code when loaded. If you trust the file, load it yourself with torch.load(weights_only=False) "
-            "and save its state dict alone, as .safetensors."
-        ) from error
-    except Exception as error:  # damaged bytes make torch fail in any way
-        raise CardioDiTError(f"{path.name} is no torch file, or damaged or cut short. Fetch it again.") from error
+def refuse_pickle(file: str, repository: str | None = None) -> None:
+    """Torch files are pickles, which can hold code: `cardiodit convert` alone opens them, and takes tensors only."""
+    if Path(file).suffix == SUFFIX:
+        return
+    place = f" --repo {repository}" if repository else ""
+    raise CardioDiTError(
+        f"{Path(file).name} is no safetensors file. Of a torch file, make one: "
+        f"cardiodit convert weights {file}{place} --output {Path(file).stem}{SUFFIX}, and give that as the weights. "
+        f"{RANDOM_HELPS}"
+    )
 
 
 def load_strictly(
