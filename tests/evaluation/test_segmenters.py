@@ -16,12 +16,12 @@ from cardiodit.evaluation.function import LV, MYO, RV
 from cardiodit.evaluation.segmenters import (
     Grid,
     Segmenter,
-    ask_planes,
     identity_of,
     open_segmenter,
     parse_order,
     reorder,
 )
+from cardiodit.evaluation.segmenters.bundle import ask_planes
 from cardiodit.imaging import Geometry
 from cardiodit.imaging.phantom.heart import draw_heart
 from cardiodit.imaging.phantom.scene import Phantom, render
