@@ -20,7 +20,7 @@ from cardiodit.models.loading import StrictModelMixin
 from cardiodit.models.transformer_dit import DiTTransformerModel
 
 SEEN_AT_ONCE = 3  # axes of a convolution; further ones, a cine's slices, are looked at one by one
-FIRST_SCALE = 0.1
+PUBLISHED_FIRST_SCALE = 0.1
 
 Controls = list[torch.Tensor | None]
 
@@ -77,7 +77,8 @@ class TGCAAdapterModel(StrictModelMixin):
         self.injected = injected_layers(inject_layers, num_layers)
         self.condition_embed = ConditionEmbed(condition_channels, hidden_size, channels, strides)
         self.time_gate = nn.Linear(hidden_size, 1)
-        self.scales = nn.ParameterList(nn.Parameter(torch.full((1,), FIRST_SCALE)) for _ in self.injected)
+        first = PUBLISHED_FIRST_SCALE if normalise_control else 1.0
+        self.scales = nn.ParameterList(nn.Parameter(torch.full((1,), first)) for _ in self.injected)
         nn.init.zeros_(self.time_gate.weight)
         nn.init.zeros_(self.time_gate.bias)
 
@@ -96,7 +97,10 @@ class TGCAAdapterModel(StrictModelMixin):
         features = features.unflatten(0, (-1, slices))  # (B, D, hidden, h, w, t)
         if slices != (rows := math.prod(grid[:-SEEN_AT_ONCE])):
             features = features.unflatten(1, (rows, -1)).mean(dim=2)
-        return features.movedim(2, -1).flatten(1, -2)
+        tokens = features.movedim(2, -1).flatten(1, -2)
+        if self.config.normalise_control:
+            return tokens
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)  # bounded: without, trainings ran away
 
     def forward(self, tokens: torch.Tensor, time: torch.Tensor, conditioning_scale: float = 1.0) -> Controls:
         """What is added in each block of the base.
