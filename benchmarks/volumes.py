@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import machine, peak_mib
+from measuring import interleaved, machine, peak_mib
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -142,13 +142,8 @@ def cost_of_step(said: dict[str, Any]) -> Cost:
 def seconds_of_step(model: DiT3DTransformerModel) -> float:
     where = next(model.parameters())
     latents = torch.randn(1, 8, *LATENT).to(where)
-    model.eval()(latents, 7)
-    wait(where.device.type)
-    start = time.perf_counter()
-    for _ in range(3):
-        model(latents, 7)
-    wait(where.device.type)
-    return (time.perf_counter() - start) / 3
+    model.eval()
+    return interleaved({"step": lambda: model(latents, 7)}, rounds=3)["step"]
 
 
 def sample(device: str, dtype: torch.dtype) -> None:
@@ -182,11 +177,6 @@ def free_bytes(device: str) -> int:
         return torch.cuda.mem_get_info()[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
