@@ -4,10 +4,11 @@
     python benchmarks/steering.py chest --output steering      # VolDiT in small and its adapter, about 50 minutes
     python benchmarks/steering.py heart --output steering --model my-model      # only judges
 
-For phantoms that no training has seen, their own segmentation is requested, without a class label. Beside the Dice of
-what is found stand that of samples which nothing steers, and the ceiling: what is found in the phantoms themselves. The
-heart's parts are named by the shipped segmenter; the lungs are the dark bodies that do not reach the edge. The steps go
-on where they were stopped. Writes `steering.json`, and a GIF: mask, generated volume, both.
+Phantoms lie differently in the picture. For some that no training has seen, their own segmentation is requested,
+without a class label. Beside the Dice of what is found stand that of samples which nothing steers, and the ceiling:
+what is found in the phantoms themselves. The heart's parts are named by the shipped segmenter; the lungs are the dark
+bodies that do not reach the edge. The steps go on where they were stopped. Writes `steering.json`, and a GIF: mask,
+generated volume, both.
 """
 
 import argparse
@@ -29,8 +30,7 @@ from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.manifest import read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
-from cardiodit.imaging.phantom import write_cohort
-from cardiodit.imaging.phantom.cohort import write_chests
+from cardiodit.imaging.phantom import chest_scene, scene, write_chests, write_cohort
 from cardiodit.imaging.pictures import COLOURS, save_beat, strip_of
 from cardiodit.imaging.volume import Volume
 from cardiodit.models.segmenter import HeartSegmenter, dice
@@ -39,9 +39,9 @@ from cardiodit.shipped import PHANTOM_SEGMENTER, shipped_model
 from cardiodit.training import train_dit, train_tgca, train_vqgan
 from cardiodit.writing import new_folder
 
-LUNGS, HEART, DARK, AIR = 2, 5, -0.45, -1000.0  # labels; in [-1, 1] of the window; Hounsfield
-MOVES = (6, 6, 0)  # voxels by which a chest is moved at most: else all lungs lay in the same place
-COPIES = 4  # of each
+LUNGS, HEART, DARK = 2, 5, -0.45  # labels; in [-1, 1] of the window
+WINDOWS = 3  # of each body that an adapter learns from
+TOLD = ("label", "slices", "mask_order")  # columns that hold for every window
 ABOVE_FREE, LEAST = 0.25, 0.75
 TILE = 96
 
@@ -50,16 +50,34 @@ Find = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is generated, and how its parts are found again."""
+    """What is generated, and how its parts are found again.
+
+    Args:
+        parts: whose Dice is told.
+        least: Dice that the steered must reach.
+        config: where the configs lie.
+        write: a cohort of phantoms of a size and a spacing.
+        size, spacing: of the pictures.
+        moves: voxels by which they lie differently at most: else all bodies lay in the same place, steered or not.
+        asked: labels of the masks; the others are left out of them.
+        shown: how these are coloured.
+        cohort: bodies that the adapter learns from.
+        finder: of the parts in a volume.
+        stages: scripts that make the base.
+    """
 
     parts: dict[int, str]
-    least: float  # Dice that the steered must reach
+    least: float
     config: str
-    write: Callable[[Path, int, int], object]  # folder, number, seed
-    shown: dict[int, int]  # labels, as which they are coloured
+    write: Callable[..., Path]
+    size: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    moves: int
+    asked: tuple[int, ...]
+    shown: dict[int, int]
     cohort: int
     finder: Callable[[], Find]
-    stages: tuple[Any, ...]  # scripts that make the base
+    stages: tuple[Any, ...]
 
 
 def main() -> int:
@@ -91,8 +109,12 @@ def main() -> int:
     return 0 if met else 1
 
 
-def train(subject: Subject, folder: Path) -> Path:
-    """The base, where none is shipped, latents with masks beside them, and the adapter; returns its pipeline."""
+def train(subject: Subject, folder: Path, *changes: str) -> Path:
+    """The base, where none is shipped, latents with masks beside them, and the adapter; returns its pipeline.
+
+    Args:
+        changes: of the adapter's config, as options.
+    """
     images = [cohort(subject, folder, "training", subject.cohort, 0), cohort(subject, folder, "validation", 16, 1)]
     runs, latents = folder / "runs", folder / "latents"
 
@@ -109,7 +131,7 @@ def train(subject: Subject, folder: Path) -> Path:
     if subject.stages:
         command("scale-factor", "--latents", str(coded[0]), "--vae", vae)
         run(train_dit, "dit", coded, "--vae", vae)
-    run(train_tgca, "tgca", coded, "--base", base)
+    run(train_tgca, "tgca", coded, "--base", base, *changes)
     return runs / "tgca" / "pipeline"
 
 
@@ -120,7 +142,7 @@ def command(*words: str) -> None:
 
 def cohort(subject: Subject, folder: Path, name: str, count: int, seed: int) -> Path:
     if not (folder / name).is_dir():
-        subject.write(folder / name, count, seed)
+        write_moved(subject, folder / name, count, seed, WINDOWS if name == "training" else 1)
     return folder / name / "manifest.csv"
 
 
@@ -158,31 +180,25 @@ def find_lungs(volume: np.ndarray) -> np.ndarray:
     return np.where((bodies > 0) & ~np.isin(bodies, np.concatenate(sides)), LUNGS, 0)
 
 
-def write_moved_chests(folder: Path, number: int, seed: int) -> None:
-    """Chests that lie differently in the picture, as patients do; what moves out is cut, air moves in."""
+def write_moved(subject: Subject, folder: Path, number: int, seed: int, windows: int = 1) -> None:
+    """Bodies that lie differently in the picture, as patients do: windows into a larger field of view."""
+    plane = tuple(n + 2 * subject.moves for n in subject.size[:2])
     with new_folder(folder) as temporary:
-        whole = temporary / "whole"
+        field = subject.write(temporary / "field", number, seed, (*plane, *subject.size[2:]), subject.spacing)
         rows: list[dict[str, str]] = []
-        for case in read_manifest(write_chests(whole, -(-number // COPIES), seed, size=(64, 64, 48), workers=2)):
-            image, labels = read_nifti(case.image), read_labels(whole / case.row["mask"])
-            asked = Volume(np.where(np.isin(labels.voxels, (LUNGS, HEART)), labels.voxels, 0), labels.geometry)
-            random = np.random.default_rng([seed, len(rows)])
-            for copy in range(COPIES):
-                by = [int(random.integers(-most, most + 1)) for most in MOVES]
-                name = f"{case.subject}-{copy}"
-                write_nifti(temporary / f"{name}.nii.gz", moved(image, by, AIR), image.geometry)
-                write_nifti(temporary / f"{name}-mask.nii.gz", moved(asked, by, 0), labels.geometry)
-                rows.append({"image": f"{name}.nii.gz", "mask": f"{name}-mask.nii.gz", "subject": case.subject})
+        for case in read_manifest(field):
+            image, labels = read_nifti(case.image), read_labels(case.folder / case.row["mask"])
+            asked = Volume(np.where(np.isin(labels.voxels, subject.asked), labels.voxels, 0), labels.geometry)
+            for window in range(windows):
+                random = np.random.default_rng([seed, len(rows)])
+                start = [*random.integers(0, 2 * subject.moves + 1, 2).tolist(), 0]
+                files = {column: f"{case.subject}-{window}-{column}.nii.gz" for column in ("image", "mask")}
+                for volume, file in zip((image, asked), files.values()):
+                    seen = volume.crop(start, subject.size[:3])
+                    write_nifti(temporary / file, seen.voxels, seen.geometry)
+                told = {column: case.row[column] for column in TOLD if column in case.row}
+                rows.append({**files, "subject": case.subject, **told})
         write_manifest(temporary / "manifest.csv", rows)
-
-
-def moved(volume: Volume, by: Sequence[int], fill: float) -> np.ndarray:
-    result = np.full_like(volume.voxels, fill)
-    there, here = (
-        tuple(slice(max(0, s * step), n - max(0, -s * step)) for step, n in zip(by, result.shape)) for s in (1, -1)
-    )
-    result[there] = volume.voxels[here]
-    return result
 
 
 def write_gif(path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -214,14 +230,19 @@ def coloured(mask: np.ndarray) -> np.ndarray:
     return picture
 
 
+HEART_SIZE, CHEST_SIZE = (64, 64, 8, 16), (64, 64, 48)
 SUBJECTS = {
     "heart": Subject(
         parts={2: "myocardium", 3: "left ventricle"},
         least=LEAST,
         config="phantom",
         write=partial(write_cohort, workers=2),
+        size=HEART_SIZE,
+        spacing=scene.default_spacing(HEART_SIZE),
+        moves=12,
+        asked=(1, 2, 3),
         shown={1: 1, 2: 2, 3: 3},
-        cohort=400,
+        cohort=200,
         finder=heart_finder,
         stages=(),
     ),
@@ -229,9 +250,13 @@ SUBJECTS = {
         parts={LUNGS: "lungs"},
         least=0.0,
         config="chest",
-        write=write_moved_chests,
+        write=partial(write_chests, workers=2),
+        size=CHEST_SIZE,
+        spacing=chest_scene.default_spacing(CHEST_SIZE),
+        moves=6,
+        asked=(LUNGS, HEART),
         shown={LUNGS: 2, HEART: 3},
-        cohort=600,
+        cohort=200,
         finder=lambda: find_lungs,
         stages=(train_vqgan, train_dit),
     ),

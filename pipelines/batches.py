@@ -1,15 +1,15 @@
 """Many samples into one folder: in batches, over processes, and on from where an interrupted call stopped."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.errors import Problems
 from cardiodit.pipelines.mask_rows import MaskRows
-from cardiodit.pipelines.output import SAMPLE_LIST, VolumePipelineOutput, check_folder, sample_path
+from cardiodit.pipelines.output import VolumePipelineOutput, check_folder, sample_path
 from cardiodit.pipelines.provenance import describe_model
+from cardiodit.sample_list import read_sample_list
 
 # What makes another volume of the same seed and index; the rest (device, seconds, batch) does not, or hardly.
 DECISIVE = (
@@ -93,7 +93,7 @@ def consecutive(numbers: Sequence[int]) -> Iterator[list[int]]:
 def missing_samples(pipe: Any, folder: Path, order: Order) -> list[int]:
     """Numbers of the samples that are not there and recorded; others must be what would be made now."""
     check_folder(folder, [])
-    held = _records(folder)
+    held = read_sample_list(folder)
     missing = []
     problems = Problems(f"{folder} holds samples that were made otherwise")
     for index in range(order.first, order.first + order.count):
@@ -125,18 +125,3 @@ def _expected(pipe: Any, order: Order, index: int) -> dict[str, Any]:
         "class_label": names[label] if names and isinstance(label, int) else label,
     }
     return {key: known[key] for key in DECISIVE if key in known}
-
-
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    """By file name; of a file that was made twice the later one."""
-    path = folder / SAMPLE_LIST
-    if not path.is_file():
-        return {}
-    records = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records[record["file"]] = record
-        except (ValueError, KeyError, TypeError) as error:
-            raise CardioDiTError(f"Line {number} of {path} is no record of a sample. Remove it.") from error
-    return records

@@ -12,9 +12,8 @@ from diffusers.utils import BaseOutput
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, write_gif, write_nifti
 from cardiodit.imaging.intensity import Range, to_source
+from cardiodit.sample_list import SAMPLE_LIST
 from cardiodit.writing import append_line
-
-SAMPLE_LIST = "samples.jsonl"
 
 
 @dataclass

@@ -20,6 +20,7 @@ from cardiodit.imaging.manifest import check_disjoint
 from cardiodit.latents import LatentCohort, identity_of_vae
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.fingerprint import fingerprint_of
+from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines import CardioDiTControlPipeline, VolDiTControlPipeline
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.opening import open_pipeline
@@ -157,11 +158,19 @@ def read_cohorts(request: Request[TGCASettings], pipe: LatentVolumePipeline) -> 
     return list(cohorts)
 
 
-def patients_of(cohort: LatentCohort, settings: TGCASettings, base: Any) -> Patients:
-    names = base.config.class_names
-    if settings.label_column is not None and not names:
-        raise CardioDiTError(f"label_column is {settings.label_column!r}, but the base has no named labels.")
-    labels = numbers_of(cohort.cases, settings.label_column, names or ())
+def patients_of(cohort: LatentCohort, settings: TGCASettings, base: DiTTransformerModel) -> Patients:
+    """With the labels under which the base is steered: without a column its null label, as sampling without one has."""
+    names, column, null_label = base.config.class_names, settings.label_column, base.null_label
+    if column is not None and not names:
+        raise CardioDiTError(f"label_column is {column!r}, but the base has no named labels.")
+    if column is None and base.config.num_classes and null_label is None:
+        raise CardioDiTError(
+            "The base was trained with labels and without label dropout, so it cannot do without one: name the column "
+            "of the manifests that holds them (label_column)."
+        )
+    labels = numbers_of(cohort.cases, column, names or ())
+    if labels is None and null_label is not None:
+        labels = [null_label] * len(cohort.cases)
     return Patients(cohort, [case.subject for case in cohort.cases], labels)
 
 

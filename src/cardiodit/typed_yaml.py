@@ -137,18 +137,23 @@ def options_of(kind: Any) -> tuple[Any, ...]:
 
 
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-PLURALS = {int: "integers", float: "numbers", str: "texts", Count: "positive integers"}
+LISTS = {
+    int: "a list of integers, as in [0, 1]",
+    float: "a list of numbers, as in [0.5, 1]",
+    str: "a list of texts, as in [a, b]",
+    Count: "a list of positive integers, as in [1, 2]",
+}
 
 
 def _describe(kind: Any) -> str:
-    """A type in words: "a positive integer or a list of positive integers"."""
+    """A type in words: "a positive integer or a list of positive integers, as in [1, 2]"."""
     words = []
     for option in options_of(kind):
         if typing.get_origin(option) is typing.Literal:
             words.append(" or ".join(repr(choice) for choice in typing.get_args(option)))
         elif typing.get_origin(option) is tuple:
             of = typing.get_args(option)[0]
-            words.append(f"a list of {'sections' if is_dataclass(of) else PLURALS.get(of, 'numbers or lists')}")
+            words.append("a list of sections" if is_dataclass(of) else LISTS.get(of, "a list of numbers or lists"))
         else:
             words.append("a positive integer" if option == Count else NAMES.get(option, "a section with keys"))
     return " or ".join(dict.fromkeys(words))

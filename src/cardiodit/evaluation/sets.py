@@ -10,9 +10,9 @@ from typing import Any
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.manifest import Case, read_manifest
+from cardiodit.sample_list import SAMPLE_LIST, read_sample_list
 
 REAL, SYNTHETIC = "real", "synthetic"
-SAMPLE_LIST = "samples.jsonl"  # as `cardiodit sample` writes it
 ENDINGS = (".nii", ".nii.gz")
 # What the report tells of a generator, as far as all samples agree on it.
 MADE_BY = ("model", "revision", "solver", "num_inference_steps", "guidance_scale", "dtype")
@@ -110,7 +110,7 @@ def _of_manifest(manifest: Path, name: str) -> VolumeSet:
 
 
 def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
-    records = _read_records(folder / SAMPLE_LIST)
+    records = read_sample_list(folder)
     held = {file.name for file in files}
     problems = [
         *(_problem(name, f"It is listed in {SAMPLE_LIST} and not in the folder.") for name in records.keys() - held),
@@ -128,18 +128,6 @@ def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
         made_by=_agreed(records.values()),
         preprocessing=_preprocessing(folder, records.values()),
     )
-
-
-def _read_records(file: Path) -> dict[str, dict[str, Any]]:
-    """By file name; of a file that was made twice the later one."""
-    records = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records[str(record["file"])] = record
-        except (ValueError, KeyError, TypeError) as error:
-            raise CardioDiTError(f"Line {number} of {file} is no record of a sample. Remove it.") from error
-    return records
 
 
 def _agreed(records: Iterable[dict[str, Any]]) -> dict[str, Any]:

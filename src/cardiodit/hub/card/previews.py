@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.sample_list import SAMPLE_LIST, read_sample_list
 from cardiodit.writing import replace_folder
 
-FOLDER, LIST = "previews", "samples.jsonl"
+FOLDER = "previews"
 MOST = 4
 # What is said of a sample: nothing that names a folder, a machine or a person.
 KEPT = (
@@ -48,9 +49,11 @@ class Previews:
 
 def copy_previews(samples: Path, folder: Path) -> None:
     """Copies the GIFs of the first samples of a folder that `cardiodit sample` wrote; those before are replaced."""
-    records = [record for record in _records(samples / LIST) if _picture(samples, record).is_file()][:MOST]
+    records = [record for record in _records(samples) if _picture(samples, record).is_file()][:MOST]
     if not records:
-        raise CardioDiTError(f"{samples} holds no GIF of a sample in its {LIST}. Fill it with `cardiodit sample`.")
+        raise CardioDiTError(
+            f"{samples} holds no GIF of a sample in its {SAMPLE_LIST}. Fill it with `cardiodit sample`."
+        )
     with replace_folder(folder / FOLDER) as temporary:
         lines = []
         for record in records:
@@ -58,14 +61,14 @@ def copy_previews(samples: Path, folder: Path) -> None:
             shutil.copyfile(picture, temporary / picture.name)
             kept = {key: record[key] for key in KEPT if key in record}
             lines.append(json.dumps({"file": picture.name, **kept}) + "\n")
-        (temporary / LIST).write_text("".join(lines), encoding="utf-8")
+        (temporary / SAMPLE_LIST).write_text("".join(lines), encoding="utf-8")
 
 
 def read_previews(folder: Path) -> Previews | None:
     """The previews of a pipeline folder, or None where it has none."""
-    if not (folder / FOLDER / LIST).is_file():
+    if not (folder / FOLDER / SAMPLE_LIST).is_file():
         return None
-    records = _records(folder / FOLDER / LIST)
+    records = _records(folder / FOLDER)
     return Previews([f"{FOLDER}/{record['file']}" for record in records], records)
 
 
@@ -73,11 +76,7 @@ def _picture(samples: Path, record: dict[str, Any]) -> Path:
     return samples / Path(str(record["file"]).replace(".nii.gz", ".gif")).name
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise CardioDiTError(f"{path.parent} holds no {path.name}, so it is no folder of samples.")
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [record for record in records if record["file"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CardioDiTError(f"{path} is damaged. Sample again into a new folder.") from error
+def _records(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / SAMPLE_LIST).is_file():
+        raise CardioDiTError(f"{folder} holds no {SAMPLE_LIST}, so it is no folder of samples.")
+    return list(read_sample_list(folder).values())

@@ -1,18 +1,18 @@
 """Images that can tell who a patient is: DICOM, free text in NIfTI headers, comments and EXIF in pictures."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cardiodit.errors import CardioDiTError
 from cardiodit.hub.checks.pictures import extras_of
 from cardiodit.imaging.nifti import SIZE_UNKNOWN
+from cardiodit.sample_list import SAMPLE_LIST, read_sample_list
 
 DICOM_MARK, DICOM_MARK_AT = b"DICM", 128
 FREE_TEXT = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 VOXELS_AT = {348: 352, 540: 544}  # by the header's size: where voxels begin when nothing lies in between
 GZIP_EXTRA, GZIP_NAME, GZIP_COMMENT = 4, 8, 16
-SAMPLE_LIST = "samples.jsonl"
 
 
 def is_dicom(path: Path) -> bool:
@@ -63,7 +63,6 @@ def _free_text(header: Any) -> Iterator[str]:
 def _generated(folder: Path) -> set[str]:
     """Files that a list of samples names."""
     try:
-        lines = (folder / SAMPLE_LIST).read_text(encoding="utf-8").splitlines()
-        return {str(json.loads(line).get("file")) for line in lines if line.strip()}
-    except (OSError, ValueError, AttributeError):
+        return set(read_sample_list(folder))
+    except (CardioDiTError, OSError, ValueError):
         return set()
