@@ -1,11 +1,12 @@
 """How long `cardiodit evaluate` takes, and what memory it needs for many volumes.
 
     python benchmarks/evaluation.py                       64 phantoms against 64 samples, two processes
-    python benchmarks/evaluation.py --memory 10 1000      peak memory of 1000 small volumes of each set beside 10
+    python benchmarks/evaluation.py --memory 10 1000      peak memory of 1000 small volumes of each set beside 10,
+                                                          both with masks, so that heart function is measured, too
     python benchmarks/evaluation.py --volumes 8 --size 32 32 6 8    a small run, to see that it works
 
-Samples are other phantoms, written as `cardiodit sample` writes them. Each evaluation is a process of its own, its
-imports included.
+Samples are other phantoms, written as `cardiodit sample` writes them; where memory is measured, those of a manifest.
+Each evaluation is a process of its own, its imports included.
 """
 
 import argparse
@@ -36,19 +37,21 @@ def write_sets(folder: Path, volumes: int, size: tuple[int, int, int, int]) -> N
 
 
 def write_noisy_sets(folder: Path, volumes: int) -> None:
-    """Many volumes, quickly."""
+    """Many volumes with their masks, quickly; both sets are manifests."""
+    (folder / "steps.json").write_text(json.dumps(STEPS.to_dict()))
     for seed, name in enumerate(("real", "others")):
         manifest = write_cohort(folder / f"{name}-drawn", DRAWN, seed=seed, size=SMALL)
         (folder / name).mkdir()
         cases, rows = read_manifest(manifest), []
         random = np.random.default_rng([seed, volumes])
         for i in range(volumes):
-            volume = read_nifti(cases[i % DRAWN].image)
+            case = cases[i % DRAWN]
+            volume = read_nifti(case.image)
             noisy = volume.voxels + random.integers(-8, 9, volume.voxels.shape, dtype=np.int16)
             write_nifti(folder / name / f"{i:04d}.nii.gz", noisy, volume.geometry)
-            rows.append({"image": f"{i:04d}.nii.gz", "slices": "base to apex", "ed_frame": 0})
+            told = {column: case.row[column] for column in ("mask_order", "slices", "ed_frame")}
+            rows.append({"image": f"{i:04d}.nii.gz", "mask": f"../{name}-drawn/{case.row['mask']}", **told})
         write_manifest(folder / name / "manifest.csv", rows)
-    write_samples(folder)
 
 
 def write_samples(folder: Path) -> None:
@@ -73,8 +76,13 @@ def evaluated(folder: Path, segmenter: str | None, processes: int) -> tuple[floa
 def evaluate_one(folder: Path, segmenter: str | None, processes: int) -> None:
     from cardiodit.evaluation.protocol import Request, evaluate
 
-    real, samples = folder / "real" / "manifest.csv", folder / "samples"
-    evaluate(Request(real, samples, folder / "out", segmenter=segmenter, processes=processes))
+    real, samples, steps = folder / "real" / "manifest.csv", folder / "samples", None
+    if not samples.is_dir():
+        samples, steps = folder / "others" / "manifest.csv", str(folder / "steps.json")
+    request = Request(real, samples, folder / "out", preprocessing=steps, segmenter=segmenter, processes=processes)
+    report = evaluate(request).report
+    if (segmenter or steps) and not report["curves"]:
+        raise SystemExit(f"Heart function was not measured: {report['protocol']['left_out']}")
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(max(peaks) / 1024)
 

@@ -1,5 +1,6 @@
 """`cardiodit evaluate` as a user runs it: what it prints, what it returns, and that it goes on where it was stopped."""
 
+import io
 import json
 import signal
 import subprocess
@@ -8,8 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cardiodit.cli import main
+from cardiodit.commands.evaluate import INCOMPLETE
+from cardiodit.evaluation import critic
+from cardiodit.evaluation.features.resnets import MEDICALNET_10, ResNet
+from cardiodit.hashing import sha256_of
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.phantom import write_cohort
 
@@ -46,7 +53,7 @@ def test_a_corrupt_file_shows_in_the_exit_code(cohorts: Path, tmp_path: Path, ca
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     try:
-        assert main(arguments(cohorts, tmp_path)) == 2
+        assert main(arguments(cohorts, tmp_path)) == INCOMPLETE
     finally:
         damaged.write_bytes(whole)
     printed = capsys.readouterr()
@@ -55,6 +62,71 @@ def test_a_corrupt_file_shows_in_the_exit_code(cohorts: Path, tmp_path: Path, ca
     report = json.loads((tmp_path / "report.json").read_text())
     assert [problem["file"] for problem in report["problems"]] == [damaged.name]
     assert report["protocol"]["counts"] == {"real": 4, "synthetic": 3}
+
+
+def test_a_wrong_option_has_another_exit_code_than_a_corrupt_file(
+    cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments(cohorts, tmp_path), "--no_such_option"])
+    assert ended.value.code == 2 and INCOMPLETE not in (0, 1, 2)
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert f"  {INCOMPLETE}  reports were written, but some files could not be evaluated" in capsys.readouterr().out
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_shows_on_a_terminal_and_nowhere_else(
+    cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*arguments(cohorts, tmp_path), "--max_volumes", "2"]
+    assert main(given) == 0
+    assert capsys.readouterr().err == ""
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Terminal())
+        assert main(given) == 0
+        shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "Measuring: 100%" in shown and "4/4" in shown
+    assert "Scoring: 100%" in shown and "10/10" in shown  # four of each kind of features, and two
+    assert "Fréchet distance, spatiotemporal" in shown and "numbers of single hearts" in shown
+
+
+def test_critics_are_trained_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen volumes are enough for a value, and too few for the floor's halves."""
+    monkeypatch.setattr(critic, "LOOK_EVERY", 2)
+    monkeypatch.setattr(critic, "PATIENCE", 1)
+    for seed, name in enumerate(("real", "synthetic")):
+        write_cohort(tmp_path / name, 16, seed=seed, size=(16, 16, 2, 4))
+    (tmp_path / "steps.json").write_text(json.dumps(Preprocessing(intensity=Intensity("p0.5", "p99.5")).to_dict()))
+    assert main([*arguments(tmp_path, tmp_path / "out"), "--critic", "--seed", "2"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = {metric["name"]: metric for metric in report["metrics"] if metric["name"].startswith("critic_")}
+    assert report["protocol"]["critic"] is True and list(found) == ["critic_spatial", "critic_spatiotemporal"]
+    for metric in found.values():
+        assert metric["value"] is not None and metric["floor"] is None
+        assert "No floor: This metric needs at least 16 real volumes, and there are 8." in metric["notes"]
+
+
+def test_the_report_holds_the_hash_of_the_weights_file(cohorts: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "resnet_10.safetensors"
+    torch.manual_seed(0)
+    state = {f"module.{name}": tensor for name, tensor in ResNet(MEDICALNET_10).state_dict().items()}
+    save_file(state, weights)
+    given = ["--features", "medicalnet10", "--weights", str(weights), "--features_size", "16", "16", "8"]
+    assert main([*arguments(cohorts, tmp_path / "out"), *given, "--max_volumes", "2"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["protocol"]["critic"] is False
+    for kind in ("spatial", "spatiotemporal"):
+        told = report["protocol"]["features"][kind]
+        assert told["name"] == "medicalnet10"
+        assert told["weights"] == {"source": weights.name, "sha256": sha256_of(weights)}
+    assert sha256_of(weights)[:12] in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_errors_are_one_sentence(cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

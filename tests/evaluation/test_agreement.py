@@ -3,10 +3,24 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.agreement import Facts, check_agreement, facts_of_set, without_folders
+from cardiodit.evaluation.agreement import (
+    Facts,
+    check_agreement,
+    facts_of,
+    facts_of_set,
+    notes_on_voxel_sizes,
+    unlike_most,
+    without_folders,
+)
+from cardiodit.evaluation.loading import Loaded
+from cardiodit.evaluation.sets import SYNTHETIC, Item
+from cardiodit.imaging import Geometry
+from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.volume import Volume
 
 USUAL = Facts((32, 32, 6, 8), (1.4, 1.4, 10.0), 0.05, (-1.0, 1.0), (0.0, 1000.0))
 
@@ -18,7 +32,8 @@ USUAL = Facts((32, 32, 6, 8), (1.4, 1.4, 10.0), 0.05, (-1.0, 1.0), (0.0, 1000.0)
         ({"size": (32, 32, 6)}, "synthetic ones 32 × 32 × 6 voxels"),
         ({"spacing": (1.4, 1.4, 8.0)}, "1.4 × 1.4 × 10 mm .* 1.4 × 1.4 × 8 mm .* 20% apart"),
         ({"intensity": (0.0, 1.0)}, "from -1 to 1, synthetic ones from 0 to 1"),
-        ({"intensity": (-1.0, -0.5)}, "from -1 to 1, synthetic ones from -1 to -0.5"),
+        ({"intensity": (-0.05, 0.8)}, "synthetic ones from -0.05 to 0.8"),  # so far a decoder overshoots
+        ({"intensity": (-1.0, 0.0)}, "from -1 to 1, synthetic ones from -1 to 0"),
         ({"units": (0.0, 1.0)}, "0 to 1000 in the real files and for 0 to 1 in the synthetic"),
         ({"units": (2000.0, 3000.0)}, "intensity range"),
     ],
@@ -39,6 +54,9 @@ def test_sets_that_differ_are_refused(differing: dict, expected: str) -> None:
         {"frame_time": 0.03},
         {"intensity": (-0.1, 0.2)},  # an untrained model's grey
         {"intensity": (0.03, 0.11)},
+        {"intensity": (-0.35, 0.35)},  # a better one's
+        {"intensity": (0.0, 0.6)},
+        {"intensity": (-1.0, -0.4)},
         {"units": (0.0, 700.0)},
         {"units": None},
     ],
@@ -51,8 +69,62 @@ def test_a_set_is_what_most_of_it_is() -> None:
     other = replace(USUAL, size=(8, 8, 8), spacing=None)
     slower = replace(USUAL, frame_time=0.07, intensity=(-0.9, 0.8), units=(0.0, 2000.0))
     found = facts_of_set([other, USUAL, slower, replace(slower, frame_time=None)])
-    assert found == Facts(USUAL.size, USUAL.spacing, pytest.approx(0.06), (-1.0, 1.0), (0.0, 2000.0))
+    assert found == Facts(USUAL.size, USUAL.spacing, pytest.approx(0.06), (-0.9, 0.8), (0.0, 2000.0))
     assert facts_of_set([USUAL, replace(USUAL, spacing=None)]).spacing is None
+
+
+def facts_of_voxels(voxels: np.ndarray) -> Facts:
+    return facts_of(Loaded(Volume(voxels, Geometry(USUAL.spacing, USUAL.frame_time)), None))
+
+
+def test_neither_a_stray_voxel_nor_a_good_sample_hides_another_scaling() -> None:
+    random = np.random.default_rng(0)
+    real = [facts_of_voxels(random.uniform(-1, 1, (16, 16, 4, 4)).astype(np.float32)) for _ in range(4)]
+    scaled = random.uniform(0, 1, (16, 16, 4, 4)).astype(np.float32)
+    scaled[0, 0, 0, 0] = -1
+    with pytest.raises(CardioDiTError, match="synthetic ones from 0.00"):
+        check_agreement(facts_of_set(real), facts_of_set([facts_of_voxels(scaled)] * 4))
+    with pytest.raises(CardioDiTError, match="synthetic ones from 0.00"):
+        check_agreement(facts_of_set(real), facts_of_set([*[facts_of_voxels(scaled)] * 62, real[0]]))
+    grey = (random.normal(0, 0.05, (16, 16, 4, 4))).astype(np.float32)
+    check_agreement(facts_of_set(real), facts_of_set([facts_of_voxels(grey)] * 4))
+
+
+def items(count: int, is_prepared: bool = False) -> list[Item]:
+    case = Case(Path("a.nii"), "a", {}, Path()) if is_prepared else None
+    return [Item(str(i), SYNTHETIC, Path(f"{i}.nii"), case) for i in range(count)]
+
+
+def test_a_volume_of_another_scaling_or_voxel_size_than_most_is_named() -> None:
+    scaled = replace(USUAL, intensity=(0.0, 1.0))
+    grey = replace(USUAL, intensity=(0.1, 0.4))
+    thick = replace(USUAL, spacing=(1.4, 1.4, 12.0))
+    found = unlike_most(items(7), [USUAL, scaled, grey, thick, replace(USUAL, size=(1, 1, 1)), USUAL, USUAL])
+    assert [reason is None for reason in found] == [True, False, True, False, False, True, True]
+    assert (
+        found[1]
+        == "Its values go from 0 to 1, and those of most synthetic volumes from -1 to 1: it was scaled otherwise."
+    )
+    assert found[3] == "Its voxels have 1.4 × 1.4 × 12 mm, and those of most synthetic volumes 1.4 × 1.4 × 10 mm."
+
+
+def test_patients_may_differ_in_voxel_size_and_a_note_says_so() -> None:
+    facts = [replace(USUAL, spacing=(1.4, 1.4, mm)) for mm in (8.0, 10.0, 10.0, 12.0)]
+    assert unlike_most(items(4, is_prepared=True), facts) == [None] * 4
+    mixed = [replace(USUAL, spacing=(1.4, 1.4, mm)) for mm in (6.0, 8.0, 10.0, 12.0)]  # no size is that of most
+    assert unlike_most(items(4), mixed) == [None] * 4
+    (note,) = notes_on_voxel_sizes(facts, [USUAL] * 4)
+    assert "of the real volumes differ, from 1.4 × 1.4 × 8 mm to 1.4 × 1.4 × 12 mm" in note
+
+
+def test_a_voxel_size_that_only_one_set_tells_is_noted() -> None:
+    unknown = replace(USUAL, spacing=None)
+    (note,) = notes_on_voxel_sizes([USUAL] * 2, [unknown] * 2)
+    assert note.startswith(
+        "The voxel size of the synthetic volumes is unknown, that of the real ones is 1.4 × 1.4 × 10"
+    )
+    assert "size of the real volumes is unknown" in notes_on_voxel_sizes([unknown] * 2, [USUAL] * 2)[0]
+    assert not notes_on_voxel_sizes([unknown] * 2, [unknown] * 2) and not notes_on_voxel_sizes([USUAL] * 2, [USUAL] * 2)
 
 
 def test_sentences_keep_names_and_lose_folders() -> None:

@@ -9,6 +9,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.consistency import MEASURES, TEMPORAL, THROUGH_PLANE, area_roughness, consistency
 from cardiodit.evaluation.function import LV
 from cardiodit.imaging import Geometry
+from cardiodit.imaging.cycle import repeat_beat
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
 
@@ -123,6 +124,26 @@ def test_slices_out_of_step_show_between_slices_and_not_in_time(real: Cine) -> N
 def test_half_a_beat_does_not_close(real: Cine) -> None:
     found = measured(real, lambda voxels: voxels[..., :7])
     assert found["frame_gap"] > 0.15 and found["label_gap"] > 0.5
+
+
+def test_a_cine_that_is_no_whole_beat_ends_with_its_last_frame(real: Cine) -> None:
+    """A beat and its first frame once more: the same steps as of the beat alone, none from the last to the first."""
+    cine, labels, geometry = (np.concatenate([x, x[..., :1]], axis=3) if isinstance(x, np.ndarray) else x for x in real)
+    before, after = measured(real), consistency(cine, geometry, labels, closes=False)
+    assert set(before) - set(after) == {"frame_gap", "label_gap"} and set(after) < set(before)
+    for name in ("frame_change", "frame_stall"):
+        assert after[name] == pytest.approx(before[name], rel=1e-9)
+    for name, value in after.items():
+        assert value == pytest.approx(before[name], rel=0.1, abs=0.01), name
+    assert consistency(cine, geometry, labels)["frame_stall"] == 0  # as a whole beat it would seem to stand still
+
+
+def test_a_repeated_beat_is_as_consistent_as_one_beat(real: Cine) -> None:
+    before, after = measured(real), measured(real, lambda voxels: repeat_beat(voxels, 21))
+    assert max(after["frame_gap"], after["label_gap"]) > 0.3  # of a perfect heart
+    cine, labels, geometry = (repeat_beat(x, 21) if isinstance(x, np.ndarray) else x for x in real)
+    for name, value in consistency(cine, geometry, labels, closes=False).items():
+        assert value == pytest.approx(before[name], rel=0.3, abs=0.02), name
 
 
 def test_a_single_slice_a_missing_mask_and_an_unknown_size_leave_measures_out(real: Cine) -> None:

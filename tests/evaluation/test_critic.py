@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation import critic as module
 from cardiodit.evaluation.critic import critic_distance
 
 
@@ -43,6 +44,39 @@ def test_a_spread_is_seen_without_any_shift() -> None:
     rng = np.random.default_rng(3)
     found = critic_distance(rng.normal(size=(400, 1)), 3 * rng.normal(size=(400, 1)), seeds=(0, 1), steps=400)
     assert found.value == pytest.approx(2 * np.sqrt(2 / np.pi), rel=0.3)
+
+
+def watched_training(monkeypatch: pytest.MonkeyPatch, seen: list[float], steps: int) -> tuple[int, list, dict]:
+    """Looks that were taken, the critic at each, and the one that is left, where the looks see these values."""
+    states: list[dict[str, torch.Tensor]] = []
+
+    def look(critic: torch.nn.Module, part: object) -> float:
+        states.append({name: value.clone() for name, value in critic.state_dict().items()})
+        return seen[len(states) - 1]
+
+    monkeypatch.setattr(module, "_measured", look)
+    real, synthetic = (torch.from_numpy(rows) for rows in gaussians(4, n=20, shift=1.0))
+    generator = torch.Generator().manual_seed(0)
+    critic = module._new_critic(4, 8, generator)
+    part = module._Part(real, synthetic)
+    module._train(critic, part, part, steps, generator)
+    return len(states), states, critic.state_dict()
+
+
+def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_patience_ends_it_and_the_best_critic_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [1.0, 3.0, *[2.0] * 20]
+    looks, states, kept = watched_training(monkeypatch, seen, steps=20 * module.LOOK_EVERY)
+    assert looks == 2 + module.PATIENCE
+    assert are_equal(kept, states[1]) and not are_equal(kept, states[-1])
+
+
+def test_a_critic_that_gets_better_learns_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, states, kept = watched_training(monkeypatch, list(map(float, range(20))), steps=10 * module.LOOK_EVERY)
+    assert looks == 10 and are_equal(kept, states[-1])
 
 
 def test_copies_and_too_few_volumes() -> None:

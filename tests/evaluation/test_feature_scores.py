@@ -1,12 +1,17 @@
 """The lines on features: at their floor for one distribution, above it for two, and left out with a reason."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from cardiodit.evaluation import critic
 from cardiodit.evaluation.coverage import coverage_metrics
-from cardiodit.evaluation.feature_scores import feature_scores, typicality
+from cardiodit.evaluation.estimate import Estimate
+from cardiodit.evaluation.feature_scores import feature_scores, names_of_scores, typicality
 from cardiodit.evaluation.floor import beside_floor
-from cardiodit.evaluation.frechet import frechet_distance
+from cardiodit.evaluation.frechet import frechet, frechet_distance
+from cardiodit.evaluation.page.verdict import verdict
 
 
 def normal(seed: int, n: int, f: int = 6) -> np.ndarray:
@@ -46,8 +51,53 @@ def test_floors_are_those_of_the_metrics_themselves() -> None:
 
 
 def test_a_singular_covariance_is_told_with_its_shrunk_value() -> None:
-    notes = " ".join(scores(normal(0, 12, 40), normal(1, 12, 40))["frechet"].estimate.notes)
-    assert "covariance is singular (12 volumes, 40 features)" in notes and "shrunk (Ledoit and Wolf 2004)" in notes
+    real, synthetic = normal(0, 12, 40), normal(1, 12, 40)
+    metric = scores(real, synthetic)["frechet"]
+    notes = " ".join(metric.estimate.notes)
+    assert "covariance is singular: 12 volumes with 40 features" in notes and "shrunk (Ledoit and Wolf 2004)" in notes
+    expected = frechet(real, synthetic, shrinkage=True)
+    assert metric.to_dict()["shrunk"] == {
+        "value": expected.distance,
+        "at_hand": frechet_distance(real, synthetic),
+        "real": expected.shrinkage[0],
+        "synthetic": expected.shrinkage[1],
+    }
+
+
+def test_a_feature_that_never_moves_makes_many_volumes_singular_too() -> None:
+    real, synthetic = (np.hstack([normal(seed, 60), np.ones((60, 1))]) for seed in (0, 1))
+    found = scores(real, synthetic)
+    assert found["frechet"].shrunk is not None and "7 features spread along 6" in found["frechet"].estimate.notes[0]
+    assert all(metric.shrunk is None for name, metric in found.items() if name != "frechet")
+    assert scores(real[:, :6], synthetic[:, :6])["frechet"].to_dict()["shrunk"] is None
+
+
+def test_the_critic_has_a_floor_of_its_own_kind_and_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many critics for the floor as for the value, and no range out of two draws."""
+    monkeypatch.setattr(critic, "LOOK_EVERY", 5)
+    monkeypatch.setattr(critic, "PATIENCE", 1)
+    asked: list[tuple[int, list[int]]] = []
+    distance = critic.critic_distance
+
+    def watched(real: np.ndarray, synthetic: np.ndarray, *, seeds: Sequence[int]) -> Estimate:
+        asked.append((len(real), list(seeds)))
+        return distance(real, synthetic, seeds=seeds)
+
+    monkeypatch.setattr(critic, "critic_distance", watched)
+    metrics, left_out = feature_scores("spatial", normal(0, 40, 2), normal(1, 40, 2) + 3, seed=4, critic=True)
+    (metric,) = [metric for metric in metrics if metric.name == "critic_spatial"]
+    assert not left_out and asked == [(40, [4, 5, 6])] + [(20, [4, 5, 6])] * 4
+    assert metric.floor.volumes == 20 and metric.floor.matched > metric.floor.value
+    assert (metric.floor.low, metric.floor.high) == (None, None) and verdict(metric.to_dict()) is None
+    assert "The floor is the mean of 2 draws, too few for a range: nothing is judged by it." in metric.estimate.notes
+    assert metric.estimate.notes[1].startswith("By seed: ") and metric.estimate.notes[1].count(",") == 2
+
+
+def test_each_score_is_told_before_it_is_computed() -> None:
+    told: list[str] = []
+    feature_scores("spatial", normal(0, 12), normal(1, 12), tell=told.append)
+    assert told == [f"{name}, spatial" for name in names_of_scores(critic=False)]
+    assert told[0] == "Fréchet distance, spatial" and names_of_scores(critic=True)[len(told) :] == ["Critic"]
 
 
 def test_what_few_volumes_do_not_allow_is_said() -> None:

@@ -48,6 +48,13 @@ def test_a_known_metric_has_known_means() -> None:
     assert found.floor_low < found.floor < found.floor_high
 
 
+def test_few_draws_have_no_range() -> None:
+    real, synthetic = volumes(20, 11), volumes(20, 12)
+    few, enough = (beside_floor(frechet_distance, real, synthetic, repeats=repeats) for repeats in (19, 20))
+    assert few.floor > 0 and (few.floor_low, few.floor_high) == (None, None)
+    assert enough.floor_low < enough.floor < enough.floor_high
+
+
 def test_neither_order_nor_time_matter_but_the_seed_does() -> None:
     real, synthetic = volumes(20, 9), volumes(20, 10)
     first = beside_floor(frechet_distance, real, synthetic)

@@ -161,6 +161,16 @@ def test_without_a_frame_time_only_the_rates_are_unknown() -> None:
         periodic_slope(np.ones(8), 0.1)
 
 
+def test_frames_that_are_no_whole_beat_have_no_rates() -> None:
+    volumes = 150 * (1 - 0.6 * ejection(np.arange(25) / 25))
+    whole, repeated = Function(tuple(volumes), 0.04), Function(tuple(np.resize(volumes, 32)), 0.04, closes=False)
+    assert repeated.peak_ejection_rate is None and repeated.peak_filling_rate is None
+    assert repeated.numbers() == {name: whole.numbers()[name] for name in ("edv_ml", "esv_ml", "sv_ml", "ef_percent")}
+    labels = np.ones((4, 4, 2, 9), np.uint8)
+    numbers = heart_function(labels, Geometry((5.0, 5.0, 5.0), 0.1), closes=False).numbers()
+    assert not [name for name in numbers if "peak" in name] and numbers["rv_edv_ml"] == pytest.approx(4)
+
+
 def test_both_ventricles_are_named() -> None:
     numbers = heart_function(np.ones((4, 4, 2, 9), np.uint8), Geometry((5.0, 5.0, 5.0), 0.1)).numbers()
     assert numbers["rv_edv_ml"] == pytest.approx(4) and numbers["lv_edv_ml"] == 0 and numbers["lv_mass_g"] == 0

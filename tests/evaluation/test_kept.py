@@ -43,6 +43,10 @@ def test_the_key_is_all_that_decides_what_is_measured(item: Item, instruments: I
         replace(item, case=replace(item.case, row={**item.case.row, **changed}))
         for changed in ({"mask": str(mask)}, {"mask_order": "1=RV;2=MYO;3=LV"})
     )
+    phases, other_phases = (
+        replace(item, case=replace(item.case, row={**item.case.row, "mask": "", "ed_mask": ed, "es_mask": str(mask)}))
+        for ed in (item.case.row["mask"], str(mask))
+    )
     same = replace(item, id="of another name")
     without_networks = replace(instruments, networks={})
     keys = {
@@ -53,8 +57,10 @@ def test_the_key_is_all_that_decides_what_is_measured(item: Item, instruments: I
         key_of(other_mask, STEPS, instruments, MASKS),
         key_of(other_order, STEPS, instruments, MASKS),
         key_of(replace(item, set="synthetic"), STEPS, instruments, MASKS),
+        key_of(phases, STEPS, instruments, MASKS),
+        key_of(other_phases, STEPS, instruments, MASKS),
     }
-    assert len(keys) == 7
+    assert len(keys) == 9
     assert key_of(same, STEPS, instruments, MASKS) == key_of(item, STEPS, instruments, MASKS)
     assert key_of(other_mask, STEPS, instruments, None) == key_of(item, STEPS, instruments, None)  # no mask is read
 

@@ -81,6 +81,25 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(scale: float, shift: f
     assert abs(np.mean(errors)) < 3 * np.std(errors) / np.sqrt(repetitions)
 
 
+def expected_polynomial(scale: float, shift: float, f: int = 6) -> float:
+    """Σ C(3, k)/fᵏ |E x⊗ᵏ − E y⊗ᵏ|² of x from N(0, I) and y from N(shift · e, scale² I)."""
+    variance, m = scale**2, shift**2
+    second = (1 - variance) ** 2 * f - 2 * (1 - variance) * m + m**2
+    third = m**3 + 6 * variance * m**2 + variance**2 * (3 * f + 6) * m
+    return 3 * m / f + 3 * second / f**2 + third / f**3
+
+
+@pytest.mark.parametrize(("scale", "shift", "at_most"), [(1.0, 0.0, 1.0), (1.0, 0.8, 0.99), (1.4, 1.0, 0.99)])
+def test_the_interval_of_the_polynomial_kernel_holds_as_often(scale: float, shift: float, at_most: float) -> None:
+    truth, found = expected_polynomial(scale, shift), []
+    for seed in range(200):
+        found.append(kid_estimate(*gaussians(400 + seed, scale=scale, shift=shift), kernel="polynomial"))
+    held = np.mean([estimate.low <= truth <= estimate.high for estimate in found])
+    errors = np.array([estimate.value for estimate in found]) - truth
+    assert 0.89 <= held <= at_most
+    assert abs(errors.mean()) < 3 * errors.std() / np.sqrt(200)
+
+
 def test_unlike_the_biased_number_it_is_about_zero_between_equals() -> None:
     found = [(kid_estimate(*gaussians(seed)).value, mmd_prdit(*gaussians(seed))) for seed in range(40)]
     unbiased, biased = np.mean(found, axis=0)

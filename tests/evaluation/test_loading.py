@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.loading import OtherIntensityError, load, load_labels
+from cardiodit.evaluation.function import LV
+from cardiodit.evaluation.loading import OtherIntensityError, is_whole_beat, load, load_labels
 from cardiodit.evaluation.sets import SYNTHETIC, Item, open_real
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.manifest import write_manifest
@@ -51,12 +52,31 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         load(item(tmp_path / "a.nii.gz", voxels), STEPS)
 
 
-def labelled(folder: Path, labels: np.ndarray, order: str = "LV=1 MYO=2 RV=3") -> Item:
+def test_a_sample_that_overshoots_is_not_taken_for_hounsfield_units(tmp_path: Path) -> None:
+    voxels = np.linspace(-1, 1.05, 24).reshape(2, 3, 4).astype(np.float32)
+    with pytest.raises(OtherIntensityError, match=r"values from -1 to 1.05; expected are values in \[-1, 1\]"):
+        load(item(tmp_path / "a.nii.gz", voxels), HOUNSFIELD)
+
+
+@pytest.mark.parametrize(
+    "steps, expected",
+    [
+        (Preprocessing(), True),
+        (Preprocessing(frames=32), True),
+        (Preprocessing(frames=32, cycle="repeat"), False),
+        (Preprocessing(cycle="repeat"), True),  # to no number of frames
+    ],
+)
+def test_a_repeated_beat_is_no_whole_one(steps: Preprocessing, expected: bool) -> None:
+    assert is_whole_beat(steps) == expected
+
+
+def labelled(folder: Path, labels: np.ndarray, order: str = "LV=1 MYO=2 RV=3", **more: object) -> Item:
     image = np.random.default_rng(0).normal(size=(4, 4, 2, 3)).astype(np.float32)
     write_nifti(folder / "image.nii.gz", image, GEOMETRY)
     write_nifti(folder / "mask.nii.gz", labels.astype(np.uint8), GEOMETRY)
     row = {"image": "image.nii.gz", "mask": "mask.nii.gz", "mask_order": order, "slices": "base to apex"}
-    write_manifest(folder / "m.csv", [row])
+    write_manifest(folder / "m.csv", [{**row, **more}])
     return open_real(folder / "m.csv").items[0]
 
 
@@ -67,7 +87,44 @@ def some_labels() -> np.ndarray:
 def test_labels_come_in_our_order(tmp_path: Path) -> None:
     labels, steps = some_labels(), Preprocessing(orient=False)
     case = labelled(tmp_path, labels)
-    np.testing.assert_array_equal(load_labels(case, load(case, steps)), np.array([0, 3, 2, 1])[labels])
+    found = load_labels(case, load(case, steps))
+    np.testing.assert_array_equal(found.maps, np.array([0, 3, 2, 1])[labels])
+    assert found.is_cine
+
+
+def test_two_labelled_frames_are_end_diastole_and_end_systole(tmp_path: Path) -> None:
+    """In one file, the other frames empty, or in two; they go the image's way, and no frame of theirs is lost."""
+    labels, steps = some_labels(), Preprocessing(frames=2, orient=False)  # the file's third frame is nobody's
+    ours = np.array([0, 3, 2, 1])[labels]
+    case = labelled(tmp_path, labels * np.array([1, 0, 1]), ed_frame=2, es_frame=0)
+    found = load_labels(case, load(case, steps))
+    np.testing.assert_array_equal(found.maps, ours[..., [0, 2]])
+    assert not found.is_cine
+    for name, t in (("ed", 2), ("es", 0)):
+        write_nifti(tmp_path / f"{name}.nii.gz", labels[..., t].astype(np.uint8), GEOMETRY)
+    case = labelled(tmp_path, labels, mask="", ed_mask="ed.nii.gz", es_mask="es.nii.gz")
+    found = load_labels(case, load(case, Preprocessing(size=(2, 4, None), orient=False)))
+    np.testing.assert_array_equal(found.maps, ours[1:3][..., [2, 0]])
+    assert not found.is_cine
+
+
+def test_one_phase_is_no_pair_and_no_phase_is_a_cine(tmp_path: Path) -> None:
+    case = labelled(tmp_path, some_labels()[..., 0], mask="", ed_mask="mask.nii.gz", es_mask="")
+    with pytest.raises(CardioDiTError, match=r"has no mask. Fill the column mask .* \(or ed_mask and es_mask\)"):
+        load_labels(case, load(case, STEPS))
+    case = labelled(tmp_path, some_labels(), mask="", ed_mask="mask.nii.gz", es_mask="mask.nii.gz")
+    with pytest.raises(CardioDiTError, match="labels of one frame were expected"):
+        load_labels(case, load(case, STEPS))
+
+
+def test_a_mask_is_reoriented_with_its_image(tmp_path: Path) -> None:
+    labels = np.zeros((4, 4, 2, 3))
+    labels[0, :, 0] = 1
+    case = labelled(tmp_path, labels, slices="apex to base")
+    loaded = load(case, STEPS)
+    maps = load_labels(case, loaded).maps
+    assert loaded.prepared is not None and 2 in loaded.prepared.source.order.flips
+    assert (maps == LV).sum() == 12 and not maps[:, :, 0].any()
 
 
 @pytest.mark.parametrize(
@@ -77,11 +134,18 @@ def test_labels_come_in_our_order(tmp_path: Path) -> None:
         (lambda x: x, "", "does not say which label"),
         (lambda x: x[..., 0], "LV=1 MYO=2 RV=3", "labels one frame"),
         (lambda x: x * np.array([1, 0, 0]), "LV=1 MYO=2 RV=3", "labels 1 of 3 frames"),
+        (lambda x: np.concatenate([x, x], axis=3), "LV=1 MYO=2 RV=3", "labels 6 frames, and .*image.nii.gz has 3"),
     ],
 )
 def test_labels_that_would_give_wrong_curves_are_errors(tmp_path: Path, change, order: str, expected: str) -> None:
     case = labelled(tmp_path, change(some_labels()), order)
     with pytest.raises(CardioDiTError, match=expected):
+        load_labels(case, load(case, STEPS))
+
+
+def test_labelled_frames_that_the_manifest_calls_otherwise_are_errors(tmp_path: Path) -> None:
+    case = labelled(tmp_path, some_labels() * np.array([1, 1, 0]), ed_frame=0, es_frame=2)
+    with pytest.raises(CardioDiTError, match="labels the frames 0 and 1 .* calls 0 end-diastole and 2 end-systole"):
         load_labels(case, load(case, STEPS))
 
 

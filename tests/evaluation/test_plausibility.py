@@ -7,6 +7,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.function import LV, MYO, RV
 from cardiodit.evaluation.plausibility import RULES, cycle_gap, is_plausible, plausibility, plausible_shares
 from cardiodit.imaging import Geometry
+from cardiodit.imaging.cycle import repeat_beat
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
 
@@ -44,6 +45,15 @@ def test_a_heart_that_stands_still_does_not_eject(normal: tuple[np.ndarray, Geom
 def test_a_beat_cut_in_half_does_not_close(normal: tuple[np.ndarray, Geometry]) -> None:
     labels, geometry = normal
     assert broken(labels[..., :6], geometry) == {"cycle_gap"}
+
+
+def test_a_repeated_beat_is_not_asked_to_close(normal: tuple[np.ndarray, Geometry]) -> None:
+    labels, geometry = repeat_beat(normal[0], 16), normal[1]
+    assert broken(labels, geometry) == {"cycle_gap"}
+    findings = plausibility(labels, geometry, closes=False)
+    assert [finding.name for finding in findings] == [name for name in RULES if name != "cycle_gap"]
+    assert is_plausible(findings) and plausible_shares([findings])["all"] == 1
+    assert "cycle_gap" not in plausible_shares([findings])
 
 
 def test_a_right_ventricle_that_only_fills_one_side(normal: tuple[np.ndarray, Geometry]) -> None:

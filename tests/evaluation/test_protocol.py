@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.consistency import MEASURES, TEMPORAL, THROUGH_PLANE
 from cardiodit.evaluation.protocol import Evaluation, Request, evaluate
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, prepare_case, read_manifest, write_nifti
 from cardiodit.imaging.manifest import write_manifest
+from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.phantom import write_chests, write_cohort
 
 STEPS = Preprocessing(intensity=Intensity("p0.5", "p99.5"))
@@ -27,6 +30,15 @@ def threshold(cine, geometry):
     labels[cine > 0.2] = RV
     labels[8:24, 8:24] = np.where(cine[8:24, 8:24] > 0.2, LV, MYO)
     return labels
+
+threshold.mask_order = "RV=1 MYO=2 LV=3"
+
+def stumble(cine, geometry):
+    if cine[0, 0, 0, 0] == 1:
+        return {}["heart"]
+    return threshold(cine, geometry)
+
+stumble.mask_order = threshold.mask_order
 
 class Picky(torch.nn.Module):
     def forward(self, volume):
@@ -102,6 +114,38 @@ def test_function_is_that_of_the_phantoms(data: Path, with_masks: Evaluation) ->
     assert max(curve["real"][0]) == held[f"real/{rows[0]['subject']}"]["lv_edv_ml"]
 
 
+def exact_curves(manifest: Path) -> dict[str, dict[str, list[float]]]:
+    """By the report's id the true volumes of each ventricle in each frame."""
+    cases = read_manifest(manifest)
+    return {f"real/{case.subject}": json.loads(case.path("volumes").read_text()) for case in cases}
+
+
+def worst_error(report: dict, manifest: Path, side: str) -> float:
+    """Relative, over all frames of all real hearts."""
+    exact, ids = exact_curves(manifest), [volume["id"] for volume in report["volumes"] if volume["set"] == "real"]
+    (curve,) = [curve for curve in report["curves"] if curve["name"] == f"{side}_volume_ml"]
+    true = np.array([exact[name][side] for name in ids])
+    assert np.shape(curve["real"]) == true.shape
+    return float(np.abs(np.array(curve["real"]) / true - 1).max())
+
+
+@pytest.mark.parametrize(
+    "size, segmenter, tolerance",
+    [
+        ((64, 64, 16, 9), None, 0.02),  # masks, in slices thin enough to count whole voxels (see test_function)
+        ((64, 64, 8, 16), "phantom-segmenter", 0.05),  # at 12.5 mm, of which counting alone is up to 3% off
+    ],
+)
+def test_the_curves_of_phantoms_are_right(
+    data: Path, tmp_path: Path, size: tuple[int, int, int, int], segmenter: str | None, tolerance: float
+) -> None:
+    manifest = write_cohort(tmp_path / "hearts", 2, seed=8, size=size)
+    steps = {"preprocessing": str(data / "steps.json"), "features": "own_code:Picky", "features_size": (8, 8, 4)}
+    report = evaluate(Request(manifest, manifest, tmp_path / "out", segmenter=segmenter, **steps)).report
+    assert worst_error(report, manifest, "lv") < tolerance
+    assert worst_error(report, manifest, "rv") < tolerance
+
+
 def test_neither_processes_nor_the_order_nor_the_folder_change_a_number(
     data: Path, with_masks: Evaluation, tmp_path: Path
 ) -> None:
@@ -156,7 +200,9 @@ def test_experts_masks_beside_a_segmenter(data: Path, with_masks: Evaluation, tm
     given = {"segmenter": "own_code:threshold", "real_masks": True, "output_dir": tmp_path, "max_volumes": 4}
     found = evaluate(request(data, **given)).report
     assert found["protocol"]["labels"] == {"real": "masks", "synthetic": "segmenter"}
-    assert found["curves"][0]["real"] == with_masks.report["curves"][0]["real"][:4]
+    known = dict(zip([volume["id"] for volume in with_masks.report["volumes"]], with_masks.report["curves"][0]["real"]))
+    drawn = [volume["id"] for volume in found["volumes"] if volume["set"] == "real"]
+    assert found["curves"][0]["real"] == [known[name] for name in drawn] and len(drawn) == 4
     with pytest.raises(CardioDiTError, match="--real_masks: the manifest of the real volumes has no column mask"):
         rows = [
             {"image": str(case.image), "slices": case.row["slices"]}
@@ -172,7 +218,7 @@ def test_without_labels_the_report_says_what_is_missing(data: Path, tmp_path: Pa
     assert "no segmenter was named (--segmenter), and the synthetic volumes have no masks" in reason
     assert not found.report["curves"] and {m["group"] for m in found.report["metrics"]} >= {"diversity", "consistency"}
     assert found.report["protocol"]["counts"] == {"real": 3, "synthetic": 3}
-    assert "Of the 6 real volumes, the first 3 were taken" in found.report["protocol"]["notes"][0]
+    assert "Of the 6 real volumes, 3 were drawn by the seed 0" in found.report["protocol"]["notes"][0]
 
 
 def test_damaged_odd_and_mislabelled_files_are_listed_and_the_rest_is_evaluated(data: Path, tmp_path: Path) -> None:
@@ -247,7 +293,9 @@ def test_what_cannot_be_known_is_asked_for(data: Path, tmp_path: Path) -> None:
     sizeless = request(data, synthetic=folder, output_dir=tmp_path / "o", preprocessing=str(data / "steps.json"))
     with pytest.raises(CardioDiTError, match="voxel size of the synthetic volumes is unknown"):
         evaluate(replace(sizeless, segmenter="own_code:threshold"))
-    assert evaluate(replace(sizeless, max_volumes=2)).report["sets"]["synthetic"]["spacing_mm"] is None
+    found = evaluate(replace(sizeless, max_volumes=2)).report
+    assert found["sets"]["synthetic"]["spacing_mm"] is None
+    assert any("size of the synthetic volumes is unknown, that of the real" in n for n in found["protocol"]["notes"])
 
 
 def test_fewer_than_two_volumes_are_no_set(data: Path, tmp_path: Path) -> None:
@@ -281,9 +329,184 @@ def test_chests_have_no_heartbeat(tmp_path: Path) -> None:
 def test_what_stage_1_costs(data: Path, tmp_path: Path, make_vae: Any) -> None:
     make_vae().save_pretrained(tmp_path / "vae")
     given = {"reconstructions": str(tmp_path / "vae"), "segmenter": "own_code:threshold", "max_volumes": 2}
-    found = metrics(evaluate(request(data, output_dir=tmp_path / "out", **given)))
+    whole = evaluate(request(data, output_dir=tmp_path / "out", **given))
+    assert any("does not say how its training" in note for note in whole.report["protocol"]["notes"])
+    without = evaluate(request(data, output_dir=tmp_path / "out", **{**given, "segmenter": None})).report
+    assert any(text.startswith("Heart function of reconstructions") for text in without["protocol"]["left_out"])
+    assert "reconstruction_psnr" in {metric["name"] for metric in without["metrics"]}
+    found = metrics(whole)
     assert found["reconstruction_psnr"]["group"] == "reconstruction" and found["reconstruction_psnr"]["unit"] == "dB"
     assert found["reconstruction_psnr"]["value"] < 20 and found["reconstruction_l1"]["value"] > 0.1  # it is untrained
     assert found["reconstruction_lv_ef_error_percent"]["value"] >= abs(
         found["reconstruction_lv_ef_shift_percent"]["value"]
     )
+
+
+def test_a_model_that_was_trained_on_other_volumes_is_refused(data: Path, tmp_path: Path, make_vae: Any) -> None:
+    make_vae(preprocessing=replace(STEPS, frames=16).to_dict()).save_pretrained(tmp_path / "vae")
+    with pytest.raises(CardioDiTError, match="prepared otherwise \\(frames 16 there and None here\\)"):
+        evaluate(request(data, output_dir=tmp_path / "out", reconstructions=str(tmp_path / "vae")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_real_files_and_masks_are_listed(data: Path, tmp_path: Path) -> None:
+    write_cohort(tmp_path / "hearts", 4, seed=2, size=(32, 32, 6, 8))
+    manifest = tmp_path / "hearts" / "manifest.csv"
+    first, second, *rest = read_manifest(manifest)
+    for file in (first.image, second.path("mask")):
+        assert file is not None
+        file.write_bytes(file.read_bytes()[:3000])
+    usual = {"real": manifest, "synthetic": data / "others" / "manifest.csv", "output_dir": tmp_path / "out"}
+    found = evaluate(request(data, **usual, preprocessing=str(data / "steps.json"))).report
+    told = {(problem["set"], problem["file"]): problem["problem"] for problem in found["problems"]}
+    assert list(told) == [("real", "phantom-0000.nii.gz"), ("real", "phantom-0001.nii.gz")]
+    assert all("is damaged or was cut off" in problem for problem in told.values())
+    assert found["protocol"]["counts"] == {"real": 2, "synthetic": 6} and len(found["curves"][0]["real"]) == 2
+    assert str(tmp_path) not in json.dumps(found)
+    rest[0].image.write_bytes(b"no volume")
+    with pytest.raises(
+        CardioDiTError, match="at least 2 real volumes, and there is 1 that can be used:\n  - phantom-0000"
+    ):
+        evaluate(request(data, **usual, preprocessing=str(data / "steps.json")))
+    write_manifest(manifest, [rest[1].row])
+    with pytest.raises(CardioDiTError, match="at least 2 real volumes, and there is 1"):
+        evaluate(request(data, **usual, preprocessing=str(data / "steps.json")))
+
+
+def test_single_samples_that_differ_from_most_are_listed(data: Path, tmp_path: Path) -> None:
+    """In scaling, in voxel size, or because one's own segmenter stumbles over one of them."""
+    folder = write_samples(data / "others" / "manifest.csv", tmp_path / "samples")
+    files = sorted(folder.glob("*.nii.gz"))
+    stored = [read_nifti(file) for file in files[:3]]
+    write_nifti(files[0], (stored[0].voxels + 1) / 2, stored[0].geometry)
+    write_nifti(files[1], stored[1].voxels, Geometry((4.5, 4.5, 10.0), 0.1))
+    marked = stored[2].voxels.copy()
+    marked[0, 0, 0, 0] = 1
+    write_nifti(files[2], marked, stored[2].geometry)
+    found = evaluate(request(data, synthetic=folder, output_dir=tmp_path / "out", segmenter="own_code:stumble")).report
+    told = {problem["file"]: problem["problem"] for problem in found["problems"]}
+    assert told[files[0].name].startswith("Its values go from 0") and "scaled otherwise" in told[files[0].name]
+    assert told[files[1].name].startswith("Its voxels have 4.5 × 4.5 × 10 mm, and those of most synthetic volumes")
+    assert told[files[2].name] == "The segmenter own_code:stumble failed: KeyError: 'heart'"
+    assert len(told) == 3 and found["protocol"]["counts"]["synthetic"] == 3
+
+
+def test_copies_with_another_frame_time_are_called_copies(data: Path, tmp_path: Path) -> None:
+    folder = write_samples(data / "real" / "manifest.csv", tmp_path / "samples")
+    for file in sorted(folder.glob("*.nii.gz"))[:2]:
+        stored = read_nifti(file)
+        write_nifti(file, stored.voxels, stored.geometry.with_frame_time(0.011))
+    notes = evaluate(request(data, synthetic=folder, output_dir=tmp_path / "out")).report["protocol"]["notes"]
+    assert "6 of the 6 synthetic volumes equal a real one voxel by voxel." in notes
+
+
+def test_repeated_beats_have_neither_rates_nor_gaps(data: Path, tmp_path: Path) -> None:
+    """As the published presets repeat them: eight frames become ten."""
+    steps = replace(STEPS, frames=10, cycle="repeat")
+    (tmp_path / "steps.json").write_text(json.dumps(steps.to_dict()))
+    given = {"synthetic": data / "others" / "manifest.csv", "preprocessing": str(tmp_path / "steps.json")}
+    found = evaluate(request(data, output_dir=tmp_path / "out", **given)).report
+    names = {metric["name"] for metric in found["metrics"]}
+    assert not [name for name in names if "peak" in name or "gap" in name]
+    assert {"wasserstein_lv_ef_percent", "wasserstein_frame_change", "wasserstein_area_roughness"} <= names
+    assert "plausible_lv_body_share" in names and found["sets"]["real"]["size"][3] == 10
+    (reason,) = [text for text in found["protocol"]["left_out"] if "rates" in text]
+    assert reason.startswith("Peak rates, the gaps between last and first frame") and "to fill 10 frames" in reason
+
+
+def test_real_hearts_that_are_labelled_at_two_moments(data: Path, tmp_path: Path) -> None:
+    """As ACDC's are: their volumes stand beside the samples', and what needs a whole beat is left out."""
+    rows = []
+    for case in read_manifest(data / "real" / "manifest.csv"):
+        labels, row = read_labels(case.path("mask")), {**case.row, "image": str(case.image), "mask": "", "volumes": ""}
+        for name in ("ed", "es"):
+            row[f"{name}_mask"] = str(tmp_path / f"{case.subject}-{name}.nii.gz")
+            write_nifti(Path(row[f"{name}_mask"]), labels.voxels[..., int(row[f"{name}_frame"])], labels.geometry)
+        rows.append(row)
+    write_manifest(tmp_path / "m.csv", rows)
+    given = {"real": tmp_path / "m.csv", "real_masks": True, "segmenter": "own_code:threshold"}
+    whole = evaluate(request(data, output_dir=tmp_path / "out", **given))
+    found, held = whole.report, metrics(whole)
+    for row, volume in zip(rows, found["volumes"]):
+        assert volume["numbers"]["lv_ef_percent"] == pytest.approx(float(row["lv_ef_percent"]), abs=4)  # thick slices
+    for name in ("edv_ml", "esv_ml", "sv_ml", "ef_percent"):
+        assert f"wasserstein_lv_{name}" in held and f"wasserstein_rv_{name}" in held
+    assert "wasserstein_lv_mass_g" in held and not [name for name in held if "peak" in name or "plausible" in name]
+    assert not found["curves"] and not found["problems"]
+    assert any("6 of the 6 real volumes are labelled at end-diastole and" in t for t in found["protocol"]["left_out"])
+
+
+# What is done to real hearts, and where it shows
+
+
+def shuffled_slices(voxels: np.ndarray) -> np.ndarray:
+    return voxels[:, :, [2, 0, 4, 1, 5, 3]]
+
+
+def frozen_frames(voxels: np.ndarray) -> np.ndarray:
+    return voxels[..., [0, 1, 2, 3, 3, 3, 3, 7, 8, 9, 10, 11]]
+
+
+def jittered_time(voxels: np.ndarray) -> np.ndarray:
+    """Neighbouring frames change places."""
+    return voxels[..., [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11]]
+
+
+def still(voxels: np.ndarray) -> np.ndarray:
+    return np.repeat(voxels[..., 3:4], 12, axis=3)
+
+
+DEFORMATIONS = (shuffled_slices, frozen_frames, jittered_time, still)
+
+
+def write_deformed(manifest: Path, folder: Path, deform: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A cohort with its masks, all of them deformed alike."""
+    folder.mkdir()
+    rows = []
+    for case in read_manifest(manifest):
+        row = {**case.row, "volumes": ""}
+        for column, stored in (("image", read_nifti(case.image)), ("mask", read_labels(case.path("mask")))):
+            row[column] = f"{column}-{case.image.name}"
+            write_nifti(folder / row[column], deform(stored.voxels), stored.geometry)
+        rows.append(row)
+    write_manifest(folder / "m.csv", rows)
+    return folder / "m.csv"
+
+
+@pytest.fixture(scope="module")
+def deformed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict]]:
+    """By the deformation's name the metrics of real hearts against the same ones, deformed."""
+    root = tmp_path_factory.mktemp("deformed")
+    manifest = write_cohort(root / "hearts", 8, size=(32, 32, 6, 12))
+    found = {}
+    for deform in DEFORMATIONS:
+        name = deform.__name__
+        synthetic = write_deformed(manifest, root / name, deform)
+        steps = str(data / "steps.json")
+        found[name] = metrics(evaluate(Request(manifest, synthetic, root / "out", preprocessing=steps)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "deformation, leave, axis",
+    [
+        ("shuffled_slices", {"slice_difference", "slice_synchrony", "slice_dice"}, THROUGH_PLANE),
+        ("frozen_frames", {"frame_stall", "frame_change", "area_roughness"}, TEMPORAL),
+        ("jittered_time", {"frame_correlation", "frame_change", "label_change", "area_roughness"}, TEMPORAL),
+    ],
+)
+def test_a_deformation_shows_along_its_axis_and_not_along_the_other(
+    deformed: dict[str, dict[str, dict]], deformation: str, leave: set[str], axis: str
+) -> None:
+    for name, measure in MEASURES.items():
+        metric = deformed[deformation][f"wasserstein_{name}"]
+        if name in leave:
+            assert metric["value"] > metric["floor"]["high"], name
+        elif measure.axis != axis:
+            assert metric["value"] <= metric["floor"]["high"], name
+
+
+def test_hearts_that_stand_still_show_in_spatiotemporal_features(deformed: dict[str, dict[str, dict]]) -> None:
+    for name in ("frechet", "kid"):
+        spatial, moving = (deformed["still"][f"{name}_{kind}"]["floor"] for kind in ("spatial", "spatiotemporal"))
+        assert spatial["matched"] <= spatial["high"] and moving["matched"] > moving["high"], name

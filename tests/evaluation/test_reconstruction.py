@@ -3,7 +3,10 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +16,18 @@ from PIL import Image
 from cardiodit import VQModel3D, VQModel4D
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.reconstruction import Reconstruction, Report, judge, reconstruct, reconstruct_cohort
-from cardiodit.imaging import Preprocessing, prepare_case, read_manifest
+from cardiodit.evaluation.reconstruction import (
+    Reconstruction,
+    Report,
+    check_preparation,
+    judge,
+    reconstruct,
+    reconstruct_cohort,
+)
+from cardiodit.imaging import Geometry, Intensity, Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.phantom import write_chests, write_cohort
+from cardiodit.imaging.volume import Volume
 
 STEPS = Preprocessing(size=(32, 32, None), frames=8)
 
@@ -69,6 +80,50 @@ def test_the_numbers_of_a_volume() -> None:
     perfect = judge(1, "a", image, Reconstruction(image, image, np.ones(4, int)))
     assert (perfect.l1, perfect.psnr, perfect.quantisation_share, perfect.heart_l1) == (0, np.inf, 0, None)
     assert perfect.ssim == pytest.approx(1)
+
+
+class Brighter(VQModel4D):
+    """A stand-in whose codes are its image, brighter by 0.1; without the codebook it loses nothing."""
+
+    def encode(self, x: torch.Tensor) -> Any:
+        return SimpleNamespace(latents=x)
+
+    def quantize(self, latents: torch.Tensor) -> Any:
+        return SimpleNamespace(latents=latents + 0.1, indices=torch.zeros(7, dtype=torch.long))
+
+    def decode(self, z: torch.Tensor, force_not_quantize: bool = False) -> Any:
+        assert force_not_quantize
+        return SimpleNamespace(sample=z)
+
+
+def test_a_known_change_has_known_numbers(make_vae: Callable) -> None:
+    voxels = np.random.default_rng(0).uniform(-0.8, 0.8, (16, 16, 3, 4)).astype(np.float32)
+    steps = Preprocessing(intensity=Intensity(-1, 1), orient=False)
+    prepared = steps(Volume(voxels, Geometry((1.0, 1.0, 1.0))))
+    result = reconstruct(make_vae(Brighter), prepared, batch_size=2)
+    quality = judge(1, "a", voxels, result)
+    np.testing.assert_allclose(result.voxels, voxels + 0.1, atol=1e-6)
+    assert quality.l1 == pytest.approx(0.1, rel=1e-5) and quality.psnr == pytest.approx(
+        10 * np.log10(4 / 0.01), rel=1e-5
+    )
+    assert quality.l1_unquantised == 0 and quality.quantisation_share == 1
+    assert result.code_counts[0] == 2 * 7 and result.code_counts.sum() == 2 * 7
+
+
+def test_a_model_is_asked_for_volumes_as_it_was_trained_on(make_vae: Callable) -> None:
+    vae = make_vae(preprocessing=STEPS.to_dict())
+    assert check_preparation(vae, STEPS) is None
+    typical = replace(STEPS, intensity=replace(STEPS.intensity, typical=(0.0, 900.0)))
+    deeper = replace(STEPS, size=(32, 32, 9))  # it sees slice by slice
+    assert check_preparation(vae, typical) is None and check_preparation(vae, deeper) is None
+    other = replace(STEPS, frames=16, intensity=Intensity("p1", "p99"))
+    with pytest.raises(CardioDiTError, match=r"otherwise \(frames 8 there and 16 here; intensity .*leave --reconst"):
+        check_preparation(vae, other)
+    note = check_preparation(make_vae(), STEPS)
+    assert note is not None and "does not say how its training volumes were prepared" in note
+    deep = make_vae(VQModel3D, preprocessing=Preprocessing(size=(32, 32, 16)).to_dict())
+    with pytest.raises(CardioDiTError, match=r"size \[32, 32, 16\] there and \[32, 32, 8\] here"):
+        check_preparation(deep, Preprocessing(size=(32, 32, 8)))
 
 
 def test_the_codebook_over_the_cohort() -> None:

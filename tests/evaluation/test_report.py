@@ -53,6 +53,8 @@ def test_a_table_line_shows_value_interval_and_floor() -> None:
     floor = {"value": 2.0, "low": 1.0, "high": 3.0, "matched": 2.5, "volumes": 4}
     half = {**floor, "low": None}
     text = table(report(metric(floor=floor, unit="mL"), metric(low=None, high=None, floor=half), metric(title="a|b")))
+    whole = table(report(metric(floor={**floor, "low": None, "high": None, "volumes": None}))).splitlines()[2]
+    assert whole == "| M | 1 (0.5 to 1.5) | 2.5 (all) | 2 | lower |"
     lines = text.splitlines()
     assert lines[2] == "| M | 1 mL (0.5 to 1.5) | 2.5 mL (n = 4) | 2 mL (1 to 3) | lower |"
     assert lines[3] == "| M | 1 | 2.5 (n = 4) | 2 (up to 3) | lower |"

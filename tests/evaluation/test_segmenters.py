@@ -277,8 +277,39 @@ def test_a_function_is_a_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(segmenter.identity) == 64
     with pytest.raises(CardioDiTError, match="no function"):
         open_segmenter("my_segmenter_of_tests:lose")
-    with pytest.raises(CardioDiTError, match="cannot be imported"):
+    with pytest.raises(CardioDiTError, match=r"cannot be imported .* PYTHONPATH, and in the current folder"):
         open_segmenter("no_such_module_here:find")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, of which Python's path knows nothing; what the test adds to that is taken off again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    return tmp_path
+
+
+def test_a_function_says_which_label_is_which(here: Path) -> None:
+    (here / "silent_segmenter.py").write_text("def find(cine, geometry):\n    return (cine > 0).astype(int)\n")
+    with pytest.raises(CardioDiTError, match=r'for example, find\.mask_order = "RV=1 MYO=2 LV=3"'):
+        open_segmenter("silent_segmenter:find")
+    (here / "vague_segmenter.py").write_text("def find(cine, geometry):\n    pass\n\nfind.mask_order = 'LV=1'\n")
+    with pytest.raises(CardioDiTError, match="must name three numbers above 0"):
+        open_segmenter("vague_segmenter:find")
+
+
+def test_a_function_is_found_in_the_current_folder_and_known_by_its_source(here: Path) -> None:
+    order = "find.mask_order = 'LV=1 MYO=2 RV=3'\n"
+    identities = []
+    for limit in ("0", "0.25"):
+        (here / "own_parts.py").write_text(
+            f"def find(cine, geometry):\n    return (cine > {limit}).astype(int)\n{order}"
+        )
+        (here / "own_entry.py").write_text("from own_parts import find\n")
+        identities.append(open_segmenter("own_entry:find").identity)
+        for name in ("own_parts", "own_entry"):
+            del sys.modules[name]
+    assert len(set(identities)) == 2  # although the named module itself is the same
 
 
 def test_what_is_no_segmenter_is_explained(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """Which volumes belong to a set, and what is wrong with those that should."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.sets import open_real, open_synthetic
+from cardiodit.evaluation.sets import mask_paths, open_real, open_synthetic
 from cardiodit.imaging import Geometry, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.preprocessing import PRESETS
@@ -93,9 +94,27 @@ def test_rows_of_one_subject_are_told_apart_and_told_of(tmp_path: Path) -> None:
     assert not found.has_masks
 
 
-def test_the_first_ones_are_taken_and_it_is_said(tmp_path: Path) -> None:
-    samples(tmp_path, 4)
+def test_some_are_drawn_by_a_seed_wherever_they_stand_and_it_is_said(tmp_path: Path) -> None:
+    """Of a cohort that is sorted by disease the first are of one."""
+    samples(tmp_path, 40)
     found = open_synthetic(tmp_path)
-    assert found.first(4) is found and found.first(None) is found
-    assert [item.id for item in found.first(2).items] == ["seed0-00000", "seed0-00001"]
-    assert "Of the 4 synthetic volumes, the first 2" in found.first(2).notes[0]
+    assert found.drawn(40, seed=0) is found and found.drawn(None, seed=0) is found
+    some = found.drawn(20, seed=0)
+    ids = [item.id for item in some.items]
+    assert len(ids) == 20 and ids == sorted(ids)
+    assert 5 <= sum(item in some.items for item in found.items[:20]) <= 15
+    assert "Of the 40 synthetic volumes, 20 were drawn by the seed 0" in some.notes[0]
+    backwards = replace(found, items=found.items[::-1]).drawn(20, seed=0)
+    assert [item.id for item in backwards.items] == ids[::-1]
+    assert {item.id for item in found.drawn(10, seed=0).items} < set(ids)
+    assert [item.id for item in found.drawn(20, seed=1).items] != ids
+
+
+def test_masks_of_every_frame_or_of_both_phases(tmp_path: Path) -> None:
+    volume(tmp_path / "a.nii")
+    columns = {"mask": "", "ed_mask": "", "es_mask": ""}
+    for filled, expected in ((("mask",), 1), (("ed_mask", "es_mask"), 2), (("ed_mask",), 0), ((), 0)):
+        write_manifest(tmp_path / "m.csv", [{"image": "a.nii", **columns, **dict.fromkeys(filled, "a.nii")}])
+        found = open_real(tmp_path / "m.csv")
+        assert found.has_masks == bool(expected)
+        assert len(mask_paths(found.items[0].case) or []) == expected

@@ -7,7 +7,12 @@ from pathlib import Path
 from cardiodit.commands.adding import add_command
 from cardiodit.imaging.preprocessing import PRESETS
 
-INCOMPLETE = 2  # the exit code where some volumes could not be evaluated
+INCOMPLETE = 3  # the exit code where some volumes could not be evaluated; 2 is argparse's, of options that are wrong
+EXIT_CODES = f"""exit code:
+  0  all was well
+  1  nothing could be evaluated
+  2  the options are wrong
+  {INCOMPLETE}  reports were written, but some files could not be evaluated; they are listed"""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -19,6 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "report.json, table.md and model-index.yaml.",
         "cardiodit evaluate --real acdc/test.csv --synthetic samples --output_dir evaluation --segmenter cinema",
     )
+    parser.epilog = f"{parser.epilog}\n\n{EXIT_CODES}"
     parser.add_argument(
         "--real",
         type=Path,
@@ -42,7 +48,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     _add_preparation(parser.add_argument_group("preparation of real volumes", "if the samples do not tell it"))
     _add_instruments(parser.add_argument_group("what is measured with"))
-    parser.add_argument("--max_volumes", type=int, metavar="N", help="only the first so many of each set")
+    parser.add_argument("--max_volumes", type=int, metavar="N", help="only so many of each set, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="that measure; the report is the same (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where networks run: cpu, cuda, mps (%(default)s)")
@@ -73,7 +79,8 @@ def _add_instruments(group: argparse._ArgumentGroup) -> None:
         "--segmenter",
         metavar="NAME",
         help="labels both sets, for heart function: phantom-segmenter, cinema, the folder of a HeartSegmenter or of a "
-        "MONAI bundle, org/name, or module:function. Without one, masks of both manifests are taken",
+        "MONAI bundle, org/name, or module:function, whose mask_order names its labels. Without one, masks of "
+        "both manifests are taken",
     )
     group.add_argument(
         "--real_masks", action="store_true", help="take the manifest's masks for the real volumes all the same"

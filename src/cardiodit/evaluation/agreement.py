@@ -9,7 +9,7 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.loading import Loaded, OtherIntensityError, load
-from cardiodit.evaluation.sets import Item, VolumeSet
+from cardiodit.evaluation.sets import REAL, SYNTHETIC, Item, VolumeSet
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.preprocessing import Preprocessing
@@ -17,13 +17,21 @@ from cardiodit.imaging.preprocessing import Preprocessing
 LOOKED_AT = 3  # volumes of each set, before anything long begins
 SPACING_TOLERANCE = 0.05  # relative, of the sets' medians
 FEWEST_IN_COMMON = 0.25  # of two ranges of units, their intersection over their union
+BULK = (0.1, 99.9)  # percentiles that a volume's values are told by: a few stray voxels say nothing of its scaling
+HALF_FILLED = 3 / 8  # of a range: so wide are values that fill one half of it
+SLACK = 0.05  # of a range: so far they may reach into the other half
 
 Size = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What must agree of a volume, or of a set: its voxels, their size in mm, and its values in [-1, 1]."""
+    """What must agree of a volume, or of a set: its voxels, their size in mm, and its values in [-1, 1].
+
+    Args:
+        intensity: the values that all but the darkest and the brightest thousandth of the voxels lie between.
+        units: what -1 and 1 are in the file, where that is known.
+    """
 
     size: Size
     spacing: Triple | None
@@ -34,23 +42,22 @@ class Facts:
 
 def facts_of(loaded: Loaded) -> Facts:
     voxels, geometry = loaded.volume.voxels, loaded.volume.geometry
-    values = (float(voxels.min()), float(voxels.max()))
-    return Facts(voxels.shape, geometry.spacing, geometry.frame_time, values, loaded.units)
+    low, high = np.percentile(voxels, BULK)
+    return Facts(voxels.shape, geometry.spacing, geometry.frame_time, (float(low), float(high)), loaded.units)
 
 
 def facts_of_set(volumes: Sequence[Facts]) -> Facts:
-    """The usual size, median spacing, frame time and units where they are known, and the range of all values."""
+    """The usual size, and the medians of intensities and, where they are known, of spacing, frame time and units."""
     size, _ = Counter(facts.size for facts in volumes).most_common(1)[0]
     usual = [facts for facts in volumes if facts.size == size]
     spacings = [facts.spacing for facts in usual if facts.spacing is not None]
     times = [facts.frame_time for facts in usual if facts.frame_time is not None]
     units = [facts.units for facts in usual if facts.units is not None]
-    lows, highs = zip(*(facts.intensity for facts in usual), strict=True)
     return Facts(
         size,
         None if len(spacings) < len(usual) else _triple(spacings),
         float(np.median(times)) if times else None,
-        (min(lows), max(highs)),
+        _pair([facts.intensity for facts in usual]),
         _pair(units) if units else None,
     )
 
@@ -90,7 +97,7 @@ def check_agreement(real: Facts, synthetic: Facts) -> None:
             "or give the preprocessing that fits the samples (--preprocessing, --depth)."
         )
     if real.spacing and synthetic.spacing:
-        off = np.abs(np.array(synthetic.spacing) / real.spacing - 1).max()
+        off = _apart(real.spacing, synthetic.spacing)
         if off > SPACING_TOLERANCE:
             raise CardioDiTError(
                 f"The sets differ in voxel size: {_mm(real.spacing)} of the real volumes against "
@@ -102,22 +109,24 @@ def check_agreement(real: Facts, synthetic: Facts) -> None:
 
 
 def _check_values(real: Facts, synthetic: Facts) -> None:
-    """A set that fills one half of the other's range was scaled otherwise, [0, 1] for [-1, 1] above all.
-
-    One that lies in a small part of that half is a bad model's grey, and is measured.
-    """
     for one, other in ((real, synthetic), (synthetic, real)):
-        low, high = one.intensity
-        middle = (low + high) / 2
-        slack = 0.01 * (high - low)
-        if other.intensity[1] - other.intensity[0] < (high - low) / 4 - slack:
-            continue
-        if other.intensity[0] >= middle - slack or other.intensity[1] <= middle + slack:
+        if _fills_bright_half(other.intensity, one.intensity) or _fills_dark_half(other.intensity, one.intensity):
             raise CardioDiTError(
                 f"The sets differ in intensity range: real volumes go from {_range(real.intensity)}, synthetic ones "
                 f"from {_range(synthetic.intensity)}, where -1 is the darkest and 1 the brightest. Nothing is rescaled "
                 "in silence: write the synthetic volumes in [-1, 1]."
             )
+
+
+def _fills_bright_half(values: Range, of: Range) -> bool:
+    """As [0, 1] lies in [-1, 1]: scaled otherwise. A bad model's grey fills no half of anything, and is measured."""
+    low, high = of
+    is_wide = values[1] - values[0] >= HALF_FILLED * (high - low)
+    return is_wide and values[0] >= (low + high) / 2 - SLACK * (high - low)
+
+
+def _fills_dark_half(values: Range, of: Range) -> bool:
+    return _fills_bright_half((-values[1], -values[0]), (-of[1], -of[0]))
 
 
 def _check_units(real: Facts, synthetic: Facts) -> None:
@@ -133,11 +142,53 @@ def _check_units(real: Facts, synthetic: Facts) -> None:
         )
 
 
-def unlike_most(item: Item, facts: Facts, usual: Facts) -> str | None:
-    """Why a volume cannot stand beside the others of its set."""
-    if facts.size == usual.size:
-        return None
-    return f"It has {_voxels(facts.size)}, and most {item.set} volumes have {_voxels(usual.size)}."
+def unlike_most(items: Sequence[Item], facts: Sequence[Facts]) -> list[str | None]:
+    """For each volume of a set why it cannot stand beside the others, None where it can.
+
+    Generated volumes have one voxel size where most of them do; that of patients differs from one to the next, unless
+    their preprocessing resamples.
+    """
+    usual = facts_of_set(facts)
+    generated = [own.spacing for item, own in zip(items, facts, strict=True) if item.case is None]
+    alike = [spacing for spacing in generated if _is_near(spacing, usual.spacing)]
+    has_one_spacing = 2 * len(alike) > len(generated)
+    return [
+        _unlike(item, own, usual, has_one_spacing and item.case is None) for item, own in zip(items, facts, strict=True)
+    ]
+
+
+def _unlike(item: Item, own: Facts, usual: Facts, has_one_spacing: bool) -> str | None:
+    if own.size != usual.size:
+        return f"It has {_voxels(own.size)}, and most {item.set} volumes have {_voxels(usual.size)}."
+    if _fills_bright_half(own.intensity, usual.intensity):
+        return (
+            f"Its values go from {_range(own.intensity)}, and those of most {item.set} volumes from "
+            f"{_range(usual.intensity)}: it was scaled otherwise."
+        )
+    if has_one_spacing and own.spacing and usual.spacing and not _is_near(own.spacing, usual.spacing):
+        return f"Its voxels have {_mm(own.spacing)}, and those of most {item.set} volumes {_mm(usual.spacing)}."
+    return None
+
+
+def notes_on_voxel_sizes(real: Sequence[Facts], synthetic: Sequence[Facts]) -> list[str]:
+    """What a reader must know of voxel sizes that differ within a set, or that only one set tells."""
+    notes = []
+    for name, facts in ((REAL, real), (SYNTHETIC, synthetic)):
+        known = np.array([own.spacing for own in facts if own.spacing is not None])
+        if len(known) and (known.max(axis=0) / known.min(axis=0)).max() > 1 + SPACING_TOLERANCE:
+            least, most = (_mm(tuple(spacing)) for spacing in (known.min(axis=0), known.max(axis=0)))
+            notes.append(
+                f"The voxel sizes of the {name} volumes differ, from {least} to {most} along the axes; the sets are "
+                "compared by their medians."
+            )
+    usual = [(REAL, facts_of_set(real).spacing), (SYNTHETIC, facts_of_set(synthetic).spacing)]
+    for (name, unknown), (other, spacing) in (usual, usual[::-1]):
+        if unknown is None and spacing is not None:
+            notes.append(
+                f"The voxel size of the {name} volumes is unknown, that of the {other} ones is {_mm(spacing)}: whether "
+                "they are the same could not be checked."
+            )
+    return notes
 
 
 def without_folders(text: str, paths: Sequence[Path]) -> str:
@@ -152,7 +203,16 @@ def _voxels(size: Size) -> str:
     return " × ".join(map(str, size[:3])) + " voxels" + (f" × {size[3]} frames" if len(size) == 4 else "")
 
 
-def _mm(spacing: Triple) -> str:
+def _apart(first: Triple, second: Triple) -> float:
+    """Relative, along the axis in which two voxel sizes differ most."""
+    return float(np.abs(np.array(second) / first - 1).max())
+
+
+def _is_near(spacing: Triple | None, usual: Triple | None) -> bool:
+    return spacing is not None and usual is not None and _apart(usual, spacing) <= SPACING_TOLERANCE
+
+
+def _mm(spacing: Sequence[float]) -> str:
     return " × ".join(f"{mm:.4g}" for mm in spacing) + " mm"
 
 

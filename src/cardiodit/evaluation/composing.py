@@ -1,13 +1,16 @@
 """The report of two measured sets: every score, every number, and what was left out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from cardiodit import __version__
 from cardiodit.evaluation.diversity_scores import Alike, diversity_scores, in_order_of_content
-from cardiodit.evaluation.feature_scores import feature_scores, typicality
+from cardiodit.evaluation.feature_scores import Tell, feature_scores, names_of_scores, typicality
 from cardiodit.evaluation.instruments import Instruments, Recipe
+from cardiodit.evaluation.loading import is_whole_beat
 from cardiodit.evaluation.metric import GROUPS, Metric
 from cardiodit.evaluation.number_scores import number_scores, plausibility_scores, reconstruction_scores
 from cardiodit.evaluation.quantities import CURVE_TITLES
@@ -18,6 +21,8 @@ from cardiodit.evaluation.side import Side
 from cardiodit.evaluation.threads import one_thread
 from cardiodit.imaging.cache_files import without_typical
 from cardiodit.imaging.preprocessing import Preprocessing
+
+OTHER_SCORES = ("MS-SSIM", "numbers of single hearts")  # beside those on features
 
 
 def compose(
@@ -30,8 +35,9 @@ def compose(
     workers: Workers,
 ) -> dict[str, Any]:
     real, synthetic = sides
-    with one_thread():
-        metrics, distributions, missing = _scores(request, sides, steps, instruments, workers)
+    stages = len(instruments.networks) * len(names_of_scores(request.critic)) + len(OTHER_SCORES)
+    with one_thread(), _progress(stages) as tell:
+        metrics, distributions, missing = _scores(request, sides, steps, instruments, workers, tell)
     metrics.sort(key=lambda metric: GROUPS.index(metric.group))  # stable
     described = instruments.describe()
     report = {
@@ -41,6 +47,7 @@ def compose(
             "preprocessing": without_typical(steps).to_dict(),
             **described,
             "labels": dict(recipe.labels),
+            "critic": request.critic,
             "seed": request.seed,
             "counts": {side.volumes.name: len(side.items) for side in sides},
             "left_out": [*left_out, *instruments.left_out, *missing],
@@ -49,22 +56,38 @@ def compose(
         "sets": {side.volumes.name: _set(side) for side in sides},
         "metrics": [metric.to_dict() for metric in metrics],
         "distributions": distributions,
-        "curves": _curves(real, synthetic),
+        "curves": _curves(real, synthetic, is_whole_beat(steps)),
         "volumes": _volumes(real, synthetic, instruments),
         "problems": [problem.to_dict() for side in sides for problem in side.problems],
     }
     return rounded(report)
 
 
+@contextmanager
+def _progress(stages: int) -> Iterator[Tell]:
+    """A bar on a terminal: of a thousand volumes, scores take minutes after all is measured."""
+    from tqdm import tqdm
+
+    with tqdm(total=stages, desc="Scoring", unit="score", disable=None) as bar:
+
+        def tell(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+            bar.refresh()
+
+        yield tell
+
+
 def _scores(
-    request: Request, sides: list[Side], steps: Preprocessing, instruments: Instruments, workers: Workers
+    request: Request, sides: list[Side], steps: Preprocessing, instruments: Instruments, workers: Workers, tell: Tell
 ) -> tuple[list[Metric], list[dict[str, Any]], list[str]]:
     real, synthetic = sides
+    similarity, numbers = OTHER_SCORES
     metrics: list[Metric] = []
     left_out: list[str] = []
     for kind in instruments.networks:
         found, missing = feature_scores(
-            kind, real.rows(kind), synthetic.rows(kind), seed=request.seed, critic=request.critic
+            kind, real.rows(kind), synthetic.rows(kind), seed=request.seed, critic=request.critic, tell=tell
         )
         metrics += found
         left_out += missing
@@ -77,9 +100,11 @@ def _scores(
         )
         for side in sides
     ]
+    tell(similarity)
     found, missing = diversity_scores(alike[0], alike[1], workers)
     metrics += found
     left_out += missing
+    tell(numbers)
     found, distributions, missing = number_scores(real.by_content, synthetic.by_content, seed=request.seed)
     metrics += found
     left_out += missing
@@ -102,13 +127,14 @@ def _set(side: Side) -> dict[str, Any]:
     return {**told, "made_by": volumes.made_by} if volumes.made_by else told
 
 
-def _curves(real: Side, synthetic: Side) -> list[dict[str, Any]]:
+def _curves(real: Side, synthetic: Side, closes: bool) -> list[dict[str, Any]]:
+    """In the order of the volumes, of whom each has a frame time of its own."""
     return [
         {
             "name": name,
             "title": title,
             "unit": "mL",
-            "frame_time_s": synthetic.facts.frame_time or real.facts.frame_time,
+            "is_one_beat": closes,
             "real": [measured.curves[name] for measured in real.measured],
             "synthetic": [measured.curves[name] for measured in synthetic.measured],
         }
@@ -125,6 +151,8 @@ def _volumes(real: Side, synthetic: Side, instruments: Instruments) -> list[dict
             "id": f"{side.volumes.name}/{item.id}",
             "set": side.volumes.name,
             "content": measured.content,
+            "spacing_mm": measured.facts.spacing,
+            "frame_time_s": measured.facts.frame_time,
             "numbers": measured.numbers,
             "plausible": measured.plausible,
             "typicality": float(value),

@@ -5,6 +5,9 @@ look along the other: the temporal ones are summed slice by slice, so that slice
 are to the last bit and slices out of step but for rounding, and frames in a wrong order leave the through-plane ones.
 None has a right value of its own; each is to be compared with that of real cines on the same grid
 (`comparison.compare_tables`).
+
+Of one whole beat the last frame is followed by the first. Of a beat that was repeated and cut to fill the frames it is
+not (`closes=False`): the temporal measures then end with the last frame, and those that look at the gap are left out.
 """
 
 import math
@@ -29,6 +32,7 @@ class Measure:
     description: str
     axis: str
     needs_labels: bool = False
+    needs_whole_beat: bool = False
 
 
 MEASURES = {
@@ -53,54 +57,59 @@ MEASURES = {
         "how far the step from the last frame to the first exceeds the steps beside it: 0 where the beat closes, "
         "towards 1 where it jumps",
         TEMPORAL,
+        needs_whole_beat=True,
     ),
     "label_change": Measure("voxels that change their label from frame to frame, over the heart's", TEMPORAL, True),
-    "label_gap": Measure("as frame_gap, of the voxels that change their label", TEMPORAL, True),
+    "label_gap": Measure("as frame_gap, of the voxels that change their label", TEMPORAL, True, needs_whole_beat=True),
     "area_roughness": Measure(
         "mean second difference of the left cavity's areas over their amplitude, slice by slice", TEMPORAL, True
     ),
 }
 
 
-def consistency(cine: np.ndarray, geometry: Geometry, labels: np.ndarray | None = None) -> dict[str, float]:
-    """The measures of a cine `(H, W, D, T)` in [-1, 1] of one beat, by the names of `MEASURES`.
+def consistency(
+    cine: np.ndarray, geometry: Geometry, labels: np.ndarray | None = None, closes: bool = True
+) -> dict[str, float]:
+    """The measures of a cine `(H, W, D, T)` in [-1, 1], by the names of `MEASURES`.
 
     Left out are those that have nothing to measure: of labels without label maps, through-plane ones of a single
-    slice, those in mm without a voxel size, and those of a left cavity that is in no two neighbouring slices.
+    slice, those in mm without a voxel size, those of a left cavity that is in no two neighbouring slices, and gaps
+    where the cine is not one whole beat (`closes`).
     """
     _check(cine, labels)
     slices = [np.ascontiguousarray(cine[:, :, d], dtype=np.float64) for d in range(cine.shape[2])]  # (H, W, T) each
-    found = _of_images(slices)
+    found = _of_images(slices, closes)
     if labels is not None:
         parts = [np.ascontiguousarray(labels[:, :, d]) for d in range(labels.shape[2])]
-        found |= _of_labels(parts, geometry)
-    return {name: float(found[name]) for name in MEASURES if name in found and math.isfinite(found[name])}
+        found |= _of_labels(parts, geometry, closes)
+    names = [name for name, measure in MEASURES.items() if closes or not measure.needs_whole_beat]
+    return {name: float(found[name]) for name in names if name in found and math.isfinite(found[name])}
 
 
-def _of_images(slices: list[np.ndarray]) -> dict[str, float]:
+def _of_images(slices: list[np.ndarray], closes: bool) -> dict[str, float]:
     deviations = [each - each.mean(axis=2, keepdims=True) for each in slices]
-    steps = np.array([_steps(each, lambda now, then: np.abs(then - now).sum(axis=(0, 1))) for each in slices])  # (D, T)
+    steps = np.array([_steps(each, _difference, closes) for each in slices])  # (D, T), or (D, T - 1)
     return {
         "slice_difference": _mean(float(np.abs(b - a).mean()) for a, b in pairwise(slices)),
         "slice_synchrony": _mean(_correlation(a, b) for a, b in pairwise(deviations)),
-        "frame_change": math.fsum(steps.ravel()) / sum(each.size for each in slices),
-        "frame_correlation": _autocorrelation(deviations),
+        "frame_change": math.fsum(steps.ravel()) / (steps.size * slices[0][..., 0].size),
+        "frame_correlation": _autocorrelation(deviations, closes),
         "frame_stall": _stall(steps),
         "frame_gap": _gap(steps),
     }
 
 
-def _of_labels(slices: list[np.ndarray], geometry: Geometry) -> dict[str, float]:
-    steps = np.array([_steps(each, lambda now, then: (then != now).sum(axis=(0, 1))) for each in slices])  # (D, T)
-    heart = sum(int((each > 0).sum()) for each in slices)
+def _of_labels(slices: list[np.ndarray], geometry: Geometry, closes: bool) -> dict[str, float]:
+    steps = np.array([_steps(each, _relabelled, closes) for each in slices])  # (D, T), or (D, T - 1)
+    heart = sum(int((each > 0).sum()) for each in slices) / slices[0].shape[2]  # voxels in a frame
     areas = np.array([(each == LV).sum(axis=(0, 1)) for each in slices], dtype=np.float64)  # (D, T)
     beating = [(a, b) for a, b in pairwise(areas) if a.any() and b.any()]
     found = {
         "slice_dice": slice_dice(slices),
         "area_synchrony": _mean(_correlation(a - a.mean(), b - b.mean()) for a, b in beating),
-        "label_change": float(steps.sum()) / heart if heart else math.nan,
+        "label_change": float(steps.sum()) / steps.shape[1] / heart if heart else math.nan,
         "label_gap": _gap(steps),
-        "area_roughness": area_roughness(areas),
+        "area_roughness": area_roughness(areas, closes),
     }
     if geometry.spacing is not None:
         found["centroid_jump_mm"] = centroid_jump_mm(slices, geometry.spacing[:2])
@@ -132,12 +141,14 @@ def centroid_jump_mm(slices: list[np.ndarray], spacing: tuple[float, float]) -> 
     return _mean(jumps[np.isfinite(jumps)])
 
 
-def area_roughness(areas: np.ndarray) -> float:
+def area_roughness(areas: np.ndarray, closes: bool = True) -> float:
     """Σ mean |a(t+1) − 2a(t) + a(t−1)| / Σ (max a − min a) of areas `(D, T)`, sums over slices, time periodic.
 
     Not of the volume, the areas' sum: slices out of step would flatten that curve.
     """
-    bends = np.abs(np.roll(areas, 1, axis=1) - 2 * areas + np.roll(areas, -1, axis=1)).sum(axis=1) / areas.shape[1]
+    second = np.roll(areas, 1, axis=1) - 2 * areas + np.roll(areas, -1, axis=1)
+    within = second if closes else second[:, 1:-1]
+    bends = np.abs(within).sum(axis=1) / within.shape[1]
     amplitude = math.fsum(areas.max(axis=1) - areas.min(axis=1))
     return math.fsum(bends) / amplitude if amplitude else 0.0
 
@@ -150,9 +161,24 @@ def _centres(mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     return np.stack([height @ mask.sum(axis=1) / sizes, width @ mask.sum(axis=0) / sizes], axis=1)
 
 
-def _steps(frames: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """How much changes from each frame to the next `(T,)`; the last goes to the first."""
-    return change(frames, np.roll(frames, -1, axis=2))
+def _difference(now: np.ndarray, then: np.ndarray) -> np.ndarray:
+    return np.abs(then - now).sum(axis=(0, 1))
+
+
+def _relabelled(now: np.ndarray, then: np.ndarray) -> np.ndarray:
+    return (then != now).sum(axis=(0, 1))
+
+
+def _steps(
+    frames: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray], closes: bool = True
+) -> np.ndarray:
+    """How much changes from each frame to the next `(T,)`; the last goes to the first, or nowhere `(T - 1,)`."""
+    return change(*_pairs(frames, closes))
+
+
+def _pairs(frames: np.ndarray, closes: bool) -> tuple[np.ndarray, np.ndarray]:
+    """All frames that have one behind them, and those behind them."""
+    return (frames, np.roll(frames, -1, axis=2)) if closes else (frames[..., :-1], frames[..., 1:])
 
 
 def _stall(steps: np.ndarray) -> float:
@@ -170,11 +196,12 @@ def _gap(steps: np.ndarray) -> float:
     return max(0.0, (closing - beside) / (closing + beside)) if closing + beside else 0.0
 
 
-def _autocorrelation(deviations: list[np.ndarray]) -> float:
-    """Σ x(t) x(t+1) / Σ x(t)², time periodic: 1 at rest, −1/(T−1) of frames in any order."""
-    power = math.fsum(float(np.square(x).sum(axis=2).sum()) for x in deviations)
-    product = math.fsum(float((x * np.roll(x, -1, axis=2)).sum(axis=2).sum()) for x in deviations)
-    return product / power if power else 1.0
+def _autocorrelation(deviations: list[np.ndarray], closes: bool) -> float:
+    """Σ x(t) x(t+1) / √(Σ x(t)² Σ x(t+1)²): 1 at rest, and of a closed beat −1/(T−1) of frames in any order."""
+    pairs = [_pairs(x, closes) for x in deviations]
+    product = math.fsum(float((now * then).sum(axis=2).sum()) for now, then in pairs)
+    before, behind = (math.fsum(float(np.square(pair[i]).sum(axis=2).sum()) for pair in pairs) for i in (0, 1))
+    return product / math.sqrt(before * behind) if before and behind else 1.0
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -9,40 +9,47 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.coverage import NEIGHBOURS, Coverage, coverage_estimates, coverage_metrics
 from cardiodit.evaluation.estimate import Estimate
+from cardiodit.evaluation.floor import REPEATS, beside_floor
 from cardiodit.evaluation.floor import Metric as Distance
-from cardiodit.evaluation.floor import beside_floor
 from cardiodit.evaluation.frechet import frechet, frechet_distance, frechet_estimate
 from cardiodit.evaluation.kernel import kid_estimate, mmd_prdit
-from cardiodit.evaluation.metric import DISTRIBUTION, HIGHER, LOWER, NEAR_REAL, Floor, Metric
+from cardiodit.evaluation.metric import DISTRIBUTION, HIGHER, LOWER, NEAR_REAL, Floor, Metric, Shrunk
 
-CRITIC_REPEATS = 2  # of the critic's floor, since each means training
+CRITIC = "Critic"
+CRITIC_REPEATS = 2  # draws of the critic's floor, each of which trains twice as many critics as there are seeds
+CRITIC_SEEDS = 3
 SHARES = {"precision": HIGHER, "recall": HIGHER, "density": NEAR_REAL, "coverage": HIGHER}
 COMPARED_NEIGHBOURS = 3  # for a volume's typicality
 
 Sets = tuple[np.ndarray, np.ndarray]
+Tell = Callable[[str], object]
+
+
+def silent(_: str) -> None:
+    """Tells nobody."""
 
 
 def feature_scores(
-    kind: str, real: np.ndarray, synthetic: np.ndarray, *, seed: int = 0, critic: bool = False
+    kind: str, real: np.ndarray, synthetic: np.ndarray, *, seed: int = 0, critic: bool = False, tell: Tell = silent
 ) -> tuple[list[Metric], list[str]]:
-    """All metrics of one kind of rows, and a sentence for each that these volumes do not allow."""
-    sets = (real, synthetic)
-    makers: list[Callable[[], list[Metric]]] = [
-        lambda: [_frechet(kind, sets, seed)],
-        lambda: [_kid(kind, sets, seed)],
-        lambda: [_prdit(kind, sets, seed)],
-        lambda: _coverage(kind, sets, seed),
-    ]
-    if critic:
-        makers.append(lambda: [_critic(kind, sets, seed)])
-    names = ("Fréchet distance", "Kernel distance", "MMD", "Precision, recall, density and coverage", "Critic")
+    """All metrics of one kind of rows, and a sentence for each that these volumes do not allow.
+
+    Args:
+        tell: is called with the name of each before it is computed.
+    """
     metrics, left_out = [], []
-    for name, make in zip(names, makers):
+    for name in names_of_scores(critic):
+        tell(f"{name}, {kind}")
         try:
-            metrics += make()
+            metrics += _MAKERS[name](kind, (real, synthetic), seed)
         except CardioDiTError as error:
             left_out.append(f"{name}, {kind}: {error}")
     return metrics, left_out
+
+
+def names_of_scores(critic: bool) -> list[str]:
+    """What `feature_scores` computes of each kind of rows."""
+    return [name for name in _MAKERS if critic or name != CRITIC]
 
 
 def typicality(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,29 +72,37 @@ def _to_nearest(distances: np.ndarray) -> np.ndarray:
     return np.where(held, near, 0).sum(axis=1) / np.maximum(held.sum(axis=1), 1)
 
 
-def _frechet(kind: str, sets: Sets, seed: int) -> Metric:
-    estimate = frechet_estimate(*sets, seed=seed)
-    at_hand = frechet(*sets)
+def _frechet(kind: str, sets: Sets, seed: int) -> list[Metric]:
+    estimate, at_hand = frechet_estimate(*sets, seed=seed), frechet(*sets)
+    found = None
     if at_hand.notes:
-        shrunk = frechet(*sets, shrinkage=True)
+        found = _shrunk(sets, at_hand.distance)
         estimate = _with_notes(
             estimate,
             *at_hand.notes,
-            f"Of the volumes at hand it is {at_hand.distance:.6g}; with both covariances shrunk (Ledoit and Wolf 2004) "
-            f"{shrunk.distance:.6g}.",
+            f"Of the volumes at hand it is {found.at_hand:.6g}; with both covariances shrunk (Ledoit and Wolf 2004) "
+            f"{found.value:.6g}.",
         )
-    return _beside_floor(f"frechet_{kind}", f"Fréchet distance, {kind}", LOWER, estimate, frechet_distance, sets, seed)
+    title = f"Fréchet distance, {kind}"
+    metric = _beside_floor(f"frechet_{kind}", title, LOWER, estimate, frechet_distance, sets, seed)
+    return [replace(metric, shrunk=found)]
 
 
-def _kid(kind: str, sets: Sets, seed: int) -> Metric:
+def _shrunk(sets: Sets, at_hand: float) -> Shrunk:
+    found = frechet(*sets, shrinkage=True)
+    assert found.shrinkage is not None
+    return Shrunk(found.distance, at_hand, *found.shrinkage)
+
+
+def _kid(kind: str, sets: Sets, seed: int) -> list[Metric]:
     def distance(real: np.ndarray, synthetic: np.ndarray) -> float:
         return kid_estimate(real, synthetic).value
 
     title = f"Kernel distance (unbiased MMD²), {kind}"
-    return _beside_floor(f"kid_{kind}", title, LOWER, kid_estimate(*sets), distance, sets, seed)
+    return [_beside_floor(f"kid_{kind}", title, LOWER, kid_estimate(*sets), distance, sets, seed)]
 
 
-def _prdit(kind: str, sets: Sets, seed: int) -> Metric:
+def _prdit(kind: str, sets: Sets, seed: int) -> list[Metric]:
     estimate = Estimate(
         mmd_prdit(*sets),
         None,
@@ -95,7 +110,7 @@ def _prdit(kind: str, sets: Sets, seed: int) -> Metric:
         method="biased MMD² with an RBF kernel, its bandwidth from the median distance of real pairs, as PRDiT has it",
         notes=("It is biased and falls with the number of volumes: compare it with its floor. No interval.",),
     )
-    return _beside_floor(f"mmd_prdit_{kind}", f"MMD² as in PRDiT, {kind}", LOWER, estimate, mmd_prdit, sets, seed)
+    return [_beside_floor(f"mmd_prdit_{kind}", f"MMD² as in PRDiT, {kind}", LOWER, estimate, mmd_prdit, sets, seed)]
 
 
 def _coverage(kind: str, sets: Sets, seed: int) -> list[Metric]:
@@ -113,17 +128,17 @@ def _coverage(kind: str, sets: Sets, seed: int) -> list[Metric]:
     return metrics
 
 
-def _critic(kind: str, sets: Sets, seed: int) -> Metric:
+def _critic(kind: str, sets: Sets, seed: int) -> list[Metric]:
     from cardiodit.evaluation.critic import critic_distance
 
-    seeds = (seed, seed + 1, seed + 2)
-    estimate = critic_distance(*sets, seeds=seeds)
+    seeds = range(seed, seed + CRITIC_SEEDS)
 
     def distance(real: np.ndarray, synthetic: np.ndarray) -> float:
-        return critic_distance(real, synthetic, seeds=seeds[:1]).value
+        return critic_distance(real, synthetic, seeds=seeds).value
 
     title = f"Wasserstein distance by a critic, {kind}"
-    return _beside_floor(f"critic_{kind}", title, LOWER, estimate, distance, sets, seed, CRITIC_REPEATS)
+    estimate = critic_distance(*sets, seeds=seeds)
+    return [_beside_floor(f"critic_{kind}", title, LOWER, estimate, distance, sets, seed, CRITIC_REPEATS)]
 
 
 def _beside_floor(
@@ -134,13 +149,16 @@ def _beside_floor(
     distance: Distance,
     sets: Sets,
     seed: int,
-    repeats: int = 20,
+    repeats: int = REPEATS,
 ) -> Metric:
     """The metric, with its floor where there are real volumes enough to be halved."""
     try:
         floor = Floor.of(beside_floor(distance, *sets, seed=seed, repeats=repeats))
     except CardioDiTError as error:
         return Metric(name, title, DISTRIBUTION, better, _with_notes(estimate, f"No floor: {error}"))
+    if floor.high is None:
+        reason = f"The floor is the mean of {repeats} draws, too few for a range: nothing is judged by it."
+        estimate = _with_notes(estimate, reason)
     return Metric(name, title, DISTRIBUTION, better, estimate, floor)
 
 
@@ -159,3 +177,12 @@ def _remembering(metric: Callable[[np.ndarray, np.ndarray], Coverage]) -> Callab
         return seen[key]
 
     return ask
+
+
+_MAKERS: dict[str, Callable[[str, Sets, int], list[Metric]]] = {
+    "Fréchet distance": _frechet,
+    "Kernel distance": _kid,
+    "MMD": _prdit,
+    "Precision, recall, density and coverage": _coverage,
+    CRITIC: _critic,
+}

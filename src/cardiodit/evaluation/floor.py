@@ -8,6 +8,8 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.estimate import checked_features
 
+REPEATS = 20  # draws; of fewer, the 5th and 95th percentile would be the least and the largest
+
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -18,16 +20,15 @@ class Floored:
     Args:
         matched: mean between `volumes` real and `volumes` synthetic ones.
         floor: mean between `volumes` real and as many other real ones.
-        floor_low, floor_high: 5th and 95th percentile of the floor over the draws. Draws share volumes, so that this
-            is how far a draw lies from another, and no confidence interval.
+        floor_low, floor_high: 5th and 95th percentile of the floor over the draws, None of fewer than 20. Draws share
+            volumes, so that this is how far a draw lies from another, and no confidence interval.
+        repeats: draws.
     """
 
     matched: float
     floor: float
-    floor_low: float
-    floor_high: float
-    matched_low: float
-    matched_high: float
+    floor_low: float | None
+    floor_high: float | None
     volumes: int
     repeats: int
 
@@ -38,7 +39,7 @@ class Floored:
 
 
 def beside_floor(
-    metric: Metric, real: np.ndarray, synthetic: np.ndarray, *, seed: int = 0, repeats: int = 20
+    metric: Metric, real: np.ndarray, synthetic: np.ndarray, *, seed: int = 0, repeats: int = REPEATS
 ) -> Floored:
     """Draws halves of the real volumes and meets each with the other half and with as many samples.
 
@@ -61,18 +62,14 @@ def beside_floor(
         samples = synthetic[rng.permutation(len(synthetic))[:volumes]]
         matched.append(float(metric(shuffled[:volumes], samples)))
         floor.append(float(metric(shuffled[:volumes], shuffled[volumes : 2 * volumes])))
-    low, high = np.percentile(floor, [5, 95])
-    matched_low, matched_high = np.percentile(matched, [5, 95])
-    return Floored(
-        float(np.mean(matched)),
-        float(np.mean(floor)),
-        float(low),
-        float(high),
-        float(matched_low),
-        float(matched_high),
-        volumes,
-        repeats,
-    )
+    return Floored(float(np.mean(matched)), float(np.mean(floor)), *_range(floor), volumes, repeats)
+
+
+def _range(values: list[float]) -> tuple[float | None, float | None]:
+    if len(values) < REPEATS:
+        return None, None
+    low, high = np.percentile(values, [5, 95])
+    return float(low), float(high)
 
 
 def _sorted(features: np.ndarray) -> np.ndarray:

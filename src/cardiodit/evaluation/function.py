@@ -1,8 +1,11 @@
 """How much blood a heart holds, ejects and how fast, counted in label maps (RV 1, myocardium 2, LV 3).
 
-Label maps are cines `(H, W, D, T)` of one beat. A voxel counts whole or not at all, so that what is counted is as right
-as the slices are thin: on phantoms the worst frame is off by 0.3% with slices of 4 mm, by 1% with 5 mm and larger
-voxels in the plane, and by 2 to 3% with slices of 12.5 mm.
+Label maps are cines `(H, W, D, T)` of one beat. Frames that are no whole beat, as of a beat that was repeated and cut
+or of end-diastole and end-systole alone, have volumes and no rates (`closes=False`).
+
+A voxel counts whole or not at all, so that what is counted is as right as the slices are thin: on phantoms the worst
+frame is off by 0.3% with slices of 4 mm, by 1% with 5 mm and larger voxels in the plane, and by 2 to 3% with slices of
+12.5 mm.
 """
 
 from dataclasses import dataclass
@@ -28,10 +31,12 @@ class Function:
     Args:
         volumes_ml: of each frame.
         frame_time: seconds between frames. Where it is unknown there are volumes, but no rates.
+        closes: whether the last frame is followed by the first, as in one whole beat. Rates are taken of such alone.
     """
 
     volumes_ml: tuple[float, ...]
     frame_time: float | None = None
+    closes: bool = True
 
     @property
     def edv(self) -> float:
@@ -74,18 +79,26 @@ class Function:
         return None if slope is None else max(0.0, float(slope.max()))
 
     def _slope(self) -> np.ndarray | None:
-        if self.frame_time is None or len(self.volumes_ml) < FEWEST_FRAMES:
+        if not self.closes or self.frame_time is None or len(self.volumes_ml) < FEWEST_FRAMES:
             return None
         return periodic_slope(np.asarray(self.volumes_ml), self.frame_time)
 
     def numbers(self) -> dict[str, float | None]:
-        """All of it by name, with units; what cannot be known is None. The rates per EDV are in EDV/s."""
-        ejection, filling = self.peak_ejection_rate, self.peak_filling_rate
-        return {
+        """All of it by name, with units; what cannot be known is None. The rates per EDV are in EDV/s.
+
+        Frames that are not one whole beat have no rates, not even unknown ones.
+        """
+        volumes: dict[str, float | None] = {
             "edv_ml": self.edv,
             "esv_ml": self.esv,
             "sv_ml": self.sv,
             "ef_percent": self.ef,
+        }
+        return {**volumes, **self._rates()} if self.closes else volumes
+
+    def _rates(self) -> dict[str, float | None]:
+        ejection, filling = self.peak_ejection_rate, self.peak_filling_rate
+        return {
             "peak_ejection_ml_s": ejection,
             "peak_filling_ml_s": filling,
             "peak_ejection_edv_s": _per(ejection, self.edv),
@@ -108,19 +121,18 @@ class HeartFunction:
         return {**found, "lv_mass_g": self.lv_mass_g}
 
 
-def heart_function(labels: np.ndarray, geometry: Geometry) -> HeartFunction:
-    """What is measured of a heart's label maps `(H, W, D, T)`."""
-    return HeartFunction(
-        left_ventricle(labels, geometry), right_ventricle(labels, geometry), lv_mass_g(labels, geometry)
-    )
+def heart_function(labels: np.ndarray, geometry: Geometry, closes: bool = True) -> HeartFunction:
+    """What is measured of a heart's label maps `(H, W, D, T)`; `closes` as `Function` has it."""
+    left, right = left_ventricle(labels, geometry, closes), right_ventricle(labels, geometry, closes)
+    return HeartFunction(left, right, lv_mass_g(labels, geometry))
 
 
-def left_ventricle(labels: np.ndarray, geometry: Geometry) -> Function:
-    return Function(volumes_ml(labels, geometry, LV), geometry.frame_time)
+def left_ventricle(labels: np.ndarray, geometry: Geometry, closes: bool = True) -> Function:
+    return Function(volumes_ml(labels, geometry, LV), geometry.frame_time, closes)
 
 
-def right_ventricle(labels: np.ndarray, geometry: Geometry) -> Function:
-    return Function(volumes_ml(labels, geometry, RV), geometry.frame_time)
+def right_ventricle(labels: np.ndarray, geometry: Geometry, closes: bool = True) -> Function:
+    return Function(volumes_ml(labels, geometry, RV), geometry.frame_time, closes)
 
 
 def lv_mass_g(labels: np.ndarray, geometry: Geometry) -> float:

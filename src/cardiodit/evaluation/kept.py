@@ -11,15 +11,15 @@ import numpy as np
 
 from cardiodit import __version__
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.instruments import Instruments
+from cardiodit.evaluation.instruments import MASKS, Instruments
 from cardiodit.evaluation.measuring import Measured, facts_from_dict, facts_to_dict, kept
-from cardiodit.evaluation.sets import Item
+from cardiodit.evaluation.sets import Item, mask_paths
 from cardiodit.hashing import sha256_of
 from cardiodit.imaging.cache_files import reading_columns, without_typical
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.writing import atomic_file
 
-FORMAT = 1  # to be raised when the same volume would be measured otherwise
+FORMAT = 2  # to be raised when the same volume would be measured otherwise
 FACTS = "facts"
 
 
@@ -28,8 +28,9 @@ def key_of(item: Item, steps: Preprocessing, instruments: Instruments, labels_fr
     told: list[Any] = [FORMAT, __version__, sha256_of(item.image), item.set, item.units, labels_from]
     told += [without_typical(steps).to_dict(), steps.intensity.units, instruments.identity]
     if item.case is not None:
-        mask = item.case.path("mask") if labels_from == "masks" else None
-        told += [reading_columns(item.case), item.case.row.get("mask_order"), mask and sha256_of(mask)]
+        masks = mask_paths(item.case) if labels_from == MASKS else None
+        labelling = [item.case.row.get(column) for column in ("mask_order", "es_frame")]
+        told += [reading_columns(item.case), labelling, masks and [sha256_of(mask) for mask in masks]]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -58,10 +58,14 @@ def number(value: float | None) -> str:
 def _line(metric: Mapping[str, Any]) -> str:
     unit = f" {metric['unit']}" if metric["unit"] else ""
     floor = metric["floor"]
-    matched = f"{number(floor['matched'])}{unit} (n = {floor['volumes']})" if floor else "–"
+    matched = f"{number(floor['matched'])}{unit}{_count(floor)}" if floor else "–"
     beside = f"{number(floor['value'])}{unit}{_interval(floor)}" if floor else "–"
     value = f"{number(metric['value'])}{unit}{_interval(metric)}"
     return f"| {metric['title'].replace('|', '/')} | {value} | {matched} | {beside} | {metric['better']} |"
+
+
+def _count(floor: Mapping[str, Any]) -> str:
+    return f" (n = {floor['volumes']})" if floor["volumes"] else " (all)"
 
 
 def _interval(held: Mapping[str, Any]) -> str:

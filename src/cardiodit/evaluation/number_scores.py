@@ -31,19 +31,26 @@ def number_scores(
     real: Sequence[Measured], synthetic: Sequence[Measured], *, seed: int = 0
 ) -> tuple[list[Metric], list[dict[str, Any]], list[str]]:
     """The metrics, the distributions they are of, and a sentence for each number that too few volumes have."""
-    metrics, distributions, left_out, unknown = [], [], [], []
+    metrics, distributions, unknown = [], [], []
+    too_few: dict[tuple[int, int], list[str]] = {}  # by how many volumes lack them on each side
     for quantity in QUANTITIES.values():
         values = [_known(volumes, quantity.name) for volumes in (real, synthetic)]
-        lacking = [len(volumes) - len(held) for volumes, held in zip((real, synthetic), values)]
+        lacking = (len(real) - len(values[0]), len(synthetic) - len(values[1]))
         if not any(values):
-            unknown += [quantity.title] if quantity.group == FUNCTION else []
+            is_asked = any(quantity.name in volume.numbers for volume in (*real, *synthetic))
+            unknown += [quantity.title] if quantity.group == FUNCTION and is_asked else []
             continue
         if min(map(len, values)) < 2:
-            left_out.append(f"{quantity.title}: {lacking[0]} real and {lacking[1]} synthetic volumes do not have it.")
+            too_few.setdefault(lacking, []).append(quantity.title)
             continue
         comparison = compare(*values, seed=seed)
         metrics.append(_distance(quantity, comparison, lacking))
         distributions.append(_distribution(quantity, values, comparison))
+    left_out = [
+        f"{'; '.join(titles)}: {lacking[0]} real and {lacking[1]} synthetic volumes do not have "
+        f"{'it' if len(titles) == 1 else 'them'}."
+        for lacking, titles in too_few.items()
+    ]
     if unknown and any(metric.group == FUNCTION for metric in metrics):
         left_out.append(
             f"{', '.join(unknown)}: no volume has them. Rates need a known frame time and at least {FEWEST_FRAMES} "
@@ -56,7 +63,8 @@ def plausibility_scores(real: Sequence[Measured], synthetic: Sequence[Measured])
     """The share of synthetic hearts that keep each rule, beside the share of real ones, which segmenters lower, too."""
     if not all(measured.plausible for measured in (*real, *synthetic)):
         return []
-    titles = {ALL_RULES: "Hearts that keep every rule", **RULE_TITLES}
+    asked = set.intersection(*(set(measured.plausible or ()) for measured in (*real, *synthetic)))
+    titles = {ALL_RULES: "Hearts that keep every rule", **{n: t for n, t in RULE_TITLES.items() if n in asked}}
     return [_share(name, title, real, synthetic) for name, title in titles.items()]
 
 
@@ -97,7 +105,7 @@ def _distance(quantity: Quantity, comparison: Comparison, lacking: Sequence[int]
         method="Wasserstein-1 distance between the distributions of one number a heart",
         notes=tuple(notes),
     )
-    floor = Floor(comparison.floor, None, comparison.floor_high, comparison.wasserstein, comparison.synthetic.count)
+    floor = Floor(comparison.floor, None, comparison.floor_high, comparison.wasserstein, None)
     name, title = f"wasserstein_{quantity.name}", f"{quantity.title}: Wasserstein distance"
     return Metric(name, title, quantity.group, LOWER, estimate, floor, quantity.unit)
 
@@ -126,7 +134,7 @@ def _share(name: str, title: str, real: Sequence[Measured], synthetic: Sequence[
     notes = ["The floor is the share of real hearts: their labels have faults, too."]
     if name in RULES:
         notes.insert(0, f"{_sentence(RULES[name].description)} Why: {RULES[name].reason}.")
-    floor = Floor(counts[0] / len(real), float(real_low), float(real_high), share, len(real))
+    floor = Floor(counts[0] / len(real), float(real_low), float(real_high), share, None)
     estimate = Estimate(share, float(low), float(high), method=method, notes=tuple(notes))
     return Metric(f"plausible_{name}", title, PLAUSIBILITY, HIGHER, estimate, floor)
 

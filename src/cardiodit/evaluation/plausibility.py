@@ -14,6 +14,8 @@ from cardiodit.evaluation.anatomy import largest_body_share, leak_share, wall_th
 from cardiodit.evaluation.function import LV, heart_function
 from cardiodit.imaging.geometry import Geometry
 
+CLOSED = "cycle_gap"  # the rule on one whole beat
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -41,7 +43,7 @@ RULES = {
         2.0,
         "what leaves one ventricle enters the other; only severe shunts and leaking valves, or lost slices, double it",
     ),
-    "cycle_gap": Rule(
+    CLOSED: Rule(
         "labels that change from the last frame to the first, over the largest change between two other frames",
         0,
         1.0,
@@ -81,19 +83,23 @@ class Finding:
         return self.rule.low <= self.value <= self.rule.high
 
 
-def plausibility(labels: np.ndarray, geometry: Geometry) -> list[Finding]:
-    """All rules on the label maps `(H, W, D, T)` of one heart, in the order of `RULES`."""
+def plausibility(labels: np.ndarray, geometry: Geometry, closes: bool = True) -> list[Finding]:
+    """All rules on the label maps `(H, W, D, T)` of one heart, in the order of `RULES`.
+
+    `closes` tells whether the cine is one whole beat, its last frame followed by the first; without, nobody asks for a
+    closed one.
+    """
     heart = heart_function(labels, geometry)
     values = {
         "lv_ef_percent": heart.lv.ef,
         "rv_ef_percent": heart.rv.ef,
         "stroke_volume_ratio": heart.rv.sv / heart.lv.sv if heart.lv.sv else math.nan,
-        "cycle_gap": cycle_gap(labels),
+        CLOSED: cycle_gap(labels),
         "wall_thickening_percent": wall_thickening(labels, geometry, heart.lv.ed_frame, heart.lv.es_frame),
         "lv_body_share": largest_body_share(labels, LV),
         "ring_leak_share": leak_share(labels),
     }
-    return [Finding(name, values[name], rule) for name, rule in RULES.items()]
+    return [Finding(name, values[name], rule) for name, rule in RULES.items() if closes or name != CLOSED]
 
 
 def is_plausible(findings: Iterable[Finding]) -> bool:
@@ -102,13 +108,11 @@ def is_plausible(findings: Iterable[Finding]) -> bool:
 
 
 def plausible_shares(hearts: Sequence[Sequence[Finding]]) -> dict[str, float]:
-    """How many of some hearts keep each rule, as a share, and under `all` how many keep every rule."""
-    shares = {
-        name: float(
-            np.mean([finding.is_plausible for findings in hearts for finding in findings if finding.name == name])
-        )
-        for name in RULES
-    }
+    """How many of some hearts keep each rule that was asked, as a share, and under `all` how many keep every one."""
+    kept: dict[str, list[bool]] = {}
+    for finding in (finding for findings in hearts for finding in findings):
+        kept.setdefault(finding.name, []).append(finding.is_plausible)
+    shares = {name: float(np.mean(each)) for name, each in kept.items()}
     return {**shares, "all": float(np.mean([is_plausible(findings) for findings in hearts]))}
 
 

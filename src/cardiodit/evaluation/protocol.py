@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.agreement import Facts, check_agreement, facts_of_set, look, unlike_most
+from cardiodit.evaluation.agreement import Facts, check_agreement, look, notes_on_voxel_sizes, unlike_most
 from cardiodit.evaluation.composing import compose
 from cardiodit.evaluation.consistency import FEWEST_FRAMES
-from cardiodit.evaluation.instruments import MASKS, SEGMENTER, Recipe, open_instruments
+from cardiodit.evaluation.instruments import MASKS, SEGMENTER, Instruments, Recipe, open_instruments
+from cardiodit.evaluation.loading import is_whole_beat
 from cardiodit.evaluation.markdown import model_index_yaml, table
 from cardiodit.evaluation.measuring import Measured
 from cardiodit.evaluation.media import media_of
@@ -46,20 +47,24 @@ def evaluate(request: Request) -> Evaluation:
     """Writes the report in all its forms."""
     _check(request)
     real, synthetic = (
-        volumes.first(request.max_volumes) for volumes in (open_real(request.real), open_synthetic(request.synthetic))
+        volumes.drawn(request.max_volumes, request.seed)
+        for volumes in (open_real(request.real), open_synthetic(request.synthetic))
     )
     steps = settle_preprocessing(synthetic, request.model, request.preprocessing, request.depth)
     seen = _look_at_both(real, synthetic, steps)
     recipe, left_out = _recipe(request, real, synthetic, is_cine=len(seen[0].size) == 4)
-    if recipe.is_cine and seen[0].size[3] < FEWEST_FRAMES:
-        left_out.append(f"Consistency: it needs {FEWEST_FRAMES} frames, and these cines have {seen[0].size[3]}.")
+    if recipe.is_cine:
+        left_out += _short_or_repeated(steps, frames=seen[0].size[3])
     if any(source for _, source in recipe.labels):
         _check_voxel_sizes(*seen)
     instruments = open_instruments(recipe)
+    if instruments.vae is not None:
+        real = replace(real, notes=[*real.notes, *_notes_on_vae(instruments, steps)])
     request.output_dir.mkdir(parents=True, exist_ok=True)
     with Workers(request.processes) as workers:
         sides = _measure(request, real, synthetic, steps, recipe, workers)
         check_agreement(sides[0].facts, sides[1].facts)
+        left_out += [reason for side in sides for reason in _without_a_curve(side)]
         report = compose(request, sides, steps, recipe, instruments, left_out, workers)
     files = _write(request.output_dir, report, sides, steps)
     return Evaluation(report, files, sum(measured.was_kept for side in sides for measured in side.measured))
@@ -88,6 +93,38 @@ def _look_at_both(real: VolumeSet, synthetic: VolumeSet, steps: Preprocessing) -
         seen.append(look(volumes, steps))
     check_agreement(*seen)
     return seen[0], seen[1]
+
+
+def _short_or_repeated(steps: Preprocessing, frames: int) -> list[str]:
+    """What cannot be told of cines that are too short, or no one beat."""
+    reasons = []
+    if frames < FEWEST_FRAMES:
+        reasons.append(f"Consistency: it needs {FEWEST_FRAMES} frames, and these cines have {frames}.")
+    if not is_whole_beat(steps):
+        reasons.append(
+            "Peak rates, the gaps between last and first frame (of frames and of labels) and the rule that a beat "
+            f"closes: by the preprocessing, beats are repeated and cut to fill {frames} frames, so that these cines "
+            "are no whole beats, and how long a beat of a sample is nobody knows."
+        )
+    return reasons
+
+
+def _without_a_curve(side: Side) -> list[str]:
+    """What is not known of hearts that are labelled at end-diastole and end-systole alone."""
+    count = sum("lv_edv_ml" in measured.numbers and not measured.curves for measured in side.measured)
+    if not count:
+        return []
+    return [
+        f"Volume curves, peak rates, plausibility and what consistency measures of labels: {count} of the "
+        f"{len(side.measured)} {side.volumes.name} volumes are labelled at end-diastole and end-systole alone."
+    ]
+
+
+def _notes_on_vae(instruments: Instruments, steps: Preprocessing) -> list[str]:
+    from cardiodit.evaluation.reconstruction import check_preparation
+
+    note = check_preparation(instruments.vae, steps)
+    return [] if note is None else [note]
 
 
 def _check_voxel_sizes(real: Facts, synthetic: Facts) -> None:
@@ -119,7 +156,14 @@ def _recipe(request: Request, real: VolumeSet, synthetic: VolumeSet, is_cine: bo
             f"(--segmenter), and the {without} volumes have no masks."
         )
     if request.real_masks and not real.has_masks:
-        raise CardioDiTError("--real_masks: the manifest of the real volumes has no column mask with a path in it.")
+        raise CardioDiTError(
+            "--real_masks: the manifest of the real volumes has no column mask with a path in it, and no ed_mask and "
+            "es_mask."
+        )
+    if request.reconstructions and is_cine and not request.segmenter:
+        left_out.append(
+            "Heart function of reconstructions: nothing but a segmenter (--segmenter) finds the heart in them."
+        )
     recipe = Recipe(
         features=request.features,
         weights=request.weights,
@@ -144,19 +188,20 @@ def _measure(
     for volumes in (real, synthetic):
         pairs = [(item, result) for item, result in zip(items, found, strict=True) if item.set == volumes.name]
         sides.append(_side(volumes, pairs))
-    return sides
+    facts = [[measured.facts for measured in side.measured] for side in sides]
+    notes = [*sides[1].volumes.notes, *notes_on_voxel_sizes(*facts)]
+    return [sides[0], replace(sides[1], volumes=replace(sides[1].volumes, notes=notes))]
 
 
 def _side(volumes: VolumeSet, pairs: Sequence[tuple[Item, Measured | Problem]]) -> Side:
-    """The volumes of a set that are of one size; the others are problems."""
+    """The volumes of a set that are of one kind; the others are problems."""
     problems = [*volumes.problems, *(result for _, result in pairs if isinstance(result, Problem))]
     held = [(item, result) for item, result in pairs if isinstance(result, Measured)]
     if len(held) < FEWEST:
         raise CardioDiTError(_too_few(volumes, len(held), problems))
-    usual = facts_of_set([measured.facts for _, measured in held])
+    reasons = unlike_most([item for item, _ in held], [measured.facts for _, measured in held])
     items, kept = [], []
-    for item, measured in held:
-        reason = unlike_most(item, measured.facts, usual)
+    for (item, measured), reason in zip(held, reasons, strict=True):
         if reason is not None:
             problems.append(Problem(volumes.name, item.image.name, reason))
             continue

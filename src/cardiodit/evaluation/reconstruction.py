@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from scipy.ndimage import binary_dilation
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.similarity import psnr, ssim
+from cardiodit.imaging.cache_files import without_typical
 from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.pictures import write_comparison, write_gif, write_slices
@@ -134,6 +135,33 @@ def reconstruct_cohort(
         _write_table(folder / "reconstruction.csv", qualities)
         (folder / "summary.json").write_text(json.dumps(report.summary(), indent=2) + "\n")
     return report
+
+
+def check_preparation(vae: VQModel, steps: Preprocessing) -> str | None:
+    """An error where a model saw other volumes than these steps make; a note where it does not say what it saw."""
+    if vae.config.preprocessing is None:
+        return (
+            "The VQ model of --reconstructions does not say how its training volumes were prepared; whether real ones "
+            "go the same way here could not be checked."
+        )
+    own = Preprocessing.from_dict(dict(vae.config.preprocessing))
+    theirs, ours = (_seen(each, vae) for each in (own, steps))
+    if differing := [name for name in ours if theirs[name] != ours[name]]:
+        told = "; ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in differing)
+        raise CardioDiTError(
+            f"The VQ model of --reconstructions was trained on volumes that were prepared otherwise ({told}), so that "
+            "reconstructing these would say nothing of it. Name the VQ model of the pipeline that made the samples, or "
+            "leave --reconstructions out."
+        )
+    return None
+
+
+def _seen(steps: Preprocessing, vae: VQModel) -> dict[str, Any]:
+    """What decides the voxels that a model sees at once: a 4D model sees one slice, however many there are."""
+    plain = without_typical(steps)
+    if isinstance(vae, VQModel4D):
+        plain = replace(plain, size=(*plain.size[:2], None))
+    return plain.to_dict()
 
 
 @torch.no_grad()

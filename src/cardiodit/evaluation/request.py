@@ -22,7 +22,7 @@ class Request:
         real_masks: take the manifest's masks for the real set all the same.
         reconstructions: a VQ model that real volumes are passed through.
         critic: also train critics.
-        max_volumes: of each set, the first.
+        max_volumes: of each set, drawn by the seed.
         processes: that measure; the report does not depend on it.
     """
 

@@ -1,5 +1,6 @@
 """The two sets of an evaluation: which volumes there are, where each lies, and what is known of how they were made."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from cardiodit.sample_list import SAMPLE_LIST, read_sample_list
 
 REAL, SYNTHETIC = "real", "synthetic"
 ENDINGS = (".nii", ".nii.gz")
+PHASES = ("ed_mask", "es_mask")  # columns of a manifest: labels of end-diastole and of end-systole
 # What the report tells of a generator, as far as all samples agree on it.
 MADE_BY = ("model", "revision", "solver", "num_inference_steps", "guidance_scale", "dtype")
 
@@ -71,14 +73,27 @@ class VolumeSet:
 
     @property
     def has_masks(self) -> bool:
-        return any(item.case is not None and item.case.path("mask") is not None for item in self.items)
+        return any(item.case is not None and mask_paths(item.case) is not None for item in self.items)
 
-    def first(self, count: int | None) -> "VolumeSet":
-        """The first so many volumes, and a note of what was left."""
+    def drawn(self, count: int | None, seed: int) -> "VolumeSet":
+        """So many volumes, and a note of what was left.
+
+        By the hash of seed and id, not by place: in many cohorts one disease comes after the other.
+        """
         if count is None or count >= len(self.items):
             return self
-        note = f"Of the {len(self.items)} {self.name} volumes, the first {count} were taken (max_volumes)."
-        return replace(self, items=self.items[:count], notes=[*self.notes, note])
+        lots = [hashlib.sha256(f"{seed} {item.id}".encode()).digest() for item in self.items]
+        taken = sorted(sorted(range(len(lots)), key=lots.__getitem__)[:count])
+        note = f"Of the {len(self.items)} {self.name} volumes, {count} were drawn by the seed {seed} (max_volumes)."
+        return replace(self, items=[self.items[i] for i in taken], notes=[*self.notes, note])
+
+
+def mask_paths(case: Case) -> list[Path] | None:
+    """Of every frame one file, or else one of end-diastole and one of end-systole; None where neither is named."""
+    if (mask := case.path("mask")) is not None:
+        return [mask]
+    phases = [path for column in PHASES if (path := case.path(column)) is not None]
+    return phases if len(phases) == len(PHASES) else None
 
 
 def open_real(manifest: Path) -> VolumeSet:

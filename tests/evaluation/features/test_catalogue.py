@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cardiodit.hashing import sha256_of
 def test_the_random_network_says_that_it_is_random(heart: np.ndarray) -> None:
     network = load_network("random")
     told = network.describe()
-    assert told["note"] == "random features: no trained network could be had"
+    assert told["note"] == "random features: no trained network was given"
     assert told["input"]["grid"] == "the volumes' own, nothing is resampled" and told["frames"] == 4
     row = network.features(heart)
     assert row.shape == (told["dimension"],) == (512,) and row.dtype == np.float64
@@ -91,6 +92,26 @@ def test_a_module_is_named_on_the_command_line(tmp_path: Path, monkeypatch: pyte
             load_network(reference, Choice(size=(4, 4, 4)))
     with pytest.raises(CardioDiTError, match="needs the size"):
         load_network("own_networks_of_a_test:make")
+
+
+def test_a_module_s_code_is_part_of_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in the current folder. What `forward` does is in no weight and in no name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    code = (
+        "from torch import nn\n\nclass Own(nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3, 4)){}\n"
+    )
+    (tmp_path / "own_entry_of_a_test.py").write_text("from own_forward_of_a_test import Own as make\n")
+    networks = []
+    for change in ("", " * 2"):
+        (tmp_path / "own_forward_of_a_test.py").write_text(code.format(change))
+        networks.append(load_network("own_entry_of_a_test:make", Choice(size=(4, 4, 4))))
+        for name in ("own_entry_of_a_test", "own_forward_of_a_test"):
+            del sys.modules[name]
+    first, second = networks
+    assert first.identity != second.identity
+    assert first.describe()["weights"] == second.describe()["weights"]
+    assert first.describe()["code_sha256"] != second.describe()["code_sha256"]
 
 
 def test_a_module_that_does_not_fit_says_so() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cardiodit.evaluation.page.axis import Axis, axis_over
-from cardiodit.evaluation.page.curve_figure import curve_figure
+from cardiodit.evaluation.page.curve_figure import LEFT, RIGHT, curve_figure
 from cardiodit.evaluation.page.histogram import MIDDLE, TALLEST, bin_edges, histogram_figure
 from cardiodit.evaluation.page.markup import Markup, joined, tag
 from cardiodit.evaluation.page.metric_picture import metric_picture
@@ -105,8 +105,8 @@ def test_a_distributions_numbers_are_its_captions() -> None:
     assert "Wasserstein 4.1%, floor 2.0, 95% of it below 4.5; p &lt; 0.001." in text
 
 
-def curves(real: list[list[Any]], synthetic: list[list[Any]], frame_time: float | None = 0.05) -> dict[str, Any]:
-    told = {"name": "c", "title": "LV volume", "unit": "mL", "frame_time_s": frame_time}
+def curves(real: list[list[Any]], synthetic: list[list[Any]], is_one_beat: bool = True) -> dict[str, Any]:
+    told = {"name": "c", "title": "LV volume", "unit": "mL", "is_one_beat": is_one_beat}
     return {**told, "real": real, "synthetic": synthetic}
 
 
@@ -116,8 +116,26 @@ def test_each_curve_is_a_line_and_the_median_is_the_median() -> None:
     assert path(drawing, "real thin").count("M") == 3 and path(drawing, "synthetic thin").count("M") == 1
     assert path(drawing, "real median") in path(drawing, "real thin")  # the first row is the median
     assert path(drawing, "real median") == path(drawing, "synthetic median")  # one scale for both
-    assert "highest value, 100\N{NO-BREAK SPACE}mL, in frame 1 and its lowest, 40.0\N{NO-BREAK SPACE}mL" in drawing
-    assert "time in ms" in drawing and ">150<" in drawing
+    ends = "highest value, 100\N{NO-BREAK SPACE}mL, at 0% of the beat and its lowest, 40.0\N{NO-BREAK SPACE}mL, at 50%."
+    assert ends in drawing and "Across: % of the beat. " in drawing and ">100<" in drawing
+
+
+def test_a_frame_lies_at_its_share_of_the_beat_whatever_their_number_and_time() -> None:
+    """Four frames and eight of the same beat are one line, and the last frame is not its end."""
+    beat = [100.0, 85.0, 70.0, 55.0, 40.0, 55.0, 70.0, 85.0]
+    drawing = curve_figure(curves([beat], [beat[::2]]))
+    lines = [
+        [tuple(map(float, point.split())) for point in re.split("[ML]", path(drawing, f"{kind} median"))[1:]]
+        for kind in ("real", "synthetic")
+    ]
+    assert lines[0][::2] == lines[1]
+    assert [x for x, _ in lines[1]] == pytest.approx([LEFT + share * (RIGHT - LEFT) for share in (0, 0.25, 0.5, 0.75)])
+
+
+def test_a_repeated_beat_is_not_called_one() -> None:
+    drawing = curve_figure(curves([[1.0, 2.0]], [[1.0, 3.0]], is_one_beat=False))
+    assert "Across: % of the cine, whose beat is repeated to fill the frames." in drawing
+    assert "% of the beat" not in drawing
 
 
 def test_many_curves_are_a_band() -> None:
@@ -132,7 +150,7 @@ def test_many_curves_are_a_band() -> None:
     "real, synthetic", [([], []), ([[1.0]], []), ([[0.0, 0.0]], [[None, 1.0]]), ([[1.0, 2.0]], [[3.0] * 5])]
 )
 def test_poor_curves_are_drawn_too(real: list[list[Any]], synthetic: list[list[Any]]) -> None:
-    drawing = curve_figure(curves(real, synthetic, None))
+    drawing = curve_figure(curves(real, synthetic))
     assert "nan" not in drawing.lower() and "LV volume" in drawing
 
 

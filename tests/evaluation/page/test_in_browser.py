@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from cardiodit.evaluation.page import write_page
+from cardiodit.evaluation.protocol import Request, evaluate
+from cardiodit.imaging import Intensity, Preprocessing, prepare_case, read_manifest
+from cardiodit.imaging.phantom import write_cohort
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FOUND = {"chromium": BROWSER, "chromedriver": DRIVER, "selenium": find_spec("selenium")}
@@ -73,12 +76,13 @@ class Page:
 
 
 @pytest.fixture
-def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
-    """Writes and opens a page; at the end, nothing was complained of and nothing was fetched but the file."""
+def open_file(browser: Any) -> Iterator[Callable[..., Page]]:
+    """Opens pages; at the end, nothing was complained of and nothing was fetched but these files."""
+    opened = set()
 
-    def show(report: dict[str, Any], media: Media, still: bool = True, width: int = 1280) -> Page:
-        write_page(report, media, tmp_path / "report.html")
-        return Page(browser, tmp_path / "report.html", still, width)
+    def show(path: Path, still: bool = True, width: int = 1280) -> Page:
+        opened.add(path.as_uri())
+        return Page(browser, path, still, width)
 
     browser.get_log("performance")
     yield show
@@ -86,7 +90,54 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     asked = {r["request"]["url"] for r in requests if r["documentURL"].startswith("file:")}
-    assert {url for url in asked if not url.startswith("data:")} == {(tmp_path / "report.html").as_uri()}
+    assert {url for url in asked if not url.startswith("data:")} == opened
+
+
+@pytest.fixture
+def open_page(open_file: Callable[..., Page], tmp_path: Path) -> Callable[..., Page]:
+    """Writes a page, and opens it."""
+
+    def show(report: dict[str, Any], media: Media, still: bool = True, width: int = 1280) -> Page:
+        write_page(report, media, tmp_path / "report.html")
+        return open_file(tmp_path / "report.html", still, width)
+
+    return show
+
+
+def test_a_page_of_a_whole_evaluation_plays_its_worst_and_its_best(
+    open_file: Callable[..., Page], tmp_path: Path
+) -> None:
+    """Its volumes are called as the report calls them, set and id."""
+    for seed, name in enumerate(("real", "others")):
+        write_cohort(tmp_path / name, 5, seed=seed, size=(32, 32, 4, 6))
+    steps = Preprocessing(intensity=Intensity("p0.5", "p99.5"))
+    (tmp_path / "steps.json").write_text(json.dumps(steps.to_dict()))
+    sets = [tmp_path / name / "manifest.csv" for name in ("real", "others")]
+    report = evaluate(Request(*sets, tmp_path / "out", preprocessing=str(tmp_path / "steps.json"))).report
+
+    page = open_file(tmp_path / "out" / "report.html", still=False)
+
+    samples = sorted((v for v in report["volumes"] if v["set"] == "synthetic"), key=lambda v: v["typicality"])
+    names = [volume["id"] for volume in samples]
+    shown = page.run(
+        """return ["real", "farthest", "nearest"].map((kind) =>
+            [...document.querySelectorAll(`.players-${kind} figcaption b`)].map((name) => name.textContent))"""
+    )
+    assert shown[1:] == [names[:2:-1], names[:2]] and all(name.startswith("synthetic/") for name in names)
+    assert len(shown[0]) == 2 and all(name.startswith("real/") for name in shown[0])
+    assert sorted(page.column(0)) == sorted(volume["id"] for volume in report["volumes"])
+    page.run("document.getElementById('samples').scrollIntoView({ behavior: 'instant' })")
+    page.wait(lambda: page.frame() > 0)
+    page.click("#play")
+    page.enter("frame", 2)
+    page.enter("slice", 1)
+    for name, picture in zip([name for kind in shown for name in kind], page.pictures(), strict=True):
+        place, subject = name.split("/")
+        (case,) = [case for case in read_manifest(sets[place == "synthetic"]) if case.row["subject"] == subject]
+        truth = (np.rot90(prepare_case(case, steps).volume.voxels[:, :, 1, 2]) + 1) * 127.5
+        assert np.abs(picture - truth).mean() < 4, name  # JPEG
+    curves = page.run("return [...document.querySelectorAll('.curves figcaption')].map((text) => text.textContent)")
+    assert len(curves) == 2 and all("Across: % of the beat." in text for text in curves)
 
 
 def test_the_pixels_are_the_volumes(report: dict[str, Any], media: Media, open_page: Callable[..., Page]) -> None:

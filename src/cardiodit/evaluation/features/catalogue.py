@@ -1,5 +1,6 @@
 """A feature network by its name, or out of any torch module."""
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +14,11 @@ from cardiodit.evaluation.features.inputs import InputRules, Size
 from cardiodit.evaluation.features.network import TorchNetwork
 from cardiodit.evaluation.features.own_module import Pooled, hash_of_module, import_module, probe_width
 from cardiodit.evaluation.features.random_network import RandomNetwork
+from cardiodit.evaluation.own_code import hash_of_sources
 from cardiodit.imaging.geometry import Triple
 
 NAMES = ("random", "medicalnet10", "medicalnet50", "radimagenet", "cinema")
-RANDOM_NOTE = "random features: no trained network could be had"
+RANDOM_NOTE = "random features: no trained network was given"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,15 @@ def network_of_module(module: nn.Module, name: str, choice: Choice) -> TorchNetw
     pooled = Pooled(module)
     width = probe_width(pooled, choice.size, name)
     weights = {"source": "a module of the user's own", "sha256": hash_of_module(module, str(module))}
-    return choice.network(name, pooled, width, weights, rules=choice.rules(InputRules()))
+    settings = {"code_sha256": _hash_of_code(module, name)}
+    return choice.network(name, pooled, width, weights, rules=choice.rules(InputRules()), settings=settings)
+
+
+def _hash_of_code(module: nn.Module, name: str) -> str | None:
+    """Over the files of the module's classes, torch's aside, and of what made it: `forward` is no weight."""
+    classes = {type(part) for part in module.modules()}
+    own = [cls for cls in classes if cls.__module__.partition(".")[0] != "torch"]
+    return hash_of_sources(*own, sys.modules.get(name.partition(":")[0]))
 
 
 def _random(choice: Choice) -> TorchNetwork:

@@ -1,13 +1,13 @@
 """Any torch module as a feature network: given as an object, or named `python_module:callable`."""
 
 import hashlib
-import importlib
 
 import torch
 from torch import nn
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features.inputs import Size
+from cardiodit.evaluation.own_code import LOOKED_IN, import_own
 
 
 class Pooled(nn.Module):
@@ -26,11 +26,11 @@ def import_module(reference: str) -> nn.Module:
     """What the callable behind `python_module:callable` returns."""
     place, _, name = reference.partition(":")
     try:
-        make = getattr(importlib.import_module(place), name)
+        make = getattr(import_own(place), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CardioDiTError(
-            f"The network {reference} cannot be imported ({error}). Write python_module:callable, and see that Python "
-            "finds the module (install it, or set PYTHONPATH)."
+            f"The network {reference} cannot be imported ({error}). Write python_module:callable. {LOOKED_IN}: install "
+            "it, set PYTHONPATH, or go to its folder."
         ) from error
     module = make() if callable(make) else make
     if not isinstance(module, nn.Module):

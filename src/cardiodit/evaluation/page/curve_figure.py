@@ -1,4 +1,7 @@
-"""Curves over the beat: each volume a thin line, their median a thick one, real beside synthetic on one scale."""
+"""Curves over the beat: each volume a thin line, their median a thick one, real beside synthetic on one scale.
+
+Beats of different hearts, and frames of different cines, last differently long: the axis is the share of the beat.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +16,7 @@ WIDTH, HEIGHT = 440, 228
 LEFT, RIGHT, TOP, BOTTOM = 46, 430, 24, 200
 DRAWN = 60  # lines; of more curves, the range of the middle 80% is drawn
 KINDS = ("real", "synthetic")
+ALONG = Axis(0, 100, LEFT, RIGHT)
 
 
 def curve_figure(curve: Mapping[str, Any]) -> Markup:
@@ -21,10 +25,8 @@ def curve_figure(curve: Mapping[str, Any]) -> Markup:
     if not any(sets.values()):
         return tag("figure", tag("h4", curve["title"]), tag("figcaption", tag("p", "There are no curves to show.")))
     upright = axis_over(np.concatenate([np.concatenate(rows) for rows in sets.values() if rows]), BOTTOM, TOP)
-    frames = max(len(row) for rows in sets.values() for row in rows)
-    seconds = curve.get("frame_time_s") if is_number(curve.get("frame_time_s")) else None
-    panels = [_panel(kind, sets[kind], curve, upright, _along(frames, seconds)) for kind in KINDS]
-    caption = tag("figcaption", tag("p", f"Across: {'time in ms' if seconds else 'frames from 1'}. {_drawn(sets)}"))
+    panels = [_panel(kind, sets[kind], curve, upright) for kind in KINDS]
+    caption = tag("figcaption", tag("p", f"Across: % of {_whole(curve)}. {_drawn(sets)}"))
     title = tag("h4", curve["title"], " ", tag("small", curve.get("unit") or ""))
     return tag("figure", title, tag("div", *panels, class_="panels"), caption, class_="curves")
 
@@ -34,20 +36,19 @@ def _complete(rows: Sequence[Sequence[float | None]]) -> list[np.ndarray]:
     return [np.array(row, np.float64) for row in rows if row and all(map(is_number, row))]
 
 
-def _along(frames: int, seconds: float | None) -> Axis:
-    if seconds:
-        return Axis(0, 1000 * seconds * max(1, frames - 1), LEFT, RIGHT)
-    return Axis(1, max(2, frames), LEFT, RIGHT)
+def _whole(curve: Mapping[str, Any]) -> str:
+    """What 100% is."""
+    return "the beat" if curve.get("is_one_beat", True) else "the cine, whose beat is repeated to fill the frames"
 
 
-def _panel(kind: str, rows: list[np.ndarray], curve: Mapping[str, Any], upright: Axis, along: Axis) -> Markup:
+def _panel(kind: str, rows: list[np.ndarray], curve: Mapping[str, Any], upright: Axis) -> Markup:
     median = _middle(rows)
     return tag(
         "svg",
         _grid(upright),
-        ticks_below(along, BOTTOM + 4),
-        _thin(kind, rows, upright, along),
-        tag("path", class_=f"{kind} median", d=_line(median, upright, along)) if len(median) else None,
+        ticks_below(ALONG, BOTTOM + 4),
+        _thin(kind, rows, upright),
+        tag("path", class_=f"{kind} median", d=_line(median, upright)) if len(median) else None,
         tag("text", f"{kind}, n = {len(rows)}", class_=f"{kind} name", x=RIGHT, y=TOP - 8, text_anchor="end"),
         class_="chart",
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -68,17 +69,17 @@ def _grid(upright: Axis) -> Markup:
     )
 
 
-def _thin(kind: str, rows: list[np.ndarray], upright: Axis, along: Axis) -> Markup:
+def _thin(kind: str, rows: list[np.ndarray], upright: Axis) -> Markup:
     if len(rows) <= DRAWN:
-        return tag("path", class_=f"{kind} thin", d="".join(_line(row, upright, along) for row in rows))
+        return tag("path", class_=f"{kind} thin", d="".join(_line(row, upright) for row in rows))
     low, high = np.percentile(_alike(rows), [10, 90], axis=0)  # (T,) each
-    outline = f"{_line(high, upright, along)}L{_line(low, upright, along, backwards=True)[1:]}Z"
+    outline = f"{_line(high, upright)}L{_line(low, upright, backwards=True)[1:]}Z"
     return tag("path", class_=f"{kind} band", d=outline)
 
 
-def _line(row: np.ndarray, upright: Axis, along: Axis, backwards: bool = False) -> str:
-    places = np.linspace(along.start, along.end, len(row)) if len(row) > 1 else [along.start]
-    points = [f"{x:.1f} {upright.at(float(y)):.1f}" for x, y in zip(places, row, strict=True)]
+def _line(row: np.ndarray, upright: Axis, backwards: bool = False) -> str:
+    """Frame t of T lies at t/T of the beat: the last one is a step away from its end, which is its beginning again."""
+    points = [f"{ALONG.at(100 * t / len(row)):.1f} {upright.at(float(y)):.1f}" for t, y in enumerate(row)]
     return "M" + "L".join(reversed(points) if backwards else points)
 
 
@@ -104,6 +105,11 @@ def _in_words(kind: str, median: np.ndarray, count: int, curve: Mapping[str, Any
         return f"{curve['title']}, {kind}: none"
     most, least = (with_unit(readable(float(end)), curve.get("unit")) for end in (median.max(), median.min()))
     return (
-        f"{curve['title']}, {kind}, {count} curves: the median has its highest value, {most}, in frame "
-        f"{int(median.argmax()) + 1} and its lowest, {least}, in frame {int(median.argmin()) + 1}."
+        f"{curve['title']}, {kind}, {count} curves: the median has its highest value, {most}, at "
+        f"{_percent(median.argmax(), median)} of {_whole(curve)} and its lowest, {least}, at "
+        f"{_percent(median.argmin(), median)}."
     )
+
+
+def _percent(frame: np.integer, curve: np.ndarray) -> str:
+    return f"{100 * int(frame) / len(curve):.0f}%"

@@ -81,7 +81,7 @@ def _beside_floor(metric: Mapping[str, Any]) -> list[Markup]:
         return [_cell(HEADINGS[2], MISSING), _cell(HEADINGS[3], MISSING)]
     said = verdict(metric)
     judged = tag("span", WORDS[said], class_=f"verdict {said}") if said else None
-    number = f"n = {floor['volumes']}" if floor.get("volumes") else None
+    number = f"n = {floor['volumes']}" if floor.get("volumes") else "all volumes"
     matched, value = (tag("b", unit_of(_as_floor(floor, floor.get(name)), unit)) for name in ("matched", "value"))
     return [_cell(HEADINGS[2], matched, number, judged), _cell(HEADINGS[3], value, _reach(floor))]
 

@@ -22,7 +22,7 @@ def open_segmenter(spec: str | Path, device: str = "cpu") -> Segmenter:
             its name on the Hub; the folder of a MONAI bundle such as `ventricular_short_axis_3label`; "cinema",
             "cinema:mnms" or "cinema:mnms:1" (trained on acdc, mnms or mnms2, seed 0 to 2), for which the package
             `cinema` must be installed; or "module:function", a function of a cine `(H, W, D, T)` and its `Geometry`
-            that gives label maps, whose order its attribute `mask_order` may tell.
+            that gives label maps, whose order its attribute `mask_order` tells, such as "RV=1 MYO=2 LV=3".
         device: where networks run.
     """
     name = str(spec)

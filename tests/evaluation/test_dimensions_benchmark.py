@@ -1,0 +1,115 @@
+"""What `benchmarks/dimensions.py` does beside training: hearts are cut into slices, and slices joined into hearts."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cardiodit import CardioDiTPipeline
+from cardiodit.imaging import Geometry, read_nifti
+from cardiodit.imaging.manifest import write_manifest
+from cardiodit.latents.file import LatentHeader, read_latent, write_latent
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "dimensions.py"
+DEPTH, SEED = 2, 3
+GEOMETRY = Geometry((2.0, 2.0, 10.0), 0.05)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("dimensions", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dimensions"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def dimensions(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Of hearts of two slices and two labels."""
+    monkeypatch.setattr(loaded, "DEPTH", DEPTH)
+    monkeypatch.setattr(loaded, "LABELS", ("normal", "infarct"))
+    return loaded
+
+
+def test_a_cohort_becomes_labelled_slices_that_join_to_the_same(dimensions: Any, tmp_path: Path) -> None:
+    latents = {label: torch.randn(3, DEPTH, 4, 4, 5) for label in ("normal", "infarct")}
+    for label, latent in latents.items():
+        header = LatentHeader("v", "p", f"s-{label}", "float32", GEOMETRY, tuple(latent.shape), 5)
+        write_latent(tmp_path / f"{label}.safetensors", latent, header)
+    rows = [{"latent": f"{label}.safetensors", "image": f"{label}.safetensors", "label": label} for label in latents]
+    write_manifest(tmp_path / "manifest.csv", [{**row, "subject": f"of-{row['label']}"} for row in rows])
+
+    dimensions.split_slices(tmp_path)
+
+    with (tmp_path / "slices.csv").open() as file:
+        told = [dict(zip(("latent", "subject", "label"), line.strip().split(","), strict=True)) for line in file][1:]
+    assert [row["label"] for row in told] == ["normal-0", "normal-1", "infarct-0", "infarct-1"]
+    for label, latent in latents.items():
+        held = [row for row in told if row["subject"] == f"of-{label}"]
+        parts = [read_latent(tmp_path / row["latent"]) for row in held]
+        assert [header.shape for header, _ in parts] == [(3, 1, 4, 4, 5)] * DEPTH
+        assert torch.equal(torch.cat([part for _, part in parts], dim=1), latent)
+
+
+def test_slices_are_drawn_by_their_labels_and_joined_from_the_first_to_the_last(
+    dimensions: Any, make_pipe: Callable[..., CardioDiTPipeline], tmp_path: Path
+) -> None:
+    names = [f"{label}-{place}" for label in dimensions.LABELS for place in range(DEPTH)]
+    pipe = make_pipe(
+        vae={"spacing": GEOMETRY.spacing, "frame_time": GEOMETRY.frame_time},
+        sample_size=(1, 8, 8, 4),
+        patch_size=(1, 2, 2, 4),
+        num_classes=len(names),
+        class_names=names,
+    )
+    pipe.save_pretrained(tmp_path / "model")
+
+    dimensions.draw(tmp_path / "model", tmp_path / "samples", 3, SEED, slice_by_slice=True)
+
+    cines = drawn(tmp_path / "samples", 3)
+    assert cines[0].shape[2] == DEPTH
+    for index, label in enumerate(("normal", "infarct", "normal")):
+        for place in range(DEPTH):
+            alone = one(pipe, f"{label}-{place}", first_sample=index * DEPTH + place)
+            np.testing.assert_allclose(cines[index][:, :, place : place + 1], alone, atol=1e-4)
+    assert np.abs(cines[0][:, :, 0] - cines[0][:, :, 1]).mean() > 1e-3
+
+
+def test_whole_hearts_are_drawn_as_they_are(
+    dimensions: Any, make_pipe: Callable[..., CardioDiTPipeline], tmp_path: Path
+) -> None:
+    pipe = make_pipe(
+        vae={"spacing": GEOMETRY.spacing, "frame_time": GEOMETRY.frame_time},
+        num_classes=2,
+        class_names=list(dimensions.LABELS),
+    )
+    pipe.save_pretrained(tmp_path / "model")
+
+    dimensions.draw(tmp_path / "model", tmp_path / "samples", 2, SEED, slice_by_slice=False)
+
+    for index, cine in enumerate(drawn(tmp_path / "samples", 2)):
+        np.testing.assert_allclose(cine, one(pipe, dimensions.LABELS[index], first_sample=index), atol=1e-4)
+
+
+def drawn(folder: Path, count: int) -> list[np.ndarray]:
+    """Voxels of the files, whose geometry is the model's."""
+    volumes = [read_nifti(folder / f"sample{index:03d}.nii.gz") for index in range(count)]
+    assert len(list(folder.iterdir())) == count
+    for volume in volumes:
+        assert volume.geometry.spacing == pytest.approx(GEOMETRY.spacing)
+        assert volume.geometry.frame_time == pytest.approx(GEOMETRY.frame_time)
+    return [volume.voxels for volume in volumes]
+
+
+def one(pipe: CardioDiTPipeline, label: str, first_sample: int) -> np.ndarray:
+    """The sample with this number, drawn by itself, `(H, W, D, T)`."""
+    given = {"num_samples": 1, "num_inference_steps": 25, "seed": SEED, "first_sample": first_sample}
+    return pipe(class_labels=label, output_type="np", **given).volumes[0]
