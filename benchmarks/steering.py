@@ -14,7 +14,7 @@ generated volume, both.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,18 +109,19 @@ def main() -> int:
     return 0 if met else 1
 
 
-def train(subject: Subject, folder: Path, *changes: str) -> Path:
+def train(subject: Subject, folder: Path, changes: Mapping[str, Sequence[str]] | None = None) -> Path:
     """The base, where none is shipped, latents with masks beside them, and the adapter; returns its pipeline.
 
     Args:
-        changes: of the adapter's config, as options.
+        changes: of the configs `vqgan`, `dit` and `tgca`, as options.
     """
     images = [cohort(subject, folder, "training", subject.cohort, 0), cohort(subject, folder, "validation", 16, 1)]
     runs, latents = folder / "runs", folder / "latents"
 
     def run(script: Any, name: str, ids: Sequence[Path], *more: str) -> None:
         given = ["--training_ids", str(ids[0]), "--validation_ids", str(ids[1]), "--output_dir", str(runs)]
-        script.main(["--config", f"{subject.config}/{name}.yaml", "--run_name", name, *given, *more])
+        config = ["--config", f"{subject.config}/{name}.yaml", "--run_name", name]
+        script.main([*config, *given, *more, *(changes or {}).get(name, ())])
 
     vae, base = ("cardiodit-phantom",) * 2 if not subject.stages else (str(runs / "vqgan"), str(runs / "dit/pipeline"))
     if subject.stages:
@@ -131,7 +132,7 @@ def train(subject: Subject, folder: Path, *changes: str) -> Path:
     if subject.stages:
         command("scale-factor", "--latents", str(coded[0]), "--vae", vae)
         run(train_dit, "dit", coded, "--vae", vae)
-    run(train_tgca, "tgca", coded, "--base", base, *changes)
+    run(train_tgca, "tgca", coded, "--base", base)
     return runs / "tgca" / "pipeline"
 
 

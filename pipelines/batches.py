@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import Problems
+from cardiodit.imaging.volume import AXES
 from cardiodit.pipelines.mask_rows import MaskRows
 from cardiodit.pipelines.output import VolumePipelineOutput, check_folder, sample_path
 from cardiodit.pipelines.provenance import describe_model
@@ -73,8 +74,8 @@ def _make(pipe: Any, order: Order, run: Sequence[int]) -> VolumePipelineOutput:
         return pipe(**common, **(order.settings or {}))
     masks, geometry = order.masks[run[0]]
     output = pipe(masks, **common, **(order.settings or {}))
-    output.geometry = geometry
-    output.records[0]["masks"] = order.masks.identities[run[0]]
+    frame_time = geometry.frame_time or output.geometry.frame_time
+    output.geometry = geometry.with_frame_time(frame_time)
     return output
 
 
@@ -115,13 +116,15 @@ def missing_samples(pipe: Any, folder: Path, order: Order) -> list[int]:
 def _expected(pipe: Any, order: Order, index: int) -> dict[str, Any]:
     """What the record of a sample would say now, as far as that is known beforehand."""
     label, names, settings = order.label(index), pipe.transformer.config.class_names, order.settings or {}
-    asked = {axis: settings.get(axis) for axis in ("depth", "height", "width", "frames")}
-    steered = {} if order.masks is None else {"masks": order.masks.identities[index]}
+    if order.masks is None:
+        asked = {axis: settings.get(axis) for axis in AXES}
+        made = {"latent_size": pipe.latent_size(**asked)}
+    else:
+        made = {"latent_size": pipe.latent_size_of(order.masks.shapes[index]), "masks": order.masks.identities[index]}
     known = {
         **describe_model(pipe),
         **settings,
-        **steered,
-        "latent_size": pipe.latent_size(**asked),
+        **made,
         "class_label": names[label] if names and isinstance(label, int) else label,
     }
     return {key: known[key] for key in DECISIVE if key in known}

@@ -171,10 +171,7 @@ class LatentVolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLo
         """
         started, meter = time.perf_counter(), EnergyMeter(self._execution_device)
         self._check(guidance_scale, output_type, callback_on_step_end_tensor_inputs)
-        limit = self.scheduler.config.num_train_timesteps
-        num_inference_steps = whole_number(
-            "num_inference_steps", num_inference_steps, 1, limit, f": this model's schedule has {limit} steps"
-        )
+        num_inference_steps = self._whole_steps(num_inference_steps)
         decode_batch_size = whole_number("decode_batch_size", decode_batch_size, least=1)
         first_sample = whole_number("first_sample", first_sample, least=0)
         class_labels = plain_labels(class_labels)
@@ -214,6 +211,10 @@ class LatentVolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLo
         shown_labels = [names[label] if names and label is not None else label for label in given_labels]
         records = make_records(run, seed, first_sample, generator, shown_labels)
         return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry, units=self.units)
+
+    def _whole_steps(self, number: int) -> int:
+        limit = self.scheduler.config.num_train_timesteps
+        return whole_number("num_inference_steps", number, 1, limit, f": this model's schedule has {limit} steps")
 
     def _check(self, guidance_scale: float, output_type: str, callback_inputs: Sequence[str]) -> None:
         check_scheduler(self.scheduler, self.transformer.config.prediction_type)

@@ -1,7 +1,9 @@
 """A training run, checkpoint by checkpoint: the same noise through each of them, so that one sees the model learn."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -10,11 +12,11 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.hub.opening import open_transformer, open_vae
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
+from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
-from cardiodit.pipelines.opening import make_pipeline
+from cardiodit.pipelines.opening import make_pipeline, open_pipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
 
-AVERAGED, RAW = "transformer_ema", "transformer"
 FRAMES_SHOWN = 2  # of each checkpoint's cine, the first and the middle one
 SLICES_SHOWN = 8  # of each checkpoint's volume
 
@@ -36,22 +38,57 @@ def checkpoints_of(run: Path, first: int, last: int, step: int) -> list[tuple[in
     return found
 
 
-def open_checkpoint(run: Path, folder: Path, vae: str | Path | None = None) -> LatentVolumePipeline:
+def open_checkpoint(
+    run: Path, folder: Path, vae: str | Path | None = None, base: str | Path | None = None
+) -> LatentVolumePipeline:
     """The pipeline that a run would become with this checkpoint's averaged weights (or its weights, without any).
 
     Args:
-        run: folder of a run of stage 2.
+        run: folder of a run of stage 2 or of an adapter.
         folder: of the checkpoint.
-        vae: the VQ model; not needed once the run has a `pipeline`.
+        vae: the VQ model of stage 2; not needed once the run has a `pipeline`.
+        base: the pipeline that an adapter steers; not needed once the run has a `pipeline`.
     """
-    source = vae or Path(run) / "pipeline"
+    adapter = _weights_in(folder, "adapter")
+    if adapter is not None:
+        if vae is not None:
+            raise CardioDiTError(f"--vae: {run} is a run of an adapter, which takes its VQ model from --base.")
+        return _open_steered(run, folder, adapter, base)
+    if base is not None:
+        raise CardioDiTError(f"--base: {run} is no run of an adapter. Leave the option out.")
+    process = yaml.safe_load((Path(run) / "config.yaml").read_text()).get("diffusion")
+    if process is None:
+        raise CardioDiTError(f"{run} is neither a run of stage 2 nor one of an adapter: nothing in it can be sampled.")
     if vae is None and not (Path(run) / "pipeline").is_dir():
         raise CardioDiTError(f"{run} has no pipeline yet, so the VQ model must be named: --vae MODEL.")
-    config = yaml.safe_load((Path(run) / "config.yaml").read_text())["diffusion"]
-    steps = config["num_train_timesteps"]
-    scheduler = make_scheduler("dpm++", steps, cosine_betas(steps), config["prediction_type"])
-    weights = folder / (AVERAGED if (folder / AVERAGED / "config.json").is_file() else RAW)
-    return make_pipeline(open_vae(source), open_transformer(weights), scheduler)
+    steps = process["num_train_timesteps"]
+    scheduler = make_scheduler("dpm++", steps, cosine_betas(steps), process["prediction_type"])
+    weights = _weights_in(folder, "transformer") or folder / "transformer"
+    return make_pipeline(open_vae(vae or Path(run) / "pipeline"), open_transformer(weights), scheduler)
+
+
+def _open_steered(run: Path, folder: Path, adapter: Path, base: str | Path | None) -> LatentVolumePipeline:
+    """With the transformer of the checkpoint where blocks of it were freed, else with that of the base."""
+    if base is None and not (Path(run) / "pipeline").is_dir():
+        raise CardioDiTError(f"{run} has no pipeline yet, so what its adapter steers must be named: --base MODEL.")
+    pipe = open_pipeline(base or Path(run) / "pipeline")
+    if steps := _preparation_of(Path(run)):
+        pipe.vae.register_to_config(preprocessing=steps)
+    freed = _weights_in(folder, "transformer")
+    transformer = pipe.transformer if freed is None else open_transformer(freed)
+    return make_pipeline(pipe.vae, transformer, pipe.scheduler, TGCAAdapterModel.from_pretrained(adapter).eval())
+
+
+def _preparation_of(run: Path) -> dict[str, Any] | None:
+    """How the run's masks were prepared, where that is not as its base says."""
+    record = run / "run.json"
+    return json.loads(record.read_text())["data"].get("preprocessing") if record.is_file() else None
+
+
+def _weights_in(folder: Path, name: str) -> Path | None:
+    """A checkpoint's average of a model, or its weights without any; None where it has no such model."""
+    places = (folder / f"{name}_ema", folder / name)
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def write_course(folder: Path, course: Sequence[tuple[int, np.ndarray]], geometry: Geometry) -> list[Path]:

@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.volume import AXES
 from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel
 from cardiodit.models.conditions import as_model_sees
-from cardiodit.models.fingerprint import fingerprint_of, is_same
+from cardiodit.models.fingerprint import fits
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.output import VolumePipelineOutput
+
+logger = logging.get_logger(__name__)
 
 Masks = np.ndarray | Mapping[str, np.ndarray]
 
@@ -60,7 +64,12 @@ class MaskControlMixin(LatentVolumePipeline):
                 f"The adapter was made for a transformer of width {adapter.hidden_size}, {adapter.num_layers} blocks "
                 f"and {adapter.num_axes} axes; this one has {wanted[0]}, {wanted[1]} and {wanted[2]}."
             )
-        if adapter.fingerprint is not None and not is_same(adapter.fingerprint, fingerprint_of(base)):
+        if adapter.fingerprint is None:
+            logger.warning(
+                "The adapter does not say which transformer it was trained on, so whether it belongs to this one could "
+                "not be checked."
+            )
+        elif not fits(adapter.fingerprint, base):
             raise CardioDiTError(
                 "The adapter was trained on another transformer than this one (their weights differ by more than "
                 "rounding). Open it with the transformer it was trained on, or train it for this one."
@@ -85,28 +94,15 @@ class MaskControlMixin(LatentVolumePipeline):
             condition_guidance_scale: classifier-free guidance towards the masks; 1 is none.
             settings: everything that the pipeline without masks takes.
         """
-        for name, value in (
-            ("conditioning_scale", conditioning_scale),
-            ("condition_guidance_scale", condition_guidance_scale),
-        ):
-            if not isinstance(value, Real):
-                raise CardioDiTError(f"{name}={value!r} must be a number.")
-        if not 0 <= control_guidance_start <= control_guidance_end <= 1:
-            raise CardioDiTError(
-                f"Steering from {control_guidance_start} to {control_guidance_end} of the steps: expected two shares "
-                "from 0 to 1, the first not above the second."
-            )
-        if isinstance(masks, Sequence):
-            settings.setdefault("num_samples", len(masks))
-            if settings["num_samples"] != len(masks):
-                raise CardioDiTError(f"{len(masks)} masks were given for {settings['num_samples']} samples.")
-        each = masks if isinstance(masks, Sequence) else [masks]
-        condition = torch.stack([self._condition(one) for one in each])
-        self._size_from(condition, settings)
-        steps = settings.get("num_inference_steps", 25)
-        first, end = round(control_guidance_start * steps), round(control_guidance_end * steps)
+        guidance = (control_guidance_start, control_guidance_end)
+        _check_strengths(conditioning_scale, condition_guidance_scale, guidance)
+        each = self._named_masks(masks, settings)
+        condition = self._condition(each, settings)
+        steps = self._whole_steps(settings.get("num_inference_steps", 25))
+        first, end = (round(share * steps) for share in guidance)
         with torch.no_grad():
             self._control = self._make_control(condition, conditioning_scale, (first, end), condition_guidance_scale)
+        del condition  # as large as several volumes
         self._described = {
             "conditioning_scale": float(conditioning_scale),
             "control_guidance_start": float(control_guidance_start),
@@ -114,29 +110,52 @@ class MaskControlMixin(LatentVolumePipeline):
             "condition_guidance_scale": float(condition_guidance_scale),
         }
         try:
-            return super().__call__(**settings)
+            output = super().__call__(**settings)
         finally:
             del self._control, self._described  # back to the class's: nothing steers
+        if isinstance(output, VolumePipelineOutput):
+            identities = [self.adapter.conditions.identity(named) for named in each]
+            for number, record in enumerate(output.records):
+                record["masks"] = identities[number % len(identities)]
+        return output
 
-    def _condition(self, masks: Masks) -> torch.Tensor:
-        """Masks of a sample as channels `(K, *axes)`."""
-        keys = self.adapter.conditions.keys
-        named = masks if isinstance(masks, Mapping) else dict(zip(keys, [masks])) if len(keys) == 1 else None
-        if named is None:
-            raise CardioDiTError(f"The adapter takes several masks; give them by name: {', '.join(keys)}.")
-        arrays = {key: np.asarray(value) for key, value in named.items()}
-        channels = as_model_sees(self.adapter.conditions.channels_of(arrays))
-        if channels.ndim != 1 + len(self.transformer.axis_names):
+    def latent_size_of(self, shape: Sequence[int]) -> list[int]:
+        """Of the volume that masks `(H, W, D[, T])` steer; an error where this model cannot make one of their size."""
+        if len(shape) != len(self.transformer.axis_names):
             axes = "(H, W, D, T)" if len(self.transformer.axis_names) == 4 else "(H, W, D)"
-            raise CardioDiTError(f"A mask has the shape {next(iter(arrays.values())).shape}; {axes} was expected.")
-        return channels
+            raise CardioDiTError(f"A mask has the shape {tuple(shape)}; {axes} was expected.")
+        return self.latent_size(**dict(zip(AXES, shape, strict=False)))
 
-    def _size_from(self, condition: torch.Tensor, settings: dict[str, Any]) -> None:
+    def _named_masks(self, masks: Masks | Sequence[Masks], settings: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+        """Masks of each sample by their names, or one for all samples."""
+        each = list(masks) if isinstance(masks, Sequence) else [masks]
+        if isinstance(masks, Sequence) and settings.setdefault("num_samples", len(each)) != len(each):
+            raise CardioDiTError(f"{len(each)} masks were given for {settings['num_samples']} samples.")
+        keys = self.adapter.conditions.keys
+        if len(keys) > 1 and not all(isinstance(one, Mapping) for one in each):
+            raise CardioDiTError(f"The adapter takes several masks; give them by name: {', '.join(keys)}.")
+        named = [one if isinstance(one, Mapping) else {keys[0]: one} for one in each]
+        return [{key: np.asarray(mask) for key, mask in one.items()} for one in named]
+
+    def _condition(self, each: Sequence[Mapping[str, np.ndarray]], settings: dict[str, Any]) -> torch.Tensor:
+        """Masks of samples as channels `(B, K, *axes)`; the volumes get their size."""
+        channels = [self.adapter.conditions.channels_of(named) for named in each]
+        shapes = sorted({found.shape[1:] for found in channels})
+        if len(shapes) != 1:
+            raise CardioDiTError(
+                "Masks of samples that are made together must have one size, these have "
+                f"{' and '.join(map(str, shapes)) or 'none'}. Call the pipeline for each size."
+            )
+        self._size_from(shapes[0], settings)
+        return torch.stack([as_model_sees(found) for found in channels])
+
+    def _size_from(self, shape: Sequence[int], settings: dict[str, Any]) -> None:
         """Volumes have the masks' size; another one that is asked for is an error."""
-        for name, size in zip(self.transformer.axis_names, condition.shape[2:], strict=True):
+        for name, size in zip(AXES, shape, strict=False):
             if settings.get(name) not in (None, size):
                 raise CardioDiTError(f"{name}={settings[name]} was asked for, but the masks have {size} along it.")
-            settings[name] = size
+        self.latent_size_of(shape)
+        settings.update(zip(AXES, shape, strict=False))
 
     def _make_control(
         self, condition: torch.Tensor, scale: float, steps: tuple[int, int], guidance_scale: float
@@ -147,3 +166,17 @@ class MaskControlMixin(LatentVolumePipeline):
         tokens = self.adapter.embed(condition, self.transformer, grid)
         empty = self.adapter.embed(torch.zeros_like(condition[:1]), self.transformer, grid)
         return MaskControl(self.adapter, self.transformer, tokens, empty, float(scale), steps, float(guidance_scale))
+
+
+def _check_strengths(scale: Any, guidance_scale: Any, guidance: Sequence[Any]) -> None:
+    """How much, and in which share of the steps, masks steer."""
+    names = ("conditioning_scale", "condition_guidance_scale", "control_guidance_start", "control_guidance_end")
+    for name, value in zip(names, (scale, guidance_scale, *guidance), strict=True):
+        if not isinstance(value, Real):
+            raise CardioDiTError(f"{name}={value!r} must be a number.")
+    start, end = guidance
+    if not 0 <= start <= end <= 1:
+        raise CardioDiTError(
+            f"Steering from {start} to {end} of the steps: expected two shares from 0 to 1, the first not above the "
+            "second."
+        )

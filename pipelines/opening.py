@@ -6,6 +6,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
@@ -19,11 +20,17 @@ KINDS: dict[str, type[LatentVolumePipeline]] = {
     kind.__name__: kind for kind in (CardioDiTPipeline, CardioDiTControlPipeline, VolDiTPipeline, VolDiTControlPipeline)
 }
 BY_AXES: dict[int, Any] = {3: VolDiTPipeline, 4: CardioDiTPipeline}
+STEERED_BY_AXES: dict[int, Any] = {3: VolDiTControlPipeline, 4: CardioDiTControlPipeline}
 
 
-def make_pipeline(vae: Any, transformer: DiTTransformerModel, scheduler: Any) -> LatentVolumePipeline:
+def make_pipeline(
+    vae: Any, transformer: DiTTransformerModel, scheduler: Any, adapter: TGCAAdapterModel | None = None
+) -> LatentVolumePipeline:
     """The pipeline that a VQ model and a transformer become: of cine with four axes, of volumes with three."""
-    return BY_AXES[len(transformer.axis_names)](vae, transformer, scheduler)
+    axes = len(transformer.axis_names)
+    if adapter is None:
+        return BY_AXES[axes](vae, transformer, scheduler)
+    return STEERED_BY_AXES[axes](vae, transformer, scheduler, adapter)
 
 
 def open_pipeline(name: str | Path, **kwargs: Any) -> LatentVolumePipeline:

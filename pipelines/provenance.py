@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from cardiodit.errors import CardioDiTError
 
 Generators = torch.Generator | list[torch.Generator] | None
+WEIGHED = ("transformer", "vae", "adapter")  # components whose weights make a revision
 
 
 def check_is_pipeline_folder(name: str | Path) -> None:
@@ -28,18 +29,22 @@ def check_is_pipeline_folder(name: str | Path) -> None:
     if (folder / "config.json").is_file():
         hint = "It looks like a single model: open it with that model's own from_pretrained."
     elif any(folder.glob("*.pth")):
-        hint = "It looks like an authors' checkpoint: make a pipeline folder of it with `cardiodit convert cardiodit`."
+        hint = (
+            "It looks like an authors' checkpoint: make a pipeline folder of it with `cardiodit convert cardiodit` or "
+            "`cardiodit convert voldit`."
+        )
     raise CardioDiTError(f"{folder} holds no model_index.json, so it is no pipeline folder. {hint}")
 
 
 def revision_of(pipe: DiffusionPipeline) -> str | None:
     """The Hub commit a pipeline was loaded from, or a hash of the weight files of a local folder; None in memory."""
-    folders = [str(getattr(pipe.components[name].config, "_name_or_path", "")) for name in ("transformer", "vae")]
+    components = [pipe.components[name] for name in WEIGHED if name in pipe.components]
+    folders = [str(getattr(component.config, "_name_or_path", "")) for component in components]
     if not all(folders):
         return None
-    commit = re.search(r"snapshots/([0-9a-f]{40})", Path(folders[0]).as_posix())
-    if commit:
-        return commit.group(1)
+    commits = [re.search(r"snapshots/([0-9a-f]{40})", Path(folder).as_posix()) for folder in folders]
+    if all(commits) and len(found := {commit[1] for commit in commits if commit}) == 1:
+        return found.pop()
     files = sorted(file for folder in folders for file in Path(folder).glob("*.safetensors"))
     return _hash_of(tuple((file, file.stat().st_mtime_ns) for file in files)) if files else None
 

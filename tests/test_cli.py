@@ -90,10 +90,11 @@ def test_every_command_shows_an_example_that_parses(command, capsys) -> None:
         main([*command, "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    example = shown.split("example:\n")[1].replace("\\\n", " ").split()
-    assert example[: 1 + len(command)] == ["cardiodit", *command]
-    if "--help" not in example:
-        assert build_parser().parse_args(example[1:]).run
+    examples = shown.split("example:\n")[1].replace("\\\n", " ").strip().splitlines()
+    for example in map(str.split, examples):
+        assert example[: 1 + len(command)] == ["cardiodit", *command]
+        if "--help" not in example:
+            assert build_parser().parse_args(example[1:]).run
 
 
 @pytest.fixture(scope="module")

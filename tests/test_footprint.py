@@ -3,13 +3,24 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from cardiodit import CardioDiTError, estimate_memory
-from cardiodit.footprint import LiveMemory, peak_bytes, weight_bytes
+from cardiodit import (
+    CardioDiTControlPipeline,
+    CardioDiTError,
+    TGCAAdapterModel,
+    VQModel3D,
+    VQModel4D,
+    estimate_memory,
+)
+from cardiodit.footprint import LiveMemory, peak_bytes, set_tiling, weight_bytes
+from cardiodit.pipelines import estimate
+
+from .conftest import randomise
 
 MEASURE = """
 import json, sys, time, torch
@@ -94,6 +105,54 @@ def test_training_needs_what_was_foretold_and_the_search_for_codes_keeps_to_its_
     training, search = run(TRAIN, QUANTISE)
     assert training["memory"] == pytest.approx(1, abs=0.25)
     assert search["mebibytes"] < 64
+
+
+def test_volumes_are_tiled_where_one_would_need_more_than_4_gib() -> None:
+    """By the arithmetic of the published models, which need no memory here."""
+    with torch.device("meta"):
+        levels = {"channels": (128, 256, 512), "num_res_channels": (128, 256, 512)}
+        ct, cine = VQModel3D(**levels).eval(), VQModel4D().eval()
+    for vae, shape, at_once, is_tiled in [
+        (ct, (512, 512, 256), 1, True),
+        (ct, (256, 256, 128), 1, False),
+        (ct, (256, 256, 128), 4, True),
+        (cine, (256, 256, 10, 32), 1, False),
+        (cine, (256, 256, 10, 32), 8, True),
+    ]:
+        assert set_tiling(vae, shape, at_once=at_once) == vae.use_tiling == is_tiled, (shape, at_once)
+    assert set_tiling(cine, (64, 64, 2, 8), "on") and not set_tiling(ct, (512, 512, 256), "off") and not ct.use_tiling
+    with pytest.raises(CardioDiTError, match="tiling='always' must be one of auto, on, off"):
+        set_tiling(ct, (512, 512, 256), "always")
+
+
+def test_an_estimate_counts_the_adapter_its_masks_and_its_guidance(
+    make_pipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_denoising_step", "_decoding_of_a_piece"):
+        monkeypatch.setattr(estimate, name, lambda *_: 1.0)
+    plain = make_pipe()
+    adapter = randomise(TGCAAdapterModel(32, 2, 4, 2, channels=(4, 8), strides=((2, 2, 2),)))
+    pipe = CardioDiTControlPipeline(plain.vae, plain.transformer, plain.scheduler, adapter)
+    free, steered = (estimate.estimate_sampling(p, num_inference_steps=5) for p in (plain, pipe))
+    assert steered.weights - free.weights == weight_bytes(adapter)
+    assert free.steering == 0 and "steering" not in str(free) and "steering 0." in str(steered)
+    assert steered.denoising > free.denoising and steered.seconds > free.seconds
+    guided = estimate.estimate_sampling(pipe, num_inference_steps=5, condition_guidance_scale=2.0)
+    assert guided.denoising_seconds == 2 * steered.denoising_seconds == 10
+    large = estimate.estimate_sampling(pipe, num_inference_steps=5, height=64)
+    assert large.steering == pytest.approx(2 * steered.steering, rel=0.05)
+    # What is foretold is what is held in truth, of masks as they came, too.
+    masks = torch.zeros(1, 2, 2, 32, 32, 16)
+    with torch.no_grad(), LiveMemory() as memory:
+        pipe._make_control(masks, 1.0, (0, 5), 1.0)
+    assert steered.steering / estimate.KERNELS == pytest.approx(memory.peak + masks.nbytes, rel=0.25)
+
+
+def test_where_tiles_overlap_voxels_are_decoded_more_than_once(make_vae: Callable) -> None:
+    vae = make_vae(VQModel3D)
+    assert estimate._repetition(vae, (64, 64, 32)) == 1
+    vae.enable_tiling()  # 40 latents, a new tile after 24
+    assert estimate._repetition(vae, (64, 64, 32)) == (2 * 40 / 64) ** 2
 
 
 def test_live_memory_is_what_is_alive() -> None:

@@ -1,39 +1,70 @@
-"""Do masks steer? What `benchmarks/steering.py` proves in an hour, in minutes: fewer hearts, fewer steps, 25 points."""
+"""Do masks steer? What `benchmarks/steering.py` proves in an hour, in minutes: fewer phantoms and steps, 25 points."""
 
 import importlib.util
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cardiodit.imaging.phantom import write_cohort
+from cardiodit.imaging.phantom import chest_scene, write_chests, write_cohort
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "steering.py"
-BRIEF = ["--max_train_steps", "60", "--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "5"]
-BRIEF += ["--adapter.channels", "[4, 8, 16, 32, 64]", "--mixed_precision", "no", "--ema_decay", "0.9"]
-BRIEF += ["--checkpointing_steps", "60", "--validation_steps", "60", "--report_to", "none"]
+BRIEF = [
+    "--mixed_precision",
+    "no",
+    "--report_to",
+    "none",
+    "--checkpointing_steps",
+    "1000",
+    "--validation_steps",
+    "1000",
+]
+HEART = {
+    "tgca": [
+        *BRIEF,
+        *("--max_train_steps", "60", "--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "5"),
+        *("--adapter.channels", "[4, 8, 16, 32, 64]", "--ema_decay", "0.9"),
+    ]
+}
+SIZE = (32, 32, 24)
+CHEST = {
+    "vqgan": [*BRIEF, "--data.preprocessing.size", str(list(SIZE)), "--data.crop", "[16, 16, 16]"]
+    + ["--max_train_steps", "150"],
+    "dit": [*BRIEF, "--max_train_steps", "150", "--model.num_layers", "3", "--lr_warmup_steps", "20"],
+    "tgca": [*BRIEF, "--max_train_steps", "100", "--learning_rate", "1e-3", "--lr_warmup_steps", "5"]
+    + ["--ema_decay", "0.95", "--noise_power", "3"],
+}
 
 
 @pytest.fixture(scope="module")
 def steering() -> Any:
     spec = importlib.util.spec_from_file_location("steering", SCRIPT)
     assert spec is not None and spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     sys.modules["steering"] = module
     spec.loader.exec_module(module)
     return module
 
 
-def test_unseen_hearts_are_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
-    subject = replace(steering.SUBJECTS["heart"], write=partial(write_cohort, workers=1), cohort=20)
-    model = steering.train(subject, tmp_path, *BRIEF)
-    unseen = steering.cohort(subject, tmp_path, "fresh", 4, seed=2000)
-    found, _ = steering.judge(subject, model, unseen, steps=10, guidance=1.0)
+def check(steering: Any, subject: Any, changes: dict[str, list[str]], folder: Path, steps: int) -> None:
+    model = steering.train(subject, folder, changes)
+    unseen = steering.cohort(subject, folder, "fresh", 4, seed=2000)
+    found, _ = steering.judge(subject, model, unseen, steps=steps, guidance=1.0)
     means = {name: np.mean(values, axis=0) for name, values in found.items()}
     assert (means["steered"] - means["free"] >= steering.ABOVE_FREE).all(), means
-    assert (means["ceiling"] > 0.95).all(), means
+    assert (means["ceiling"] > 0.9).all(), means
+
+
+def test_unseen_hearts_beat_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
+    subject = replace(steering.SUBJECTS["heart"], write=partial(write_cohort, workers=1), cohort=12)
+    check(steering, subject, HEART, tmp_path, steps=10)
+
+
+def test_unseen_lungs_lie_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
+    spacing = chest_scene.default_spacing(SIZE)
+    subject = replace(steering.SUBJECTS["chest"], write=write_chests, size=SIZE, spacing=spacing, moves=4, cohort=24)
+    check(steering, subject, CHEST, tmp_path, steps=15)

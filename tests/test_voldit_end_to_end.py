@@ -2,17 +2,20 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from cardiodit import VolDiTControlPipeline, VolDiTPipeline
+from cardiodit import VolDiTControlPipeline, VolDiTPipeline, footprint
 from cardiodit.cli import main
 from cardiodit.imaging.manifest import read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_nifti
 from cardiodit.imaging.phantom import write_chests
+from cardiodit.models import autoencoder_vq
 from cardiodit.training import train_dit, train_tgca, train_vqgan
 
 from .conftest import train
@@ -118,10 +121,66 @@ def test_a_table_of_masks_becomes_volumes_that_lie_where_the_masks_do(trained: P
     made, _ = sorted((tmp_path / "s").glob("*.nii.gz"))
     volume, source = read_nifti(made), read_nifti(cases[0].image)
     # 32 × 32 × 24 voxels around the middle of the file's 40 × 40 × 24: the same places in the scanner.
-    shift = np.array([4, 4, 0, 1.0])
-    assert np.allclose(volume.geometry.affine @ [0, 0, 0, 1], source.geometry.affine @ shift, atol=1e-3)
+    shift = np.eye(4)
+    shift[:2, 3] = 4
+    assert np.allclose(volume.geometry.affine, source.geometry.affine @ shift, atol=1e-3)
+    assert volume.geometry.in_scanner and volume.voxels.dtype == np.int16
     with (trained / "latents/chests-0/manifest.csv").open() as file:
         assert "mask" in (next(csv.reader(file)))
+
+
+@pytest.fixture
+def tiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets an entry for each coding in tiles."""
+    calls: list[int] = []
+    original = autoencoder_vq.run_tiled
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(autoencoder_vq, "run_tiled", counted)
+    return calls
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "encode"])
+def test_commands_tile_what_is_large(
+    trained: Path, tmp_path: Path, tiled: list[int], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    ids = ["--ids", trained / "chests-1" / "manifest.csv", "--vae", trained / "vqgan"]
+    words = [trained / "dit" / "pipeline", "--num_inference_steps", 1] if command == "sample" else ids
+    run(command, *words, "--output_dir", tmp_path / "small")
+    assert not tiled
+    run(command, *words, "--tiling", "on", "--output_dir", tmp_path / "asked")
+    assert tiled
+    tiled.clear()
+    monkeypatch.setattr(footprint, "TILED_ABOVE", 0)
+    run(command, *words, "--tiling", "off", "--output_dir", tmp_path / "refused")
+    assert not tiled
+    run(command, *words, "--output_dir", tmp_path / "large")
+    assert tiled
+
+
+def test_a_checkpoint_of_an_adapter_is_sampled(trained: Path, tmp_path: Path) -> None:
+    """As the pipeline that the run became of its only checkpoint."""
+    case = read_manifest(trained / "chests-1" / "manifest.csv")[0]
+    write_manifest(tmp_path / "masks.csv", [{"mask": str(case.path("mask"))}])
+    common = ["--masks", tmp_path / "masks.csv", "--num_inference_steps", 2, "--output_dir"]
+    run("sample", trained / "tgca", "--checkpoints", 4, 4, 1, *common, tmp_path / "course")
+    run("sample", trained / "tgca" / "pipeline", "--solver", "dpm++", *common, tmp_path / "s")
+    made, expected = (
+        read_nifti(tmp_path / folder / "seed0-00000.nii.gz").voxels for folder in ("course/checkpoint-4", "s")
+    )
+    assert made.shape == (32, 32, 24) and np.abs(made - expected).max() <= 1
+
+
+def test_what_steering_needs_is_told_beforehand(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    case = read_manifest(trained / "chests-1" / "manifest.csv")[0]
+    write_manifest(tmp_path / "masks.csv", [{"mask": str(case.path("mask"))}])
+    masks = ["--masks", tmp_path / "masks.csv", "--estimate", "--output_dir", tmp_path / "s"]
+    run("sample", trained / "tgca" / "pipeline", *masks)
+    assert re.search(r"1 samples on .*steering 0\.\d\d, denoising", capsys.readouterr().out)
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_card_of_a_steered_model_tells_of_its_adapter(trained: Path) -> None:

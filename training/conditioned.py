@@ -8,7 +8,9 @@ import torch
 from torch.utils.data import Dataset
 
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.manifest import Case
+from cardiodit.latents.identity import identity_of
 from cardiodit.latents.masks import read_mask
 from cardiodit.models.conditions import Conditions, as_model_sees
 from cardiodit.randomness import generator_for
@@ -25,11 +27,14 @@ class CohortMasks:
         cases: its rows.
         conditions: which columns, and what becomes of them.
         size: of the volumes, along the model's axes.
+
+    Its `identity` is that of all masks and their order, as the model sees them.
     """
 
     def __init__(self, cases: Sequence[Case], conditions: Conditions, size: tuple[int, ...]) -> None:
         self.paths: list[dict[str, Path]] = []
         self.conditions = conditions
+        contents: list[str] = []
         problems = Problems("The masks beside these latents cannot be used")
         for case in cases:
             found = {key: case.path(key) for key in conditions.keys}
@@ -38,13 +43,18 @@ class CohortMasks:
                 continue
             self.paths.append({key: path for key, path in found.items() if path is not None})
             try:
-                shape = tuple(self[len(self.paths) - 1].shape[1:])
+                channels = self[len(self.paths) - 1]
             except (CardioDiTError, OSError) as error:
                 problems.add(f"{case.subject}: {str(error).rstrip('.')}")
                 continue
-            if shape != size:
-                problems.add(f"{case.subject} has masks of {shape}, its volume is {size}")
-        problems.raise_if_any("`cardiodit encode --condition_keys ...` prepares masks beside the latents.")
+            if tuple(channels.shape[1:]) != size:
+                problems.add(f"{case.subject} has masks of {tuple(channels.shape[1:])}, its volume is {size}")
+            contents.append(content_of(channels.numpy()))
+        problems.raise_if_any(
+            "`cardiodit encode --condition_keys ...` prepares masks beside the latents. Labels that are not listed in "
+            "conditions.labels are background with conditions.other_labels background."
+        )
+        self.identity = identity_of(contents)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """`(K, *axes)` float32."""

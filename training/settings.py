@@ -261,6 +261,9 @@ class ConditionSettings:
     labels: tuple[tuple[int, ...], ...] | None = option(
         None, "of each mask, the labels that become channels; null: a mask is one channel, as it is"
     )
+    other_labels: Literal["refuse", "background"] = option(
+        "refuse", "labels that are not among them are an error, or background"
+    )
     dropout_prob: float = option(0.1, "of all masks together, so that a base without them is learned too")
     channel_dropout_prob: float = option(0.1, "of each channel where there are several")
     patch_dropout_prob: float = option(0.0, "of each box of patch_dropout_size")

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.hub.opening import open_transformer
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.conditions import Conditions
+from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.randomness import generator_for
+from cardiodit.training.harness.parts import Average, Network, Part, Tensors
 from cardiodit.training.harness.stream import seed_for
 from cardiodit.training.settings import TGCASettings
 
@@ -62,10 +66,53 @@ def freed_modules(base: DiTTransformerModel, freed: int) -> list[torch.nn.Module
     return [*blocks, base.modulation_out, base.proj_out] if freed else []
 
 
-def new_adapter(settings: TGCASettings, base: DiTTransformerModel, voxels_a_latent: Sequence[int]) -> TGCAAdapterModel:
-    """As the config says, for this base."""
-    said, keys, labels = settings.adapter, settings.conditions.keys, settings.conditions.labels
-    conditions = Conditions(keys, labels)
+class AdapterBeside:
+    """An adapter's part of a checkpoint: its config tells which transformer was written beside it.
+
+    Args:
+        part: the adapter's.
+        transformer: name of the transformer's part, which is written before.
+    """
+
+    def __init__(self, part: Network | Average, transformer: str) -> None:
+        self.part, self.transformer, self.name = part, transformer, part.name
+
+    def gather(self) -> Tensors:
+        return self.part.gather()
+
+    def write(self, tensors: Tensors, folder: Path) -> None:
+        beside = open_transformer(str(folder / self.transformer))
+        self.part.model.register_to_config(fingerprint=fingerprint_of(beside))
+        self.part.write(tensors, folder)
+
+    def load(self, folder: Path) -> None:
+        self.part.load(folder)
+
+
+def with_fingerprints(parts: Sequence[Network | Average]) -> list[Part]:
+    """The same parts. Where the transformer is trained, too, each adapter keeps the fingerprint of its own."""
+    names = {part.name for part in parts}
+    beside = {part.name: part.name.replace("adapter", "transformer") for part in parts if "adapter" in part.name}
+    return [
+        AdapterBeside(part, beside[part.name]) if beside.get(part.name) in names else part  # of a frozen base: has it
+        for part in parts
+    ]
+
+
+def conditions_of(settings: TGCASettings) -> Conditions:
+    said = settings.conditions
+    return Conditions(said.keys, said.labels, said.other_labels)
+
+
+def new_adapter(
+    settings: TGCASettings,
+    base: DiTTransformerModel,
+    voxels_a_latent: Sequence[int],
+    fingerprint: list[float] | None = None,
+) -> TGCAAdapterModel:
+    """As the config says, for this base, whose fingerprint it keeps."""
+    said, conditions = settings.adapter, conditions_of(settings)
+    labels = conditions.labels
     voxels_a_token = [patch * voxels for patch, voxels in zip(base.patch_size, voxels_a_latent, strict=True)]
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
     return TGCAAdapterModel(
@@ -73,12 +120,14 @@ def new_adapter(settings: TGCASettings, base: DiTTransformerModel, voxels_a_late
         num_layers=base.config.num_layers,
         num_axes=len(base.axis_names),
         condition_channels=conditions.channels,
-        condition_keys=list(keys),
+        condition_keys=list(conditions.keys),
         condition_labels=None if labels is None else [list(found) for found in labels],
         inject_layers=list(said.inject_layers) if isinstance(said.inject_layers, tuple) else said.inject_layers,
         channels=said.channels,
         strides=said.strides or halvings(voxels_a_token[-CONVOLVED:], len(said.channels) - 1),
         normalise_control=said.normalise_control,
+        fingerprint=fingerprint,
+        other_labels=conditions.other_labels,
     )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from cardiodit.errors import CardioDiTError, try_all
+from cardiodit.errors import try_all
 from cardiodit.evaluation.function import ejection_fraction, volumes_ml
 from cardiodit.imaging.manifest import check_disjoint, read_manifest
 from cardiodit.models.segmenter import HeartSegmenter, dice
@@ -32,7 +32,7 @@ LABELS = {1: "rv", 2: "myo", 3: "lv"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    request = read_command_line(argv, SegmenterSettings, "Train a segmenter.", EXAMPLE, lambda path, raw: None)
+    request = read_command_line(argv, SegmenterSettings, "Train a segmenter.", EXAMPLE, None, can_tune=False)
     with Run(request, "train_segmenter") as run:
         train(request, run)
 
@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(request: Request[SegmenterSettings], run: Run) -> None:
     from monai.losses.dice import DiceCELoss
 
-    settings, training, options = request.settings, request.settings.training, request.options
-    if options.init_from:
-        raise CardioDiTError("--init_from: a segmenter is small and trained from nothing. Leave the option out.")
+    settings, training = request.settings, request.settings.training
     cines, validation = read_cines(request)
     run.open(len(cines.frames), {"training_data": cines.identity, "validation_data": validation.identity})
     model = new_segmenter(settings, cines)

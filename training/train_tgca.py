@@ -7,6 +7,7 @@ OUTPUT_DIR/RUN_NAME: checkpoints to go on from, `best/` with the lowest validati
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from torch.utils.data import DataLoader, Subset
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.hub.model_card import write_card
 from cardiodit.imaging.manifest import check_disjoint
-from cardiodit.latents import LatentCohort, identity_of_vae
+from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.latents import LatentCohort, identity_of_steps, identity_of_vae
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
+from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.models.transformer_dit import DiTTransformerModel
-from cardiodit.pipelines import CardioDiTControlPipeline, VolDiTControlPipeline
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
-from cardiodit.pipelines.opening import open_pipeline
+from cardiodit.pipelines.opening import make_pipeline, open_pipeline
 from cardiodit.training.conditioned import CohortMasks, Conditioned
 from cardiodit.training.denoising import Denoising, FixedVisits, Noising, NoisyVisits, Patients
 from cardiodit.training.harness.command_line import Request, read_command_line
@@ -33,11 +35,10 @@ from cardiodit.training.harness.script import run_script
 from cardiodit.training.harness.upload import Upload, add_upload_options
 from cardiodit.training.patients import numbers_of
 from cardiodit.training.settings import DiffusionSettings, TGCASettings
-from cardiodit.training.steered import Steered, new_adapter
+from cardiodit.training.steered import Steered, conditions_of, new_adapter, with_fingerprints
 from cardiodit.training.train_dit import average_of, validate, with_average
 from cardiodit.writing import replace_folder
 
-PIPELINES: dict[int, Any] = {3: VolDiTControlPipeline, 4: CardioDiTControlPipeline}
 EXAMPLE = (
     "accelerate launch training/train_tgca.py --config configs/phantom/tgca.yaml --base runs/dit/pipeline \\\n"
     "    --training_ids latents/training/manifest.csv --validation_ids latents/validation/manifest.csv \\\n"
@@ -51,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         TGCASettings,
         "Train an adapter that steers by masks (TGCA).",
         EXAMPLE,
-        lambda path, raw: None,
+        None,
         add_options,
+        can_tune=False,
     )
     with Run(request, "train_tgca") as run:
         train(request, run)
@@ -68,23 +70,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def train(request: Request[TGCASettings], run: Run) -> None:
     settings, training, options = request.settings, request.settings.training, request.options
     device = run.accelerator.device
-    if options.init_from:
-        raise CardioDiTError("--init_from: an adapter is trained from nothing, on --base. Leave the option out.")
 
     # The base, the data, the adapter.
     pipe = open_pipeline(options.base)
     base = pipe.transformer
     cohorts = read_cohorts(request, pipe)
     patients = [patients_of(cohort, settings, base) for cohort in cohorts]
-    identities = {"training_data": cohorts[0].identity, "validation_data": cohorts[1].identity}
-    run.open(len(cohorts[0]), {**identities, "base": " ".join(map(str, fingerprint_of(base)))})
+    steps = steps_of(cohorts, pipe.vae)
+    masks = read_masks(cohorts, settings, pipe.voxels_a_latent)
+    fingerprint = fingerprint_of(base)
+    told = {"base": " ".join(map(str, fingerprint)), **({"preprocessing": steps.to_dict()} if steps else {})}
+    run.open(len(cohorts[0]), {**identities_of(cohorts, masks), **told})
     upload = Upload.begin(run, options)
     freed = settings.adapter.finetune_last_n_blocks
-    model = Steered(base, new_adapter(settings, base, pipe.voxels_a_latent), freed)
-    size = tuple(n * f for n, f in zip(cohorts[0].size, pipe.voxels_a_latent, strict=True))
-    masks = try_all(*(partial(CohortMasks, c.cases, model.adapter.conditions, size) for c in cohorts))
+    model = Steered(base, new_adapter(settings, base, pipe.voxels_a_latent, fingerprint), freed)
     if training.gradient_checkpointing:
         base.enable_gradient_checkpointing()
+    if training.compile:
+        base.compile_repeated_blocks(fullgraph=True)
 
     # What is trained, averaged and kept.
     adapter = model.adapter
@@ -93,12 +96,13 @@ def train(request: Request[TGCASettings], run: Run) -> None:
         decaying(both, training.weight_decay), training.learning_rate, (training.adam_beta1, training.adam_beta2)
     )
     wrapped, optimizer = run.accelerator.prepare(model, optimizer)
-    trained: list[tuple[str, Any]] = [("adapter", adapter), *([("transformer", base)] if freed else [])]
+    trained: list[tuple[str, Any]] = [*([("transformer", base)] if freed else []), ("adapter", adapter)]
     emas = [average_of(weights_of(module), training) if training.use_ema else None for _, module in trained]
     networks = [Network(name, module) for name, module in trained]
     averages = [Average(f"{name}_ema", module, ema) for (name, module), ema in zip(trained, emas) if ema]
-    run.keep([*networks, *averages, Optimizer("optimizer", both, optimizer)], [(optimizer, training.learning_rate)])
     best = [Average(name, module, ema) if ema else Network(name, module) for (name, module), ema in zip(trained, emas)]
+    parts = [*with_fingerprints([*networks, *averages]), Optimizer("optimizer", both, optimizer)]
+    run.keep(parts, [(optimizer, training.learning_rate)])
 
     # The process that is undone: the base's own.
     process = DiffusionSettings(
@@ -127,13 +131,16 @@ def train(request: Request[TGCASettings], run: Run) -> None:
             work = partial(validate, run, wrapped, denoising, fixed, lambda batch: batch["sample"] * scale)
             for (_, module), ema in zip(trained, emas, strict=True):
                 work = partial(with_average, ema, weights_of(module), work)
-            run.validated({"validation_loss": work()}, best, by="validation_loss")
+            run.validated({"validation_loss": work()}, with_fingerprints(best), by="validation_loss")
     if run.was_interrupted:
         return
 
     # The best weights become a pipeline.
     run.record.end("saving", run.step)
     if run.is_main:
+        if steps is not None:
+            pipe.vae.register_to_config(preprocessing=steps.to_dict(), spacing=cohorts[0].spacing)
+            run.say("The pipeline prepares masks as the latents were encoded, not as its VQ model was trained.")
         folder = finish_pipeline(run, pipe, freed)
         upload.send(folder)
         run.say(f"The pipeline is {folder}. Try it: cardiodit sample {folder} --masks masks.csv --output_dir samples")
@@ -156,6 +163,47 @@ def read_cohorts(request: Request[TGCASettings], pipe: LatentVolumePipeline) -> 
             f"Latents for training are {cohorts[0].size} and for validation {cohorts[1].size}: they must agree."
         )
     return list(cohorts)
+
+
+def steps_of(cohorts: Sequence[LatentCohort], vae: VQModel) -> Preprocessing | None:
+    """How the latents, and so their masks, were prepared, where that is not the VQ model's own preprocessing.
+
+    It can be another one: the authors' adapter learns from volumes that are cropped, their base from resized ones.
+    """
+    training, validation = cohorts
+    if training.preprocessing != validation.preprocessing:
+        raise CardioDiTError(
+            "The latents for training and for validation were prepared in different ways. Encode both with the same "
+            "--preset and --depth."
+        )
+    own = None if vae.config.preprocessing is None else Preprocessing.from_dict(vae.config.preprocessing)
+    if own is not None and identity_of_steps(own) == training.preprocessing:
+        return None
+    if training.steps is None:
+        raise CardioDiTError(
+            "The latents do not say how they were prepared, because an older version of cardiodit wrote them. Run the "
+            "same `cardiodit encode` again."
+        )
+    limits = training.steps.intensity.low, training.steps.intensity.high
+    if own is not None and (own.intensity.low, own.intensity.high) == limits:
+        return replace(training.steps, intensity=own.intensity)  # which knows what -1 and 1 usually stand for
+    return training.steps
+
+
+def read_masks(
+    cohorts: Sequence[LatentCohort], settings: TGCASettings, voxels_a_latent: Sequence[int]
+) -> tuple[CohortMasks, ...]:
+    """Masks of the volumes' size beside all latents."""
+    conditions = conditions_of(settings)
+    size = tuple(n * f for n, f in zip(cohorts[0].size, voxels_a_latent, strict=True))
+    return try_all(*(partial(CohortMasks, cohort.cases, conditions, size) for cohort in cohorts))
+
+
+def identities_of(cohorts: Sequence[LatentCohort], masks: Sequence[CohortMasks]) -> dict[str, str]:
+    """Of the latents and the masks, which must be the same when a run goes on."""
+    sets = ("training", "validation")
+    data = {f"{name}_data": cohort.identity for name, cohort in zip(sets, cohorts, strict=True)}
+    return data | {f"{name}_masks": held.identity for name, held in zip(sets, masks, strict=True)}
 
 
 def patients_of(cohort: LatentCohort, settings: TGCASettings, base: DiTTransformerModel) -> Patients:
@@ -202,8 +250,7 @@ def finish_pipeline(run: Run, pipe: LatentVolumePipeline, freed: int) -> Path:
     best, folder = run.folder / "best", run.folder / "pipeline"
     adapter = TGCAAdapterModel.from_pretrained(best / "adapter")
     transformer = type(pipe.transformer).from_pretrained(best / "transformer") if freed else pipe.transformer.cpu()
-    adapter.register_to_config(fingerprint=fingerprint_of(transformer))
-    made = PIPELINES[len(transformer.axis_names)](pipe.vae, transformer.eval(), pipe.scheduler, adapter.eval())
+    made = make_pipeline(pipe.vae, transformer.eval(), pipe.scheduler, adapter.eval())
     with replace_folder(folder) as temporary:
         made.save_pretrained(temporary)
         write_card(temporary, [run.folder])

@@ -53,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cardiodit",
-        description="Generate 4D cardiac cine MRI: prepare data, encode it for training, sample, look at volumes.",
+        description="Generate 4D cardiac cine MRI and 3D CT, steered by masks if you like: prepare data, encode it for "
+        "training, sample, look at volumes.",
         epilog="`cardiodit COMMAND --help` shows an example of each command. Training is started with accelerate: "
-        "`accelerate launch -m cardiodit.training.train_vqgan --help`, the same with train_dit and train_segmenter.",
+        "`accelerate launch -m cardiodit.training.train_vqgan --help`, the same with train_dit, train_tgca (an adapter "
+        "for masks) and train_segmenter.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

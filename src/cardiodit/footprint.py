@@ -5,8 +5,8 @@ arithmetic of the model itself, whatever its size; buffers that kernels use insi
 """
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,6 +15,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.volume import AXES
+
+if TYPE_CHECKING:
+    from cardiodit.models.autoencoder_vq import VQModel
+
+TILING = ("auto", "on", "off")
+TILED_ABOVE = 4 * 2**30  # bytes
+_KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of each VQ model, what decoding takes by shapes
 
 
 class LiveMemory(TorchDispatchMode):
@@ -58,6 +66,39 @@ def weight_bytes(*models: torch.nn.Module) -> int:
     """What the parameters and buffers of models hold."""
     tensors = [t for model in models for t in (*model.parameters(), *model.buffers())]
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def set_tiling(vae: "VQModel", shape: Sequence[int], wanted: str = "auto", at_once: int = 1) -> bool:
+    """Tiles the coding of large volumes, and tells whether it does.
+
+    Args:
+        vae: its tiling is set.
+        shape: of a volume in voxels, `(H, W, D)` or `(H, W, D, T)`; a cine is coded slice by slice.
+        wanted: "on", "off", or "auto": where coding in one piece would need more than 4 GiB beside the weights.
+        at_once: slices or volumes in one batch.
+    """
+    if wanted not in TILING:
+        raise CardioDiTError(f"tiling={wanted!r} must be one of {', '.join(TILING)}.")
+    if wanted == "auto":
+        sizes = dict(zip(AXES, shape, strict=False))
+        piece = [max(1, sizes.get(name, 1) // n) for name, n in zip(vae.axis_names, vae.scale_factors, strict=True)]
+        wanted = "on" if _decoding_in_one(vae, (at_once, vae.config.embedding_dim, *piece)) > TILED_ABOVE else "off"
+    if wanted == "on":
+        vae.enable_tiling()
+    else:
+        vae.disable_tiling()
+    return wanted == "on"
+
+
+@torch.no_grad()
+def _decoding_in_one(vae: "VQModel", latents: tuple[int, ...]) -> int:
+    """Bytes that decoding latents of a shape takes without tiles; looked up where it was found out before."""
+    known, asked = _KNOWN.setdefault(vae, {}), (latents, vae.dtype)
+    if asked not in known:
+        vae.disable_tiling()
+        empty = torch.empty(latents, device=vae.device, dtype=vae.dtype)
+        known[asked] = peak_bytes(lambda: vae.decode(empty, force_not_quantize=True).sample)
+    return known[asked]
 
 
 def estimate_memory(

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from cardiodit.cli import main
 from cardiodit.convert.cardiodit import load_transformer, load_vq_model
 from cardiodit.convert.voldit import convert_voldit
 from cardiodit.errors import CardioDiTError
@@ -120,6 +121,49 @@ def test_the_base_inside_may_differ_in_freed_blocks_only(tmp_path: Path) -> None
     in_first = changed(tmp_path, ADAPTER["tgca_ckpt"], lambda c: move(c, "blocks.0.mlp.fc1.bias"))
     with pytest.raises(CardioDiTError, match=r"transformer_blocks\.0\.ff.* only the last 1 blocks"):
         convert_voldit(**FILES, tgca_ckpt=in_first, tgca_cfg=freeing, output_dir=tmp_path / "c", scale_factor=1)
+
+
+def test_freed_blocks_must_be_in_the_checkpoint(tmp_path: Path) -> None:
+    """Without them the base would be one that the adapter was not trained with."""
+
+    def without_base(content: dict[str, Any]) -> None:
+        content["model"] = {name: v for name, v in content["model"].items() if not name.startswith("base_model.")}
+
+    alone = changed(tmp_path, ADAPTER["tgca_ckpt"], without_base)
+    freeing = changed(tmp_path, ADAPTER["tgca_cfg"], lambda c: c["tgca"]["params"].update(finetune_last_n_blocks=1))
+    with pytest.raises(CardioDiTError, match=r"holds the adapter alone, but tgca.yaml says .* last 1 blocks"):
+        convert_voldit(**FILES, tgca_ckpt=alone, tgca_cfg=freeing, output_dir=tmp_path / "a", scale_factor=1)
+    folder = convert_voldit(
+        **FILES, tgca_ckpt=alone, tgca_cfg=ADAPTER["tgca_cfg"], output_dir=tmp_path / "b", scale_factor=1
+    )
+    VolDiTControlPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("held", [(0, 1, 2), (0, 2), (0, 1)])
+def test_scales_of_some_blocks(held: tuple[int, ...], tmp_path: Path) -> None:
+    """Of all blocks, of the steered ones by their number, or by their place."""
+
+    def keep(content: dict[str, Any]) -> None:
+        for block in range(3):
+            del content["model"][f"adapter_scales.{block}"]
+        values = {block: 0.1 * (1 + block) for block in held}
+        if held == (0, 1):
+            values = {0: 0.1, 1: 0.3}  # the second of them is block 2
+        content["model"] |= {f"adapter_scales.{block}": torch.tensor([value]) for block, value in values.items()}
+
+    scales = changed(tmp_path, ADAPTER["tgca_ckpt"], keep)
+    config = changed(tmp_path, ADAPTER["tgca_cfg"], lambda c: c["tgca"]["params"].update(inject_layers=[0, 2]))
+    folder = convert_voldit(**FILES, tgca_ckpt=scales, tgca_cfg=config, output_dir=tmp_path / "m", scale_factor=1)
+    adapter = VolDiTControlPipeline.from_pretrained(folder).adapter
+    assert adapter.injected == [0, 2]
+    assert [round(scale.item(), 4) for scale in adapter.scales] == [0.1, 0.3]
+
+
+def test_what_to_try_fits_what_was_converted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, files, said in [("plain", FILES, ""), ("steered", {**FILES, **ADAPTER}, "--masks masks.csv ")]:
+        options = [text for key, value in files.items() for text in (f"--{key}", str(value))]
+        assert main(["convert", "voldit", *options, "--scale_factor", "1", "--output_dir", str(tmp_path / name)]) == 0
+        assert f"cardiodit sample {tmp_path / name} {said}--output_dir samples" in capsys.readouterr().out
 
 
 def test_an_adapter_of_another_base_is_refused(controlled: Path, tmp_path: Path) -> None:

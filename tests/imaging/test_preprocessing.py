@@ -125,6 +125,33 @@ def test_hounsfield_units_come_back(heart: Volume) -> None:
     assert resized.volume.geometry.spacing == pytest.approx(np.array(ct.geometry.spacing) / 2, rel=1e-5)
 
 
+def test_undone_a_resized_volume_has_the_files_grid_and_is_close(heart: Volume) -> None:
+    ct = Volume((heart.voxels[..., 0] - 500).astype(np.int16), heart.geometry)
+    prepared = replace(PRESETS["voldit"], size=(96, 80, 12))(ct)
+    back = prepared.undo()
+    assert back.voxels.shape == ct.voxels.shape and back.voxels.dtype == np.int16
+    assert np.allclose(back.geometry.affine, ct.geometry.affine)
+    clipped = ct.voxels.astype(float).clip(-1000, 1000)
+    difference = np.abs(back.voxels - clipped)
+    assert difference.mean() < 0.04 * np.ptp(clipped) and np.corrcoef(back.voxels.ravel(), clipped.ravel())[0, 1] > 0.98
+    # The corners of the field of view stay where they are: half a voxel before the first and behind the last.
+    for corner in (0, 1):
+        here, there = (
+            geometry.affine @ [*(corner * np.array(size) - 0.5), 1]
+            for geometry, size in ((prepared.volume.geometry, (96, 80, 12)), (ct.geometry, ct.voxels.shape))
+        )
+        assert np.allclose(here, there, atol=1e-3)
+
+
+def test_cropped_and_padded_a_volume_lies_where_it_lay(heart: Volume) -> None:
+    ct = Volume(heart.voxels[..., 0], heart.geometry)
+    prepared = replace(PRESETS["voldit-tgca"], size=(20, 60, 4))(ct)
+    shift = np.eye(4)
+    shift[:3, 3] = (48 - 20) / 2, -(60 - 40) / 2, (6 - 4) / 2
+    assert np.allclose(prepared.volume.geometry.affine, ct.geometry.affine @ shift, atol=1e-4)
+    assert np.allclose(prepared.undo().geometry.affine, ct.geometry.affine)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -2,6 +2,7 @@ import csv
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cardiodit.cli import main
 from cardiodit.imaging import Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.phantom import write_chests, write_cohort
-from cardiodit.latents import Counts, encode_cohort, read_header, read_latent
+from cardiodit.latents import Counts, LatentCohort, encode_cohort, read_header, read_latent, write_latent
 
 from ..conftest import begin, begin_two
 
@@ -95,6 +96,31 @@ def test_a_volume_that_does_not_beat(make_vae: Callable[..., VQModel3D], tmp_pat
     (row,) = rows_of(tmp_path / "out" / "manifest.csv")
     header = read_header(tmp_path / "out" / row["latent"])
     assert (header.shape, header.frames) == ((8, 8, 8, 4), 1)
+
+
+def test_volumes_are_encoded_in_tiles_where_asked(phantoms: Path, vae: VQModel4D, tmp_path: Path) -> None:
+    encode(phantoms, vae, tmp_path / "auto")
+    assert not vae.use_tiling  # small enough
+    encode(phantoms, vae, tmp_path / "tiles", tiling="on")
+    assert vae.use_tiling
+    with pytest.raises(CardioDiTError, match="tiling='yes' must be one of"):
+        encode(phantoms, vae, tmp_path / "wrong", tiling="yes")
+
+
+def test_latents_of_an_older_version_that_do_not_tell_their_preprocessing(
+    phantoms: Path, vae: VQModel4D, tmp_path: Path
+) -> None:
+    encode(phantoms, vae, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        header, latents = read_latent(path)
+        write_latent(path, latents, replace(header, steps=None))
+    old = LatentCohort.open(tmp_path / "out" / "manifest.csv")
+    assert old.steps is None
+    assert encode(phantoms, vae, tmp_path / "out")[0] == Counts(changed=2)
+    assert contents(tmp_path / "out") == before
+    new = LatentCohort.open(tmp_path / "out" / "manifest.csv")
+    assert new.steps == Preprocessing.from_dict(vae.config.preprocessing) and new.identity == old.identity
 
 
 def test_all_that_is_wrong_is_told_at_the_end(own_phantoms: Path, vae: VQModel4D, tmp_path: Path) -> None:

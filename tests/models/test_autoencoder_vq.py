@@ -152,6 +152,20 @@ def test_a_volume_is_tiled_along_its_depth_too(make_vae) -> None:
         make_vae().enable_tiling(tile_sample_min_depth=64)
 
 
+@torch.no_grad()
+def test_a_volume_that_is_cut_along_three_axes_at_once_has_no_seams(make_vae) -> None:
+    """Eight tiles meet in a corner; as at the default sizes they overlap by 16 latents."""
+    vae, latents = make_vae(VQModel3D, **with_widths(LEVELS["three"])), torch.randn(1, 8, 20, 20, 20)
+    sample = vae.decode(latents).sample
+    sizes = []
+    tile = {f"tile_sample_min_{axis}": 144 for axis in vae.axis_names}
+    vae.enable_tiling(**tile, **{f"tile_sample_stride_{axis}": 16 for axis in vae.axis_names})
+    vae.decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    difference = (vae.decode(latents).sample - sample).abs().max() / (sample.max() - sample.min())
+    assert sizes == [(18, 18, 18)] * 8 and vae.scale_factors == (8, 8, 8)
+    assert difference < 1e-3
+
+
 def test_tiling_bounds_the_tiles(make_vae) -> None:
     vae = make_vae()
     sizes = []

@@ -86,6 +86,14 @@ def test_the_average_is_the_closed_form(train_a_dit: Callable) -> None:
     torch.testing.assert_close(weights(run, 4, "transformer_ema"), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_pipeline_is_of_the_averaged_weights(train_a_dit: Callable) -> None:
+    run = train_a_dit(training={"validation_steps": 12})  # only the last step is judged, so it is the best
+    places = ("pipeline/transformer", "checkpoint-12/transformer_ema", "checkpoint-12/transformer")
+    published, averaged, last = (load_file(run / at / "diffusion_pytorch_model.safetensors") for at in places)
+    assert all(torch.equal(published[name], averaged[name]) for name in published)
+    assert any(not torch.equal(published[name], last[name]) for name in published)
+
+
 def test_swapping_twice_changes_nothing() -> None:
     some, others = [torch.randn(3), torch.randn(2, 2)], [torch.randn(3), torch.randn(2, 2)]
     before = [tensor.clone() for tensor in (*some, *others)]

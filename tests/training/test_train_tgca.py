@@ -1,7 +1,11 @@
 """The adapter's training: the base stays as it is, masks are left out as often as configured, and runs go on."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,18 +19,27 @@ from cardiodit import (
     CardioDiTPipeline,
     DiT4DTransformerModel,
     TGCAAdapterModel,
+    VolDiTControlPipeline,
+    VolDiTPipeline,
+    VQModel3D,
     VQModel4D,
     make_scheduler,
 )
 from cardiodit.errors import CardioDiTError
-from cardiodit.latents import encode_cohort
+from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
+from cardiodit.imaging.phantom import write_chests
+from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps
 from cardiodit.latents.masks import read_mask
+from cardiodit.models.fingerprint import fingerprint_of
+from cardiodit.randomness import generator_for
 from cardiodit.training import train_tgca
 from cardiodit.training.conditioned import leave_out
+from cardiodit.training.harness.stream import seed_for
 from cardiodit.training.settings import ConditionSettings, TGCASettings
 from cardiodit.training.steered import Steered, halvings, new_adapter
 
-from .conftest import Cohorts, arguments_of, lines_of, merged
+from ..conftest import randomise
+from .conftest import STEPS, Cohorts, arguments_of, lines_of, merged
 
 TGCA: dict[str, Any] = {
     "label_column": "label",
@@ -137,6 +150,11 @@ def test_freed_blocks_are_trained_and_no_others(train_an_adapter: Callable[..., 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(n.startswith(("transformer_blocks.1.", "modulation_out.", "proj_out.")) for n in changed)
     CardioDiTControlPipeline.from_pretrained(run / "pipeline")  # its fingerprint is that of the freed base
+    for folder, ending in [("checkpoint-6", ""), ("checkpoint-6", "_ema"), ("best", "")]:
+        beside = DiT4DTransformerModel.from_pretrained(run / folder / f"transformer{ending}")
+        assert fingerprint_in(run / folder / f"adapter{ending}") == fingerprint_of(beside)
+    resumed = train_an_adapter("run", "--max_train_steps", "7", adapter={"finetune_last_n_blocks": 1})
+    assert (resumed / "checkpoint-7").is_dir()
 
 
 def test_the_base_has_no_dropout_while_the_adapter_trains(steerable: Any) -> None:
@@ -152,6 +170,188 @@ def test_the_base_has_no_dropout_while_the_adapter_trains(steerable: Any) -> Non
     model(noisy, time, condition=mask).sample.square().mean().backward()
     assert all(p.grad is None for p in model.base.parameters())
     assert model.adapter.condition_embed.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_the_published_weights_are_the_averaged_ones(train_an_adapter: Callable[..., Path]) -> None:
+    run = train_an_adapter()
+    published = load_file(run / "pipeline" / "adapter" / WEIGHTS)  # of the last step, the only one that was judged
+    averaged, last = (load_file(run / "checkpoint-6" / name / WEIGHTS) for name in ("adapter_ema", "adapter"))
+    assert all(torch.equal(published[name], averaged[name]) for name in published)
+    assert any(not torch.equal(published[name], last[name]) for name in published)
+
+
+def test_an_adapter_is_put_on_its_own_base_only(train_an_adapter: Callable[..., Path], steerable: Any) -> None:
+    run = train_an_adapter()
+    base = CardioDiTPipeline.from_pretrained(steerable[0])
+    own = fingerprint_of(base.transformer)
+    for place in ("checkpoint-3/adapter", "checkpoint-6/adapter_ema", "best/adapter", "pipeline/adapter"):
+        assert fingerprint_in(run / place) == own
+    other = randomise(DiT4DTransformerModel.from_config(base.transformer.config), seed=1)
+    adapter = TGCAAdapterModel.from_pretrained(run / "best" / "adapter")
+    with pytest.raises(CardioDiTError, match="another transformer"):
+        CardioDiTControlPipeline(base.vae, other, base.scheduler, adapter)
+    exchanged = shutil.copytree(run / "pipeline", run.parent / "exchanged")
+    other.save_pretrained(exchanged / "transformer")
+    with pytest.raises(CardioDiTError, match="another transformer"):
+        CardioDiTControlPipeline.from_pretrained(exchanged)
+
+
+def fingerprint_in(folder: Path) -> list[float]:
+    return json.loads((folder / "config.json").read_text())["fingerprint"]
+
+
+def test_the_pipeline_prepares_masks_as_those_of_the_latents_were(
+    cohorts: Cohorts, steerable: Any, tmp_path: Path
+) -> None:
+    """`encode --depth 2`: by the VQ model's own preprocessing, masks would get 4 slices when they steer."""
+    vae = VQModel4D.from_pretrained(cohorts.vae)
+    for manifest in cohorts.images:
+        folder = tmp_path / manifest.parent.name
+        encode_cohort(manifest, vae, folder, depth=2, report=lambda _: None, condition_keys=["mask"])
+    manifests = (tmp_path / "training" / "manifest.csv", tmp_path / "validation" / "manifest.csv")
+    config = merged(TGCA, {"training": {"max_train_steps": 1}})
+    train_tgca.main(arguments_of(tmp_path, "run", config, manifests, "--base", str(steerable[0])))
+    pipe = CardioDiTControlPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    saved = pipe.vae.config.preprocessing
+    assert saved == {**STEPS.to_dict(), "size": [32, 32, 2]}
+    assert pipe.geometry.spacing == LatentCohort.open(manifests[0]).spacing is not None
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["preprocessing"] == saved
+
+
+def test_the_preprocessing_of_latents(make_vae: Callable[..., Any]) -> None:
+    vae = make_vae(preprocessing=replace(STEPS, intensity=Intensity("p0.5", "p99.5", typical=(0, 900))).to_dict())
+    resized = replace(STEPS, fit="resize")
+
+    def cohort(steps: Preprocessing, is_kept: bool = True) -> Any:
+        return SimpleNamespace(preprocessing=identity_of_steps(steps), steps=steps if is_kept else None)
+
+    assert train_tgca.steps_of([cohort(STEPS, False)] * 2, vae) is None  # its own
+    found = train_tgca.steps_of([cohort(resized)] * 2, vae)
+    assert found is not None and found.fit == "resize" and found.intensity.typical == (0, 900)
+    other = replace(STEPS, intensity=Intensity(-1000, 1000))
+    found = train_tgca.steps_of([cohort(other)] * 2, vae)
+    assert found is not None and found.intensity.units == (-1000, 1000)
+    with pytest.raises(CardioDiTError, match="prepared in different ways"):
+        train_tgca.steps_of([cohort(STEPS), cohort(resized)], vae)
+    with pytest.raises(CardioDiTError, match="do not say how they were prepared"):
+        train_tgca.steps_of([cohort(resized, False)] * 2, vae)
+
+
+def test_a_run_does_not_go_on_with_other_masks(
+    train_an_adapter: Callable[..., Path], steerable: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(steerable[1][0].parent, tmp_path / "latents")
+    manifests = (folder / "manifest.csv", steerable[1][1])
+
+    def train(steps: int) -> None:
+        config = merged(TGCA, {"training": {"max_train_steps": steps}})
+        train_tgca.main(arguments_of(tmp_path, "run", config, manifests, "--base", str(steerable[0])))
+
+    train(1)
+    mask = sorted((folder / "masks").iterdir())[0]
+    write_nifti(mask, np.ascontiguousarray(read_mask(mask)[::-1]), Geometry((4.5, 4.5, 25.0)))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(CardioDiTError, match=r"training_masks has changed\nGive it what it began with.*--run_name\.$"):
+        train(2)
+
+
+def test_without_a_column_the_base_is_trained_under_its_null_label(
+    train_an_adapter: Callable[..., Path], steerable: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[int] = []
+    forward = Steered.forward
+
+    def watch(self: Steered, noisy: Any, time: Any, class_labels: Any = None, **rest: Any) -> Any:
+        labels.extend(class_labels.tolist())
+        return forward(self, noisy, time, class_labels, **rest)
+
+    monkeypatch.setattr(Steered, "forward", watch)
+    train_an_adapter("null", label_column=None, training={"max_train_steps": 2})
+    assert len(labels) == 2 * 2 + 4 * 4 and set(labels) == {4}  # two steps, and four noise levels of four hearts
+    labels.clear()
+    train_an_adapter("own", training={"max_train_steps": 2})
+    assert {0, 1, 2, 3} <= set(labels)
+    base = CardioDiTPipeline.from_pretrained(steerable[0]).transformer
+    cohort = LatentCohort.open(steerable[1][0])
+    needing = DiT4DTransformerModel.from_config(base.config, class_dropout_prob=0.0)
+    with pytest.raises(CardioDiTError, match="without label dropout, so it cannot do without one"):
+        train_tgca.patients_of(cohort, TGCASettings(), needing)
+    unlabelled = DiT4DTransformerModel.from_config(base.config, num_classes=0, class_names=None)
+    assert train_tgca.patients_of(cohort, TGCASettings(), unlabelled).labels is None
+    with pytest.raises(CardioDiTError, match="the base has no named labels"):
+        train_tgca.patients_of(cohort, TGCASettings(label_column="label"), unlabelled)
+
+
+def test_masks_are_left_out_once_in_training_and_never_in_validation(
+    train_an_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, list[bool]] = {True: [], False: []}
+    embed = TGCAAdapterModel.embed
+
+    def watch(self: TGCAAdapterModel, condition: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen[self.training] += (condition.flatten(1).amax(dim=1) == 0).tolist()
+        return embed(self, condition, *rest)
+
+    monkeypatch.setattr(TGCAAdapterModel, "embed", watch)
+    conditions = {"keys": ["mask"], "labels": [[1, 2, 3]], "dropout_prob": 0.5, "channel_dropout_prob": 0.0}
+    train_an_adapter(conditions=conditions)
+    settings = ConditionSettings(dropout_prob=0.5, channel_dropout_prob=0.0)
+    drawn = [generator_for(seed_for(0, "conditions"), visit) for visit in range(12)]
+    expected = [not leave_out(torch.ones(3, 1, 1, 1), settings, generator).any() for generator in drawn]
+    assert seen[True] == expected and 0 < sum(expected) < 12
+    assert len(seen[False]) == 16 and not any(seen[False])
+
+
+def test_blocks_are_compiled_where_the_config_says_so(
+    train_an_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(DiT4DTransformerModel, "compile_repeated_blocks", lambda self, **how: asked.append(how))
+    train_an_adapter("plain", training={"max_train_steps": 1})
+    assert asked == []
+    train_an_adapter("compiled", training={"max_train_steps": 1, "compile": True})
+    assert asked == [{"fullgraph": True}]
+
+
+def test_the_help_promises_no_more_than_there_is(
+    train_an_adapter: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        train_tgca.main(["--help"])
+    said = capsys.readouterr().out
+    assert "YAML with the keys below" in said and "authors" not in said.split("normalise_control")[0]
+    assert "--init_from" not in said
+    with pytest.raises(CardioDiTError, match="no option --init_from"):
+        train_an_adapter("tuned", "--init_from", "runs/tgca")
+
+
+def test_a_base_of_volumes_is_the_same_to_the_bit(tmp_path: Path, make_vae: Callable, make_dit_3d: Callable) -> None:
+    """VolDiT in small, on chests."""
+    steps = Preprocessing(size=(32, 32, 16), intensity=Intensity(-1000, 1000), orient=False)
+    vae = make_vae(VQModel3D, preprocessing=steps.to_dict())
+    for seed, name in enumerate(("training", "validation")):
+        images = write_chests(tmp_path / name, num=1, seed=seed, size=(32, 32, 16))
+        encode_cohort(images, vae, tmp_path / "latents" / name, report=lambda _: None, condition_keys=["mask"])
+    VolDiTPipeline(vae, make_dit_3d(dropout=0.2), make_scheduler()).save_pretrained(tmp_path / "base")
+    manifests = (tmp_path / "latents/training/manifest.csv", tmp_path / "latents/validation/manifest.csv")
+    config = merged(TGCA, {"label_column": None, "conditions": {"labels": [[2, 5]]}})
+    with pytest.raises(CardioDiTError, match=r"which are no labels of the adapter: it knows 2, 5"):
+        train_tgca.main(arguments_of(tmp_path, "strict", config, manifests, "--base", str(tmp_path / "base")))
+    config = merged(config, {"conditions": {"labels": None}})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_tgca.main(arguments_of(tmp_path, "run", config, manifests, "--base", str(tmp_path / "base")))
+    before, after = (load_file(tmp_path / place / "transformer" / WEIGHTS) for place in ("base", "run/pipeline"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    pipe, plain = (
+        VolDiTControlPipeline.from_pretrained(tmp_path / "run" / "pipeline"),
+        VolDiTPipeline.from_pretrained(tmp_path / "base"),
+    )
+    mask = np.zeros((32, 32, 16), np.uint8)
+    mask[8:20, 8:20] = 2
+    settings: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output_type": "latent"}
+    unsteered = plain(**settings).volumes
+    assert (pipe(mask, **settings).volumes - unsteered).abs().max() > 1e-4
+    assert torch.allclose(pipe(mask, conditioning_scale=0.0, **settings).volumes, unsteered, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels, each", [(1, 0.0), (3, 0.1)])
@@ -203,3 +403,16 @@ def test_what_differs_between_masks_comes_through_before_training() -> None:
             features = conv(torch.nn.functional.silu(features))
         assert (features[0] - features[1]).abs().mean() > 0.1 * features.abs().mean()
         assert embed(masks).abs().max() == 0  # an adapter that begins changes nothing
+
+
+def test_labels_that_are_not_listed_become_background_where_asked(
+    train_an_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    only_cavities = {"keys": ["mask"], "labels": [[1, 3]]}
+    with pytest.raises(CardioDiTError, match=r"holds 2, which is no label(.|\n)*conditions.other_labels background"):
+        train_an_adapter("strict", conditions=only_cavities)
+    run = train_an_adapter("lax", conditions={**only_cavities, "other_labels": "background"})
+    pipe = CardioDiTControlPipeline.from_pretrained(run / "pipeline")
+    mask = np.full((32, 32, 4, 8), 2, np.uint8)
+    settings: dict[str, Any] = {"num_inference_steps": 1, "seed": 3, "class_labels": "normal", "output_type": "latent"}
+    assert torch.equal(pipe(mask, **settings).volumes, pipe(mask * 0, **settings).volumes)

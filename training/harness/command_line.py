@@ -40,10 +40,17 @@ def read_command_line(
     kind: type[Settings],
     description: str,
     example: str,
-    translate: Translate,
+    translate: Translate | None,
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    can_tune: bool = True,
 ) -> Request[Settings]:
-    """Reads options and config; `translate` makes our layout of a file that is in the authors'."""
+    """Reads options and config.
+
+    Args:
+        translate: makes our layout of a file that is in the authors'; None where there is none.
+        add_options: those of the script alone.
+        can_tune: the script takes `--init_from`.
+    """
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--config YAML] --training_ids CSV --validation_ids CSV --output_dir DIR --run_name NAME ...",
         description=description,
@@ -51,7 +58,7 @@ def read_command_line(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_run_options(parser)
+    _add_run_options(parser, translate is not None, can_tune)
     add_options(parser)
     flags = _add_config_keys(parser, kind)
     options, unknown = parser.parse_known_args(argv)
@@ -67,8 +74,9 @@ def read_command_line(
     return Request(Reader(" and ".join(names)).section(kind, plain, ""), plain, options)
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="YAML with the keys below, or the authors' own YAML")
+def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_tune: bool) -> None:
+    layouts = "YAML with the keys below" + (", or the authors' own YAML" if reads_authors else "")
+    parser.add_argument("--config", type=Path, help=layouts)
     parser.add_argument("--training_ids", type=Path, required=True, help="manifest (CSV) to train on")
     parser.add_argument("--validation_ids", type=Path, required=True, help="manifest (CSV) to validate on")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of all runs")
@@ -80,7 +88,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help='"latest" (default) goes on with the newest sound checkpoint of the run if there is one; "never" refuses '
         "a run that has begun; or the path of a checkpoint",
     )
-    parser.add_argument("--init_from", metavar="MODEL", help="fine-tune: start from a folder or a model on the Hub")
+    if can_tune:
+        parser.add_argument("--init_from", metavar="MODEL", help="fine-tune: start from a folder or a model on the Hub")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even where there is a GPU")
 
 
@@ -113,12 +122,12 @@ def _unknown_option(given: str, parser: argparse.ArgumentParser) -> str:
     return f"There is no option {name}{f'; did you mean {close[0]}?' if close else '; --help lists them all.'}"
 
 
-def _plain_config(path: Path | None, translate: Translate) -> dict[str, Any]:
+def _plain_config(path: Path | None, translate: Translate | None) -> dict[str, Any]:
     if path is None:
         return {}
     path = find_config(path)
     raw = read_yaml(path)
-    translated = translate(path, raw)
+    translated = None if translate is None else translate(path, raw)
     return raw if translated is None else translated
 
 

@@ -79,9 +79,11 @@ class RunRecord:
         changed += [f"{name} has changed" for name, value in data.items() if held["data"].get(name) != value]
         if changed:
             listed = "".join(f"\n  - {sentence}" for sentence in changed)
+            tuning = f"; --init_from {self.folder / 'best'} lets that start from this one's weights"
+            can_tune = hasattr(self.request.options, "init_from")
             raise CardioDiTError(
                 f"The run {self.folder} began otherwise:{listed}\nGive it what it began with, or begin another "
-                f"--run_name; --init_from {self.folder / 'best'} lets that start from this one's weights."
+                f"--run_name{tuning if can_tune else ''}."
             )
 
     def check_step_size(self, before: int, now: int) -> None:

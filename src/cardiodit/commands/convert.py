@@ -32,7 +32,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Convert a VolDiT VQ-GAN and transformer, and with --tgca_ckpt the adapter that steers it by masks.",
         "cardiodit convert voldit --stage1_ckpt vqgan/best_model.pth --stage1_cfg vqgan_ds8.yaml \\\n"
         "    --diff_ckpt dit/best_model.pth --diff_cfg dit_ds8_b4.yaml --scale_factor 1.3 \\\n"
-        "    --tgca_ckpt tgca/best_model.pth --tgca_cfg tgca_ds8.yaml --output_dir my-model",
+        "    --tgca_ckpt tgca/best_model.pth --tgca_cfg tgca_ds8.yaml \\\n"
+        "    --spacing 0.7 0.7 1.25 --repo org/name --output_dir my-model",
     )
     _add_stages(voldit)
     voldit.add_argument("--tgca_ckpt", type=Path, help="checkpoint of the adapter (.pth)")
@@ -62,7 +63,7 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     ]:
         parser.add_argument(f"--{name}", type=Path, required=True, help=what)
     parser.add_argument(
-        "--repo", metavar="ORG/NAME", help="on the Hub: the checkpoints and YAML files are the names of its files"
+        "--repo", metavar="ORG/NAME", help="on the Hub, whose files these are; without it, they lie on this machine"
     )
     parser.add_argument("--revision", help="of the repository: a branch, a tag or a commit")
     parser.add_argument(
@@ -88,7 +89,8 @@ def run_voldit(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.voldit import convert_voldit
 
     adapter = {name: _fetched(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
-    _tell(convert_voldit(**_common(arguments), **adapter))
+    folder = convert_voldit(**_common(arguments), **adapter)
+    _tell(folder, "--masks masks.csv " if arguments.tgca_ckpt else "")
 
 
 def run_weights(arguments: argparse.Namespace) -> None:
@@ -119,5 +121,5 @@ def _fetched(arguments: argparse.Namespace, name: str) -> Path | None:
     return download(arguments.repo, file.as_posix(), arguments.revision)
 
 
-def _tell(folder: Path) -> None:
-    print(f"Wrote {folder}. Try it: cardiodit sample {folder} --output_dir samples")
+def _tell(folder: Path, masks: str = "") -> None:
+    print(f"Wrote {folder}. Try it: cardiodit sample {folder} {masks}--output_dir samples")

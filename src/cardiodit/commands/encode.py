@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cardiodit.commands.adding import add_command
 from cardiodit.commands.processes import join_processes
-from cardiodit.commands.sample import DTYPES
+from cardiodit.commands.sample import DTYPES, TILING_HELP
 from cardiodit.errors import CardioDiTError
+from cardiodit.footprint import TILING
 from cardiodit.imaging import PRESETS
 
 # One process may have all the work that is left; the others wait for it longer than torch's ten minutes.
@@ -22,7 +23,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Encode every image of a manifest with a VQ model, for the training of a transformer. Run again, it goes on "
         "where it stopped and encodes only what changed. `accelerate launch -m cardiodit encode ...` shares the work "
         "among several GPUs.",
-        "cardiodit encode --ids acdc/training.csv acdc/validation.csv --vae runs/vqgan --output_dir latents --depth 10",
+        "cardiodit encode --ids cohort/training.csv cohort/validation.csv --vae runs/vqgan --output_dir latents \\\n"
+        "    --depth 10 --condition_keys mask",
     )
     parser.add_argument(
         "--ids",
@@ -42,13 +44,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         default=(),
         metavar="COLUMN",
         help="columns of the manifest that name masks, to be prepared as the images are and kept beside the latents, "
-        "for the training of an adapter",
+        "for the training of an adapter; a cine's label every frame, and hearts get ACDC's order by the column "
+        "mask_order",
     )
     parser.add_argument("--depth", type=int, help="slices to crop or pad to; default: as in the preprocessing")
     parser.add_argument("--preset", choices=PRESETS, help="preprocessing; default: that of the VQ model's training")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="slices at once; the result is the same (%(default)s)"
     )
+    parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU for each process if there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
     parser.set_defaults(run=run)
@@ -78,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             num_processes=state.num_processes,
             gather=gather_object,
             condition_keys=arguments.condition_keys,
+            tiling=arguments.tiling,
         )
         if state.is_main_process:
             print(f"Wrote {folder / 'manifest.csv'}: {counts}.")

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cardiodit.commands.adding import add_command
+from cardiodit.commands.sample import TILING_HELP
 from cardiodit.errors import CardioDiTError
+from cardiodit.footprint import TILING, set_tiling
+from cardiodit.imaging.cases import prepare_case
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 
@@ -36,6 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--batch_size", type=int, default=4, help="slices at once; the result is the same (%(default)s)"
     )
+    parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
     parser.set_defaults(run=run)
 
@@ -54,6 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     vae = open_vae(arguments.vae)
     steps = _steps(vae, arguments.preset, arguments.depth)
     vae.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    shape = prepare_case(cases[0], steps).volume.voxels.shape
+    set_tiling(vae, shape, arguments.tiling, arguments.batch_size)
     report = reconstruct_cohort(vae, cases, steps, arguments.output_dir, arguments.batch_size)
     print(_table(report))
     print(_judgement(report))

@@ -1,6 +1,7 @@
 """`cardiodit sample`: volumes from a pipeline folder."""
 
 import argparse
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 from cardiodit.commands.adding import add_command
 from cardiodit.commands.processes import join_processes
 from cardiodit.errors import CardioDiTError
+from cardiodit.footprint import TILING
+from cardiodit.imaging.volume import AXES
 from cardiodit.schedulers import SOLVERS, change_solver
 
 DTYPES = ("float32", "bfloat16", "float16")
+TILING_HELP = (
+    "code volumes in overlapping pieces, in much less memory; auto: where one would need more than 4 GiB (%(default)s)"
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -19,7 +25,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         commands,
         "sample",
         "Generate volumes with a pipeline folder or a model on the Hub, as NIfTI, GIF and samples.jsonl.",
-        "cardiodit sample my-model --output_dir samples --num_samples 16 --batch_size 4 --seed 0",
+        "cardiodit sample my-model --output_dir samples --num_samples 16 --batch_size 4 --seed 0\n"
+        "  cardiodit sample runs/tgca/pipeline --masks masks.csv --output_dir steered",
     )
     parser.add_argument("model", help="pipeline folder, or org/name on the Hub")
     parser.add_argument(
@@ -55,7 +62,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=Path,
         metavar="CSV",
         help="a row for each volume, a column for each mask that the adapter takes, with paths of NIfTI label maps; "
-        "`image` may name a reference whose geometry is taken. All are checked before anything is generated",
+        "`image` may name a reference whose geometry is taken, and ed_frame, slices, mask_order and frame_time are "
+        "understood as in manifests. All are checked before anything is generated. Masks are turned, cropped and "
+        "resampled as the training volumes were; a volume lies in space where its mask does, on the model's own grid",
     )
     steering.add_argument(
         "--conditioning_scale", type=float, default=1.0, help="how much of the adapter; 0 is none (%(default)s)"
@@ -76,6 +85,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise (%(default)s)")
     parser.add_argument("--decode_batch_size", type=int, default=1, help="slices decoded at once (%(default)s)")
+    parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
     parser.add_argument(
@@ -88,6 +98,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--vae", metavar="MODEL", help="VQ model of the checkpoints, while their run has no pipeline yet"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="pipeline that an adapter's checkpoints steer, while their run has no pipeline yet",
     )
     parser.add_argument(
         "--estimate", action="store_true", help="only tell what memory and time it will need on this machine"
@@ -107,7 +122,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.estimate:
         _print_estimate(pipe, arguments)
         return
-    _check_steering(pipe, arguments)
     made = _sample(pipe, arguments.output_dir, arguments, state)
     if not made and state.num_processes == 1:
         print(f"All samples that were asked for are in {arguments.output_dir} already.")
@@ -117,15 +131,16 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
     """Makes what is missing; the number of volumes that were."""
     from cardiodit.pipelines.batches import Order, sample_many
 
-    names = ("num_inference_steps", "guidance_scale", "depth", "height", "width", "frames", "eta", "decode_batch_size")
+    _check_steering(pipe, arguments)
+    names = ("num_inference_steps", "guidance_scale", *AXES, "eta", "decode_batch_size")
     labels = [int(label) if label.isdecimal() else label for label in arguments.class_label or ()]
     settings = {name: getattr(arguments, name) for name in names}
-    masks, count = None, arguments.num_samples or 1
-    if arguments.masks:
-        masks = _read_masks(pipe, arguments.masks)
+    masks, count = _read_masks(pipe, arguments), arguments.num_samples or 1
+    if masks is not None:
         count = _rows_asked(arguments, len(masks))
         settings |= {name: getattr(arguments, name) for name in ("conditioning_scale", "condition_guidance_scale")}
         settings["control_guidance_start"], settings["control_guidance_end"] = arguments.control_guidance
+    _set_tiling(pipe, arguments, masks)
     order = Order(arguments.seed, arguments.first_sample, count, labels, settings, masks)
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
@@ -146,14 +161,34 @@ def _check_steering(pipe: Any, arguments: argparse.Namespace) -> None:
         )
     if arguments.masks and not has_adapter:
         raise CardioDiTError(f"--masks: {arguments.model} is a {type(pipe).__name__}, which has no adapter.")
+    if arguments.masks and (asked := [f"--{name}" for name in AXES if getattr(arguments, name) is not None]):
+        raise CardioDiTError(f"{', '.join(asked)}: volumes have the size of their masks. Leave it out.")
 
 
-def _read_masks(pipe: Any, table: Path) -> Any:
-    from cardiodit.imaging import Preprocessing
+def _read_masks(pipe: Any, arguments: argparse.Namespace) -> Any:
+    """The table, all of it checked; None without one."""
+    if not arguments.masks:
+        return None
     from cardiodit.pipelines.mask_rows import MaskRows
 
-    steps = pipe.vae.config.preprocessing
-    return MaskRows(table, pipe.adapter.conditions, None if steps is None else Preprocessing.from_dict(steps))
+    return MaskRows(arguments.masks, pipe)
+
+
+def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[str, int]:
+    """In voxels, by the names of the axes: of the largest masks, else as asked and as trained."""
+    if masks is not None:
+        return dict(zip(AXES, max(masks.shapes, key=math.prod), strict=False))
+    size = pipe.latent_size(**{name: getattr(arguments, name) for name in AXES})
+    voxels = [n * factor for n, factor in zip(size, pipe.voxels_a_latent, strict=True)]
+    return dict(zip(pipe.transformer.axis_names, voxels, strict=True))
+
+
+def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
+    from cardiodit.footprint import set_tiling
+
+    size = _largest_size(pipe, arguments, masks)
+    shape = [size[name] for name in AXES if name in size]
+    set_tiling(pipe.vae, shape, arguments.tiling, arguments.decode_batch_size)
 
 
 def _rows_asked(arguments: argparse.Namespace, rows: int) -> int:
@@ -180,7 +215,7 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
         if checkpoint is None:
             print(f"checkpoint-{number} is not there; it is left out.", file=sys.stderr)
             continue
-        pipe = open_checkpoint(run, checkpoint, arguments.vae).to(arguments.device or state.device)
+        pipe = open_checkpoint(run, checkpoint, arguments.vae, arguments.base).to(arguments.device or state.device)
         if arguments.solver:
             pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
         folder = arguments.output_dir / checkpoint.name
@@ -213,9 +248,16 @@ def _open(arguments: argparse.Namespace, device: Any) -> Any:
 def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
     from cardiodit.pipelines.estimate import estimate_sampling
 
-    names = ("num_samples", "batch_size", "num_inference_steps", "guidance_scale", "decode_batch_size")
-    sizes = ("depth", "height", "width", "frames")
-    asked = {name: getattr(arguments, name) for name in (*names, *sizes)}
-    asked["num_samples"] = arguments.num_samples or 1
-    estimate = estimate_sampling(pipe, **asked)
+    masks = None
+    if arguments.masks:
+        _check_steering(pipe, arguments)
+        masks = _read_masks(pipe, arguments)
+    is_steered = getattr(pipe, "adapter", None) is not None
+    names = ("batch_size", "num_inference_steps", "guidance_scale", "decode_batch_size", "condition_guidance_scale")
+    asked = {name: getattr(arguments, name) for name in names}
+    asked["num_samples"] = (arguments.num_samples or 1) if masks is None else _rows_asked(arguments, len(masks))
+    if is_steered:
+        asked["batch_size"] = 1  # each has a mask of its own
+    _set_tiling(pipe, arguments, masks)
+    estimate = estimate_sampling(pipe, **asked, **_largest_size(pipe, arguments, masks))
     print(f"{asked['num_samples']} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")

@@ -1,6 +1,7 @@
 """VolDiT's published checkpoints, with or without its adapter → a pipeline folder."""
 
 import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cardiodit.convert.cardiodit import (
     construct,
     write_record,
 )
-from cardiodit.convert.checkpoint import Checkpoint, read_checkpoint, some
+from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
@@ -30,6 +31,7 @@ from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
 from cardiodit.writing import new_folder
 
 BASE = "base_model."
+SCALES = "adapter_scales."
 HEAD = ("modulation_out", "proj_out")
 # Our weights, as patterns, and what the authors call them; a scale is one of a list in both.
 ADAPTER_NAMES = {
@@ -110,16 +112,24 @@ def build_adapter(checkpoint: Checkpoint, config: TGCAConfig, transformer: DiT3D
         fingerprint=fingerprint_of(transformer),
     )
     weights = {name: value for name, value in checkpoint.weights().items() if not name.startswith(BASE)}
+    weights = scales_in_order(weights, model.injected, base.num_layers)
     ours = model.state_dict()
-    # The authors keep a scale for every block, whether it is steered or not.
-    idle = [f"adapter_scales.{i}" for i in range(base.num_layers) if f"adapter_scales.{i}" in weights]
-    if len(idle) == base.num_layers and len(model.injected) < base.num_layers:
-        kept = {f"adapter_scales.{place}": weights[idle[layer]] for place, layer in enumerate(model.injected)}
-        weights = {**{k: v for k, v in weights.items() if k not in idle}, **kept}
     names = {name: adapter_name(name) for name in ours}
     check_names({names[name]: value.shape for name, value in ours.items()}, weights, checkpoint, config.file)
     model.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
     return model.eval()
+
+
+def scales_in_order(weights: Weights, injected: Sequence[int], num_layers: int) -> Weights:
+    """Scales by their place among the steered blocks, where the checkpoint has them by the blocks' numbers.
+
+    It may then hold those of all blocks, steered or not.
+    """
+    held = {block: weights[f"{SCALES}{block}"] for block in range(num_layers) if f"{SCALES}{block}" in weights}
+    if list(held) == list(range(len(injected))) or not set(injected) <= set(held):
+        return weights
+    others = {name: value for name, value in weights.items() if name not in {f"{SCALES}{block}" for block in held}}
+    return {**others, **{f"{SCALES}{place}": held[block] for place, block in enumerate(injected)}}
 
 
 def adapter_name(ours: str) -> str:
@@ -138,11 +148,17 @@ def free_blocks(
     Any other difference between the base inside the adapter's checkpoint and the one that is given is an error.
     """
     inside = {name.removeprefix(BASE): v for name, v in checkpoint.weights().items() if name.startswith(BASE)}
+    last, count = config.params.finetune_last_n_blocks, transformer.config.num_layers
+    if not inside and last:
+        raise CardioDiTError(
+            f"{checkpoint.file} holds the adapter alone, but {config.file} says that its training also changed the "
+            f"last {last} blocks of the transformer (finetune_last_n_blocks). Give the checkpoint that holds them, as "
+            f"{BASE}*."
+        )
     if not inside:
         return transformer
     held = build_transformer(Checkpoint(checkpoint.path, {"model": inside}), dit_config, DiT3DTransformerModel, False)
     ours, theirs = transformer.state_dict(), held.state_dict()
-    last, count = config.params.finetune_last_n_blocks, transformer.config.num_layers
     free = [f"transformer_blocks.{i}." for i in range(max(0, count - last), count)] if last else []
     allowed = (*free, *HEAD) if last else ()
     changed = [name for name, value in theirs.items() if not torch.allclose(value, ours[name], rtol=1e-4, atol=1e-6)]

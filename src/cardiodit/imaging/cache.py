@@ -24,7 +24,7 @@ from cardiodit.imaging.cache_files import (
     write_cached,
 )
 from cardiodit.imaging.cases import prepare_case
-from cardiodit.imaging.geometry import Geometry, Triple
+from cardiodit.imaging.geometry import Geometry, Triple, common_spacing
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.preprocessing import Preprocessing
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import torch
 
 CACHES = ("memory", "disk", "none")
-SAME_SPACING = 0.01  # relative; what differs by more is not one spacing
 
 # What a process hands back of one volume: what is known of it, its voxels where they are to be kept in memory, and
 # the problem where there is one.
@@ -101,13 +100,7 @@ class PreparedVolumes:
 
     def spacing(self) -> Triple | None:
         """The cohort's voxel size in mm; None where one is unknown or they are not all the same."""
-        known = [geometry.spacing for geometry in self.geometries if geometry.spacing is not None]
-        if len(known) < len(self.geometries):
-            return None
-        h, w, d = np.median(np.array(known), axis=0)
-        if np.abs(np.array(known) / (h, w, d) - 1).max() > SAME_SPACING:
-            return None
-        return float(h), float(w), float(d)
+        return common_spacing(self.geometries)
 
     def frame_time(self) -> float | None:
         """The median of the known seconds between frames, which differ from heart to heart; None where none is."""

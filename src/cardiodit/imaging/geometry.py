@@ -1,6 +1,7 @@
 """How large a voxel is, how long a frame lasts, and where in the scanner it all lies."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 
 Triple = tuple[float, float, float]
+SAME_SPACING = 0.01  # relative; what differs by more is not one spacing
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
@@ -112,6 +114,15 @@ class Geometry:
             tuple(values["origin"]),
             values["in_scanner"],
         )
+
+
+def common_spacing(geometries: Sequence[Geometry]) -> Triple | None:
+    """A cohort's voxel size in mm; None where one is unknown or they are not all the same."""
+    known = [geometry.spacing for geometry in geometries if geometry.spacing is not None]
+    if not known or len(known) < len(geometries):
+        return None
+    middle = np.median(np.array(known), axis=0)
+    return _triple(middle) if np.abs(np.array(known) / middle - 1).max() <= SAME_SPACING else None
 
 
 def _rows(matrix: np.ndarray) -> tuple[Triple, Triple, Triple]:

@@ -8,6 +8,8 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Geometry
 
+AXES = ("height", "width", "depth", "frames")  # of voxels; a volume that does not beat has no frames
+
 
 @dataclass(frozen=True)
 class Volume:

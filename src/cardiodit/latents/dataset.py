@@ -9,7 +9,9 @@ import torch
 from torch.utils.data import Dataset
 
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.imaging.geometry import Triple, common_spacing
 from cardiodit.imaging.manifest import Case, read_table
+from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.latents.encoder import COLUMN
 from cardiodit.latents.file import LatentHeader, read_header, read_latent
 from cardiodit.latents.identity import identity_of
@@ -65,7 +67,24 @@ class LatentCohort(Dataset[torch.Tensor]):
     @property
     def identity(self) -> str:
         """Of all latents and their order: the same data, whatever the files and folders are called."""
-        return identity_of([header.to_dict() for header in self.headers])
+        told = [header.to_dict() for header in self.headers]
+        return identity_of([{key: value for key, value in one.items() if key != "steps"} for one in told])
+
+    @property
+    def preprocessing(self) -> str:
+        """Its identity, which all have."""
+        return self.headers[0].preprocessing
+
+    @property
+    def steps(self) -> Preprocessing | None:
+        """The preprocessing itself; None where an older version, which did not keep it, wrote the latents."""
+        told = self.headers[0].steps
+        return None if told is None else Preprocessing.from_dict(told)
+
+    @property
+    def spacing(self) -> Triple | None:
+        """Voxel size in mm of the prepared volumes; None where one is unknown or they are not all the same."""
+        return common_spacing([header.geometry for header in self.headers])
 
     def labels(self, column: str = "label") -> list[str]:
         """A column of the manifest as written; an error where a row has none."""

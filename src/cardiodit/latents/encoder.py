@@ -10,19 +10,22 @@ from pathlib import Path
 import torch
 
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.footprint import set_tiling
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
 from cardiodit.imaging.cases import order_of_case
+from cardiodit.imaging.cohorts.found import ACDC_ORDER
+from cardiodit.imaging.label_maps import ORDER, check_orders, order_of_row, parse_order
 from cardiodit.imaging.manifest import PATH_COLUMNS, Case, read_table, write_manifest
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.latents.file import DamagedLatentError, LatentHeader, read_header, write_latent
 from cardiodit.latents.identity import identity_of_source, identity_of_steps, identity_of_vae
-from cardiodit.latents.masks import MaskStore
+from cardiodit.latents.masks import FOLDER, MaskStore
 from cardiodit.latents.volume_encoder import encode_volume
 from cardiodit.models import VQModel3D, VQModel4D
 
 MANIFEST = "manifest.csv"
 COLUMN = "latent"
-LEFTOVER = re.compile(r"\.tmp-[0-9a-f]{8}-([0-9a-f]{20}\.safetensors|manifest\.csv)")
+LEFTOVER = re.compile(r"\.tmp-[0-9a-f]{8}-([0-9a-f]{20}\.(safetensors|nii\.gz)|manifest\.csv)")
 NEW, KEPT, CHANGED, REPAIRED = "new", "kept", "changed", "repaired"
 
 
@@ -68,6 +71,7 @@ def encode_cohort(
     gather: Callable[[list[Outcome]], list[Outcome]] = list,
     report: Callable[[str], None] = print,
     condition_keys: Sequence[str] = (),
+    tiling: str = "auto",
 ) -> Counts:
     """Writes a latent file for each image of a manifest, and a manifest of them once every row has its file.
 
@@ -87,15 +91,17 @@ def encode_cohort(
         gather: collects lists from all processes and returns the whole to each, like accelerate's `gather_object`.
         report: is told what happens, a sentence at a time.
         condition_keys: columns of the manifest that name masks, which are prepared as the images are and kept beside
-            the latents.
+            the latents, the parts of hearts in ACDC's order.
+        tiling: "on" encodes in tiles, "off" in one piece, "auto" in tiles what is large, see `set_tiling`.
 
     Returns the counts of all processes.
     """
     if process_index > 0:
         report = _say_nothing
     cases = read_manifest(manifest)
+    _look_at_orders(cases, condition_keys, report)
     encoder = CohortEncoder(
-        vae, _steps(vae, steps, depth, report), output_dir, batch_size, device, dtype, tuple(condition_keys)
+        vae, _steps(vae, steps, depth, report), output_dir, batch_size, device, dtype, tuple(condition_keys), tiling
     )
     _refuse_foreign_manifest(output_dir / MANIFEST)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -124,6 +130,7 @@ class CohortEncoder:
         device: torch.device | str,
         dtype: torch.dtype,
         condition_keys: tuple[str, ...] = (),
+        tiling: str = "auto",
     ) -> None:
         if batch_size < 1:
             raise CardioDiTError(f"batch_size={batch_size} must be at least 1.")
@@ -132,7 +139,7 @@ class CohortEncoder:
                 f"The VQ model is in {vae.dtype}. Open it in float32, and give dtype={vae.dtype} here."
             )
         self.vae, self.steps, self.output_dir = vae.to(device).eval(), steps, output_dir
-        self.batch_size, self.dtype = batch_size, dtype
+        self.batch_size, self.dtype, self.tiling = batch_size, dtype, tiling
         self.origin = {
             "vae": identity_of_vae(vae),
             "preprocessing": identity_of_steps(steps),
@@ -165,11 +172,14 @@ class CohortEncoder:
             header = read_header(path)
         except DamagedLatentError:
             return REPAIRED, ()
-        is_same = all(getattr(header, name) == value for name, value in {**self.origin, "source": source}.items())
+        expected = {**self.origin, "source": source}
+        is_same = header.steps is not None and all(getattr(header, name) == value for name, value in expected.items())
         return (KEPT if is_same else CHANGED), header.shape
 
     def _encode(self, volume: Volume, order: StorageOrder, source: str) -> tuple[torch.Tensor, LatentHeader]:
         prepared = self.steps(volume, order)
+        at_once = self.batch_size if prepared.volume.is_cine else 1
+        set_tiling(self.vae, prepared.volume.voxels.shape, self.tiling, at_once)
         latents = encode_volume(self.vae, prepared.tensor(), self.batch_size, self.dtype)
         shape = prepared.volume.voxels.shape
         header = LatentHeader(
@@ -178,6 +188,7 @@ class CohortEncoder:
             geometry=prepared.volume.geometry,
             shape=tuple(latents.shape),
             frames=shape[3] if prepared.volume.is_cine else 1,
+            steps=self.steps.to_dict(),
         )
         return latents, header
 
@@ -206,6 +217,15 @@ def _steps(
     return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
 
 
+def _look_at_orders(cases: Sequence[Case], keys: Sequence[str], report: Callable[[str], None]) -> None:
+    """Says how many masks get other labels than they have, so that all hearts have the same."""
+    check_orders([case.row for case in cases], keys)
+    orders = Counter(order_of_row(case.row, key) or ACDC_ORDER for case in cases for key in keys if case.path(key))
+    for order, number in orders.items():
+        if parse_order(order) != parse_order(ACDC_ORDER):
+            report(f"Labels {order}, of {number} of {orders.total()} masks, become those of ACDC, {ACDC_ORDER}.")
+
+
 def _refuse_foreign_manifest(path: Path) -> None:
     if path.exists() and any(COLUMN not in row or "image" in row for _, row in read_table(path, ())):
         raise CardioDiTError(
@@ -227,7 +247,7 @@ def _finish(
     outcomes: Sequence[Outcome], cases: Sequence[Case], manifest: Path, output_dir: Path, report: Callable[[str], None]
 ) -> None:
     """When all processes are done: tidies up, raises what was wrong, or writes the manifest."""
-    for path in output_dir.iterdir():
+    for path in [*output_dir.iterdir(), *output_dir.glob(f"{FOLDER}/.*")]:
         if LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
             report(f"Removed {path.name}, which a run that was stopped had left.")
@@ -240,6 +260,7 @@ def _finish(
             COLUMN: name,
             **{key: value for key, value in case.row.items() if key not in (*PATH_COLUMNS, COLUMN)},
             **outcome.masks,
+            **({ORDER: ACDC_ORDER} if any(order_of_row(case.row, key) for key in outcome.masks) else {}),
         }
         for name, case, outcome in zip(names, cases, outcomes, strict=True)
     ]

@@ -32,6 +32,7 @@ class LatentHeader:
         geometry: of the prepared volume that was encoded.
         shape: of the latents.
         frames: of the prepared cine, in voxels' time, all of them valid; 1 for a volume that does not beat.
+        steps: the preprocessing itself (`Preprocessing.to_dict`); None in files of older versions.
     """
 
     vae: str
@@ -41,6 +42,7 @@ class LatentHeader:
     geometry: Geometry
     shape: tuple[int, ...]
     frames: int
+    steps: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "geometry": self.geometry.to_dict(), "shape": list(self.shape), "schema": SCHEMA}
@@ -49,7 +51,8 @@ class LatentHeader:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         names = ("vae", "preprocessing", "source", "precision", "frames")
         geometry, shape = Geometry.from_dict(values["geometry"]), tuple(values["shape"])
-        return cls(**{name: values[name] for name in names}, geometry=geometry, shape=shape)
+        told = {name: values[name] for name in names}
+        return cls(**told, geometry=geometry, shape=shape, steps=values.get("steps"))
 
 
 def write_latent(path: Path, latents: torch.Tensor, header: LatentHeader) -> None:

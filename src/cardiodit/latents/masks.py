@@ -7,6 +7,7 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.checks import content_of
+from cardiodit.imaging.label_maps import order_of_row, read_label_map
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.nifti import read_labels, write_nifti
 from cardiodit.imaging.preprocessing import Prepared
@@ -69,16 +70,7 @@ def _read(case: Case, key: str) -> Volume:
     path = case.path(key)
     if path is None:
         raise CardioDiTError(f"The column {key!r} names no mask for {case.image.name}.")
-    labels = read_labels(path)
-    if (labels.voxels != np.round(labels.voxels)).any():
-        raise CardioDiTError(f"{path} holds values that are no labels, such as {_broken(labels.voxels):g}.")
-    if labels.voxels.max() > 255 or labels.voxels.min() < 0:
-        raise CardioDiTError(f"{path} holds labels from {labels.voxels.min()} to {labels.voxels.max()}; 0 to 255 fit.")
-    return Volume(labels.voxels.astype(np.uint8), labels.geometry)
-
-
-def _broken(voxels: np.ndarray) -> float:
-    return float(voxels[voxels != np.round(voxels)][0])
+    return read_label_map(path, order_of_row(case.row, key))
 
 
 def _follow(prepared: Prepared, labels: Volume, key: str, case: Case) -> np.ndarray:

@@ -7,6 +7,7 @@ model looks at images, so that one adapter serves both transformers.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -41,6 +42,7 @@ class TGCAAdapterModel(StrictModelMixin):
         normalise_control: as the released code has it: what enters a block is normalised first, so that neither gate
             nor scale has an effect. For the authors' checkpoints only.
         fingerprint: of the base that it was trained on, see `fingerprint_of`.
+        other_labels: what becomes of labels that are not listed: "refuse" makes them an error, "background" 0.
     """
 
     _keep_in_fp32_modules = ["time_gate"]
@@ -59,6 +61,7 @@ class TGCAAdapterModel(StrictModelMixin):
         strides: Sequence[Sequence[int]] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
         normalise_control: bool = False,
         fingerprint: list[float] | None = None,
+        other_labels: str = "refuse",
     ) -> None:
         super().__init__()
         if len(strides) != len(channels) - 1:
@@ -68,6 +71,7 @@ class TGCAAdapterModel(StrictModelMixin):
         self.conditions = Conditions(
             tuple(condition_keys or (f"mask{i}" for i in range(condition_channels))),
             None if condition_labels is None else tuple(map(tuple, condition_labels)),
+            other_labels,
         )
         if self.conditions.channels != condition_channels:
             raise CardioDiTError(
@@ -149,8 +153,20 @@ class ConditionEmbed(nn.Module):
     def forward(self, masks: torch.Tensor) -> torch.Tensor:
         features = F.silu(self.conv_in(masks))
         for conv in self.blocks:
-            features = F.silu(conv(features))
+            features = F.silu(shrink(conv, features))
         return self.conv_out(features)
+
+
+def shrink(conv: Any, x: torch.Tensor) -> torch.Tensor:
+    """A convolution with a stride.
+
+    On CPU, torch 2.13 leaves what it computes in bfloat16 unwritten where a stride makes the last axis 1 long, under
+    autocast, too. So one place more is computed there, and left away.
+    """
+    length, stride = x.shape[-1], conv.stride[-1]
+    if x.device.type != "cpu" or stride == 1 or length > stride:
+        return conv(x)
+    return conv(F.pad(x, (0, 2 * stride - length)))[..., :1]
 
 
 def injected_layers(asked: int | Sequence[int] | None, num_layers: int) -> list[int]:

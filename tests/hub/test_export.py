@@ -1,0 +1,89 @@
+"""Pipelines of every kind that travel with their code: they open, and do the same, without this package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cardiodit import (
+    CardioDiTControlPipeline,
+    DiT3DTransformerModel,
+    DiT4DTransformerModel,
+    TGCAAdapterModel,
+    VolDiTControlPipeline,
+    VolDiTPipeline,
+    VQModel3D,
+    VQModel4D,
+    make_scheduler,
+)
+from cardiodit.hub.export import export_with_code
+from cardiodit.models.fingerprint import fingerprint_of
+
+from ..conftest import randomise
+
+SMALL: dict[str, Any] = {"channels": (8, 8), "num_res_channels": (8, 8), "num_res_layers": 1, "num_embeddings": 32}
+SIZES = {3: (16, 16, 8), 4: (16, 16, 2, 8)}
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["cardiodit"] = None  # any import of it fails
+import torch
+from diffusers import DiffusionPipeline
+for name, arguments, expected in torch.load("expected.pt", weights_only=True):
+    pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe).__name__ == name and type(pipe).__module__.startswith("diffusers_modules"), type(pipe)
+    out = pipe(*arguments, seed=1, num_inference_steps=2)
+    assert torch.equal(out.volumes, expected), name
+    out.save(f"{name}-samples")
+"""
+
+
+def pipes() -> list[Any]:
+    vaes = {3: VQModel3D(**SMALL, embedding_dim=4).eval(), 4: VQModel4D(**SMALL, embedding_dim=4).eval()}
+    bases = {
+        3: DiT3DTransformerModel((4, 4, 2), (2, 2, 2), 4, 2, 2, 16),
+        4: DiT4DTransformerModel((2, 4, 4, 2), (1, 2, 2, 2), 4, 2, 2, 16),
+    }
+    adapters = {}
+    for axes, base in bases.items():
+        randomise(base, std=0.2)
+        adapters[axes] = TGCAAdapterModel(32, 2, axes, 1, ["body"], [[3]], channels=(4, 8), strides=((2, 2, 2),))
+        randomise(adapters[axes], std=0.2)
+        adapters[axes].register_to_config(fingerprint=fingerprint_of(base))
+    return [
+        VolDiTPipeline(vaes[3], bases[3], make_scheduler()),
+        VolDiTControlPipeline(vaes[3], bases[3], make_scheduler(), adapters[3]),
+        CardioDiTControlPipeline(vaes[4], bases[4], make_scheduler(), adapters[4]),
+    ]
+
+
+def mask(axes: int) -> torch.Tensor:
+    voxels = np.zeros(SIZES[axes], np.uint8)
+    voxels[3:12, 3:9] = 3
+    return torch.from_numpy(voxels)
+
+
+def test_volumes_and_steered_pipelines_open_without_the_package(tmp_path: Path) -> None:
+    expected = []
+    for pipe in pipes():
+        name = type(pipe).__name__
+        pipe.set_progress_bar_config(disable=True)
+        arguments = [mask(len(pipe.transformer.axis_names))] if "adapter" in pipe.components else []
+        expected.append((name, arguments, pipe(*arguments, seed=1, num_inference_steps=2).volumes))
+        pipe.save_pretrained(tmp_path / "models" / name)
+        export_with_code(tmp_path / "models" / name, tmp_path / name)
+    assert (tmp_path / "VolDiTControlPipeline" / "adapter" / "adapter_tgca.py").is_file()
+    torch.save(expected, tmp_path / "expected.pt")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    opened = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert opened.returncode == 0, opened.stderr
+    assert "Expected types" not in opened.stderr
+    for name in ("VolDiTPipeline", "CardioDiTControlPipeline"):
+        assert len(list((tmp_path / f"{name}-samples").glob("*.nii.gz"))) == 1
