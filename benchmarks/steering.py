@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.ndimage import label as number_bodies
 
@@ -265,5 +264,4 @@ SUBJECTS = {
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     sys.exit(main())
