@@ -42,7 +42,7 @@ LUNGS, HEART, DARK = 2, 5, -0.45  # labels; in [-1, 1] of the window
 WINDOWS = 3  # of each body that an adapter learns from
 TOLD = ("label", "slices", "mask_order")  # columns that hold for every window
 ABOVE_FREE, LEAST = 0.25, 0.75
-TILE = 96
+TILE = 80
 
 Find = Callable[[np.ndarray], np.ndarray]
 
