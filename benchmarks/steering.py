@@ -6,8 +6,8 @@
 
 Phantoms lie differently in the picture. For some that no training has seen, their own segmentation is requested,
 without a class label. Beside the Dice of what is found stand that of samples which nothing steers, and the ceiling:
-what is found in the phantoms themselves. The heart's parts are named by the shipped segmenter; the lungs are the dark
-bodies that do not reach the edge. The steps go on where they were stopped. Writes `steering.json`, and a GIF: mask,
+what is found in the phantoms themselves. The heart's parts are named by the shipped segmenter; the lungs are what
+is dark within the chest. The steps go on where they were stopped. Writes `steering.json`, and a GIF: mask,
 generated volume, both.
 """
 
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import label as number_bodies
 
 from cardiodit.cli import main as cardiodit
 from cardiodit.imaging import Preprocessing
@@ -114,7 +113,8 @@ def train(subject: Subject, folder: Path, changes: Mapping[str, Sequence[str]] |
     Args:
         changes: of the configs `vqgan`, `dit` and `tgca`, as options.
     """
-    images = [cohort(subject, folder, "training", subject.cohort, 0), cohort(subject, folder, "validation", 16, 1)]
+    counts = {"training": subject.cohort, "validation": max(2, subject.cohort // 12)}
+    images = [cohort(subject, folder, name, count, seed) for seed, (name, count) in enumerate(counts.items())]
     runs, latents = folder / "runs", folder / "latents"
 
     def run(script: Any, name: str, ids: Sequence[Path], *more: str) -> None:
@@ -174,10 +174,13 @@ def heart_finder() -> Find:
 
 
 def find_lungs(volume: np.ndarray) -> np.ndarray:
-    """Dark bodies within the chest; what touches the edge is the air around it."""
-    bodies, _ = number_bodies(np.asarray(volume) < DARK)
-    sides = [np.take(bodies, place, axis).ravel() for axis in (0, 1) for place in (0, -1)]  # the windpipe ends above
-    return np.where((bodies > 0) & ~np.isin(bodies, np.concatenate(sides)), LUNGS, 0)
+    """What is dark within the chest: with something bright to the left, to the right, in front and behind."""
+    bright = np.asarray(volume) >= DARK
+    inside = ~bright
+    for axis in (0, 1):
+        before, behind = bright, np.flip(bright, axis)
+        inside &= np.maximum.accumulate(before, axis) & np.flip(np.maximum.accumulate(behind, axis), axis)
+    return np.where(inside, LUNGS, 0)
 
 
 def write_moved(subject: Subject, folder: Path, number: int, seed: int, windows: int = 1) -> None:
@@ -189,13 +192,16 @@ def write_moved(subject: Subject, folder: Path, number: int, seed: int, windows:
         for case in read_manifest(field):
             image, labels = read_nifti(case.image), read_labels(case.folder / case.row["mask"])
             asked = Volume(np.where(np.isin(labels.voxels, subject.asked), labels.voxels, 0), labels.geometry)
+            seen: set[tuple[int, ...]] = set()
             for window in range(windows):
                 random = np.random.default_rng([seed, len(rows)])
-                start = [*random.integers(0, 2 * subject.moves + 1, 2).tolist(), 0]
+                while (start := tuple(random.integers(0, 2 * subject.moves + 1, 2).tolist())) in seen:
+                    pass
+                seen.add(start)
                 files = {column: f"{case.subject}-{window}-{column}.nii.gz" for column in ("image", "mask")}
                 for volume, file in zip((image, asked), files.values()):
-                    seen = volume.crop(start, subject.size[:3])
-                    write_nifti(temporary / file, seen.voxels, seen.geometry)
+                    shown = volume.crop((*start, 0), subject.size[:3])
+                    write_nifti(temporary / file, shown.voxels, shown.geometry)
                 told = {column: case.row[column] for column in TOLD if column in case.row}
                 rows.append({**files, "subject": case.subject, **told})
         write_manifest(temporary / "manifest.csv", rows)

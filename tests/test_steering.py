@@ -23,20 +23,23 @@ BRIEF = [
     "--validation_steps",
     "1000",
 ]
+QUICK = [*BRIEF, "--train_batch_size", "4", "--lr_warmup_steps", "5", "--ema_decay", "0.95", "--noise_power", "6"]
 HEART = {
-    "tgca": [
-        *BRIEF,
-        *("--max_train_steps", "60", "--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "5"),
-        *("--adapter.channels", "[4, 8, 16, 32, 64]", "--ema_decay", "0.9"),
-    ]
+    "tgca": [*QUICK, "--max_train_steps", "50", "--learning_rate", "1e-3", "--adapter.channels", "[4, 8, 16, 32, 64]"]
 }
 SIZE = (32, 32, 24)
 CHEST = {
-    "vqgan": [*BRIEF, "--data.preprocessing.size", str(list(SIZE)), "--data.crop", "[16, 16, 16]"]
-    + ["--max_train_steps", "150"],
-    "dit": [*BRIEF, "--max_train_steps", "150", "--model.num_layers", "3", "--lr_warmup_steps", "20"],
-    "tgca": [*BRIEF, "--max_train_steps", "100", "--learning_rate", "1e-3", "--lr_warmup_steps", "5"]
-    + ["--ema_decay", "0.95", "--noise_power", "3"],
+    "vqgan": [
+        *BRIEF,
+        "--max_train_steps",
+        "300",
+        "--data.preprocessing.size",
+        str(list(SIZE)),
+        "--data.crop",
+        "[16, 16, 16]",
+    ],
+    "dit": [*BRIEF, "--max_train_steps", "300", "--model.num_layers", "3"],
+    "tgca": [*QUICK, "--max_train_steps", "300", "--learning_rate", "2e-3", "--adapter.channels", "[8, 16, 32, 64]"],
 }
 
 
@@ -67,4 +70,4 @@ def test_unseen_hearts_beat_where_their_masks_say(steering: Any, tmp_path: Path)
 def test_unseen_lungs_lie_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
     spacing = chest_scene.default_spacing(SIZE)
     subject = replace(steering.SUBJECTS["chest"], write=write_chests, size=SIZE, spacing=spacing, moves=4, cohort=24)
-    check(steering, subject, CHEST, tmp_path, steps=15)
+    check(steering, subject, CHEST, tmp_path, steps=10)

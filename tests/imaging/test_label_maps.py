@@ -55,7 +55,7 @@ def test_a_table_tells_all_orders_or_none() -> None:
         (numbered().astype(np.int16) * 100, None, "labels from 0 to 300; 0 to 255 fit"),
         (numbered().astype(np.int16) - 1, None, "labels from -1 to 2; 0 to 255 fit"),
         (numbered() * [1, 0], None, "has labels in 1 of its 2 frames"),
-        (numbered() + 1, MNMS, "holds the label 4, which its order 'LV=1 MYO=2 RV=3' does not name"),
+        (numbered() + 1, MNMS, "4 is not in the order 'LV=1 MYO=2 RV=3'"),
         (numbered(), "LV=1 RV=3", "must name three numbers above 0"),
     ],
 )

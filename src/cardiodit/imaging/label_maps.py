@@ -1,6 +1,5 @@
 """Label maps that steer a model: whole numbers, on every frame, a heart's parts in one order."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cohorts.found import ACDC_ORDER
+from cardiodit.imaging.label_order import OURS, parse_order, reorder
 from cardiodit.imaging.nifti import read_labels
 from cardiodit.imaging.volume import Volume
 
@@ -28,8 +28,11 @@ def read_label_map(path: Path, order: str | None = None) -> Volume:
     if labels.is_cine:
         _check_frames(path, labels.voxels)
     voxels = labels.voxels.astype(np.uint8)
-    if order is not None and parse_order(order) != parse_order(ACDC_ORDER):
-        voxels = _reorder(path, voxels, order)
+    if order is not None and parse_order(order) != OURS:  # a heart in our order may have other parts beside it
+        try:
+            voxels = reorder(voxels, order)
+        except CardioDiTError as error:
+            raise CardioDiTError(f"{path}: {error} It stands in the column {ORDER}.") from error
     return Volume(voxels, labels.geometry)
 
 
@@ -47,29 +50,6 @@ def check_orders(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> N
             f"{ORDER} is empty in {silent} of {len(with_heart)} rows with masks. What is the right ventricle in some "
             f"would be the left one in others: fill it in every row, such as {ACDC_ORDER!r}."
         )
-
-
-def parse_order(order: str) -> dict[str, int]:
-    """{"LV": 1, "MYO": 2, "RV": 3} of "LV=1 MYO=2 RV=3"."""
-    pairs = re.findall(r"(\w+)=(\d+)", order)
-    parts = {part: int(value) for part, value in pairs}
-    if set(parts) != {"RV", "MYO", "LV"} or len(pairs) != 3 or len(set(parts.values()) - {0}) != 3:
-        raise CardioDiTError(f"The order of labels {order!r} must name three numbers above 0, such as {ACDC_ORDER!r}.")
-    return parts
-
-
-def _reorder(path: Path, labels: np.ndarray, order: str) -> np.ndarray:
-    ours = parse_order(ACDC_ORDER)
-    table = {0: 0, **{theirs: ours[part] for part, theirs in parse_order(order).items()}}
-    if strangers := sorted(set(np.unique(labels).tolist()) - set(table)):
-        raise CardioDiTError(
-            f"{path} holds the label{'s' * (len(strangers) > 1)} {', '.join(map(str, strangers))}, which its order "
-            f"{order!r} does not name. Correct {ORDER}."
-        )
-    numbers = np.zeros(LARGEST + 1, np.uint8)
-    for theirs, value in table.items():
-        numbers[theirs] = value
-    return numbers[labels]
 
 
 def _check_values(path: Path, voxels: np.ndarray) -> None:

@@ -14,7 +14,8 @@ from cardiodit.footprint import set_tiling
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
 from cardiodit.imaging.cases import order_of_case
 from cardiodit.imaging.cohorts.found import ACDC_ORDER
-from cardiodit.imaging.label_maps import ORDER, check_orders, order_of_row, parse_order
+from cardiodit.imaging.label_maps import ORDER, check_orders, order_of_row
+from cardiodit.imaging.label_order import OURS, parse_order
 from cardiodit.imaging.manifest import PATH_COLUMNS, Case, read_table, write_manifest
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.latents.file import DamagedLatentError, LatentHeader, read_header, write_latent
@@ -222,7 +223,7 @@ def _look_at_orders(cases: Sequence[Case], keys: Sequence[str], report: Callable
     check_orders([case.row for case in cases], keys)
     orders = Counter(order_of_row(case.row, key) or ACDC_ORDER for case in cases for key in keys if case.path(key))
     for order, number in orders.items():
-        if parse_order(order) != parse_order(ACDC_ORDER):
+        if parse_order(order) != OURS:
             report(f"Labels {order}, of {number} of {orders.total()} masks, become those of ACDC, {ACDC_ORDER}.")
 
 

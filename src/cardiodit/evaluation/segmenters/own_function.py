@@ -6,9 +6,9 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.own_code import LOOKED_IN, hash_of_sources, import_own
-from cardiodit.evaluation.segmenters.labels import parse_order
 from cardiodit.evaluation.segmenters.segmenter import Grid, Segmenter
 from cardiodit.imaging.cohorts.found import ACDC_ORDER
+from cardiodit.imaging.label_order import parse_order
 
 
 def open_function(name: str) -> Segmenter:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.segmenters.labels import reorder
 from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.label_order import reorder
 from cardiodit.imaging.preprocessing import FILL
 from cardiodit.imaging.resampling import apply_plans, index_map, plan_axis
 

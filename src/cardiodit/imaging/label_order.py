@@ -5,10 +5,9 @@ import re
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import LV, MYO, RV
 from cardiodit.imaging.cohorts.found import ACDC_ORDER
 
-OURS = {"RV": RV, "MYO": MYO, "LV": LV}
+OURS = {"RV": 1, "MYO": 2, "LV": 3}  # ACDC's, as everywhere in the package
 
 
 def reorder(labels: np.ndarray, order: str) -> np.ndarray:
