@@ -5,6 +5,7 @@ OLDEST_PYTHON ?= python3.12
 VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder# files with long tests begin first, by their names
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
@@ -15,8 +16,8 @@ help: ## list the targets
 
 env: $(VENV)/installed ## create .venv with the locked versions
 
-test: env ## run the tests
-	$(BIN)/python -m pytest
+test: env ## run the tests, in two processes
+	$(BIN)/python -m pytest $(SHARED)
 
 demo: env ## generate four beating hearts and show them: demo-output/hearts.html
 	rm -rf demo-output
@@ -28,7 +29,7 @@ lint: env ## linter, formatter (as a check) and type checker
 	$(BIN)/mypy
 
 test-oldest: $(OLDEST)/installed ## run the tests against the oldest supported versions (Python 3.12)
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest $(SHARED)
 
 # A stamp is written last, so that an interrupted installation starts anew. $(1) folder, $(2) Python, $(3) lock.
 define install

@@ -86,6 +86,7 @@ setup(
             "tensorboard>=2.18",
             "pytest>=8.4",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "selenium>=4.30",
             "ruff==0.17.5",
             "mypy==2.4.1",

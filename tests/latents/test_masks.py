@@ -106,7 +106,7 @@ def only_two_frames(voxels: np.ndarray) -> np.ndarray:
         (lambda voxels: voxels[..., 0], "its image (32, 32, 4, 8): a cine needs a mask of every frame"),
         (lambda voxels: voxels[:16], "The mask's grid (16, 32, 3, 8)"),
         (only_two_frames, "has labels in 2 of its 8 frames. Steering needs them in every frame"),
-        (lambda voxels: voxels + np.uint8(1), "holds the label 4, which its order 'LV=1"),
+        (lambda voxels: voxels + np.uint8(1), "4 is not in the order 'LV=1"),
     ],
 )
 def test_masks_that_cannot_be_used(own_phantoms: Path, vae: VQModel4D, tmp_path: Path, change, message: str) -> None:

@@ -29,6 +29,6 @@ def test_what_is_no_folder_of_samples_is_said(samples: Path, tmp_path: Path) -> 
     with pytest.raises(CardioDiTError, match="holds no GIF"):
         copy_previews(tmp_path, tmp_path)
     (tmp_path / "samples.jsonl").write_text("[")
-    with pytest.raises(CardioDiTError, match="is damaged"):
+    with pytest.raises(CardioDiTError, match="is no record of a sample"):
         copy_previews(tmp_path, tmp_path)
     assert read_previews(tmp_path) is None

@@ -12,34 +12,25 @@ import pytest
 
 from cardiodit.imaging.phantom import chest_scene, write_chests, write_cohort
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "steering.py"
-BRIEF = [
-    "--mixed_precision",
-    "no",
-    "--report_to",
-    "none",
-    "--checkpointing_steps",
-    "1000",
-    "--validation_steps",
-    "1000",
-]
-QUICK = [*BRIEF, "--train_batch_size", "4", "--lr_warmup_steps", "5", "--ema_decay", "0.95", "--noise_power", "6"]
-HEART = {
-    "tgca": [*QUICK, "--max_train_steps", "50", "--learning_rate", "1e-3", "--adapter.channels", "[4, 8, 16, 32, 64]"]
-}
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "steering.py"
 SIZE = (32, 32, 24)
+
+
+def options(**changes: object) -> list[str]:
+    common = {"mixed_precision": "no", "report_to": "none", "checkpointing_steps": 1000, "validation_steps": 1000}
+    said = {key.replace("__", "."): str(value) for key, value in (common | changes).items()}
+    return [word for key, value in said.items() for word in (f"--{key}", value)]
+
+
+def adapter(**changes: object) -> list[str]:
+    return options(train_batch_size=4, lr_warmup_steps=5, ema_decay=0.95, noise_power=6, **changes)
+
+
+HEART = {"tgca": adapter(max_train_steps=50, learning_rate=1e-3, adapter__channels=[4, 8, 16, 32, 64])}
 CHEST = {
-    "vqgan": [
-        *BRIEF,
-        "--max_train_steps",
-        "300",
-        "--data.preprocessing.size",
-        str(list(SIZE)),
-        "--data.crop",
-        "[16, 16, 16]",
-    ],
-    "dit": [*BRIEF, "--max_train_steps", "300", "--model.num_layers", "3"],
-    "tgca": [*QUICK, "--max_train_steps", "300", "--learning_rate", "2e-3", "--adapter.channels", "[8, 16, 32, 64]"],
+    "vqgan": options(max_train_steps=300, data__preprocessing__size=list(SIZE), data__crop=[16, 16, 16]),
+    "dit": options(max_train_steps=300, model__num_layers=3),
+    "tgca": adapter(max_train_steps=300, learning_rate=2e-3, adapter__channels=[8, 16, 32, 64]),
 }
 
 
@@ -62,11 +53,13 @@ def check(steering: Any, subject: Any, changes: dict[str, list[str]], folder: Pa
     assert (means["ceiling"] > 0.9).all(), means
 
 
+@pytest.mark.timeout(900)
 def test_unseen_hearts_beat_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
     subject = replace(steering.SUBJECTS["heart"], write=partial(write_cohort, workers=1), cohort=12)
     check(steering, subject, HEART, tmp_path, steps=10)
 
 
+@pytest.mark.timeout(900)
 def test_unseen_lungs_lie_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
     spacing = chest_scene.default_spacing(SIZE)
     subject = replace(steering.SUBJECTS["chest"], write=write_chests, size=SIZE, spacing=spacing, moves=4, cohort=24)
