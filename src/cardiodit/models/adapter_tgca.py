@@ -104,7 +104,7 @@ class TGCAAdapterModel(StrictModelMixin):
         tokens = features.movedim(2, -1).flatten(1, -2)
         if self.config.normalise_control:
             return tokens
-        return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)  # bounded: without, trainings ran away
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)  # gate and scale alone say how much
 
     def forward(self, tokens: torch.Tensor, time: torch.Tensor, conditioning_scale: float = 1.0) -> Controls:
         """What is added in each block of the base.
@@ -142,7 +142,7 @@ class ConditionEmbed(nn.Module):
             h, w, t = stride
             self.blocks.append(nn.Conv3d(width, wider, 3, stride=(h, w, t), padding=1))
         for conv in (self.conv_in, *self.blocks):
-            # By PyTorch's own draw, 0.0004 of what differs between two masks came through: nothing was learned.
+            # By PyTorch's own draw, 0.0004 of what differs between two masks comes through.
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)
         self.conv_out = nn.Conv3d(channels[-1], hidden_size, 3, padding=1)
