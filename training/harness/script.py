@@ -14,6 +14,6 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except (CardioDiTError, OSError) as error:
         if int(os.environ.get("RANK", 0)) > 0:
-            time.sleep(3)  # the first process says the same, and its end is ours; if it lives, only we know
+            time.sleep(10)  # the first process says the same, and its end is ours; if it lives, only we know
         print(f"\n{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
