@@ -178,8 +178,8 @@ def find_lungs(volume: np.ndarray) -> np.ndarray:
     bright = np.asarray(volume) >= DARK
     inside = ~bright
     for axis in (0, 1):
-        before, behind = bright, np.flip(bright, axis)
-        inside &= np.maximum.accumulate(before, axis) & np.flip(np.maximum.accumulate(behind, axis), axis)
+        inside &= np.maximum.accumulate(bright, axis)
+        inside &= np.flip(np.maximum.accumulate(np.flip(bright, axis), axis), axis)
     return np.where(inside, LUNGS, 0)
 
 

@@ -1,7 +1,5 @@
 """What `benchmarks/dimensions.py` does beside training: hearts are cut into slices, and slices joined into hearts."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,19 +14,13 @@ from cardiodit.imaging import Geometry, read_nifti
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.latents.file import LatentHeader, read_latent, write_latent
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "dimensions.py"
 DEPTH, SEED = 2, 3
 GEOMETRY = Geometry((2.0, 2.0, 10.0), 0.05)
 
 
 @pytest.fixture(scope="module")
-def loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dimensions", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dimensions"] = module
-    spec.loader.exec_module(module)
-    return module
+def loaded(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("dimensions")
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Do masks steer? What `benchmarks/steering.py` proves in an hour, in minutes: fewer phantoms and steps, 25 points."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 
 from cardiodit.imaging.phantom import chest_scene, write_chests, write_cohort
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "steering.py"
 SIZE = (32, 32, 24)
 
 
@@ -35,13 +34,8 @@ CHEST = {
 
 
 @pytest.fixture(scope="module")
-def steering() -> Any:
-    spec = importlib.util.spec_from_file_location("steering", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["steering"] = module
-    spec.loader.exec_module(module)
-    return module
+def steering(load_script: Callable[[str], ModuleType]) -> Any:
+    return load_script("steering")
 
 
 def check(steering: Any, subject: Any, changes: dict[str, list[str]], folder: Path, steps: int) -> None:
