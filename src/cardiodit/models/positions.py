@@ -32,3 +32,26 @@ def sincos_positions(
         shape = [length if a == axis else 1 for a in range(len(grid))]
         features.append(sincos_axis(length, width, device).view(*shape, width).expand(*grid, width))
     return torch.cat(features, dim=-1).flatten(0, -2)[:, :dim].to(dtype)
+
+
+def fourier_positions(
+    grid: Sequence[int],
+    dim: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """PRDiT's positions of all tokens of `grid`, (tokens, dim): waves over the whole volume, whatever its grid.
+
+    Sines and cosines of 2π·f·(i + 0.5)/g, of the last axis first; f rises geometrically from 1 to 0.95·g/2.
+    """
+    count = math.ceil(dim / (2 * len(grid)))  # frequencies an axis; the surplus is cut off at the end
+    features = []
+    for axis, length in reversed(list(enumerate(grid))):
+        highest = 0.95 * length / 2
+        frequencies = highest ** torch.linspace(0, 1, count, dtype=torch.float64)
+        centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length
+        angles = 2 * math.pi * torch.outer(centres, frequencies)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        shape = [length if a == axis else 1 for a in range(len(grid))]
+        features.append(waves.view(*shape, 2 * count).expand(*grid, 2 * count))
+    return torch.cat(features, dim=-1).flatten(0, -2)[:, :dim].to(device, dtype)

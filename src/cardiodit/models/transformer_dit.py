@@ -15,21 +15,17 @@ import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
 from diffusers.configuration_utils import register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.loading import StrictModelMixin, refuse_pickles
 from cardiodit.models.positions import sincos_positions
+from cardiodit.models.transformer_mixin import TransformerMixin
 
 TIME_FEATURES = 256
-GPU_ONLY_BACKENDS = ("_native_cudnn", "_native_efficient")  # of torch's own
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
 
@@ -120,13 +116,12 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
 class DiTBlock(nn.Module):
     """adaLN-zero block: attention and MLP, each shifted, scaled and gated by the conditioning."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0, activation: str = "gelu") -> None:
         super().__init__()
+        inner = int(dim * mlp_ratio)
         self.modulation = nn.Linear(dim, 6 * dim)
         self.attn = DiTAttention(dim, heads, dropout)
-        self.ff = FeedForward(
-            dim, inner_dim=int(dim * mlp_ratio), dropout=dropout, activation_fn="gelu", final_dropout=True
-        )
+        self.ff = FeedForward(dim, inner_dim=inner, dropout=dropout, activation_fn=activation, final_dropout=True)
 
     def forward(
         self, hidden_states: torch.Tensor, conditioning: torch.Tensor, control: torch.Tensor | None = None
@@ -144,7 +139,7 @@ class DiTBlock(nn.Module):
 TransformerBlockRegistry.register(DiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
-class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+class DiTTransformerModel(TransformerMixin):
     """The n-axis core. Use `DiT3DTransformerModel` or `DiT4DTransformerModel`.
 
     Args:
@@ -249,19 +244,10 @@ class DiTTransformerModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Ca
             if "modulation" in name or name.startswith("proj_out"):
                 nn.init.zeros_(parameter)
 
-    def set_attention_backend(self, backend: str) -> None:
-        """diffusers' choice of attention kernels; those of torch that need a GPU say so here, not at the first call."""
-        if backend.lower() in GPU_ONLY_BACKENDS and not torch.cuda.is_available():
-            raise CardioDiTError(
-                f"The attention backend {backend!r} needs a CUDA GPU, and there is none. Use 'native'."
-            )
-        super().set_attention_backend(backend)
-
-    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> None:
-        """An adapter from a folder, a file, the Hub or a dictionary; from safetensors only, where diffusers would also
-        open pickles."""
-        refuse_pickles(pretrained_model_name_or_path_or_dict, kwargs.get("weight_name"))
-        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **{**kwargs, "use_safetensors": True})
+    @property
+    def token_size(self) -> tuple[int, ...]:
+        """Latents along each axis that a token stands for."""
+        return self.patch_size
 
     @property
     def null_label(self) -> int | None:
@@ -367,8 +353,3 @@ class DiT3DTransformerModel(DiTTransformerModel):
     axis_names = ("height", "width", "depth")
     published_sample_size = (64, 64, 32)
     published_patch_size = (4, 4, 4)
-
-
-# Older versions of diffusers look up by the name of a class how the strength of an adapter is spread over its blocks.
-for _name in ("DiT4DTransformerModel", "DiT3DTransformerModel"):
-    _SET_ADAPTER_SCALE_FN_MAPPING.setdefault(_name, lambda _, strengths: strengths)
