@@ -7,7 +7,6 @@ the two classes at the end.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn as nn
