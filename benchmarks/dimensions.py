@@ -20,7 +20,7 @@ import torch
 
 from cardiodit.cli import main as cardiodit
 from cardiodit.evaluation.protocol import Request, evaluate
-from cardiodit.imaging.manifest import read_manifest, write_manifest
+from cardiodit.imaging.manifest import read_table, write_manifest
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents.file import read_latent, write_latent
@@ -81,13 +81,14 @@ def prepare(folder: Path) -> Path:
 def split_slices(folder: Path) -> None:
     rows = []
     (folder / "slices").mkdir(exist_ok=True)
-    for case in read_manifest(folder / "manifest.csv", ("latent",)):
-        header, latent = read_latent(case.image)
+    for _, row in read_table(folder / "manifest.csv", ("latent", "subject", "label")):
+        file = folder / row["latent"]
+        header, latent = read_latent(file)
         for place in range(DEPTH):
-            name = f"slices/{case.image.stem}-{place}.safetensors"
+            name = f"slices/{file.stem}-{place}.safetensors"
             part = latent[:, place : place + 1].clone()
             write_latent(folder / name, part, replace(header, shape=tuple(part.shape)))
-            rows.append({"latent": name, "subject": case.subject, "label": f"{case.row['label']}-{place}"})
+            rows.append({"latent": name, "subject": row["subject"], "label": f"{row['label']}-{place}"})
     write_manifest(folder / "slices.csv", rows)
 
 

@@ -12,11 +12,14 @@ import torch
 from cardiodit.footprint import peak_bytes, weight_bytes
 from cardiodit.models.adapter_tgca import SEEN_AT_ONCE
 from cardiodit.models.tiling import AxisTiles
+from cardiodit.models.transformer_prdit import OverlappingPatches, PRDiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.mask_control import MaskControlMixin
+from cardiodit.pipelines.volumes import VolumePipeline
 
 PROBE_LATENTS = 24  # rows and columns of the plane whose decoding is timed; the rest is in proportion
 PROBE_VOXELS = 64  # the same of masks
+PROBE_TOKENS = 512  # of PRDiT's, whose patches are timed; the rest is in proportion
 REPEATS = 3
 KERNELS = 1.22  # memory that kernels use inside: 1.20 to 1.28 times the arithmetic of the published models on CPU
 
@@ -60,10 +63,10 @@ class Estimate:
 
 @torch.no_grad()
 def estimate_sampling(
-    pipe: LatentVolumePipeline,
+    pipe: VolumePipeline,
     num_samples: int = 1,
     batch_size: int = 1,
-    num_inference_steps: int = 25,
+    num_inference_steps: int | None = None,
     guidance_scale: float = 1.0,
     decode_batch_size: int = 1,
     depth: int | None = None,
@@ -77,27 +80,55 @@ def estimate_sampling(
     Of a model with an adapter it is that of steered samples; their masks have the size that is given.
     """
     size = pipe.latent_size(depth=depth, height=height, width=width, frames=frames)
-    pieces, piece_size = pipe.pieces_of(size)
+    steps = pipe.default_steps if num_inference_steps is None else num_inference_steps
     batch = min(batch_size, num_samples)
     device, kind = pipe._execution_device, pipe.transformer.dtype
     latents = torch.empty(batch, pipe.transformer.config.in_channels, *size, device=device, dtype=kind)
-    together = torch.empty(decode_batch_size, latents.shape[1], *piece_size, device=device, dtype=pipe.vae.dtype)
     steering = Steering(pipe, latents) if isinstance(pipe, MaskControlMixin) else None
     voxels = math.prod(size) * math.prod(pipe.voxels_a_latent)
     volumes = batch * voxels * 4  # float32; decoded pieces are joined and then limited to [-1, 1]: three of them
     held = 4 * latents.nbytes + (steering.held if steering else 0)  # sample, prediction, a multistep solver's memory
     passes = 1 + (guidance_scale != 1.0) + (steering is not None and condition_guidance_scale != 1.0)
-    calls = math.ceil(num_samples / batch) * num_inference_steps * passes
-    models = (pipe.transformer, pipe.vae, *([steering.adapter] if steering else []))
+    calls = math.ceil(num_samples / batch) * steps * passes
+    decoding = Decoding(pipe, size, decode_batch_size) if isinstance(pipe, LatentVolumePipeline) else None
+    models = [pipe.transformer, *([pipe.vae] if decoding else []), *([steering.adapter] if steering else [])]
     return Estimate(
         weights=weight_bytes(*models),
         denoising=held + _peak(lambda: _denoise_once(pipe, latents, steering)),
-        decoding=volumes + max(2 * volumes, _peak(lambda: pipe.vae.decode(together).sample)),
+        decoding=volumes + max(2 * volumes, decoding.bytes if decoding else 0),
         denoising_seconds=calls * _denoising_step(pipe, latents),
-        decoding_seconds=num_samples * pieces * _decoding_of_a_piece(pipe, together[:1]),
+        decoding_seconds=num_samples * decoding.seconds() if decoding else 0.0,
         steering=steering.bytes if steering else 0,
         steering_seconds=num_samples * steering.seconds() if steering else 0.0,
     )
+
+
+class Decoding:
+    """What becoming volumes needs.
+
+    Args:
+        pipe: with a VQ model.
+        size: of a latent.
+        at_once: pieces that are decoded together.
+    """
+
+    def __init__(self, pipe: LatentVolumePipeline, size: Sequence[int], at_once: int) -> None:
+        self.vae, channels = pipe.vae, pipe.transformer.config.in_channels
+        self.pieces, piece = pipe.pieces_of(size)
+        device, dtype = pipe._execution_device, pipe.vae.dtype
+        self.together = torch.empty(at_once, channels, *piece, device=device, dtype=dtype)
+
+    @property
+    def bytes(self) -> int:
+        return _peak(lambda: self.vae.decode(self.together).sample)
+
+    def seconds(self) -> float:
+        """Of one volume, in proportion to a part of the plane; where tiles overlap, voxels are decoded repeatedly."""
+        piece = self.together[:1]
+        part = piece[..., :PROBE_LATENTS, :PROBE_LATENTS, :].contiguous().zero_()
+        share = part[0, 0].numel() / piece[0, 0].numel()
+        one = _seconds(lambda: self.vae.decode(part)) / share * _repetition(self.vae, piece.shape[2:])
+        return self.pieces * one
 
 
 class Steering:
@@ -142,7 +173,7 @@ class Steering:
         return 2 * _seconds(lambda: self.adapter.condition_embed(masks)) / share
 
 
-def _denoise_once(pipe: LatentVolumePipeline, latents: torch.Tensor, steering: Steering | None) -> torch.Tensor:
+def _denoise_once(pipe: VolumePipeline, latents: torch.Tensor, steering: Steering | None) -> torch.Tensor:
     timestep = torch.zeros(len(latents), device=latents.device, dtype=torch.long)
     if steering is None:
         return pipe.transformer(latents, timestep).sample
@@ -154,21 +185,25 @@ def _peak(run: Callable[[], object]) -> int:
     return int(KERNELS * peak_bytes(run))
 
 
-def _denoising_step(pipe: LatentVolumePipeline, latents: torch.Tensor) -> float:
-    """One block at the true number of tokens, times their number: the rest is a percent."""
+def _denoising_step(pipe: VolumePipeline, latents: torch.Tensor) -> float:
+    """One block at the true number of tokens, times their number: the rest is a percent, but for PRDiT's patches."""
     model = pipe.transformer
     tokens = math.prod(model.grid_of(latents.shape[2:]))
-    hidden = torch.zeros(len(latents), tokens, model.proj_out.in_features, device=latents.device, dtype=model.dtype)
+    width = model.config.num_attention_heads * model.config.attention_head_dim
+    hidden = torch.zeros(len(latents), tokens, width, device=latents.device, dtype=model.dtype)
     conditioning = hidden[:, 0]
-    block = model.transformer_blocks[0]
-    return len(model.transformer_blocks) * _seconds(lambda: block(hidden, conditioning))
+    blocks = list(getattr(model, "transformer_blocks", []))
+    of_patches = _patches_step(model, latents, tokens) if isinstance(model, PRDiTTransformerModel) else 0.0
+    of_blocks = len(blocks) * _seconds(lambda: blocks[0](hidden, conditioning)) if blocks else 0.0
+    return of_patches + of_blocks
 
 
-def _decoding_of_a_piece(pipe: LatentVolumePipeline, latent: torch.Tensor) -> float:
-    """A part of the plane, in proportion to the whole; where tiles overlap, voxels are decoded more than once."""
-    part = latent[..., :PROBE_LATENTS, :PROBE_LATENTS, :].contiguous().zero_()
-    share = part[0, 0].numel() / latent[0, 0].numel()
-    return _seconds(lambda: pipe.vae.decode(part)) / share * _repetition(pipe.vae, latent.shape[2:])
+def _patches_step(model: PRDiTTransformerModel, volumes: torch.Tensor, tokens: int) -> float:
+    """What is made of each patch by itself, in proportion to some of them."""
+    some = torch.arange(min(tokens, PROBE_TOKENS), device=volumes.device)
+    patches = OverlappingPatches(torch.zeros_like(volumes), model.config.patch_size)
+    time_embedding = model.embed_time(volumes, 0)
+    return tokens / len(some) * _seconds(lambda: model.by_patch(patches, some, time_embedding))
 
 
 def _repetition(vae: Any, size: Sequence[int]) -> float:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.randomness import generator_for
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -65,11 +64,9 @@ def make_generators(
     return seed, [generator_for(seed, first_sample + i) for i in range(num_samples)]
 
 
-def label_numbers(
-    transformer: DiTTransformerModel, labels: Label | list[Label] | None, num_samples: int
-) -> torch.Tensor | None:
+def label_numbers(transformer: Any, labels: Label | list[Label] | None, num_samples: int) -> torch.Tensor | None:
     """One label number a sample; names are looked up; no label is the null label."""
-    num_classes, null_label = transformer.config.num_classes, transformer.null_label
+    num_classes, null_label = transformer.config.get("num_classes"), transformer.null_label
     if labels is None:
         if num_classes and null_label is None:
             raise CardioDiTError(
@@ -78,12 +75,12 @@ def label_numbers(
             )
         return None if null_label is None else torch.full((num_samples,), null_label)
     if not num_classes:
-        raise CardioDiTError("class_labels were given, but this model was trained without labels (num_classes=0).")
+        raise CardioDiTError("class_labels were given, but this model was trained without labels.")
     each = labels if isinstance(labels, list) else [labels] * num_samples
     return torch.tensor([_label_number(transformer, label) for label in each])
 
 
-def _label_number(transformer: DiTTransformerModel, label: Any) -> int:
+def _label_number(transformer: Any, label: Any) -> int:
     names = transformer.config.class_names or []
     number = names.index(label) if label in names else label
     is_whole = hasattr(number, "__index__") and not isinstance(number, bool)
@@ -92,28 +89,28 @@ def _label_number(transformer: DiTTransformerModel, label: Any) -> int:
     return operator.index(number)
 
 
-def _choices(transformer: DiTTransformerModel) -> str:
+def _choices(transformer: Any) -> str:
     numbers, names = f"0 to {transformer.config.num_classes - 1}", transformer.config.class_names
     return f"{numbers} or {', '.join(names)}" if names else numbers
 
 
-def latent_size(transformer: DiTTransformerModel, asked: Sequence[int | None], factors: Sequence[int]) -> list[int]:
+def latent_size(transformer: Any, asked: Sequence[int | None], factors: Sequence[int]) -> list[int]:
     """The latent size for a size in voxels along the transformer's axes, the trained one where none is asked.
 
     `factors` are the voxels a latent along each axis.
     """
     size = []
-    for name, voxels, trained, factor, patch in zip(
-        transformer.axis_names, asked, transformer.config.sample_size, factors, transformer.patch_size, strict=True
+    for name, voxels, trained, factor, token in zip(
+        transformer.axis_names, asked, transformer.config.sample_size, factors, transformer.token_size, strict=True
     ):
-        step = factor * patch
+        step = factor * token
         voxels = None if voxels is None else whole_number(name, voxels, least=1)
         if voxels is not None and voxels % step:
             below, above = voxels // step * step, (voxels // step + 1) * step
             nearest = f"{below} or {above}" if below >= step else f"{above}"
             raise CardioDiTError(
-                f"{name}={voxels} cannot be produced: along {name} this model makes multiples of {step} "
-                f"(autoencoder {factor} × patch {patch}); nearest: {nearest}."
+                f"{name}={voxels} cannot be produced: along {name} this model makes multiples of {step}"
+                f"{f' (autoencoder {factor} × patch {token})' if factor > 1 else ''}; nearest: {nearest}."
             )
         size.append(trained if voxels is None else voxels // factor)
     return size

@@ -9,13 +9,15 @@ import numpy as np
 import yaml
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.opening import open_transformer, open_vae
+from cardiodit.hub.opening import open_transformer, open_vae, open_voxel_transformer
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.opening import make_pipeline, open_pipeline
-from cardiodit.schedulers import cosine_betas, make_scheduler
+from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
+from cardiodit.pipelines.volumes import VolumePipeline
+from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
 
 FRAMES_SHOWN = 2  # of each checkpoint's cine, the first and the middle one
 SLICES_SHOWN = 8  # of each checkpoint's volume
@@ -40,11 +42,11 @@ def checkpoints_of(run: Path, first: int, last: int, step: int) -> list[tuple[in
 
 def open_checkpoint(
     run: Path, folder: Path, vae: str | Path | None = None, base: str | Path | None = None
-) -> LatentVolumePipeline:
+) -> VolumePipeline:
     """The pipeline that a run would become with this checkpoint's averaged weights (or its weights, without any).
 
     Args:
-        run: folder of a run of stage 2 or of an adapter.
+        run: folder of a run of stage 2, of PRDiT, or of an adapter.
         folder: of the checkpoint.
         vae: the VQ model of stage 2; not needed once the run has a `pipeline`.
         base: the pipeline that an adapter steers; not needed once the run has a `pipeline`.
@@ -56,7 +58,10 @@ def open_checkpoint(
         return _open_steered(run, folder, adapter, base)
     if base is not None:
         raise CardioDiTError(f"--base: {run} is no run of an adapter. Leave the option out.")
-    process = yaml.safe_load((Path(run) / "config.yaml").read_text()).get("diffusion")
+    settings = yaml.safe_load((Path(run) / "config.yaml").read_text())
+    if "process" in settings:
+        return _open_prdit(run, folder, vae, settings["process"])
+    process = settings.get("diffusion")
     if process is None:
         raise CardioDiTError(f"{run} is neither a run of stage 2 nor one of an adapter: nothing in it can be sampled.")
     if vae is None and not (Path(run) / "pipeline").is_dir():
@@ -65,6 +70,13 @@ def open_checkpoint(
     scheduler = make_scheduler("dpm++", steps, cosine_betas(steps), process["prediction_type"])
     weights = _weights_in(folder, "transformer") or folder / "transformer"
     return make_pipeline(open_vae(vae or Path(run) / "pipeline"), open_transformer(weights), scheduler)
+
+
+def _open_prdit(run: Path, folder: Path, vae: str | Path | None, process: dict[str, Any]) -> VolumePipeline:
+    if vae is not None:
+        raise CardioDiTError(f"--vae: {run} is a run of PRDiT, which needs no VQ model. Leave the option out.")
+    weights = _weights_in(folder, "transformer") or folder / "transformer"
+    return PRDiTPipeline(open_voxel_transformer(weights), NoiseAndImageScheduler(**process))
 
 
 def _open_steered(run: Path, folder: Path, adapter: Path, base: str | Path | None) -> LatentVolumePipeline:

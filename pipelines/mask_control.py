@@ -98,7 +98,7 @@ class MaskControlMixin(LatentVolumePipeline):
         _check_strengths(conditioning_scale, condition_guidance_scale, guidance)
         each = self._named_masks(masks, settings)
         condition = self._condition(each, settings)
-        steps = self._whole_steps(settings.get("num_inference_steps", 25))
+        steps = self._whole_steps(settings.get("num_inference_steps"))
         first, end = (round(share * steps) for share in guidance)
         with torch.no_grad():
             self._control = self._make_control(condition, conditioning_scale, (first, end), condition_guidance_scale)

@@ -11,14 +11,15 @@ from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.pipelines.pipeline_cardiodit_control import CardioDiTControlPipeline
+from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
 from cardiodit.pipelines.pipeline_voldit import VolDiTPipeline
 from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
 from cardiodit.pipelines.provenance import check_is_pipeline_folder
+from cardiodit.pipelines.volumes import VolumePipeline
 from cardiodit.shipped import find_model
 
-KINDS: dict[str, type[LatentVolumePipeline]] = {
-    kind.__name__: kind for kind in (CardioDiTPipeline, CardioDiTControlPipeline, VolDiTPipeline, VolDiTControlPipeline)
-}
+LATENT = (CardioDiTPipeline, CardioDiTControlPipeline, VolDiTPipeline, VolDiTControlPipeline)
+KINDS: dict[str, type[VolumePipeline]] = {kind.__name__: kind for kind in (*LATENT, PRDiTPipeline)}
 BY_AXES: dict[int, Any] = {3: VolDiTPipeline, 4: CardioDiTPipeline}
 STEERED_BY_AXES: dict[int, Any] = {3: VolDiTControlPipeline, 4: CardioDiTControlPipeline}
 
@@ -33,7 +34,7 @@ def make_pipeline(
     return STEERED_BY_AXES[axes](vae, transformer, scheduler, adapter)
 
 
-def open_pipeline(name: str | Path, **kwargs: Any) -> LatentVolumePipeline:
+def open_pipeline(name: str | Path, **kwargs: Any) -> Any:
     """The pipeline of a folder, of the Hub, or one that comes with the package, as its own kind.
 
     What else is given goes to `from_pretrained`.

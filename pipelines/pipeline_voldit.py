@@ -28,6 +28,3 @@ class VolDiTPipeline(LatentVolumePipeline):
 
     def _decode_batches(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
         return torch.cat([self.vae.decode(part).sample.float() for part in latents.split(batch_size)])
-
-    def _as_stored(self, volumes: torch.Tensor) -> torch.Tensor:
-        return volumes

@@ -28,10 +28,10 @@ def check_is_pipeline_folder(name: str | Path) -> None:
     hint = "A pipeline folder is made by pipe.save_pretrained(...), by training or by `cardiodit convert`."
     if (folder / "config.json").is_file():
         hint = "It looks like a single model: open it with that model's own from_pretrained."
-    elif any(folder.glob("*.pth")):
+    elif any(folder.glob("*.pt*")):
         hint = (
-            "It looks like an authors' checkpoint: make a pipeline folder of it with `cardiodit convert cardiodit` or "
-            "`cardiodit convert voldit`."
+            "It looks like an authors' checkpoint: make a pipeline folder of it with `cardiodit convert cardiodit`, "
+            "`voldit` or `prdit`."
         )
     raise CardioDiTError(f"{folder} holds no model_index.json, so it is no pipeline folder. {hint}")
 
@@ -59,7 +59,7 @@ def _hash_of(files: tuple[tuple[Path, int], ...]) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def describe_model(pipe: DiffusionPipeline) -> dict[str, Any]:
+def describe_model(pipe: Any) -> dict[str, Any]:
     """Name, revision, solver, precision, and how training volumes were prepared.
 
     Of a local model only the folder's name: paths can tell of patients.
@@ -72,7 +72,7 @@ def describe_model(pipe: DiffusionPipeline) -> dict[str, Any]:
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "device": pipe._execution_device.type,
         "cardiodit": _package_version(),
-        "preprocessing": pipe.vae.config.get("preprocessing"),
+        "preprocessing": pipe.facts.get("preprocessing"),
     }
 
 

@@ -128,8 +128,8 @@ def test_volumes_are_tiled_where_one_would_need_more_than_4_gib() -> None:
 def test_an_estimate_counts_the_adapter_its_masks_and_its_guidance(
     make_pipe: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_denoising_step", "_decoding_of_a_piece"):
-        monkeypatch.setattr(estimate, name, lambda *_: 1.0)
+    monkeypatch.setattr(estimate, "_denoising_step", lambda *_: 1.0)
+    monkeypatch.setattr(estimate.Decoding, "seconds", lambda *_: 1.0)
     plain = make_pipe()
     adapter = randomise(TGCAAdapterModel(32, 2, 4, 2, channels=(4, 8), strides=((2, 2, 2),)))
     pipe = CardioDiTControlPipeline(plain.vae, plain.transformer, plain.scheduler, adapter)

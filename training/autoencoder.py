@@ -1,7 +1,7 @@
 """The autoencoder and the discriminator that stage 1 trains: new ones, or ones to be fine-tuned."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.opening import open_vae
 from cardiodit.imaging.cache import PreparedVolumes
-from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.models import VQModel3D, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
@@ -35,25 +34,9 @@ def model_to_tune(name: str, settings: VQGANSettings, plain: Mapping[str, Any]) 
     return model
 
 
-def preprocessing_of(settings: VQGANSettings, plain: Mapping[str, Any], model: VQModel | None) -> Preprocessing:
-    """The config's, or where it says nothing that of the model which is fine-tuned."""
-    said = (plain.get("data") or {}).get("preprocessing")
-    if model is not None and not said and model.config.preprocessing is not None:
-        return Preprocessing.from_dict(model.config.preprocessing)
-    return settings.data.preprocessing.build()
-
-
 def new_model(settings: VQGANSettings) -> VQModel:
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
     return KINDS[settings.dimensions](**asdict(settings.model))
-
-
-def tell_data(model: VQModel, volumes: PreparedVolumes) -> None:
-    """What the data were goes into the model's config, from where samples get their geometry and units."""
-    steps = volumes.steps
-    if not steps.intensity.is_fixed:
-        steps = replace(steps, intensity=replace(steps.intensity, typical=volumes.typical()))
-    model.register_to_config(preprocessing=steps.to_dict(), spacing=volumes.spacing(), frame_time=volumes.frame_time())
 
 
 def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] | None) -> None:

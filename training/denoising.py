@@ -132,6 +132,12 @@ def _item(patients: Patients, index: int, timestep: torch.Tensor, noise: torch.T
     return item if patients.labels is None else {**item, "label": torch.tensor(patients.labels[index])}
 
 
+class Process(Protocol):
+    """What is undone, and the error that is lowered."""
+
+    def losses(self, model: torch.nn.Module, latents: torch.Tensor, batch: Batch) -> torch.Tensor: ...
+
+
 class Denoising:
     """The published process and loss (`DiffusionSettings`)."""
 

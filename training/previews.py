@@ -13,12 +13,13 @@ from cardiodit.imaging.pictures import write_gif, write_slices
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.opening import make_pipeline
+from cardiodit.pipelines.volumes import VolumePipeline
 from cardiodit.randomness import generator_for
 from cardiodit.schedulers import make_scheduler
 from cardiodit.training.denoising import Denoising
 from cardiodit.training.harness.parts import Average, Network, Tensors
 from cardiodit.training.harness.run import Run
-from cardiodit.training.settings import DiTTraining
+from cardiodit.training.settings import PreviewedTraining
 from cardiodit.training.transformer import ADAPTER
 
 PREVIEW_SEED = 0
@@ -31,7 +32,7 @@ def sampler_of(denoising: Denoising) -> Any:
     )
 
 
-def whole_copy(build: Callable[[], DiTTransformerModel], tensors: Tensors, device: torch.device) -> DiTTransformerModel:
+def whole_copy(build: Callable[[], Any], tensors: Tensors, device: torch.device) -> Any:
     """A model of its own, outside of all wrappers, with these weights."""
     copy = build()
     copy.load_state_dict(tensors)
@@ -41,21 +42,20 @@ def whole_copy(build: Callable[[], DiTTransformerModel], tensors: Tensors, devic
 def preview(
     run: Run,
     weights: Average | Network,
-    build: Callable[[], DiTTransformerModel],
-    vae: Any,
-    denoising: Denoising,
-    training: DiTTraining,
+    build: Callable[[], Any],
+    as_pipeline: Callable[[Any], VolumePipeline],
+    training: PreviewedTraining,
 ) -> None:
     """Samples a few volumes, the same noise every time, into `previews/` and the tracker."""
     tensors = weights.gather()  # every process must take part where weights are sharded
     if run.is_main:
-        pipe = make_pipeline(vae, whole_copy(build, tensors, run.accelerator.device), sampler_of(denoising))
+        pipe = as_pipeline(whole_copy(build, tensors, run.accelerator.device))
         pipe.set_progress_bar_config(disable=True)
-        classes = pipe.transformer.config.num_classes
+        classes = pipe.transformer.config.get("num_classes")
         count = training.preview_samples
         output = pipe(
             num_samples=count,
-            num_inference_steps=min(training.preview_inference_steps, denoising.settings.num_train_timesteps),
+            num_inference_steps=min(training.preview_inference_steps, pipe.scheduler.config.num_train_timesteps),
             guidance_scale=training.preview_guidance_scale if classes and pipe.transformer.null_label else 1.0,
             class_labels=[i % classes for i in range(count)] if classes else None,
             generator=[generator_for(PREVIEW_SEED, i) for i in range(count)],

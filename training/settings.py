@@ -210,17 +210,23 @@ class AveragedTraining(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTTraining(AveragedTraining):
-    learning_rate: float = option(1e-4, "at its highest")
-    weight_decay: float = option(1e-4, "of matrices; biases, norms and embeddings do not decay")
-    num_train_epochs: Count = option(3000, "passes over the training data")
-    lr_scheduler: Literal["constant", "cosine", "exponential"] = option("cosine", "course of the rate")
-    lr_warmup_epochs: float = option(100.0, "in which the rate rises from 0")
+class PreviewedTraining(AveragedTraining):
+    """Of what draws volumes while it learns."""
+
     preview_epochs: float = option(50.0, "between two previews: volumes sampled from the EMA weights")
     preview_steps: Count | None = option(None, "the same in steps")
     preview_samples: int = option(2, "volumes a preview; 0 for none")
     preview_inference_steps: Count = option(25, "steps of the sampler")
     preview_guidance_scale: float = option(1.0, "classifier-free guidance of labelled previews")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTTraining(PreviewedTraining):
+    learning_rate: float = option(1e-4, "at its highest")
+    weight_decay: float = option(1e-4, "of matrices; biases, norms and embeddings do not decay")
+    num_train_epochs: Count = option(3000, "passes over the training data")
+    lr_scheduler: Literal["constant", "cosine", "exponential"] = option("cosine", "course of the rate")
+    lr_warmup_epochs: float = option(100.0, "in which the rate rises from 0")
     lora_rank: int = option(0, "train a LoRA adapter of this rank on top of --init_from; 0 trains all weights")
     lora_alpha: float | None = option(None, "strength of the adapter; default: its rank")
 
@@ -293,6 +299,51 @@ class TGCASettings:
     adapter: AdapterSettings = AdapterSettings()
     loss: Literal["smooth_l1", "mse", "l1"] = option("smooth_l1", "error of the prediction")
     training: TGCATraining = TGCATraining()
+
+
+AS_IT_IS = AugmentationSettings(rotation_probability=0.0, flip_probability=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRDiTModelSettings:
+    """`PRDiTTransformerModel`."""
+
+    patch_size: Count = option(12, "voxels along each side of a patch, whose middle 8 are predicted; 8: no overlap")
+    num_layers: int = option(0, "blocks of the refiner; 0 is stage 1, the local denoiser alone")
+    num_attention_heads: Count = option(12, "heads")
+    attention_head_dim: Count = option(64, "width of a head")
+    mlp_ratio: float = option(4.0, "width of the refiner's MLPs over the width of its tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSettings:
+    """`NoiseAndImageScheduler`."""
+
+    num_train_timesteps: Count = option(1000, "steps between image and noise")
+    noise_scale: float = option(0.5, "standard deviation of the noise")
+    solver: Literal["hot", "euler"] = option("hot", "of samples: hot is the stochastic predictor-corrector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRDiTDataSettings(DataSettings):
+    augmentation: AugmentationSettings = AS_IT_IS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRDiTTraining(PreviewedTraining):
+    learning_rate: float = option(1e-4, "at its highest")
+    num_train_epochs: Count = option(1000, "passes over the training data")
+    preview_inference_steps: Count = option(100, "steps of the sampler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRDiTSettings:
+    """A config of PRDiT."""
+
+    model: PRDiTModelSettings = PRDiTModelSettings()
+    process: ProcessSettings = ProcessSettings()
+    data: PRDiTDataSettings = PRDiTDataSettings()
+    training: PRDiTTraining = PRDiTTraining()
 
 
 ANATOMY_KEPT = AugmentationSettings(

@@ -18,8 +18,10 @@ from cardiodit.hub.model_card import write_card
 from cardiodit.hub.opening import open_transformer, open_vae
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.pipelines.opening import make_pipeline
+from cardiodit.pipelines.volumes import VolumePipeline
 from cardiodit.training.authors import translate_dit
-from cardiodit.training.denoising import Batch, Denoising, FixedVisits, Noising, NoisyVisits
+from cardiodit.training.denoising import Batch, Denoising, FixedVisits, Noising, NoisyVisits, Patients, Process
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.deepspeed import optimizer_part
 from cardiodit.training.harness.folder import RECORD
@@ -27,8 +29,8 @@ from cardiodit.training.harness.parts import Average, Network, decaying, reshard
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.script import run_script
 from cardiodit.training.harness.upload import Upload, add_upload_options
-from cardiodit.training.patients import Cohort, check_scale, encode, read_cohort
-from cardiodit.training.previews import preview, write_pipeline
+from cardiodit.training.patients import check_scale, encode, read_cohort
+from cardiodit.training.previews import preview, sampler_of, write_pipeline
 from cardiodit.training.settings import AveragedTraining, DiTSettings
 from cardiodit.training.transformer import (
     add_adapter,
@@ -108,9 +110,12 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     dropout = bare.config.class_dropout_prob if cohort.training.labels is not None else 0.0
     noising = Noising(cohort.shape, settings.diffusion.num_train_timesteps, training.seed, bare.null_label, dropout)
     loader = run.loader(NoisyVisits(cohort.training, noising))
-    fixed = validation_loader(run, cohort, noising, training.validation_timesteps)
+    fixed = validation_loader(run, cohort.validation, noising, training.validation_timesteps)
     validate_every = run.calendar.every(training.validation_epochs, training.validation_steps)
     preview_every = run.calendar.every(training.preview_epochs, training.preview_steps)
+
+    def as_pipeline(transformer: DiTTransformerModel) -> VolumePipeline:
+        return make_pipeline(vae, transformer, sampler_of(denoising))
 
     def latents_of(batch: Batch) -> torch.Tensor:
         latents = encode(vae, batch["sample"]) if cohort.online else batch["sample"]
@@ -133,7 +138,7 @@ def train(request: Request[DiTSettings], run: Run) -> None:
             run.validated({"validation_loss": value}, [best], by="validation_loss")
         if training.preview_samples and run.is_due(preview_every):
             weights = Average("transformer", bare, ema) if ema else Network("transformer", bare)
-            preview(run, weights, build, vae, denoising, training)
+            preview(run, weights, build, as_pipeline, training)
     if run.was_interrupted:
         return
 
@@ -185,10 +190,10 @@ def swap(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> None:
         other.copy_(held)
 
 
-def validation_loader(run: Run, cohort: Cohort, noising: Noising, levels: int) -> DataLoader:
+def validation_loader(run: Run, patients: Patients, noising: Noising, levels: int) -> DataLoader:
     """This process's share: every process judges equally many."""
     batch_size, processes = run.settings.train_batch_size, run.accelerator.num_processes
-    visits = FixedVisits(cohort.validation, noising, levels, multiple=batch_size * processes)
+    visits = FixedVisits(patients, noising, levels, multiple=batch_size * processes)
     mine = torch.utils.data.Subset(visits, range(run.accelerator.process_index, len(visits), processes))
     return DataLoader(mine, batch_size, num_workers=min(1, run.settings.dataloader_num_workers))
 
@@ -197,7 +202,7 @@ def validation_loader(run: Run, cohort: Cohort, noising: Noising, levels: int) -
 def validate(
     run: Run,
     model: torch.nn.Module,
-    denoising: Denoising,
+    denoising: Process,
     loader: DataLoader,
     latents_of: Callable[[Batch], torch.Tensor],
 ) -> float:

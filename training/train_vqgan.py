@@ -5,16 +5,12 @@ the validation slices, and pictures of reconstructions. Then: `cardiodit reconst
 """
 
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from cardiodit.errors import try_all
 from cardiodit.evaluation.similarity import psnr
 from cardiodit.imaging.cache import PreparedVolumes
-from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.codebook import perplexity
 from cardiodit.training.authors import translate_vqgan
@@ -24,8 +20,6 @@ from cardiodit.training.autoencoder import (
     model_to_tune,
     new_discriminator,
     new_model,
-    preprocessing_of,
-    tell_data,
 )
 from cardiodit.training.codebook_use import CodebookUse
 from cardiodit.training.harness.command_line import Request, read_command_line
@@ -35,6 +29,7 @@ from cardiodit.training.harness.script import run_script
 from cardiodit.training.reconstructions import show_reconstructions
 from cardiodit.training.settings import VQGANSettings
 from cardiodit.training.slices import Batch, FixedSlices, SliceVisits
+from cardiodit.training.volumes import facts_of, preprocessing_of, read_volumes
 from cardiodit.training.vqgan_losses import GeneratorLoss, adversarial_weight, check_perceptual, discriminator_loss
 
 SMALLEST_ERROR = 1e-12  # of a mean square, so that a perfect reconstruction is a number too
@@ -57,11 +52,11 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
     # The data, the autoencoder, the discriminator, the losses.
     run.main_first(lambda: check_perceptual(settings.losses))
     tuned = model_to_tune(options.init_from, settings, request.plain) if options.init_from else None
-    volumes, validation = read_volumes(run, request, tuned)
+    volumes, validation = read_volumes(run, request, preprocessing_of(request, tuned))
     run.open(len(volumes), {"training_data": volumes.identity, "validation_data": validation.identity})
     model = tuned or new_model(settings)
     check_sizes(model, volumes, settings.data.crop)
-    tell_data(model, volumes)
+    model.register_to_config(**facts_of(volumes), frame_time=volumes.frame_time())
     critic = (discriminator_beside(options.init_from) if options.init_from else None) or new_discriminator(settings)
     losses = GeneratorLoss(settings.losses).to(device)
     model.train()
@@ -134,30 +129,6 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
         f"The VQ model is {run.folder / 'best' / 'vae'}. Look what it does to your data before stage 2:\n"
         f"  cardiodit reconstruct --ids {options.validation_ids} --vae {run.folder} --output_dir reconstructions"
     )
-
-
-def read_volumes(
-    run: Run, request: Request[VQGANSettings], tuned: VQModel | None
-) -> tuple[PreparedVolumes, PreparedVolumes]:
-    """Training and validation volumes, prepared; by the main process first where they are kept on disk."""
-    data, options = request.settings.data, request.options
-    steps = preprocessing_of(request.settings, request.plain, tuned)
-    training, validation = try_all(
-        partial(read_manifest, options.training_ids), partial(read_manifest, options.validation_ids)
-    )
-    folder = Path(data.cache_dir or options.output_dir / "cache") if data.cache == "disk" else None
-
-    def read(cases: list[Case]) -> PreparedVolumes:
-        return PreparedVolumes(cases, steps, data.cache, folder, data.workers)
-
-    works = (
-        partial(check_disjoint, training=training, validation=validation),
-        partial(read, training),
-        partial(read, validation),
-    )
-    if folder is not None and run.accelerator.num_processes > 1:
-        run.main_first(lambda: try_all(*works))
-    return tuple(try_all(*works)[1:])
 
 
 def add(sums: dict[str, torch.Tensor], parts: dict[str, torch.Tensor], batches: int) -> None:

@@ -12,17 +12,20 @@ from cardiodit.footprint import estimate_memory
 from cardiodit.hub import register_with_diffusers
 from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
+from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.pipelines import (
     CardioDiTControlPipeline,
     CardioDiTPipeline,
+    PRDiTPipeline,
     VolDiTControlPipeline,
     VolDiTPipeline,
 )
-from cardiodit.schedulers import change_solver, make_scheduler
+from cardiodit.schedulers import NoiseAndImageScheduler, change_solver, make_scheduler
 
 register_with_diffusers(
-    *(CardioDiTPipeline, CardioDiTControlPipeline, VolDiTPipeline, VolDiTControlPipeline),
-    *(DiT3DTransformerModel, DiT4DTransformerModel, TGCAAdapterModel, VQModel3D, VQModel4D),
+    *(CardioDiTPipeline, CardioDiTControlPipeline, PRDiTPipeline, VolDiTPipeline, VolDiTControlPipeline),
+    *(DiT3DTransformerModel, DiT4DTransformerModel, PRDiTTransformerModel, TGCAAdapterModel, VQModel3D, VQModel4D),
+    NoiseAndImageScheduler,
 )
 
 __all__ = [
@@ -31,6 +34,9 @@ __all__ = [
     "CardioDiTPipeline",
     "DiT3DTransformerModel",
     "DiT4DTransformerModel",
+    "NoiseAndImageScheduler",
+    "PRDiTPipeline",
+    "PRDiTTransformerModel",
     "TGCAAdapterModel",
     "VQModel3D",
     "VQModel4D",

@@ -36,7 +36,7 @@ def test_a_cohort_becomes_labelled_slices_that_join_to_the_same(dimensions: Any,
     for label, latent in latents.items():
         header = LatentHeader("v", "p", f"s-{label}", "float32", GEOMETRY, tuple(latent.shape), 5)
         write_latent(tmp_path / f"{label}.safetensors", latent, header)
-    rows = [{"latent": f"{label}.safetensors", "image": f"{label}.safetensors", "label": label} for label in latents]
+    rows = [{"latent": f"{label}.safetensors", "label": label} for label in latents]
     write_manifest(tmp_path / "manifest.csv", [{**row, "subject": f"of-{row['label']}"} for row in rows])
 
     dimensions.split_slices(tmp_path)

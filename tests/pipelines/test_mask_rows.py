@@ -298,8 +298,8 @@ def test_masks_and_an_adapter_come_together(model: Path, tmp_path: Path, capsys:
         pipe(np.zeros((16, 16, 2)))
     with pytest.raises(CardioDiTError, match=r"one size, these have \(16, 16, 2, 4\) and \(24, 16, 2, 4\)"):
         pipe([np.zeros((24, 16, 2, 4)), np.zeros((16, 16, 2, 4))])
-    with pytest.raises(CardioDiTError, match="num_inference_steps=None must be a whole number from 1 to"):
-        pipe(np.zeros((16, 16, 2, 4)), num_inference_steps=None)
+    with pytest.raises(CardioDiTError, match="num_inference_steps=0 must be a whole number from 1 to"):
+        pipe(np.zeros((16, 16, 2, 4)), num_inference_steps=0)
     with pytest.raises(CardioDiTError, match="control_guidance_end='late' must be a number"):
         pipe(np.zeros((16, 16, 2, 4)), control_guidance_end="late")
 

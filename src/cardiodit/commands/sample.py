@@ -13,6 +13,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.footprint import TILING
 from cardiodit.imaging.volume import AXES
 from cardiodit.schedulers import SOLVERS, change_solver
+from cardiodit.schedulers.noise_and_image import NOISE_AND_IMAGE_SOLVERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 TILING_HELP = (
@@ -43,8 +44,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--first_sample", type=int, default=0, help="number of the first sample of the seed (%(default)s)"
     )
-    parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps (%(default)s)")
-    parser.add_argument("--solver", choices=SOLVERS, help="default: the one saved with the model")
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps (25; of PRDiT 100)")
+    parser.add_argument(
+        "--solver",
+        choices=(*SOLVERS, *NOISE_AND_IMAGE_SOLVERS),
+        help="default: the one saved with the model; hot and euler are PRDiT's",
+    )
     parser.add_argument(
         "--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none (%(default)s)"
     )
@@ -135,6 +140,8 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
     names = ("num_inference_steps", "guidance_scale", *AXES, "eta", "decode_batch_size")
     labels = [int(label) if label.isdecimal() else label for label in arguments.class_label or ()]
     settings = {name: getattr(arguments, name) for name in names}
+    if arguments.num_inference_steps is None:
+        settings["num_inference_steps"] = pipe.default_steps  # on record, so that a later call knows
     masks, count = _read_masks(pipe, arguments), arguments.num_samples or 1
     if masks is not None:
         count = _rows_asked(arguments, len(masks))
@@ -186,6 +193,10 @@ def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[
 def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
     from cardiodit.footprint import set_tiling
 
+    if getattr(pipe, "vae", None) is None:
+        if arguments.tiling == "on":
+            raise CardioDiTError(f"--tiling on: a {type(pipe).__name__} has no VQ model that could code by tiles.")
+        return
     size = _largest_size(pipe, arguments, masks)
     shape = [size[name] for name in AXES if name in size]
     set_tiling(pipe.vae, shape, arguments.tiling, arguments.decode_batch_size)

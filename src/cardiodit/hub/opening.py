@@ -7,6 +7,7 @@ from typing import Any
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
+from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.shipped import find_model
 
 CONFIG = "config.json"
@@ -17,7 +18,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "DiT4DTransformerModel": DiT4DTransformerModel,
         "DiT3DTransformerModel": DiT3DTransformerModel,
     },
+    "voxel transformer": {"PRDiTTransformerModel": PRDiTTransformerModel},
 }
+FOLDERS = {"vae": "vae", "transformer": "transformer", "voxel transformer": "transformer"}  # in a pipeline's folder
 
 
 def open_vae(name: str | Path, **kwargs: Any) -> VQModel4D | VQModel3D:
@@ -30,12 +33,18 @@ def open_transformer(name: str | Path, **kwargs: Any) -> DiT4DTransformerModel |
     return _open(name, "transformer", kwargs)
 
 
+def open_voxel_transformer(name: str | Path, **kwargs: Any) -> PRDiTTransformerModel:
+    """PRDiT's transformer of a folder or of a repository on the Hub; the rest goes to `from_pretrained`."""
+    return _open(name, "voxel transformer", kwargs)
+
+
 def folder_of(name: str | Path, component: str) -> Path:
     """Where in a folder the component lies: at its top, in `vae` or `transformer`, or below a training run's `best`."""
     folder = Path(name)
     if not folder.is_dir():
         raise CardioDiTError(f"{name} is not a folder.")
-    places = [folder, folder / component, folder / "best" / component]
+    inside = FOLDERS[component]
+    places = [folder, folder / inside, folder / "best" / inside]
     found = {place: _class_of(place) for place in places if (place / CONFIG).is_file()}
     for place, class_name in found.items():
         if class_name in MODELS[component]:
@@ -68,7 +77,7 @@ def _class_of(folder: Path) -> str:
 def _on_hub(name: str, component: str, kwargs: dict[str, Any]) -> tuple[str | None, str]:
     """The component's subfolder, None at the root, and the name of its class."""
     reasons = []
-    for subfolder in (component, None):
+    for subfolder in (FOLDERS[component], None):
         where = "/".join(filter(None, (name, subfolder, CONFIG)))
         try:
             class_name = str(VQModel4D.load_config(name, subfolder=subfolder, **kwargs).get("_class_name"))

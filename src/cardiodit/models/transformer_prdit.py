@@ -241,7 +241,7 @@ class PRDiTTransformerModel(TransformerMixin):
         patches = OverlappingPatches(hidden_states, self.config.patch_size)
         numbers = self.tokens_in(torch.arange(math.prod(grid), device=hidden_states.device)[None])[0]
 
-        predicted, tokens = self._by_patch(patches, numbers, time)  # (B, L, 2·C·8³), (B, L, hidden)
+        predicted, tokens = self.by_patch(patches, numbers, time)  # (B, L, 2·C·8³), (B, L, hidden)
         if self.has_refiner:
             positions = fourier_positions(grid, tokens.shape[-1], tokens.device, tokens.dtype)[numbers]
             predicted = predicted + self._refine(tokens + positions, self.refiner_time(time))
@@ -254,7 +254,7 @@ class PRDiTTransformerModel(TransformerMixin):
         features = self.time_proj(timestep).to(self.time_embed.weight.dtype)
         return F.silu(self.time_embed(features)).to(hidden_states.dtype)
 
-    def _by_patch(
+    def by_patch(
         self, patches: OverlappingPatches, numbers: torch.Tensor, time: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is made of each patch by itself: the local prediction, and the refiner's token."""

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.errors import CardioDiTError
 
-SOLVERS = ("hot", "euler")
+NOISE_AND_IMAGE_SOLVERS = ("hot", "euler")
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -42,8 +45,9 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
         solver: str = "hot",
         prediction_type: str = "noise_and_image",
     ) -> None:
-        if solver not in SOLVERS:
-            raise CardioDiTError(f"There is no solver {solver!r} for this process; choose one of {', '.join(SOLVERS)}.")
+        if solver not in NOISE_AND_IMAGE_SOLVERS:
+            known = ", ".join(NOISE_AND_IMAGE_SOLVERS)
+            raise CardioDiTError(f"There is no solver {solver!r} between noise and image; choose one of {known}.")
         if prediction_type != "noise_and_image":
             raise CardioDiTError(f"prediction_type={prediction_type!r}: this process needs 'noise_and_image'.")
         self.init_noise_sigma = noise_scale
@@ -59,6 +63,11 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
             raise CardioDiTError(f"num_inference_steps={num_inference_steps} must be from 2 to {total}.")
         self.num_inference_steps = num_inference_steps
         self.step_length = total // num_inference_steps
+        if (taken := math.ceil(total / self.step_length)) != num_inference_steps:
+            logger.warning(
+                f"{num_inference_steps} does not divide {total}: with timesteps {self.step_length} apart, as published, "
+                f"{taken} steps are taken."
+            )
         self.timesteps = torch.arange(self.step_length, total, self.step_length, device=device).flip(0)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | int | None = None) -> torch.Tensor:

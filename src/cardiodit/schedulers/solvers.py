@@ -17,6 +17,7 @@ from diffusers import (
 )
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.schedulers.noise_and_image import NOISE_AND_IMAGE_SOLVERS, NoiseAndImageScheduler
 
 SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
@@ -51,6 +52,10 @@ def make_scheduler(
 
 def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
     """Another solver for the same noise schedule: `pipe.scheduler = change_solver(pipe.scheduler, "ddim")`."""
+    if isinstance(scheduler, NoiseAndImageScheduler):
+        return NoiseAndImageScheduler.from_config(scheduler.config, solver=solver)
+    if solver in NOISE_AND_IMAGE_SOLVERS:
+        raise CardioDiTError(f"The solver {solver!r} is PRDiT's; this model has a {type(scheduler).__name__}.")
     config = scheduler.config
     betas, schedule = config.get("trained_betas"), config.get("beta_schedule")
     if betas is None and schedule != "squaredcos_cap_v2":
