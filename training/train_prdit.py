@@ -62,11 +62,11 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
     # The data, the transformer.
     tuned = tuned_model(request)
     volumes, validation = read_volumes(run, request, preprocessing_of(request, tuned))
-    run.open(len(volumes), {"training_data": volumes.identity, "validation_data": validation.identity})
-    upload = Upload.begin(run, request.options)
     size = volumes.shapes[0][1:]
     model = model_for(request, tuned, size)
     model.register_to_config(**facts_of(volumes))
+    run.open(len(volumes), {"training_data": volumes.identity, "validation_data": validation.identity})
+    upload = Upload.begin(run, request.options)
     if training.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if training.compile:

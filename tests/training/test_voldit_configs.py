@@ -8,9 +8,9 @@ import torch
 
 from cardiodit import DiT3DTransformerModel, TGCAAdapterModel, VQModel3D
 from cardiodit.imaging.preprocessing import PRESETS
-from cardiodit.training import train_dit, train_segmenter, train_tgca, train_vqgan
+from cardiodit.training import train_dit, train_prdit, train_segmenter, train_tgca, train_vqgan
 from cardiodit.training.harness.command_line import SHIPPED, Request, read_command_line
-from cardiodit.training.settings import DiTSettings, SegmenterSettings, TGCASettings, VQGANSettings
+from cardiodit.training.settings import DiTSettings, PRDiTSettings, SegmenterSettings, TGCASettings, VQGANSettings
 from cardiodit.training.steered import halvings
 
 PLACES = ["--training_ids", "a.csv", "--validation_ids", "b.csv", "--output_dir", "o", "--run_name", "r"]
@@ -21,11 +21,13 @@ STAGES = {
     "dit": (DiTSettings, train_dit, ["--vae", "v"]),
     "tgca": (TGCASettings, train_tgca, ["--base", "b"]),
     "segmenter": (SegmenterSettings, train_segmenter, []),
+    "prdit": (PRDiTSettings, train_prdit, []),
 }
 
 
 def read(name: str) -> Request:
-    kind, script, more = STAGES[Path(name).stem.split("_")[0]]
+    is_prdit = Path(name).parent.name == "prdit"
+    kind, script, more = STAGES["prdit" if is_prdit else Path(name).stem.split("_")[0]]
     add_options = getattr(script, "add_options", lambda parser: None)
     return read_command_line(["--config", name, *PLACES, *more], kind, "d", "e", lambda path, raw: None, add_options)
 

@@ -1,0 +1,268 @@
+"""PRDiT: what its refiner is worth, and what a step costs.
+
+    python benchmarks/prdit.py proof --output prdit     # three seeds, both stages: about an hour on two cores
+    python benchmarks/prdit.py step                     # B/12/4 at 64³, 128³ and 256³, beside a plain DiT
+    python benchmarks/prdit.py gpu                      # on a GPU: seconds a volume of 128³, training volumes a second
+
+The proof trains the local denoiser and then the refiner on chest phantoms, samples both, and compares samples with
+phantoms that no training has seen: Fréchet distance in features of a random network, and the mean length of the
+gradient. It goes on where it was stopped; `proof.json` holds the figures, `proof.png` shows samples.
+
+Of a step, memory is arithmetic on tensors without content. Its time is measured where it would take less than a minute
+and the machine has four times the memory, else it is the counted operations over the speed of the last measured.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import machine
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from cardiodit import DiT3DTransformerModel, NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
+from cardiodit.evaluation.features.catalogue import load_network
+from cardiodit.evaluation.frechet import frechet_distance
+from cardiodit.footprint import peak_bytes, weight_bytes
+from cardiodit.imaging.intensity import to_model
+from cardiodit.imaging.manifest import read_manifest
+from cardiodit.imaging.nifti import read_nifti
+from cardiodit.imaging.phantom import write_chests
+from cardiodit.imaging.pictures import write_captioned
+from cardiodit.training import train_prdit
+from cardiodit.training.voxel_transformer import freeze_local_part
+from cardiodit.training.voxels import NoiseAndImage
+from cardiodit.writing import atomic_file
+
+SIZE = (32, 32, 24)
+COHORTS = {"training": (400, 0), "validation": (16, 1), "test": (128, 5000)}  # number and seed
+WINDOW = (-1000.0, 1000.0)
+SHOWN = 8  # slices
+NEARER = 0.9  # of stage 1's difference from real
+SIDES = (64, 128, 256)
+LONGEST, ROOM = 60.0, 4
+GIB = 2**30
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("proof", "step", "gpu"))
+    parser.add_argument("--output", type=Path, default=Path("prdit"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=50, help="of sampling")
+    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="options for every training, at the end")
+    arguments = parser.parse_args()
+    print(machine())
+    if arguments.what == "proof":
+        return prove(arguments)
+    return step_costs() if arguments.what == "step" else on_gpu()
+
+
+# --- The proof ---
+
+
+def prove(arguments: argparse.Namespace) -> int:
+    folder: Path = arguments.output
+    for name, (number, seed) in COHORTS.items():
+        if not (folder / name).is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_chests(folder / name, number, seed, SIZE, workers=2)
+    cases = read_manifest(folder / "test" / "manifest.csv")
+    real = np.stack([to_model(read_nifti(case.image).voxels, WINDOW) for case in cases])
+    held, other = real[: len(real) // 2], real[len(real) // 2 :]
+    found: dict[str, list[dict[str, float]]] = {"local": [], "refined": []}
+    for seed in range(arguments.seeds):
+        for stage in found:
+            volumes = samples_of(folder, stage, seed, arguments)
+            found[stage].append(compare(held, volumes))
+            print(f"seed {seed}, {stage}: {found[stage][-1]}", flush=True)
+            if seed == 0:
+                np.save(folder / f"shown-{stage}.npy", volumes[:2])
+    floor = compare(held, other)
+    met = [better(local, refined) for local, refined in zip(found["local"], found["refined"], strict=True)]
+    told = {"floor": floor, **found, "met": met}
+    with atomic_file(folder / "proof.json") as temporary:
+        temporary.write_text(json.dumps(told, indent=1) + "\n")
+    shown = {stage: np.load(folder / f"shown-{stage}.npy") for stage in found}
+    draw(folder / "proof.png", {"real": held[:2], "stage 1": shown["local"], "stage 2": shown["refined"]})
+    print(json.dumps(told, indent=1))
+    print("The refiner makes samples better, with every seed." if all(met) else "Missed.")
+    return 0 if all(met) else 1
+
+
+def samples_of(folder: Path, stage: str, seed: int, arguments: argparse.Namespace) -> np.ndarray:
+    """Samples of a stage in [-1, 1], (B, H, W, D), for which it is trained first."""
+    kept, run = folder / f"{stage}-{seed}.npy", f"{stage}-{seed}"
+    if kept.is_file():
+        return np.load(kept)
+    ids = [str(folder / name / "manifest.csv") for name in ("training", "validation")]
+    config = "chest/prdit_local.yaml" if stage == "local" else "chest/prdit.yaml"
+    before = [] if stage == "local" else ["--stage1", str(folder / f"local-{seed}")]
+    options = ["--config", config, "--training_ids", ids[0], "--validation_ids", ids[1], "--output_dir", str(folder)]
+    if not (folder / run / "pipeline").is_dir():
+        train_prdit.main([*options, "--run_name", run, "--seed", str(seed), *before, *arguments.train])
+    pipe = PRDiTPipeline.from_pretrained(folder / run / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {"num_inference_steps": arguments.steps, "seed": seed, "output_type": "np"}
+    batches = range(0, arguments.samples, 8)
+    volumes = np.concatenate([pipe(num_samples=8, first_sample=start, **settings).volumes for start in batches])
+    with atomic_file(kept) as temporary, temporary.open("wb") as file:
+        np.save(file, volumes)
+    return volumes
+
+
+def compare(real: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    features = [features_of(volumes) for volumes in (real, other)]
+    return {
+        "frechet": frechet_distance(*features),
+        "gradient": gradient_length(other),
+        "gradient_of_real": gradient_length(real),
+    }
+
+
+def features_of(volumes: np.ndarray) -> np.ndarray:
+    network = load_network("random")
+    return np.stack([network.features(volume) for volume in volumes])
+
+
+def gradient_length(volumes: np.ndarray) -> float:
+    """Mean over all voxels, in the model's units a voxel."""
+    parts = np.gradient(volumes, axis=(1, 2, 3))
+    return float(np.sqrt(sum(part**2 for part in parts)).mean())
+
+
+def better(local: dict[str, float], refined: dict[str, float]) -> bool:
+    off = [abs(found["gradient"] - found["gradient_of_real"]) for found in (local, refined)]
+    return refined["frechet"] < local["frechet"] and off[1] <= NEARER * off[0]
+
+
+def draw(path: Path, rows: dict[str, np.ndarray]) -> None:
+    places = np.linspace(0, SIZE[2] - 1, SHOWN + 2).round().astype(int)[1:-1]
+    write_captioned(path, [(name, volume[:, :, places]) for name, volumes in rows.items() for volume in volumes])
+
+
+# --- What a step costs ---
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one volume: bytes of a step of sampling, of a step of stage 2, and counted operations of a forward pass."""
+
+    sampling: int
+    training: int
+    operations: int
+
+
+def step_costs() -> int:
+    models = {"PRDiT-B/12/4": PRDiTTransformerModel(num_layers=4), "plain DiT": plain_dit()}
+    print("volume | model | tokens | sampling GiB | stage 2 GiB | TFLOP | s a step")
+    speeds = dict.fromkeys(models, math.nan)
+    for side in SIDES:
+        for name, model in models.items():
+            cost = cost_of(model, side)
+            seconds, mark = cost.operations / speeds[name], " (counted operations)"
+            if cost.sampling * ROOM < free_bytes() and not seconds > LONGEST:
+                seconds, mark = seconds_of(model.eval(), side), ""
+                speeds[name] = cost.operations / seconds
+            print(
+                f"{side}³ | {name} | {(side // 8) ** 3} | {cost.sampling / GIB:.2f} | {cost.training / GIB:.2f} | "
+                f"{cost.operations / 1e12:.2f} | {seconds:.2f}{mark}",
+                flush=True,
+            )
+    return 0
+
+
+def plain_dit() -> DiT3DTransformerModel:
+    """As wide, on the same tokens, without a local part."""
+    return DiT3DTransformerModel(sample_size=(64,) * 3, patch_size=(8,) * 3, in_channels=1, num_layers=4)
+
+
+def cost_of(model: Any, side: int) -> Cost:
+    volume, step = torch.zeros(1, 1, side, side, side), torch.zeros(1)
+    model.eval().requires_grad_(True)
+    with torch.no_grad():
+        sampling = peak_bytes(lambda: model(volume, step).sample) + weight_bytes(model)
+        with FlopCounterMode(display=False) as counter, FakeTensorMode(allow_non_fake_inputs=True):
+            model(volume, step)
+    if isinstance(model, PRDiTTransformerModel):
+        freeze_local_part(model)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    of_weights = sum(weight.nbytes for weight in weights)
+
+    def train() -> None:
+        torch.autograd.grad(model(volume, step).sample.square().mean(), weights)
+
+    training = peak_bytes(train) + weight_bytes(model) + 3 * of_weights  # Adam's two moments, the moving average
+    return Cost(sampling, training, counter.get_total_flops())
+
+
+@torch.no_grad()
+def seconds_of(model: Any, side: int) -> float:
+    volume, times = torch.randn(1, 1, side, side, side), []
+    for _ in range(3):
+        start = time.perf_counter()
+        model(volume, 500)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def free_bytes() -> int:
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+# --- On a GPU ---
+
+
+def on_gpu(side: int = 128, steps: int = 100, rounds: int = 20) -> int:
+    """PRDiT-B/12/4 in bfloat16: sampling as `cardiodit sample` does, and steps of stage 2."""
+    if not torch.cuda.is_available():
+        print("There is no GPU.")
+        return 1
+    model = PRDiTTransformerModel(sample_size=(side,) * 3, num_layers=4).to("cuda", torch.bfloat16).eval()
+    pipe = PRDiTPipeline(model, NoiseAndImageScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe(num_inference_steps=2, seed=0, output_type="pt")
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    pipe(num_inference_steps=steps, seed=0, output_type="np")
+    seconds, memory = time.perf_counter() - start, torch.cuda.max_memory_allocated() / GIB
+    print(f"sampling {side}³, {steps} steps, bf16: {seconds:.2f} s, {memory:.2f} GiB")
+    for batch in (1, 2, 4, 8):
+        print(f"stage 2, batch {batch}: {volumes_a_second(side, batch, rounds):.2f} volumes/s", flush=True)
+    return 0
+
+
+def volumes_a_second(side: int, batch: int, rounds: int) -> float:
+    model = PRDiTTransformerModel(sample_size=(side,) * 3, num_layers=4).to("cuda").train()
+    freeze_local_part(model)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer, process = torch.optim.AdamW(weights, 8e-5, fused=True), NoiseAndImage(NoiseAndImageScheduler())
+    shape = (batch, 1, side, side, side)
+    item = {"noise": torch.randn(shape, device="cuda"), "timestep": torch.full((batch,), 500, device="cuda")}
+    volumes = torch.randn(shape, device="cuda")
+    for number in range(rounds + 3):
+        if number == 3:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = process.losses(model, volumes, item).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.cuda.synchronize()
+    return rounds * batch / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""PRDiT from manifests to a pipeline: the local denoiser, its refiner, and from a low resolution to a high one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from cardiodit import NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
+from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.phantom import write_chests
+from cardiodit.training import train_prdit
+from cardiodit.training.voxel_transformer import is_refined
+from cardiodit.training.voxels import NoiseAndImage
+
+from .conftest import arguments_of, lines_of, merged
+
+SIZE = (24, 16, 16)
+PRDIT: dict[str, Any] = {
+    "model": {"patch_size": 8, "num_attention_heads": 2, "attention_head_dim": 16},
+    "data": {"preprocessing": {"intensity": {"low": -1000, "high": 1000}, "orient": False}},
+    "training": {
+        "train_batch_size": 2,
+        "max_train_steps": 12,
+        "learning_rate": 1e-3,
+        "checkpointing_steps": 4,
+        "validation_steps": 6,
+        "preview_samples": 0,
+        "report_to": "none",
+    },
+}
+REFINED = {"model": {"num_layers": 2}}
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def chests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("chests")
+    return (
+        write_chests(folder / "training", num=4, seed=0, size=SIZE),
+        write_chests(folder / "validation", num=2, seed=1, size=SIZE),
+    )
+
+
+@pytest.fixture(scope="module")
+def train(chests: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Trains in this process, and returns the run's folder."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name: str, *more: str, **changes: Any) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train_prdit.main(arguments_of(folder, name, merged(PRDIT, changes), chests, "--cpu", *more))
+        return folder / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def local(train: Train) -> Path:
+    return train("local", training={"preview_samples": 1, "preview_inference_steps": 4})
+
+
+@pytest.fixture(scope="module")
+def refined(train: Train, local: Path) -> Path:
+    return train("refined", "--stage1", str(local), **REFINED)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return PRDiTTransformerModel.from_pretrained(folder).state_dict()
+
+
+def test_stage_1_becomes_a_pipeline_that_knows_its_data(local: Path) -> None:
+    losses = list(lines_of(local).values())
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    pipe = PRDiTPipeline.from_pretrained(local / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert not pipe.transformer.has_refiner
+    out = pipe(num_samples=2, num_inference_steps=5, seed=0)
+    assert tuple(out.volumes.shape) == (2, *SIZE)
+    assert pipe.units == (-1000, 1000) and pipe.geometry.spacing is not None
+    assert list((local / "previews").glob("step-*.png"))
+
+
+def test_stage_2_leaves_the_local_denoiser_as_it_is(local: Path, refined: Path) -> None:
+    before = weights_of(local / "best" / "transformer")
+    for part in ("best/transformer", "pipeline/transformer", "checkpoint-12/transformer_ema"):
+        after = weights_of(refined / part)
+        assert all(torch.equal(value, before[key]) for key, value in after.items() if not is_refined(key))
+        assert {key for key in after if not is_refined(key)} == set(before)
+        heads = [key for key in after if key.startswith("proj_out")]
+        assert all(after[key].abs().max() > 0 for key in heads)  # they began at zero
+    moments = {key.rpartition("/")[0] for key in _optimizer(refined)}
+    assert moments and all(map(is_refined, moments))
+    assert list(lines_of(refined, "validation_loss").values())[-1] < list(
+        lines_of(local, "validation_loss").values()
+    )[-1]
+
+
+def _optimizer(run: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run / "checkpoint-12" / "optimizer.safetensors")
+
+
+def test_a_run_goes_on_to_the_bit(train: Train, local: Path, refined: Path) -> None:
+    train("parts", "--stage1", str(local), **merged(REFINED, {"training": {"max_train_steps": 8}}))
+    parts = train("parts", "--stage1", str(local), **REFINED)
+    assert lines_of(parts) == lines_of(refined)
+    weights = "checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
+    assert (parts / weights).read_bytes() == (refined / weights).read_bytes()
+
+
+def test_a_high_resolution_starts_from_a_low_one(train: Train, local: Path) -> None:
+    """The transferred model starts with a lower loss than a fresh one, in either stage."""
+    fine = {"data": {"preprocessing": {"size": [48, 32, 32], "fit": "resize"}}, "training": {"max_train_steps": 1}}
+    fresh = train("fresh", **fine)
+    begun = train("begun", "--init_from", str(local), **fine)
+    assert lines_of(begun)[1] < 0.8 * lines_of(fresh)[1]
+    model = PRDiTTransformerModel.from_pretrained(begun / "best" / "transformer")
+    assert model.config.sample_size == [48, 32, 32] or tuple(model.config.sample_size) == (48, 32, 32)
+
+
+def test_a_refiner_starts_from_that_of_a_low_resolution(train: Train, local: Path, refined: Path) -> None:
+    fine = {"data": {"preprocessing": {"size": [48, 32, 32], "fit": "resize"}}, "training": {"max_train_steps": 1}}
+    higher = train("higher-local", "--init_from", str(local), **fine)
+    fresh = train("fresh-refiner", "--stage1", str(higher), **merged(fine, REFINED))
+    begun = train("begun-refiner", "--stage1", str(higher), "--init_from", str(refined), **fine)
+    assert lines_of(begun)[1] < lines_of(fresh)[1]
+    after, stage1 = weights_of(begun / "best" / "transformer"), weights_of(higher / "best" / "transformer")
+    assert all(torch.equal(after[key], value) for key, value in stage1.items())
+
+
+def test_boxes_of_volumes_teach_the_local_denoiser(train: Train) -> None:
+    run = train("boxes", data={"crop": [16, 16, 8]}, training={"max_train_steps": 2})
+    config = json.loads((run / "best" / "transformer" / "config.json").read_text())
+    assert tuple(config["sample_size"]) == SIZE
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "words"),
+    [
+        (REFINED, (), "name its run with --stage1"),
+        ({}, ("--stage1", "LOCAL"), "--stage1 is for stage 2"),
+        (merged(REFINED, {"model": {"patch_size": 10}}), ("--stage1", "LOCAL"), "patch_size is 10 here and 8 there"),
+        (REFINED, ("--init_from", "LOCAL"), "num_layers is 2 in the config and 0 in the model"),
+        ({"data": {"preprocessing": {"size": [20, 16, 16]}}}, (), "height, which must be a multiple of 8"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    train: Train, local: Path, changes: dict[str, Any], more: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(CardioDiTError, match=words):
+        train("wrong", *(str(local) if word == "LOCAL" else word for word in more), **changes)
+
+
+def test_the_loss_is_that_of_the_publication() -> None:
+    """MSE(ε) + MSE(x0), of each sample."""
+    scheduler = NoiseAndImageScheduler()
+    volumes, noise = torch.randn(2, 1, 8, 8, 8), torch.randn(2, 1, 8, 8, 8)
+    guess = torch.randn(2, 2, 8, 8, 8)
+    batch = {"noise": noise, "timestep": torch.tensor([3, 700])}
+    losses = NoiseAndImage(scheduler).losses(lambda noisy, step, return_dict: (guess,), volumes, batch)
+    for i in range(2):
+        wanted = (guess[i, 0] - 0.5 * noise[i, 0]).square().mean() + (guess[i, 1] - volumes[i, 0]).square().mean()
+        assert losses[i] == pytest.approx(wanted.item(), rel=1e-5)
