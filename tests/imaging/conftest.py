@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cardiodit.imaging import cache
+from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.phantom import Phantom, cohort, draw_heart, render
 from cardiodit.imaging.volume import Volume
 
@@ -87,3 +88,63 @@ def write_dicom() -> Callable[..., list[Path]]:
         return paths
 
     return write
+
+
+def one_slice(volume: Volume, d: int, **changes: Any) -> Any:
+    """A slice of a CT in Hounsfield units as scanners store it: unsigned, 1024 higher."""
+    import pydicom
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    geometry, pixels = volume.geometry, volume.voxels[:, :, d].T + 1024
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.PatientName, data.Modality, data.ImageType = "Secret^Name", "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = "1.2.3", 3, "Chest"
+    direction = TO_LPS @ np.array(geometry.direction)
+    data.ImageOrientationPatient = [*direction[:, 0], *direction[:, 1]]
+    data.ImagePositionPatient = list(TO_LPS @ (geometry.affine @ [0, 0, d, 1])[:3])
+    data.PixelSpacing = [geometry.spacing[1], geometry.spacing[0]]
+    data.SliceThickness, data.InstanceNumber = geometry.spacing[2], d + 1
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.Rows, data.Columns = pixels.shape
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint16).tobytes()
+    for name, value in changes.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    return data
+
+
+@pytest.fixture
+def write_ct() -> Callable[..., list[Path]]:
+    """Writes each slice as a file, numbered against its place; `changes` apply to all, `name` to their files."""
+
+    def write(folder: Path, volume: Volume, name: str = "1", **changes: Any) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        depth = volume.voxels.shape[2]
+        paths = [folder / f"{name}-{depth - d:03d}.dcm" for d in range(depth)]
+        for d, path in enumerate(paths):
+            one_slice(volume, d, **changes).save_as(path, enforce_file_format=True)
+        return paths
+
+    return write
+
+
+@pytest.fixture
+def ct() -> Callable[..., Volume]:
+    """Random Hounsfield units from outside the scanner's circle to bone, lying as CT lies."""
+
+    def make(seed: int = 0, size: tuple = (20, 16, 10), spacing: tuple = (0.7, 0.7, 1.25)) -> Volume:
+        affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+        affine[:3, 3] = 120, 90, -300
+        voxels = np.random.default_rng(seed).integers(-1024, 1500, size).astype(np.int16)
+        return Volume(voxels, Geometry.of_affine(affine))
+
+    return make

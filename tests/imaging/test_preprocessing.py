@@ -160,6 +160,9 @@ def test_cropped_and_padded_a_volume_lies_where_it_lay(heart: Volume) -> None:
         ({"frames": 0}, "frames=0"),
         ({"cycle": "loop"}, "cycle='loop' .* must be one of"),
         ({"fit": "resize", "spacing": (1, 1, 1)}, "has a spacing and resizes"),
+        ({"limits_of": "body"}, "limits_of='body' .* must be one of"),
+        ({"pool": 0}, "pool=0 .* must divide"),
+        ({"pool": 3, "size": (64, 64, None)}, "pool=3 .* must divide its size"),
     ],
 )
 def test_settings_are_checked(settings: dict, message: str) -> None:
@@ -175,3 +178,69 @@ def test_volumes_that_do_not_fit_the_settings_are_refused(heart: Volume) -> None
         Preprocessing((1.0, 1.0, None))(Volume(heart.voxels, Geometry()))
     with pytest.raises(CardioDiTError, match="unknown setting 'colour'"):
         Preprocessing.from_dict({"colour": "blue"})
+
+
+def published_prdit(voxels: np.ndarray, low: float, percentile: float, size: int, pool: int) -> np.ndarray:
+    """PRDiT's, written down from its description: of a volume at its spacing, turned to our axis order."""
+    from monai.transforms import CenterSpatialCrop
+
+    cropped = CenterSpatialCrop((size,) * 3)(voxels[None].astype(float))[0].numpy()
+    cut = cropped.clip(low, np.percentile(cropped, percentile))
+    scaled = torch.tensor((cut - cut.min()) / (cut.max() - cut.min()))
+    return torch.nn.functional.avg_pool3d(scaled[None], pool)[0].numpy() * 2 - 1
+
+
+@pytest.fixture
+def chest_ct() -> Volume:
+    """1 mm voxels in our axis order, with air, and with more bone in the middle than elsewhere."""
+    voxels = np.random.default_rng(0).normal(-500, 400, (40, 44, 36)).clip(-3024, 3000)
+    voxels[16:24, 16:24, 16:24] += 600
+    return Volume(voxels.astype(np.int16), Geometry((1.0,) * 3, direction=((-1, 0, 0), (0, 1, 0), (0, 0, 1))))
+
+
+@pytest.mark.parametrize("pool", [1, 2, 4])
+def test_prdits_volumes_are_the_published_numbers(chest_ct: Volume, pool: int) -> None:
+    for name, percentile in (("prdit-lidc", 99.9), ("prdit-radchest", 99.5)):
+        preset = PRESETS[name if pool == 1 else f"{name}-{256 // pool}"]
+        assert (preset.size, preset.pool, preset.spacing[0]) == ((256,) * 3, pool, 1.0 if "lidc" in name else 0.8)
+        ours = replace(preset, spacing=(1.0,) * 3, size=(24,) * 3)(chest_ct)
+        expected = published_prdit(chest_ct.voxels, -1000, percentile, 24, pool)
+        assert ours.volume.voxels.shape == (24 // pool,) * 3
+        assert np.allclose(ours.volume.voxels, expected, atol=1e-5)
+        assert ours.volume.geometry.spacing == (pool,) * 3
+
+
+def test_a_larger_spacing_only_comes_close_to_pooling(chest_ct: Volume) -> None:
+    """What the docstring says of the two: the triangle of resampling is no box, and it averages before the cut."""
+    pooled = replace(PRESETS["prdit-lidc"], size=(24,) * 3, pool=2)(chest_ct).volume.voxels
+    coarser = replace(PRESETS["prdit-lidc"], spacing=(2.0,) * 3, size=(12,) * 3)(chest_ct).volume.voxels
+    assert np.abs(pooled - coarser).mean() > 0.05
+    assert np.corrcoef(pooled.ravel(), coarser.ravel())[0, 1] > 0.6
+
+
+def test_limits_are_of_the_view_or_of_the_file(chest_ct: Volume) -> None:
+    steps = Preprocessing(size=(8,) * 3, intensity=Intensity("p1", "p99"))
+    inner = chest_ct.voxels[16:24, 18:26, 14:22]
+    assert steps(chest_ct).source.limits == pytest.approx(tuple(np.percentile(chest_ct.voxels, [1, 99])))
+    assert replace(steps, limits_of="view")(chest_ct).source.limits == pytest.approx(
+        tuple(np.percentile(inner, [1, 99]))
+    )
+    padded = replace(steps, limits_of="view", size=(64,) * 3)(chest_ct)  # what is padded is of nobody's chest
+    assert padded.source.limits == pytest.approx(tuple(np.percentile(chest_ct.voxels, [1, 99])))
+
+
+def test_a_small_volume_is_padded_with_air_and_lies_where_it_lay(chest_ct: Volume) -> None:
+    prepared = replace(PRESETS["prdit-lidc-64"], size=(64,) * 3)(chest_ct)
+    assert prepared.volume.voxels.shape == (16, 16, 16)
+    assert (prepared.volume.voxels[:3] == -1).all() and (prepared.volume.voxels[:, :, 13:] == -1).all()
+    outer = prepared.volume.geometry.affine @ [-0.5, -0.5, -0.5, 1]
+    assert np.allclose(outer, chest_ct.geometry.affine @ [-12.5, -10.5, -14.5, 1])
+    back = prepared.undo()
+    assert back.voxels.shape == chest_ct.voxels.shape and back.geometry == chest_ct.geometry
+    labels = Volume((chest_ct.voxels > 0).astype(np.uint8), chest_ct.geometry)
+    assert prepared.follow(labels).shape == (16, 16, 16)
+
+
+def test_settings_that_change_nothing_are_not_written() -> None:
+    assert not {"pool", "limits_of"} & set(PRESETS["voldit"].to_dict())
+    assert PRESETS["prdit-lidc-64"].to_dict()["pool"] == 4

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from monai.transforms import ResizeWithPadOrCrop
 from scipy.ndimage import zoom
 
+from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.imaging.resampling import AxisPlan, plan_axis, resample
+from cardiodit.imaging.resampling import AxisPlan, average_cubes, index_map, plan_axis, resample
 from cardiodit.imaging.volume import Volume
 
 
@@ -65,3 +67,32 @@ def test_the_way_back_is_the_inverse() -> None:
     back = plan.inverse()
     there = plan.offset + plan.step * (back.offset + back.step * np.arange(24))
     assert np.allclose(there, np.arange(24))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_means_over_cubes_are_average_pooling(factor: int) -> None:
+    voxels = np.asfortranarray(np.random.default_rng(0).standard_normal((12, 8, 16)).astype(np.float32))
+    expected = torch.nn.functional.avg_pool3d(torch.tensor(voxels)[None], factor)[0].numpy()
+    assert np.allclose(average_cubes(voxels, factor), expected, atol=1e-6)
+
+
+def test_a_larger_spacing_is_no_average_pooling() -> None:
+    """Its weights fall off as a triangle's do and reach into the neighbours, so that it blurs more."""
+    pixel = np.zeros(16)
+    pixel[6] = 1
+    assert plan_axis(16, 1.0, 2.0, None, resize=False).take(pixel, 0)[2:5].tolist() == [0.125, 0.375, 0.0]
+    cube = np.tile(pixel, (2, 2, 1))
+    assert average_cubes(cube, 2)[0, 0, 2:5].tolist() == [0.0, 0.5, 0.0]
+
+
+def test_cubes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(CardioDiTError, match="cubes of 2 voxels cannot be taken of 4 × 5 × 6"):
+        average_cubes(np.zeros((4, 5, 6)), 2)
+
+
+def test_the_means_of_a_ramp_lie_where_their_plan_says() -> None:
+    plan = plan_axis(20, 1.0, 0.8, 12, resize=False)
+    ramp = np.broadcast_to(np.arange(20.0)[:, None, None], (20, 2, 2))
+    means = average_cubes(plan.take(ramp, 0), 2)[:, 0, 0]
+    assert np.allclose(means, plan.pooled(2).positions, atol=1e-5)
+    assert index_map([plan.pooled(2)])[0, 0] == pytest.approx(1.6)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cardiodit.commands.adding import add_command
-from cardiodit.imaging.cohorts import LAYOUTS, Preparation, prepare_cohort
+from cardiodit.imaging.cohorts import CT_LAYOUTS, LAYOUTS, VIEWS, Preparation, prepare_cohort, prepare_ct
 from cardiodit.imaging.nifti import TIME_UNITS
 
 
@@ -12,14 +12,17 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "prepare",
-        "Find the cine files of a cohort, check every one, split by patient, and write manifests for training.",
-        "cardiodit prepare acdc /data/ACDC --output_dir acdc --seed 0",
+        "Find the cine or CT files of a cohort, check every one, split by patient, and write manifests for training.",
+        "cardiodit prepare acdc /data/ACDC --output_dir acdc --seed 0\n"
+        "  cardiodit prepare lidc /data/LIDC-IDRI --output_dir lidc --exclude_problems --workers 4\n"
+        "  cardiodit prepare radchest /data/RAD-ChestCT --output_dir radchest --own_split",
     )
     parser.add_argument(
         "layout",
         choices=LAYOUTS,
         help="how the files lie: acdc, mnms, mnms2, ukbb as published; folder: any NIfTI files, one folder or one "
-        "name for each subject; dicom: one folder of DICOM files for each subject",
+        "name for each subject; dicom: one folder of DICOM files for each subject. Of CT: lidc (a folder of DICOM "
+        "files for each patient, or NIfTI) and radchest (npz, or NIfTI)",
     )
     parser.add_argument("source", type=Path, help="the cohort's folder; it is only read")
     parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
@@ -27,7 +30,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--table",
         type=Path,
         help="CSV of the cohort; for ukbb, folder and dicom: a column subject, and what you know of label, vendor, "
-        "centre, ed_frame, es_frame (counted from 0)",
+        "centre, ed_frame, es_frame (counted from 0); for lidc: subject, label and others; for radchest: its metadata, "
+        "or image and subject",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split (%(default)s)")
     parser.add_argument(
@@ -46,6 +50,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--frame_time", type=float, metavar="S", help="seconds between frames, where the headers do not say"
     )
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar=("H", "W", "D"),
+        help="mm along columns, rows and slices of npz files (0.8 0.8 0.8, as RAD-ChestCT was released)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=VIEWS,
+        help="of CT: report what its field of view will crop and pad (prdit-lidc or prdit-radchest)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes; the result is the same (%(default)s)")
     parser.set_defaults(run=run)
 
@@ -59,8 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
         time_unit=arguments.time_unit,
         frame_time=arguments.frame_time,
         workers=arguments.workers,
+        spacing=None if arguments.spacing is None else tuple(arguments.spacing),
+        preset=arguments.preset,
     )
-    manifest = prepare_cohort(arguments.layout, arguments.source, arguments.output_dir, arguments.table, how)
+    what = (arguments.layout, arguments.source, arguments.output_dir, arguments.table, how)
+    if arguments.layout in CT_LAYOUTS:
+        manifest, said = prepare_ct(*what)
+        print("\n".join(said))
+    else:
+        manifest = prepare_cohort(*what)
     folder = manifest.parent
     print(
         f"Wrote {manifest} and one manifest for each split. Read {folder / 'report.md'}, look at {folder / 'pictures'}."

@@ -4,53 +4,29 @@ Names, dates and every other attribute stay behind: only voxels and geometry are
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.imaging.dicom_pictures import (
+    PHASE_KEYS,
+    Picture,
+    affine_of,
+    import_pydicom,
+    picture_of,
+    voxels_of,
+)
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.volume import Volume
 
 SAME_PLACE = 0.5  # mm along the normal
 SAME_DIRECTION = 2  # decimals of a direction cosine
 UNEVEN = 0.1  # of the slice distance
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 SHORT_AXIS_WORDS = ("sax", "short", "sa_", "_sa", "kurzachse")
-
-# Phases of a beat are ordered by the first of these that every picture of a slice has, each with a value of its own.
-PHASE_KEYS = ("TriggerTime", "TemporalPositionIdentifier", "AcquisitionTime", "InstanceNumber")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One plane at one moment, before its pixels are needed."""
-
-    path: Path
-    frame: int  # within a multi-frame file
-    series: str
-    series_number: int
-    description: str
-    direction: np.ndarray  # (3, 2): unit vectors along a row's and a column's pixels, patient's left, back, head
-    position: np.ndarray  # (3,) of the first pixel, mm
-    pixel: tuple[float, float]  # mm along a row and along a column
-    shape: tuple[int, int]  # pixels along a row and along a column
-    thickness: float | None
-    phase: dict[str, float]
-    beat: float | None  # ms from beat to beat
-
-    @property
-    def normal(self) -> np.ndarray:
-        return np.cross(self.direction[:, 0], self.direction[:, 1])
-
-    @property
-    def height(self) -> float:
-        """Where the plane lies along its normal, mm."""
-        return float(self.position @ self.normal)
 
 
 @dataclass(frozen=True)
@@ -77,12 +53,12 @@ def read_dicom(folder: Path | str) -> DicomVolume:
     _check_equal(slices, folder)
     ordered = [_in_time(pictures_of_slice, folder) for pictures_of_slice in slices]
     geometry, more = _geometry(ordered, folder)
-    voxels = _voxels(ordered)
+    voxels = voxels_of(ordered)
     return DicomVolume(Volume(voxels if voxels.shape[3] > 1 else voxels[..., 0], geometry), notes + more)
 
 
 def _pictures(folder: Path) -> Iterator[Picture]:
-    pydicom = _import_pydicom()
+    pydicom = import_pydicom()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
         try:
             data = pydicom.dcmread(path, stop_before_pixels=True)
@@ -91,63 +67,9 @@ def _pictures(folder: Path) -> Iterator[Picture]:
         if "Rows" not in data:
             continue
         for frame in range(int(data.get("NumberOfFrames", 1) or 1)):
-            picture = _picture(path, data, frame)
+            picture = picture_of(path, data, frame)
             if picture is not None:
                 yield picture
-
-
-def _import_pydicom() -> Any:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise CardioDiTError("Reading DICOM needs pydicom: pip install 'cardiodit[dicom]'.") from error
-    return pydicom
-
-
-def _picture(path: Path, data: Any, frame: int) -> Picture | None:
-    """None for what has no place in the patient, such as a screenshot."""
-    find = _finder(data, frame)
-    orientation, position = find("ImageOrientationPatient"), find("ImagePositionPatient")
-    spacing = find("PixelSpacing")
-    if orientation is None or position is None or spacing is None:
-        return None
-    delay = find("NominalCardiacTriggerDelayTime")
-    values = {key: find(key) for key in PHASE_KEYS}
-    values["TriggerTime"] = values["TriggerTime"] if values["TriggerTime"] is not None else delay
-    if values["TemporalPositionIdentifier"] is None:
-        values["TemporalPositionIdentifier"] = find("TemporalPositionIndex")
-    if values["InstanceNumber"] is not None:
-        values["InstanceNumber"] = int(values["InstanceNumber"]) + frame
-    thickness, beat = find("SliceThickness"), find("NominalInterval") or find("RRIntervalTimeNominal")
-    return Picture(
-        path,
-        frame,
-        str(data.get("SeriesInstanceUID", "")),
-        int(data.get("SeriesNumber", 0) or 0),
-        str(data.get("SeriesDescription", "")).lower(),
-        np.array(orientation, dtype=float).reshape(2, 3).T,
-        np.array(position, dtype=float),
-        (float(spacing[1]), float(spacing[0])),
-        (int(data.Columns), int(data.Rows)),
-        float(thickness) if thickness else None,
-        {key: float(value) for key, value in values.items() if value is not None and str(value) != ""},
-        float(beat) if beat else None,
-    )
-
-
-def _finder(data: Any, frame: int) -> Callable[[str], Any]:
-    """Looks an attribute up in a frame's groups, then in those that frames share, then in the file."""
-    groups: list[Any] = []
-    for name, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-        if name in data:
-            group = data[name].value[index]
-            groups += [sequence.value[0] for sequence in group if sequence.VR == "SQ" and len(sequence.value)]
-    groups.append(data)
-
-    def find(keyword: str) -> Any:
-        return next((group[keyword].value for group in groups if keyword in group), None)
-
-    return find
 
 
 def _choose_stack(pictures: list[Picture], folder: Path) -> tuple[list[Picture], list[str]]:
@@ -229,16 +151,11 @@ def _geometry(slices: list[list[Picture]], folder: Path) -> tuple[Geometry, list
         if first.thickness is None:
             raise CardioDiTError(f"{first.path} is a single slice that does not say how thick it is.")
         along = first.normal * first.thickness
-    affine = np.eye(4)
-    affine[:3, 0] = LPS_TO_RAS @ first.direction[:, 0] * first.pixel[0]
-    affine[:3, 1] = LPS_TO_RAS @ first.direction[:, 1] * first.pixel[1]
-    affine[:3, 2] = LPS_TO_RAS @ along
-    affine[:3, 3] = LPS_TO_RAS @ first.position
     frame_time, beat = _frame_time(slices), first.beat
     frames = len(slices[0])
     if frame_time and beat and abs(frame_time * frames * 1000 / beat - 1) > 0.1:
         notes.append(f"its {frames} frames last {frame_time * frames:.2f} s, a beat lasts {beat / 1000:.2f} s")
-    return Geometry.of_affine(affine, frame_time), notes
+    return Geometry.of_affine(affine_of(first, along), frame_time), notes
 
 
 def _frame_time(slices: list[list[Picture]]) -> float | None:
@@ -256,27 +173,3 @@ def _frame_time(slices: list[list[Picture]]) -> float | None:
         return float(np.median(steps)) / 1000
     beat = slices[0][0].beat
     return beat / frames / 1000 if beat else None
-
-
-def _voxels(slices: list[list[Picture]]) -> np.ndarray:
-    """(H, W, D, T): H along a row's pixels, W along a column's."""
-    pydicom = _import_pydicom()
-    opened: dict[Path, Any] = {}
-    planes = []
-    for pictures in slices:
-        for picture in pictures:
-            if picture.path not in opened:
-                opened = {picture.path: pydicom.dcmread(picture.path)}  # one at a time: they may be large
-            data = opened[picture.path]
-            pixels = data.pixel_array
-            plane = (pixels[picture.frame] if pixels.ndim == 3 else pixels).T
-            find = _finder(data, picture.frame)
-            planes.append(_rescaled(plane, float(find("RescaleSlope") or 1), float(find("RescaleIntercept") or 0)))
-    depth, frames = len(slices), len(slices[0])
-    return np.stack(planes, axis=-1).reshape(*planes[0].shape, depth, frames)
-
-
-def _rescaled(plane: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    values = plane * slope + intercept
-    fits = slope.is_integer() and intercept.is_integer() and np.abs(values).max() <= np.iinfo(np.int16).max
-    return values.astype(np.int16 if fits else np.float32)

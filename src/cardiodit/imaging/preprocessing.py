@@ -10,7 +10,15 @@ from cardiodit.imaging.cycle import repeat_beat, resample_beat
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Intensity, Range, to_model, to_source
 from cardiodit.imaging.orientation import StorageOrder, order_of_cine, order_of_ct
-from cardiodit.imaging.resampling import AxisPlan, apply_plans, fill_outside, index_map, plan_axis, take_inside
+from cardiodit.imaging.resampling import (
+    AxisPlan,
+    apply_plans,
+    average_cubes,
+    fill_outside,
+    index_map,
+    plan_axis,
+    take_inside,
+)
 from cardiodit.imaging.volume import Volume
 
 if TYPE_CHECKING:
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
 FILL = -1.0  # what lies outside the field of view, in the model's units: black, or air
 CYCLES = ("resample", "repeat")
 FITS = ("crop", "resize")
+LIMITS_OF = ("file", "view")
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,11 @@ class Preprocessing:
         intensity: what becomes -1 and 1.
         fit: "crop" (or pad) to `size`, or "resize" the whole field of view to it.
         orient: turn volumes to our axis order before anything else (see `orientation`).
+        limits_of: which voxels percentiles are of: the whole "file"'s, or those in the field of "view", the grid of
+            `spacing` and `size` without what is padded.
+        pool: last of all, means over cubes of so many voxels: `size / pool` voxels of `spacing * pool` mm are left. A
+            larger spacing does something else: it weighs the voxels around a new one by a triangle twice as wide as
+            this box, before intensities are cut.
     """
 
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -42,6 +56,8 @@ class Preprocessing:
     intensity: Intensity = field(default_factory=Intensity)
     fit: str = "crop"
     orient: bool = True
+    limits_of: str = "file"
+    pool: int = 1
 
     def __post_init__(self) -> None:
         for name in ("spacing", "size"):
@@ -51,7 +67,9 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(given))
         if self.frames is not None and self.frames < 1:
             raise CardioDiTError(f"frames={self.frames} of the preprocessing must be at least 1.")
-        for name, known in (("cycle", CYCLES), ("fit", FITS)):
+        if self.pool < 1 or any(size % self.pool for size in self.size if size is not None):
+            raise CardioDiTError(f"pool={self.pool} of the preprocessing must divide its size {self.size}.")
+        for name, known in (("cycle", CYCLES), ("fit", FITS), ("limits_of", LIMITS_OF)):
             if getattr(self, name) not in known:
                 raise CardioDiTError(f"{name}={getattr(self, name)!r} of the preprocessing must be one of {known}.")
         if self.fit == "resize" and self.spacing != (None, None, None):
@@ -63,9 +81,10 @@ class Preprocessing:
         stored = volume
         volume = order.apply(volume)
         plans = self._plans(volume)
-        limits = self.intensity.limits(volume.voxels)
-        voxels = self._beat(take_inside(volume.voxels, plans))
-        scaled = fill_outside(to_model(voxels, limits), plans, FILL)
+        viewed = take_inside(volume.voxels, plans)
+        limits = self.intensity.limits(viewed if self.limits_of == "view" else volume.voxels)
+        scaled = fill_outside(to_model(self._beat(viewed), limits), plans, FILL)
+        scaled, plans = average_cubes(scaled, self.pool), [plan.pooled(self.pool) for plan in plans]
         frame_time = volume.geometry.frame_time
         if frame_time is not None and self.frames is not None and self.cycle == "resample" and volume.is_cine:
             frame_time *= volume.voxels.shape[3] / self.frames
@@ -111,6 +130,9 @@ class Preprocessing:
             "intensity": self.intensity.to_dict(),
             "fit": self.fit,
             "orient": self.orient,
+            # Left out where they change nothing, so that what was written before them is still the same.
+            **({} if self.limits_of == "file" else {"limits_of": self.limits_of}),
+            **({} if self.pool == 1 else {"pool": self.pool}),
         }
 
     @classmethod
@@ -217,6 +239,12 @@ def _last_axis_fastest(voxels: np.ndarray) -> np.ndarray:
     return turned.reshape(width, height, number).transpose(1, 0, 2)
 
 
+# PRDiT: a cube in the middle of a chest, turned to one axis order, of which its paper says nothing. Its scaling begins
+# at the lowest value left by the cut, which the air of any chest takes to -1000 HU; RAD-ChestCT's files come cut at
+# +1000 HU, so that only the percentile is left to do.
+PRDIT_LIDC = Preprocessing((1.0,) * 3, (256,) * 3, intensity=Intensity(-1000, "p99.9"), limits_of="view")
+PRDIT_RADCHEST = Preprocessing((0.8,) * 3, (256,) * 3, intensity=Intensity(-1000, "p99.5"), limits_of="view")
+
 # What the published systems do, by the names of their models.
 PRESETS: dict[str, Preprocessing] = {
     # One beat on any scanner's frames, in true millimetres: what we recommend for a new cine model.
@@ -225,5 +253,10 @@ PRESETS: dict[str, Preprocessing] = {
     "cardiodit-volume": Preprocessing(size=(256, 256, 6), frames=32, cycle="repeat", orient=False),
     "voldit": Preprocessing(size=(512, 512, 256), intensity=Intensity(-1000, 1000), fit="resize", orient=False),
     "voldit-tgca": Preprocessing(size=(512, 512, 256), intensity=Intensity(-1000, 1000), orient=False),
-    "prdit-lidc": Preprocessing((1.0, 1.0, 1.0), (256, 256, 256), intensity=Intensity(-1000, "p99.9"), orient=False),
+    "prdit-lidc": PRDIT_LIDC,
+    "prdit-lidc-128": replace(PRDIT_LIDC, pool=2),
+    "prdit-lidc-64": replace(PRDIT_LIDC, pool=4),
+    "prdit-radchest": PRDIT_RADCHEST,
+    "prdit-radchest-128": replace(PRDIT_RADCHEST, pool=2),
+    "prdit-radchest-64": replace(PRDIT_RADCHEST, pool=4),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.volume import Volume
 
 CLOSE = 1e-6  # of a voxel
@@ -38,6 +39,11 @@ class AxisPlan:
     def inverse(self) -> "AxisPlan":
         """From the new grid back to the old one."""
         return AxisPlan(1 / self.step, -self.offset / self.step, self.source, self.count)
+
+    def pooled(self, factor: int) -> "AxisPlan":
+        """Of voxels that are the means of `factor` of these."""
+        offset = self.offset + self.step * (factor - 1) / 2
+        return AxisPlan(self.step * factor, offset, self.count // factor, self.source)
 
     def weights(self) -> csr_array:
         """(inside, source): a triangle that grows with the step, so that a coarser grid averages what it skips."""
@@ -137,6 +143,20 @@ def fill_outside(voxels: np.ndarray, plans: Sequence[AxisPlan], fill: float) -> 
     whole = np.full((*counts, *voxels.shape[len(plans) :]), fill, voxels.dtype, order="F")
     whole[tuple(plan.inside for plan in plans)] = voxels
     return whole
+
+
+def average_cubes(voxels: np.ndarray, factor: int) -> np.ndarray:
+    """Means over cubes of `factor` voxels along the first three axes, as average pooling makes them."""
+    if factor == 1:
+        return voxels
+    shape = voxels.shape[:3]
+    if any(n % factor for n in shape):
+        raise CardioDiTError(
+            f"Means over cubes of {factor} voxels cannot be taken of {' × '.join(map(str, shape))} voxels: not every "
+            f"axis is a multiple of {factor}. Give the preprocessing a size."
+        )
+    split = [number for n in shape for number in (n // factor, factor)]
+    return voxels.reshape(*split, *voxels.shape[3:]).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def resample(

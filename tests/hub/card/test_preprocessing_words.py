@@ -17,3 +17,8 @@ def test_every_preset_says_what_it_does_and_no_more() -> None:
     assert "repeated and cut to 32" in words["cardiodit"] and "Axes left as stored" in words["cardiodit"]
     assert "Resized as a whole to H 512" in words["voldit"] and "-1000 in the source's units" in words["voldit"]
     assert "Voxel size" not in words["voldit"] and "beat" not in words["voldit"]
+    assert words["prdit-lidc-128"].splitlines()[-2:] == [
+        "4. Intensities: -1000 in the source's units becomes -1, percentile 99.9 of each volume's field of view "
+        "becomes 1, linearly between; what lies beyond is cut.",
+        "5. Averaged over cubes of 2 voxels along each axis.",
+    ]

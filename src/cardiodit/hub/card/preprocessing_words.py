@@ -5,13 +5,15 @@ from cardiodit.imaging.preprocessing import Preprocessing
 
 def preprocessing_in_words(steps: Preprocessing, is_cine: bool) -> str:
     """What was done to the training volumes, one sentence a step."""
-    low, high = (_limit(value) for value in (steps.intensity.low, steps.intensity.high))
+    whose = "volume's field of view" if steps.limits_of == "view" else "volume"
+    low, high = (_limit(value, whose) for value in (steps.intensity.low, steps.intensity.high))
     lines = [
         _turned(steps, is_cine),
         _resampled(steps),
         _fitted(steps),
         _beat(steps),
         f"Intensities: {low} becomes -1, {high} becomes 1, linearly between; what lies beyond is cut.",
+        f"Averaged over cubes of {steps.pool} voxels along each axis." if steps.pool > 1 else "",
     ]
     return "\n".join(f"{number}. {line}" for number, line in enumerate(filter(None, lines), start=1))
 
@@ -22,10 +24,10 @@ def _turned(steps: Preprocessing, is_cine: bool) -> str:
     return "Turned to one axis order" + (": slices from base to apex, end-diastole first." if is_cine else ".")
 
 
-def _limit(value: float | str) -> str:
+def _limit(value: float | str, whose: str) -> str:
     if not isinstance(value, str):
         return f"{value:g} in the source's units"
-    return f"percentile {value[1:]} of each volume" if value.startswith("p") else f"each volume's {value}"
+    return f"percentile {value[1:]} of each {whose}" if value.startswith("p") else f"the {value} of each {whose}"
 
 
 def _resampled(steps: Preprocessing) -> str:

@@ -41,25 +41,29 @@ def find_folder(source: Path, table: Path | None = None) -> Search:
     a mask when a word of its name or folder is one of `MASK_WORDS`; it belongs to the image of the same name without
     that word, in the same folder or else anywhere.
     """
-    if not source.is_dir():
-        raise CardioDiTError(f"{source} is not a folder.")
-    files = sorted(path for path in source.rglob("*") if path.name.endswith((".nii", ".nii.gz")) and path.is_file())
-    masks = [path for path in files if _is_mask(path.relative_to(source))]
-    images = [path for path in files if path not in set(masks)]
+    images, notes = find_niftis(source)
     if not images:
         raise CardioDiTError(f"No NIfTI file (.nii, .nii.gz) with an image was found in {source}.")
-    search = Search([CineFile(path, _subject(path.relative_to(source))) for path in images])
-    for file in search.files:
-        file.mask = _mask_of(file.image, masks)
-    used = {file.mask for file in search.files}
-    search.notes += [
-        f"{mask}: left out, it looks like a mask and no image has its name" for mask in masks if mask not in used
-    ]
+    files = [CineFile(path, subject_of(path.relative_to(source)), mask=mask) for path, mask in images.items()]
+    search = Search(files, notes=notes)
     _add_table(search, table)
     return search
 
 
-def _subject(inner: Path) -> str:
+def find_niftis(source: Path) -> tuple[dict[Path, Path | None], list[str]]:
+    """Every image at any depth with its mask, if there is one, and a note for each mask that is no image's."""
+    if not source.is_dir():
+        raise CardioDiTError(f"{source} is not a folder.")
+    files = sorted(path for path in source.rglob("*") if path.name.endswith((".nii", ".nii.gz")) and path.is_file())
+    masks = [path for path in files if _is_mask(path.relative_to(source))]
+    left = set(masks)
+    images = {path: _mask_of(path, masks) for path in files if path not in left}
+    spare = sorted(left - set(images.values()))
+    return images, [f"{mask}: left out, it looks like a mask and no image has its name" for mask in spare]
+
+
+def subject_of(inner: Path) -> str:
+    """The first folder that is no general one, or the file's own name."""
     return next((part for part in inner.parts[:-1] if part.lower() not in GENERAL_FOLDERS), stem(inner))
 
 

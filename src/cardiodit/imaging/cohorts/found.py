@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.manifest import read_table
@@ -42,12 +43,39 @@ class CineFile:
 
 
 @dataclass
-class Search:
-    """The files of a cohort, and what was wrong or noteworthy on the way."""
+class CTFile:
+    """A CT and what its cohort says of it.
 
-    files: list[CineFile] = field(default_factory=list)
+    Args:
+        image: the NIfTI or npz file, or for DICOM the patient's folder.
+        subject: whose chest it is.
+        label: group or finding, as the cohort spells it.
+        mask: labels, as a NIfTI file on the image's grid.
+        partition: the cohort's own split.
+    """
+
+    image: Path
+    subject: str
+    label: str = ""
+    mask: Path | None = None
+    partition: str = ""
+    other: dict[str, str] = field(default_factory=dict)
+
+
+File = TypeVar("File", bound=CineFile | CTFile)
+
+
+@dataclass
+class Search(Generic[File]):
+    """The files of a cohort, and what was wrong or noteworthy on the way.
+
+    `no_split`: why they cannot be split by patient, but only as their cohort did; empty where they can.
+    """
+
+    files: list[File] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    no_split: str = ""
 
 
 def stem(path: Path) -> str:

@@ -1,25 +1,32 @@
 """From a cohort's folders to manifests that training can start from. The sources are only read."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.checks import Findings, check_cine, check_mask, content_of
 from cardiodit.imaging.cohorts.acdc import find_acdc
+from cardiodit.imaging.cohorts.checked import CheckedCine
 from cardiodit.imaging.cohorts.folders import find_dicom, find_folder, find_ukbb
 from cardiodit.imaging.cohorts.found import CineFile, Search
 from cardiodit.imaging.cohorts.mnms import find_mnms, find_mnms2
-from cardiodit.imaging.cohorts.report import Checked, write_report
-from cardiodit.imaging.cohorts.split import SPLITS, split_subjects
+from cardiodit.imaging.cohorts.prepare_ct import CT_LAYOUTS, prepare_ct
+from cardiodit.imaging.cohorts.report import write_report
+from cardiodit.imaging.cohorts.settling import (
+    Preparation,
+    check_output,
+    find_duplicates,
+    splits_of,
+    stop_at_problems,
+    write_manifests,
+)
 from cardiodit.imaging.dicom import read_dicom
-from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
 from cardiodit.imaging.orientation import (
     APEX_TO_BASE,
@@ -32,7 +39,7 @@ from cardiodit.imaging.overview import tile_of, write_overview
 from cardiodit.imaging.volume import Volume
 from cardiodit.writing import new_folder
 
-LAYOUTS: dict[str, Callable[[Path, Path | None], Search]] = {
+CINE_LAYOUTS: dict[str, Callable[[Path, Path | None], Search[CineFile]]] = {
     "acdc": find_acdc,
     "mnms": find_mnms,
     "mnms2": find_mnms2,
@@ -40,30 +47,7 @@ LAYOUTS: dict[str, Callable[[Path, Path | None], Search]] = {
     "folder": find_folder,
     "dicom": find_dicom,
 }
-OWN_SPLITS = {"testing": "test", "training labeled": "training", "training unlabeled": "training"}
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a cohort is prepared.
-
-    Args:
-        fractions: of the patients for training, validation and test.
-        seed: of the split.
-        own_split: take the cohort's own split instead.
-        exclude: leave files with problems out instead of stopping; the report names them.
-        time_unit: "sec" or "msec", where the headers say something wrong.
-        frame_time: seconds between frames, where the headers say nothing.
-        workers: processes; the result is the same.
-    """
-
-    fractions: Sequence[float] = (0.8, 0.1, 0.1)
-    seed: int = 0
-    own_split: bool = False
-    exclude: bool = False
-    time_unit: str | None = None
-    frame_time: float | None = None
-    workers: int = 1
+LAYOUTS = (*CINE_LAYOUTS, *CT_LAYOUTS)
 
 
 def prepare_cohort(
@@ -76,30 +60,31 @@ def prepare_cohort(
     how = how or Preparation()
     if layout not in LAYOUTS:
         raise CardioDiTError(f"There is no layout {layout!r}; choose from {', '.join(LAYOUTS)}.")
-    source, output_dir = Path(source).resolve(), Path(output_dir).resolve()
-    if output_dir == source or output_dir in source.parents:
-        raise CardioDiTError(f"The output folder {output_dir} holds the source {source}. Choose another one.")
-    search = LAYOUTS[layout](source, table)
+    if layout in CT_LAYOUTS:
+        return prepare_ct(layout, source, output_dir, table, how).manifest
+    if how.spacing is not None or how.preset is not None:
+        raise CardioDiTError(
+            f"A spacing and a preset are for CT ({', '.join(CT_LAYOUTS)}), not for the cines of {layout}."
+        )
+    source, output_dir = check_output(source, output_dir)
+    search = CINE_LAYOUTS[layout](source, table)
     with new_folder(output_dir) as folder:
         checked = list(_check_all(search.files, folder if layout == "dicom" else None, how))
-        _find_duplicates(checked)
-        _stop_at_problems(search, checked, how)
+        find_duplicates(checked)
+        stop_at_problems(search, checked, how.exclude)
         good = [entry for entry in checked if not entry.findings.problems]
         for entry in checked:
             if entry.converted and entry not in good:
                 (folder / entry.converted).unlink(missing_ok=True)
-        splits = _splits(good, how)
+        splits = splits_of(good, how)
         rows = [_row(entry, splits[entry.file.subject], folder, output_dir) for entry in good]
-        write_manifest(folder / "manifest.csv", rows)
-        for split in SPLITS:
-            if held := [row for row in rows if row["split"] == split]:
-                write_manifest(folder / f"{split}.csv", held)
+        write_manifests(folder, rows)
         write_overview(folder / "pictures", [entry.tile for entry in good if entry.tile is not None])
         write_report(folder / "report.md", layout, search, checked, splits, how.seed, how.own_split)
     return output_dir / "manifest.csv"
 
 
-def _check_all(files: list[CineFile], converted: Path | None, how: Preparation) -> Iterator[Checked]:
+def _check_all(files: list[CineFile], converted: Path | None, how: Preparation) -> Iterator[CheckedCine]:
     if converted is not None:
         (converted / "images").mkdir()
     check = partial(_check_one, converted=converted, how=how)
@@ -110,22 +95,20 @@ def _check_all(files: list[CineFile], converted: Path | None, how: Preparation) 
         yield from pool.map(check, files)
 
 
-def _check_one(file: CineFile, converted: Path | None, how: Preparation) -> Checked:
+def _check_one(file: CineFile, converted: Path | None, how: Preparation) -> CheckedCine:
     """Reads and checks one cine with its masks; what cannot be read is a problem, not a crash."""
-    entry = Checked(file)
+    entry = CheckedCine(file)
     try:
         volume = _read(file, converted, how, entry)
         entry.findings += check_cine(volume)
         if not entry.findings.problems:
             _look_at(volume, entry, how)
     except CardioDiTError as error:
-        said, name = str(error), str(file.image)
-        is_of_file = said.startswith(f"{name} ")
-        entry.findings.problems.append(said.removeprefix(f"{name} ") if is_of_file else f"cannot be read. {said}")
+        entry.add_error(error)
     return entry
 
 
-def _read(file: CineFile, converted: Path | None, how: Preparation, entry: Checked) -> Volume:
+def _read(file: CineFile, converted: Path | None, how: Preparation, entry: CheckedCine) -> Volume:
     if converted is None:
         return read_nifti(file.image, how.time_unit)
     result = read_dicom(file.image)
@@ -135,7 +118,7 @@ def _read(file: CineFile, converted: Path | None, how: Preparation, entry: Check
     return result.volume
 
 
-def _look_at(volume: Volume, entry: Checked, how: Preparation) -> None:
+def _look_at(volume: Volume, entry: CheckedCine, how: Preparation) -> None:
     """What the voxels tell of the file: frames, order of slices, content, a picture."""
     file = entry.file
     entry.shape, entry.spacing = volume.voxels.shape, volume.geometry.spacing
@@ -162,7 +145,7 @@ def _four(labels: np.ndarray) -> np.ndarray:
     return labels if labels.ndim == 4 else labels[..., None]
 
 
-def _read_mask(path: Path | None, volume: Volume, entry: Checked) -> np.ndarray | None:
+def _read_mask(path: Path | None, volume: Volume, entry: CheckedCine) -> np.ndarray | None:
     if path is None:
         return None
     try:
@@ -175,7 +158,7 @@ def _read_mask(path: Path | None, volume: Volume, entry: Checked) -> np.ndarray 
     return None if found.problems else mask.voxels
 
 
-def _settle_frames(volume: Volume, labels: np.ndarray | None, entry: Checked) -> None:
+def _settle_frames(volume: Volume, labels: np.ndarray | None, entry: CheckedCine) -> None:
     """End-diastole and end-systole, by the cohort's table, by single frames that lie beside, or by labelled ones."""
     file, frames = entry.file, volume.voxels.shape[3]
     for name in ("ed", "es"):
@@ -194,7 +177,7 @@ def _settle_frames(volume: Volume, labels: np.ndarray | None, entry: Checked) ->
         _compare_with_labels(labels, entry)
 
 
-def _compare_with_labels(labels: np.ndarray, entry: Checked) -> None:
+def _compare_with_labels(labels: np.ndarray, entry: CheckedCine) -> None:
     """Where a mask labels two frames, the fuller one is end-diastole; a table that says otherwise is noted."""
     labelled = np.flatnonzero(labels.any(axis=(0, 1, 2))).tolist()
     if len(labelled) != 2:
@@ -218,41 +201,7 @@ def _frame_like(frame: np.ndarray, cine: np.ndarray) -> int | None:
     return next((t for t in range(cine.shape[3]) if np.array_equal(frame, cine[..., t])), None)
 
 
-def _find_duplicates(checked: list[Checked]) -> None:
-    first: dict[str, Checked] = {}
-    for entry in checked:
-        if not entry.content:
-            continue
-        twin = first.setdefault(entry.content, entry)
-        if twin is not entry:
-            entry.findings.problems.append(f"has the same content as {twin.file.image}")
-
-
-def _stop_at_problems(search: Search, checked: list[Checked], how: Preparation) -> None:
-    problems = Problems("The cohort has problems")
-    for sentence in search.problems:
-        problems.add(sentence)
-    for entry in checked:
-        for sentence in entry.findings.problems:
-            problems.add(f"{entry.file.image} {sentence}")
-    if not how.exclude:
-        problems.raise_if_any("Nothing was written. Mend them, or leave those files out with --exclude_problems.")
-    if all(entry.findings.problems for entry in checked):
-        problems.raise_if_any("No file is left.")
-
-
-def _splits(good: list[Checked], how: Preparation) -> dict[str, str]:
-    if not how.own_split:
-        return split_subjects({entry.file.subject: entry.file.label for entry in good}, how.fractions, how.seed)
-    problems = Problems("The cohort's own split cannot be taken")
-    for entry in good:
-        if not entry.file.partition:
-            problems.add(f"{entry.file.image} belongs to none of its parts")
-    problems.raise_if_any("Split by a seed instead.")
-    return {entry.file.subject: OWN_SPLITS.get(entry.file.partition, entry.file.partition) for entry in good}
-
-
-def _row(entry: Checked, split: str, folder: Path, output_dir: Path) -> dict[str, str]:
+def _row(entry: CheckedCine, split: str, folder: Path, output_dir: Path) -> dict[str, str]:
     """A manifest's row; paths start at the folder that the manifest will lie in."""
     file = entry.file
 

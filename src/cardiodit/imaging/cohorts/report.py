@@ -1,47 +1,28 @@
 """What was found in a cohort, for a person to read."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cardiodit import __version__
-from cardiodit.imaging.checks import Findings
+from cardiodit.imaging.cohorts.checked import CheckedCine
 from cardiodit.imaging.cohorts.found import CineFile, Search
 from cardiodit.imaging.cohorts.split import SPLITS
-from cardiodit.imaging.orientation import StorageOrder
-from cardiodit.imaging.overview import Tile
-
-
-@dataclass
-class Checked:
-    """A file, what its voxels told, and what is wrong with it."""
-
-    file: CineFile
-    findings: Findings = field(default_factory=Findings)
-    shape: tuple[int, ...] = ()
-    spacing: tuple[float, float, float] | None = None
-    frame_time: float | None = None
-    content: str = ""
-    slices: str = ""
-    order: StorageOrder = field(default_factory=StorageOrder)
-    converted: Path | None = None
-    tile: Tile | None = None
 
 
 def write_report(
     path: Path,
     layout: str,
-    search: Search,
-    checked: list[Checked],
+    search: Search[CineFile],
+    checked: list[CheckedCine],
     splits: dict[str, str],
     seed: int,
     own_split: bool,
 ) -> None:
     good = [entry for entry in checked if not entry.findings.problems]
-    how = "the cohort's own split" if own_split else f"split by patient with seed {seed}"
+    how = split_in_words(seed, own_split)
     lines = [
         f"# Cohort report ({layout})",
         "",
@@ -50,24 +31,28 @@ def write_report(
         "",
         "Paths and subjects in the manifests may identify patients: they are for this machine, not for publication.",
         "",
-        *_counts("Splits", [splits[e.file.subject] for e in good], SPLITS),
-        *_cross("Labels", [(e.file.label or "none", splits[e.file.subject]) for e in good]),
-        *_cross("Vendors", [(e.file.vendor or "unknown", splits[e.file.subject]) for e in good]),
+        *count_splits([splits[e.file.subject] for e in good], "cines"),
+        *cross("Labels", [(e.file.label or "none", splits[e.file.subject]) for e in good]),
+        *cross("Vendors", [(e.file.vendor or "unknown", splits[e.file.subject]) for e in good]),
         *_ranges(good),
         *_orders(good),
-        *_list("Left out", [f"{e.file.image} {text}" for e in checked for text in e.findings.problems]),
-        *_list("Left out, before reading", search.problems),
-        *_list("Noteworthy", [*search.notes, *(f"{e.file.image} {text}" for e in good for text in e.findings.notes)]),
+        *listed("Left out", [f"{e.file.image} {text}" for e in checked for text in e.findings.problems]),
+        *listed("Left out, before reading", search.problems),
+        *listed("Noteworthy", [*search.notes, *(f"{e.file.image} {text}" for e in good for text in e.findings.notes)]),
     ]
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def _counts(title: str, values: list[str], order: tuple[str, ...]) -> list[str]:
+def split_in_words(seed: int, own_split: bool) -> str:
+    return "the cohort's own split" if own_split else f"split by patient with seed {seed}"
+
+
+def count_splits(values: list[str], what: str) -> list[str]:
     counts = Counter(values)
-    return [f"## {title}", "", "| | cines |", "|---|---|", *(f"| {n} | {counts[n]} |" for n in order), ""]
+    return ["## Splits", "", f"| | {what} |", "|---|---|", *(f"| {name} | {counts[name]} |" for name in SPLITS), ""]
 
 
-def _cross(title: str, pairs: list[tuple[str, str]]) -> list[str]:
+def cross(title: str, pairs: list[tuple[str, str]]) -> list[str]:
     counts = Counter(pairs)
     rows = [
         f"| {name} | " + " | ".join(str(counts[name, split]) for split in SPLITS) + " |"
@@ -76,17 +61,23 @@ def _cross(title: str, pairs: list[tuple[str, str]]) -> list[str]:
     return [f"## {title}", "", f"| | {' | '.join(SPLITS)} |", "|---" * (len(SPLITS) + 1) + "|", *rows, ""]
 
 
-def _ranges(good: list[Checked]) -> list[str]:
-    """Smallest, median and largest of what differs between scanners."""
-    table: dict[str, Sequence[float]] = {
-        "rows and columns (H)": [e.shape[0] for e in good],
-        "rows and columns (W)": [e.shape[1] for e in good],
-        "slices": [e.shape[2] for e in good],
-        "frames": [e.shape[3] for e in good],
-        "mm in plane": [e.spacing[0] for e in good if e.spacing],
-        "mm between slices": [e.spacing[2] for e in good if e.spacing],
-        "ms a frame": [1000 * e.frame_time for e in good if e.frame_time],
-    }
+def _ranges(good: list[CheckedCine]) -> list[str]:
+    """Of what differs between scanners."""
+    return ranges(
+        {
+            "rows and columns (H)": [e.shape[0] for e in good],
+            "rows and columns (W)": [e.shape[1] for e in good],
+            "slices": [e.shape[2] for e in good],
+            "frames": [e.shape[3] for e in good],
+            "mm in plane": [e.spacing[0] for e in good if e.spacing],
+            "mm between slices": [e.spacing[2] for e in good if e.spacing],
+            "ms a frame": [1000 * e.frame_time for e in good if e.frame_time],
+        }
+    )
+
+
+def ranges(table: Mapping[str, Sequence[float]]) -> list[str]:
+    """Smallest, median and largest."""
     rows = [
         f"| {name} | {min(values):.4g} | {np.median(values):.4g} | {max(values):.4g} |"
         for name, values in table.items()
@@ -95,7 +86,7 @@ def _ranges(good: list[Checked]) -> list[str]:
     return ["## Sizes", "", "| | smallest | median | largest |", "|---|---|---|---|", *rows, ""]
 
 
-def _orders(good: list[Checked]) -> list[str]:
+def _orders(good: list[CheckedCine]) -> list[str]:
     bases = Counter(e.order.slices_from for e in good)
     firsts = Counter(e.order.first_frame_from for e in good)
     return [
@@ -109,5 +100,5 @@ def _orders(good: list[Checked]) -> list[str]:
     ]
 
 
-def _list(title: str, sentences: list[str]) -> list[str]:
+def listed(title: str, sentences: list[str]) -> list[str]:
     return [f"## {title}", "", *(f"- {sentence}" for sentence in sentences), ""] if sentences else []
