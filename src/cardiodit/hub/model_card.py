@@ -31,7 +31,7 @@ FRONT = re.compile(r"---\n(.*?)---\n", re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->\n", re.DOTALL)
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 SEAL = "<!-- Made by cardiodit card, sha256 {hash}; a card with other content was edited, and is not replaced. -->\n"
-NAMING = ("train_dit", "train_tgca")  # stages whose run gives a model its name
+NAMING = ("train_dit", "train_tgca", "train_prdit")  # stages whose run gives a model its name
 NO_FACTS = OwnerFacts()
 
 
@@ -121,7 +121,7 @@ def _of_all_stages(folder: Path, runs: Sequence[Path]) -> list[TrainingRun]:
     if home in folders:
         found += _makers(folder, [run for run in sorted(home.parent.iterdir()) if run.resolve() not in folders])
     order = list(STAGES)
-    return sorted(found, key=lambda run: order.index(run.stage) if run.stage in order else len(order))
+    return sorted(found, key=lambda run: order.index(run.kind) if run.kind in order else len(order))
 
 
 def _makers(folder: Path, others: Sequence[Path]) -> list[TrainingRun]:
@@ -136,4 +136,4 @@ def _makers(folder: Path, others: Sequence[Path]) -> list[TrainingRun]:
 
 
 def _name_of(folder: Path, runs: Sequence[TrainingRun]) -> str:
-    return next((run.name for run in reversed(runs) if run.stage in NAMING), folder.resolve().name)
+    return next((run.name for run in reversed(runs) if run.script in NAMING), folder.resolve().name)

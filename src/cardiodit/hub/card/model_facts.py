@@ -11,30 +11,59 @@ from cardiodit.hub.card.weight_files import Header, read_weight_header
 from cardiodit.imaging.preprocessing import Preprocessing
 
 INDEX = "model_index.json"
-NETWORKS = ("vae", "transformer")
-ADAPTER = "adapter"  # of models that masks steer
+TRANSFORMER = "transformer"  # which every pipeline has
+NETWORKS = ("vae", TRANSFORMER, "adapter")  # the adapter is that of models that masks steer
 RUNNING_SUMS = ("quantizer.ema_sums", "quantizer.ema_counts", "quantizer.num_updates")  # kept, not trained
-DEFAULT_STEPS = 25
+DEFAULT_STEPS, DEFAULT_VOXEL_STEPS = 25, 100
 
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline folder, as its configs and the headers of its weights describe it."""
+    """A pipeline folder, as its configs and the headers of its weights describe it.
 
-    vae: dict[str, Any]
-    transformer: dict[str, Any]
+    Args:
+        networks: the config of each network, by the name of its folder.
+        scheduler: its config.
+        weights: the headers of each network's weight files.
+        pipeline: name of its class.
+    """
+
+    networks: dict[str, dict[str, Any]]
     scheduler: dict[str, Any]
     weights: dict[str, list[Header]]
-    pipeline: str  # its class
-    adapter: dict[str, Any] | None = None
+    pipeline: str
+
+    @property
+    def transformer(self) -> dict[str, Any]:
+        return self.networks[TRANSFORMER]
+
+    @property
+    def vae(self) -> dict[str, Any] | None:
+        return self.networks.get("vae")
+
+    @property
+    def adapter(self) -> dict[str, Any] | None:
+        return self.networks.get("adapter")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The config that knows how training volumes were prepared, and their geometry."""
+        return self.vae or self.transformer
 
     @property
     def is_cine(self) -> bool:
         return "4D" in self.transformer["_class_name"]
 
     @property
+    def default_steps(self) -> int:
+        """Of the sampler, unless said otherwise."""
+        return DEFAULT_STEPS if self.vae else DEFAULT_VOXEL_STEPS
+
+    @property
     def size(self) -> tuple[int, ...]:
         """Of a volume as trained: H, W, D and, of a cine, T."""
+        if self.vae is None:
+            return tuple(self.transformer["sample_size"])
         from cardiodit.models.autoencoder_vq import along, per_level
 
         levels = per_level(self.vae["downsample_parameters"], len(self.vae["channels"]), numbers=4)
@@ -51,7 +80,7 @@ class Model:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        steps = self.vae.get("preprocessing")
+        steps = self.facts.get("preprocessing")
         return None if steps is None else Preprocessing.from_dict(steps)
 
     def parameters(self, network: str) -> int:
@@ -67,8 +96,9 @@ def read_model(folder: Path) -> Model:
     configs = {name: _config(folder / name / "config.json") for name in files}
     scheduler = _config(folder / "scheduler" / "scheduler_config.json")
     weights = {name: [read_weight_header(file) for file in found] for name, found in files.items()}
-    pipeline = _config(folder / INDEX)["_class_name"]
-    return Model(configs["vae"], configs["transformer"], scheduler, weights, pipeline, configs.get(ADAPTER))
+    kind = _config(folder / INDEX)["_class_name"]
+    pipeline = kind[-1] if isinstance(kind, list) else kind  # one that travels with its code names its file, too
+    return Model(configs, scheduler, weights, pipeline)
 
 
 def find_weights(folder: Path) -> dict[str, list[Path]]:
@@ -78,7 +108,8 @@ def find_weights(folder: Path) -> dict[str, list[Path]]:
             f"{folder} holds no {INDEX}, so it is no pipeline folder. Training, `cardiodit convert` and "
             "pipe.save_pretrained make one."
         )
-    names = (*NETWORKS, *([ADAPTER] if (folder / ADAPTER).is_dir() else []))
+    parts = _config(folder / INDEX)
+    names = [name for name in NETWORKS if name == TRANSFORMER or any(parts.get(name) or [])]
     files = {name: sorted((folder / name).glob("*.safetensors")) for name in names}
     for name, found in files.items():
         if not found:

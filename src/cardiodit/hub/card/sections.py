@@ -13,10 +13,6 @@ from cardiodit.hub.card.previews import Previews
 from cardiodit.hub.card.stating import stated, to_state
 from cardiodit.hub.card.training_runs import TrainingRun, missing_stages
 
-METHODS = {
-    True: "*CardioDiT: Latent Diffusion Transformers for 4D Cardiac Cine MRI Synthesis* (Seyfarth and others, 2026)",
-    False: "*VolDiT*, a latent diffusion transformer for volumes, as its authors published it",
-}
 BEATING = "A cine is one heart beat: arrhythmia, breathing and the length of the beat are not modelled."
 STILL = "Volumes stand still: nothing that moves is modelled."
 CITATION = "The publication that the model follows (above), and cardiodit (`CITATION.cff` in its repository)."
@@ -40,7 +36,7 @@ def sections(
         "repository": facts.repository or "path/to/this/folder",
         "call": model_words.call(model),
         "architecture": model_words.architecture(model),
-        "method": f"After {METHODS[model.is_cine]}.",
+        "method": model_words.method(model),
         "geometry": model_words.geometry(model),
         "datasets": _datasets(facts),
         "preprocessing": _preprocessing(model, facts),
@@ -50,6 +46,7 @@ def sections(
         "metrics": _metrics(facts),
         "energy": _energy(emissions, facts, previews),
         "heart": BEATING if model.is_cine else STILL,
+        "detail": model_words.detail(model),
         "license": _licence(facts),
         "citation": stated(facts, "citation", CITATION),
         **{key: stated(facts, key) for key in owners},

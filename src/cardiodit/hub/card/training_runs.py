@@ -12,38 +12,56 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.hashing import sha256_of
 from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.model_words import table
+from cardiodit.hub.card.weight_files import holds_all_of
 from cardiodit.hub.checks.text import absolute_paths
 
 RECORD, CONFIG = "run.json", "config.yaml"
+PRDIT = "train_prdit"
+LOCAL, REFINER = f"{PRDIT}, local", f"{PRDIT}, refiner"  # the stages of one script
 STAGES = {
     "train_vqgan": "Stage 1, the autoencoder",
     "train_dit": "Stage 2, the denoiser",
     "train_tgca": "The adapter for masks",
+    LOCAL: "Stage 1, the local denoiser",
+    REFINER: "Stage 2, the refiner",
 }
-PARTS = {"train_vqgan": "vae", "train_dit": "transformer", "train_tgca": "adapter"}  # what each makes
+PARTS = {  # what each makes
+    "train_vqgan": "vae",
+    "train_dit": "transformer",
+    "train_tgca": "adapter",
+    LOCAL: "transformer",
+    REFINER: "transformer",
+}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
 class TrainingRun:
     """Args:
-    name: of its folder.
+    folder: where it lies.
     record: `run.json`.
     config: `config.yaml`, without folders of the machine it ran on.
     best: what is known of its best weights, or None.
+    kind: its stage, as `STAGES` names it.
     """
 
-    name: str
+    folder: Path
     record: dict[str, Any]
     config: str
     best: dict[str, Any] | None
+    kind: str
 
     @property
-    def stage(self) -> str:
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def script(self) -> str:
         return str(self.record["stage"])
 
     @property
     def title(self) -> str:
-        return STAGES.get(self.stage, self.stage)
+        return STAGES.get(self.kind, self.kind)
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
@@ -72,7 +90,7 @@ class TrainingRun:
 
     def described(self, folder: Path) -> str:
         """A table and the whole config, for the card of a pipeline folder."""
-        heading = f"### {self.title} (`{self.stage}`)"
+        heading = f"### {self.title} (`{self.script}`)"
         folded = f"<details><summary>Configuration</summary>\n\n```yaml\n{self.config}```\n\n</details>"
         return f"{heading}\n\n{table({**self._rows(), **self._origin(folder)})}\n\n{folded}"
 
@@ -99,10 +117,13 @@ class TrainingRun:
 
     def made(self, folder: Path) -> bool | None:
         """Whether a pipeline folder holds this run's best weights, byte for byte; None where nobody can tell."""
-        weights = f"{PARTS.get(self.stage)}/diffusion_pytorch_model.safetensors"
+        weights = f"{PARTS.get(self.kind)}/{WEIGHTS}"
         trained = (self.best or {}).get("files", {}).get(weights)
         if trained is None or not (folder / weights).is_file():
             return None
+        if self._is_only_local_part_of(folder):
+            own = self.folder / "best" / weights
+            return holds_all_of(folder / weights, own) if own.is_file() else None
         return bool(sha256_of(folder / weights) == trained)
 
     @property
@@ -111,14 +132,22 @@ class TrainingRun:
         return bool((yaml.safe_load(self.config).get("training") or {}).get("lora_rank"))
 
     def _origin(self, folder: Path) -> dict[str, str]:
-        told = {
-            True: "byte for byte those of this run's best step",
-            False: "not the file that this run kept as its best",
-        }
         made = self.made(folder)
         if self.is_adapter:
-            return {"Weights in this folder": "an adapter that this run trained, merged into the model it began from"}
-        return {} if made is None else {"Weights in this folder": told[made]}
+            said = "an adapter that this run trained, merged into the model it began from"
+        elif made is None:
+            return {}
+        elif not made:
+            said = "not the file that this run kept as its best"
+        elif self._is_only_local_part_of(folder):
+            said = "of the local part, number by number those of this run's best step"
+        else:
+            said = "byte for byte those of this run's best step"
+        return {"Weights in this folder": said}
+
+    def _is_only_local_part_of(self, folder: Path) -> bool:
+        """Whether a later run put a refiner on top of what this one trained."""
+        return self.kind == LOCAL and _has_refiner(folder / "transformer")
 
     def energy_in_words(self) -> str:
         if self.energy is None:
@@ -142,8 +171,15 @@ class TrainingRun:
 
 def missing_stages(model: Model, runs: Sequence[TrainingRun]) -> list[str]:
     """Titles of the stages that a model has and none of the runs is of."""
-    told = {run.stage for run in runs}
-    return [title for stage, title in STAGES.items() if PARTS[stage] in model.weights and stage not in told]
+    told = {run.kind for run in runs}
+    return [STAGES[stage] for stage in stages_of(model) if stage not in told]
+
+
+def stages_of(model: Model) -> list[str]:
+    """Those that make such a model, in their order."""
+    if model.vae is None:
+        return [LOCAL, REFINER] if model.transformer["num_layers"] else [LOCAL]
+    return [stage for stage, part in PARTS.items() if part in model.networks and stage not in (LOCAL, REFINER)]
 
 
 def record_days(record: dict[str, Any]) -> str:
@@ -161,11 +197,25 @@ def read_run(folder: Path) -> TrainingRun:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         best_file = folder / "best" / "state.json"
         best = json.loads(best_file.read_text(encoding="utf-8")) if best_file.is_file() else None
-        run = TrainingRun(folder.resolve().name, record, _as_yaml(config), best)
+        run = TrainingRun(folder, record, _as_yaml(config), best, _kind_of(folder, record, config))
         run.described(folder)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise CardioDiTError(f"The record of the run {folder} is damaged ({type(error).__name__}: {error}).") from error
     return run
+
+
+def _kind_of(folder: Path, record: dict[str, Any], config: dict[str, Any]) -> str:
+    """Its stage; of PRDiT's two the model tells, since a config may leave that to the model it began with."""
+    if record["stage"] != PRDIT:
+        return str(record["stage"])
+    made = folder / "best" / "transformer"
+    refined = _has_refiner(made) if (made / "config.json").is_file() else config["model"]["num_layers"] > 0
+    return REFINER if refined else LOCAL
+
+
+def _has_refiner(transformer: Path) -> bool:
+    config = json.loads((transformer / "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("num_layers"))
 
 
 def _as_yaml(config: Any) -> str:

@@ -1,10 +1,13 @@
-"""What the header of a safetensors file says; the weights themselves are not read."""
+"""What the header of a safetensors file says, without its weights; and whether one file's weights are another's."""
 
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import safe_open
 
 from cardiodit.errors import CardioDiTError
 
@@ -54,3 +57,16 @@ def read_weight_header(path: Path) -> Header:
             "again from where it was made."
         )
     return Header(entries, metadata)
+
+
+def holds_all_of(whole: Path, part: Path) -> bool:
+    """Whether every tensor of one file is in the other, number by number."""
+    with safe_open(whole, "pt") as held, safe_open(part, "pt") as wanted:
+        common = set(held.keys()).intersection(wanted.keys())
+        return len(common) == len(wanted.keys()) and all(
+            _same(held.get_tensor(name), wanted.get_tensor(name)) for name in common
+        )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.equal(other)
