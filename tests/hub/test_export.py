@@ -13,6 +13,9 @@ from cardiodit import (
     CardioDiTControlPipeline,
     DiT3DTransformerModel,
     DiT4DTransformerModel,
+    NoiseAndImageScheduler,
+    PRDiTPipeline,
+    PRDiTTransformerModel,
     TGCAAdapterModel,
     VolDiTControlPipeline,
     VolDiTPipeline,
@@ -37,7 +40,7 @@ for name, arguments, expected in torch.load("expected.pt", weights_only=True):
     pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     assert type(pipe).__name__ == name and type(pipe).__module__.startswith("diffusers_modules"), type(pipe)
-    out = pipe(*arguments, seed=1, num_inference_steps=2)
+    out = pipe(*arguments, seed=1, num_inference_steps=4)
     assert torch.equal(out.volumes, expected), name
     out.save(f"{name}-samples")
 """
@@ -59,6 +62,7 @@ def pipes() -> list[Any]:
         VolDiTPipeline(vaes[3], bases[3], make_scheduler()),
         VolDiTControlPipeline(vaes[3], bases[3], make_scheduler(), adapters[3]),
         CardioDiTControlPipeline(vaes[4], bases[4], make_scheduler(), adapters[4]),
+        PRDiTPipeline(randomise(PRDiTTransformerModel((16, 16, 8), 8, 1, 1, 2, 12), std=0.05), NoiseAndImageScheduler()),
     ]
 
 
@@ -74,10 +78,11 @@ def test_volumes_and_steered_pipelines_open_without_the_package(tmp_path: Path) 
         name = type(pipe).__name__
         pipe.set_progress_bar_config(disable=True)
         arguments = [mask(len(pipe.transformer.axis_names))] if "adapter" in pipe.components else []
-        expected.append((name, arguments, pipe(*arguments, seed=1, num_inference_steps=2).volumes))
+        expected.append((name, arguments, pipe(*arguments, seed=1, num_inference_steps=4).volumes))
         pipe.save_pretrained(tmp_path / "models" / name)
         export_with_code(tmp_path / "models" / name, tmp_path / name)
     assert (tmp_path / "VolDiTControlPipeline" / "adapter" / "adapter_tgca.py").is_file()
+    assert (tmp_path / "PRDiTPipeline" / "scheduler" / "noise_and_image.py").is_file()
     torch.save(expected, tmp_path / "expected.pt")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     opened = subprocess.run(
@@ -85,5 +90,5 @@ def test_volumes_and_steered_pipelines_open_without_the_package(tmp_path: Path) 
     )
     assert opened.returncode == 0, opened.stderr
     assert "Expected types" not in opened.stderr
-    for name in ("VolDiTPipeline", "CardioDiTControlPipeline"):
+    for name in ("VolDiTPipeline", "CardioDiTControlPipeline", "PRDiTPipeline"):
         assert len(list((tmp_path / f"{name}-samples").glob("*.nii.gz"))) == 1

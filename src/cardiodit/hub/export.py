@@ -16,7 +16,7 @@ from cardiodit.writing import new_folder
 
 INDEX = "model_index.json"
 HEADING = "Made of cardiodit {version} by `cardiodit export`; do not edit."
-COMPONENTS = ("vae", "transformer", "adapter")
+COMPONENTS = ("vae", "transformer", "adapter", "scheduler")
 
 
 def export_with_code(model: Path, output_dir: Path) -> Path:
