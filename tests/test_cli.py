@@ -81,6 +81,7 @@ def test_it_runs_as_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         ["convert"],
         ["convert", "cardiodit"],
         ["convert", "voldit"],
+        ["convert", "prdit"],
         ["card"],
         ["publish"],
     ],

@@ -1,13 +1,16 @@
 """The authors' files straight from the Hub: the real client, a real server."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from cardiodit import VolDiTControlPipeline
+from cardiodit import PRDiTPipeline, VolDiTControlPipeline
 from cardiodit.cli import main
 
+from ..prdit_cases import config, save, small_weights
 from .conftest import Repository
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "voldit"
@@ -49,3 +52,15 @@ def test_checkpoints_come_from_a_repository(hub: Any, client: None, tmp_path: Pa
     told = capsys.readouterr().err
     assert "configs/dti.yaml of lab/voldit cannot be downloaded" in told and "names are right" in told
     assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_with_its_config_inside_comes_alone(hub: Any, client: None, tmp_path: Path, capsys: Any) -> None:
+    content = save(tmp_path / "008000.pt", small_weights()).read_bytes()
+    hub.repositories["lab/prdit"] = Repository(private=False)
+    hub.repositories["lab/prdit"].add({"weights/008000.pt": content, "lidc.yaml": yaml.safe_dump(config()).encode()})
+    arguments = ["convert", "prdit", "--repo", "lab/prdit", "--ckpt", "weights/008000.pt"]
+    for name, more in [("a", []), ("b", ["--cfg", "lidc.yaml"])]:
+        assert main([*arguments, *more, "--output_dir", str(tmp_path / name)]) == 0, capsys.readouterr().err
+        record = json.loads((tmp_path / name / "conversion.json").read_text())
+        assert record["transformer"]["file"] == "008000.pt"
+        assert PRDiTPipeline.from_pretrained(tmp_path / name).transformer.config.num_layers == 1

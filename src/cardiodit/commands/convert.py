@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.commands.adding import add_command
+from cardiodit.imaging.preprocessing import PRESETS
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -39,6 +40,28 @@ def add(commands: argparse._SubParsersAction) -> None:
     voldit.add_argument("--tgca_ckpt", type=Path, help="checkpoint of the adapter (.pth)")
     voldit.add_argument("--tgca_cfg", type=Path, help="its YAML")
     voldit.set_defaults(run=run_voldit)
+    prdit = add_command(
+        systems,
+        "prdit",
+        "Convert a PRDiT checkpoint of either stage; its config is usually inside.",
+        "cardiodit convert prdit --ckpt 008000.pt --preset prdit-lidc-128 --output_dir my-model",
+    )
+    prdit.add_argument("--ckpt", type=Path, required=True, help="checkpoint (.pt)")
+    prdit.add_argument("--cfg", type=Path, help="YAML of its training, where the checkpoint does not hold it")
+    prdit.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        metavar=("H", "W", "D"),
+        help="voxels of the training volumes; default: what the config says",
+    )
+    prdit.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="how the training volumes were prepared; without it samples carry no units",
+    )
+    _add_source_and_output(prdit)
+    prdit.set_defaults(run=run_prdit)
     weights = add_command(
         systems,
         "weights",
@@ -47,8 +70,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "    --output medicalnet50.safetensors",
     )
     weights.add_argument("checkpoint", type=Path, help="torch file (.pth, .pt)")
-    weights.add_argument("--repo", metavar="ORG/NAME", help="on the Hub, of which the checkpoint is a file")
-    weights.add_argument("--revision", help="of the repository: a branch, a tag or a commit")
+    _add_repository(weights)
     weights.add_argument("--output", type=Path, required=True, help="new file that ends in .safetensors")
     weights.set_defaults(run=run_weights)
 
@@ -59,16 +81,17 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
         ("stage1_cfg", "its YAML, compact or expanded"),
         ("diff_ckpt", "checkpoint of the transformer (.pth)"),
         ("diff_cfg", "its YAML, compact or expanded"),
-        ("output_dir", "new or empty folder for the pipeline"),
     ]:
         parser.add_argument(f"--{name}", type=Path, required=True, help=what)
     parser.add_argument(
-        "--repo", metavar="ORG/NAME", help="on the Hub, whose files these are; without it, they lie on this machine"
-    )
-    parser.add_argument("--revision", help="of the repository: a branch, a tag or a commit")
-    parser.add_argument(
         "--scale_factor", type=float, help="1 / standard deviation of the latents; default: the one in diff_cfg"
     )
+    _add_source_and_output(parser)
+
+
+def _add_source_and_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder for the pipeline")
+    _add_repository(parser)
     parser.add_argument(
         "--spacing",
         type=float,
@@ -77,6 +100,13 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
         help="voxel size in mm; without it samples carry no space",
     )
     parser.add_argument("--raw_weights", action="store_true", help="take the raw weights instead of the EMA")
+
+
+def _add_repository(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--repo", metavar="ORG/NAME", help="on the Hub, whose files these are; without it, they lie on this machine"
+    )
+    parser.add_argument("--revision", help="of the repository: a branch, a tag or a commit")
 
 
 def run_cardiodit(arguments: argparse.Namespace) -> None:
@@ -93,6 +123,20 @@ def run_voldit(arguments: argparse.Namespace) -> None:
     _tell(folder, "--masks masks.csv " if arguments.tgca_ckpt else "")
 
 
+def run_prdit(arguments: argparse.Namespace) -> None:
+    from cardiodit.convert.prdit import convert_prdit
+
+    folder = convert_prdit(
+        **{name: _fetched(arguments, name) for name in ("ckpt", "cfg")},
+        output_dir=arguments.output_dir,
+        size=None if arguments.size is None else tuple(arguments.size),
+        preset=arguments.preset,
+        spacing=_spacing(arguments),
+        ema=not arguments.raw_weights,
+    )
+    _tell(folder)
+
+
 def run_weights(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.weights import convert_weights
 
@@ -106,9 +150,13 @@ def _common(arguments: argparse.Namespace) -> dict[str, Any]:
         **{name: _fetched(arguments, name) for name in ("stage1_ckpt", "stage1_cfg", "diff_ckpt", "diff_cfg")},
         "output_dir": arguments.output_dir,
         "scale_factor": arguments.scale_factor,
-        "spacing": None if arguments.spacing is None else tuple(arguments.spacing),
+        "spacing": _spacing(arguments),
         "ema": not arguments.raw_weights,
     }
+
+
+def _spacing(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
+    return None if arguments.spacing is None else tuple(arguments.spacing)
 
 
 def _fetched(arguments: argparse.Namespace, name: str) -> Path | None:

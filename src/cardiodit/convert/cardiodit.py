@@ -96,7 +96,7 @@ def convert_cardiodit(
         discriminator = build_discriminator(stage1, vq_config)
         if discriminator is not None:
             discriminator.save_pretrained(folder / "discriminator")
-        write_record(folder, stage1, stage2, ema)
+        write_record(folder, stage2, ema, stage1)
     if spacing is None:
         print("No voxel spacing was given (mm): the volumes of this model carry no scanner space.")
     return Path(output_dir)
@@ -233,10 +233,10 @@ def build_scheduler(config: DiTConfig) -> Any:
 # --- Names and shapes ---
 
 
-def transformer_name(ours: str) -> str:
+def transformer_name(ours: str, names: dict[str, str] = TRANSFORMER_NAMES) -> str:
     """What the authors call a weight of ours; their qkv stands for three of ours."""
     module, _, leaf = ours.rpartition(".")
-    for pattern, theirs in TRANSFORMER_NAMES.items():
+    for pattern, theirs in names.items():
         if match := re.fullmatch(pattern, module):
             return f"{match.expand(theirs)}.{leaf}"
     raise KeyError(ours)
@@ -344,12 +344,14 @@ def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float
 # --- Writing ---
 
 
-def write_record(folder: Path, stage1: Checkpoint, stage2: Checkpoint, ema: bool, **more: Checkpoint) -> None:
+def write_record(
+    folder: Path, transformer: Checkpoint, ema: bool, stage1: Checkpoint | None = None, **more: Checkpoint
+) -> None:
     """`conversion.json`: where the weights come from. Base names only, since paths may name people."""
     record = {
         "cardiodit_version": __version__,
-        "stage1": _origin(stage1),
-        "transformer": {**_origin(stage2), "ema": ema and stage2.has_ema},
+        **({} if stage1 is None else {"stage1": _origin(stage1)}),
+        "transformer": {**_origin(transformer), "ema": ema and transformer.has_ema},
         **{part: _origin(checkpoint) for part, checkpoint in more.items()},
     }
     (folder / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,29 +25,42 @@ NUMPY_NUMBERS: list[Any] = [
 ]
 
 
+class StandIn:
+    """In the place of a pickled object that safe loading does not know: a dictionary of what the object held.
+
+    Its own class is neither looked up nor imported, so nothing of it runs. Its items are the dictionary's, its
+    attributes are the dictionary's attributes.
+    """
+
+    def __new__(cls, *_: Any) -> OrderedDict:  # type: ignore[misc]
+        return OrderedDict()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """The entries of a checkpoint, and the file they came from."""
+    """The entries of a checkpoint, and the file they came from.
+
+    Args:
+        path: of the file.
+        entries: what it holds.
+        strangers: classes and functions in it, by name, that were not looked up; `StandIn` is in their place.
+    """
 
     path: Path
     entries: dict[str, Any]
+    strangers: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
         return self.path.name
 
     def weights(self, ema: bool = False) -> Weights:
-        """The `model` entry; with `ema`, every weight of `ema.shadow` laid over it where there is one."""
+        """The `model` entry; with `ema`, every weight of the EMA laid over it where there is one."""
         model = self.tensors("model")
         average = self.entries.get("ema") if ema else None
         if average is None:
             return model
-        if not isinstance(average, dict) or not isinstance(average.get("shadow"), dict):
-            raise CardioDiTError(
-                f"{self.file}: the entry 'ema' holds no 'shadow' weights. "
-                "Convert the raw weights instead (without EMA)."
-            )
-        shadow = self._tensors("ema.shadow", average["shadow"])
+        shadow = self._average(average)
         strangers = sorted(set(shadow) - set(model))
         if strangers:
             raise CardioDiTError(
@@ -54,6 +68,23 @@ class Checkpoint:
                 "They come from different models."
             )
         return {**model, **shadow}
+
+    def _average(self, average: Any) -> Weights:
+        """Of the entry `ema`: those under `shadow`, which may be some, or else the entry itself, which has them all."""
+        if isinstance(average, dict) and isinstance(average.get("shadow"), dict):
+            return self._tensors("ema.shadow", average["shadow"])
+        if not is_table_of_tensors(average):
+            raise CardioDiTError(
+                f"{self.file}: the entry 'ema' holds no 'shadow' weights. "
+                "Convert the raw weights instead (without EMA)."
+            )
+        weights = self._tensors("ema", average)
+        if missing := sorted(set(self.tensors("model")) - set(weights)):
+            raise CardioDiTError(
+                f"{self.file}: the EMA lacks weights that the model has: {some(missing)}. "
+                "Convert the raw weights instead (without EMA)."
+            )
+        return weights
 
     def tensors(self, entry: str) -> Weights:
         """The named tensors of an entry, without the prefixes that DDP and torch.compile put before names."""
@@ -65,7 +96,7 @@ class Checkpoint:
         return self._tensors(entry, self.entries[entry])
 
     def _tensors(self, entry: str, values: Any) -> Weights:
-        if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        if values != {} and not is_table_of_tensors(values):
             raise CardioDiTError(f"{self.file}: the entry '{entry}' is not a table of tensors (a state dict).")
         return {_plain_name(str(name)): value for name, value in values.items()}
 
@@ -79,12 +110,24 @@ class Checkpoint:
         return int(epoch) if isinstance(epoch, (int, np.integer)) else None
 
 
-def read_checkpoint(path: str | PathLike) -> Checkpoint:
-    """Opens a checkpoint; its tensors stay in the file until they are used, where the format allows."""
+def is_table_of_tensors(values: Any) -> bool:
+    """Whether this is a state dict, and not an empty one."""
+    return isinstance(values, dict) and bool(values) and all(torch.is_tensor(value) for value in values.values())
+
+
+def read_checkpoint(path: str | PathLike, stand_ins: bool = False) -> Checkpoint:
+    """Opens a checkpoint; its tensors stay in the file until they are used, where the format allows.
+
+    Args:
+        path: of the file.
+        stand_ins: put `StandIn` in the place of objects that safe loading refuses, such as a config's, so that the
+            tensors beside them can be read.
+    """
     path = Path(path)
     is_zip = _check_file(path)
     try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        strangers = _strangers(path) if stand_ins and is_zip else ()
+        with torch.serialization.safe_globals([*NUMPY_NUMBERS, *((StandIn, name) for name in strangers)]):
             entries = torch.load(path, weights_only=True, map_location="cpu", mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise _explain_refusal(path, error) from error
@@ -92,7 +135,13 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
         raise _damaged(path, str(error).splitlines()[0] if str(error) else "it ends too early") from error
     if not isinstance(entries, dict):
         raise CardioDiTError(f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint.")
-    return Checkpoint(path, entries)
+    return Checkpoint(path, entries, strangers)
+
+
+def _strangers(path: Path) -> tuple[str, ...]:
+    """Classes and functions in the file that safe loading does not know, found without loading it."""
+    with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        return tuple(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
 
 
 def some(names: list[Any], limit: int = 12) -> str:

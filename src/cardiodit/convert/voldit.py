@@ -91,7 +91,7 @@ def convert_voldit(
         discriminator = build_discriminator(stage1, vq_config)
         if discriminator is not None:
             discriminator.save_pretrained(folder / "discriminator")
-        write_record(folder, stage1, stage2, ema, **adapters)
+        write_record(folder, stage2, ema, stage1, **adapters)
     if spacing is None:
         print("No voxel spacing was given (mm): the volumes of this model carry no scanner space.")
     return Path(output_dir)
