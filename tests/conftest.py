@@ -1,7 +1,11 @@
 """Small models that every test can afford, and processes that begin without importing everything anew."""
 
-import multiprocessing
 import os
+
+# Work this small is slowed down many times by threads that wait for a busy core: here, and in whatever a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import multiprocessing
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +27,6 @@ from cardiodit import (
     VQModel4D,
     make_scheduler,
 )
-
-torch.set_num_threads(1)  # work this small is slowed down many times by threads that wait for a busy core
 
 BROWSER_FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --window-size=1280,800"""

@@ -68,6 +68,8 @@ class PreprocessingSettings:
     intensity: IntensitySettings | None = field(default=None, metadata={"help": "grey values that become -1 and 1"})
     fit: Literal["crop", "resize"] | None = option(None, "how a volume gets its size")
     orient: bool | None = option(None, "turn volumes to our axis order")
+    limits_of: Literal["file", "view"] | None = option(None, "voxels that percentiles are of: the file's, or the cut's")
+    pool: Count | None = option(None, "last of all, means over cubes of so many voxels")
 
     def build(self) -> Preprocessing:
         if self.preset is not None and self.preset not in PRESETS:

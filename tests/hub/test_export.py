@@ -62,7 +62,9 @@ def pipes() -> list[Any]:
         VolDiTPipeline(vaes[3], bases[3], make_scheduler()),
         VolDiTControlPipeline(vaes[3], bases[3], make_scheduler(), adapters[3]),
         CardioDiTControlPipeline(vaes[4], bases[4], make_scheduler(), adapters[4]),
-        PRDiTPipeline(randomise(PRDiTTransformerModel((16, 16, 8), 8, 1, 1, 2, 12), std=0.05), NoiseAndImageScheduler()),
+        PRDiTPipeline(
+            randomise(PRDiTTransformerModel((16, 16, 8), 8, 1, 1, 2, 12), std=0.05), NoiseAndImageScheduler()
+        ),
     ]
 
 

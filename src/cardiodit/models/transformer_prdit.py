@@ -191,6 +191,11 @@ class PRDiTTransformerModel(TransformerMixin):
         return (TILE,) * len(self.axis_names)
 
     @property
+    def margin(self) -> int:
+        """Voxels of a patch on either side of what it predicts."""
+        return (self.config.patch_size - TILE) // 2
+
+    @property
     def has_refiner(self) -> bool:
         return self.config.num_layers > 0
 
@@ -215,6 +220,11 @@ class PRDiTTransformerModel(TransformerMixin):
             if length % TILE or length < TILE:
                 raise CardioDiTError(
                     f"The volume has {length} voxels along {name}, which must be a multiple of {TILE}."
+                )
+            if length <= self.margin:
+                raise CardioDiTError(
+                    f"The volume has {length} voxels along {name}, too few for patches of {self.config.patch_size}, "
+                    f"which show {self.margin} on either side of {TILE}."
                 )
         return tuple(length // TILE for length in size)
 

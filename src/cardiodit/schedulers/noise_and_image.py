@@ -13,7 +13,6 @@ from cardiodit.errors import CardioDiTError
 
 NOISE_AND_IMAGE_SOLVERS = ("hot", "euler")
 
-
 logger = logging.get_logger(__name__)
 
 
@@ -65,8 +64,8 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
         self.step_length = total // num_inference_steps
         if (taken := math.ceil(total / self.step_length)) != num_inference_steps:
             logger.warning(
-                f"{num_inference_steps} does not divide {total}: with timesteps {self.step_length} apart, as published, "
-                f"{taken} steps are taken."
+                f"{num_inference_steps} does not divide {total}: with timesteps {self.step_length} apart, as "
+                f"published, {taken} steps are taken."
             )
         self.timesteps = torch.arange(self.step_length, total, self.step_length, device=device).flip(0)
 
@@ -79,7 +78,8 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
     ) -> torch.Tensor:
         """x_t of clean samples and standard normal noise, at one timestep or one for each sample."""
         angle = self._angle(timesteps, original_samples)
-        return angle.cos() * original_samples + angle.sin() * self.config.noise_scale * noise
+        noisy = angle.cos() * original_samples + angle.sin() * self.config.noise_scale * noise
+        return noisy.to(original_samples.dtype)
 
     def targets(self, original_samples: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """What a model is to predict, (B, 2·C, ...): ε, then x0."""
@@ -102,7 +102,12 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
             generator: of the noise that "hot" adds.
             return_dict: an output object (default) or a tuple.
         """
-        noise, image = model_output.chunk(2, dim=1)
+        if model_output.shape[1] != 2 * sample.shape[1]:
+            raise CardioDiTError(
+                f"The model predicted {model_output.shape[1]} channels for samples of {sample.shape[1]}; noise and "
+                "image, twice as many, were expected."
+            )
+        noise, image = model_output.to(sample.dtype).chunk(2, dim=1)
         now, length = int(timestep), self.step_length
         angle = self._angle(now, sample)
         direction = math.pi / 2 / self.config.num_train_timesteps * (angle.sin() * image - angle.cos() * noise)
