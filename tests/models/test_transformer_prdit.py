@@ -309,14 +309,12 @@ def test_a_fresh_model_predicts_zero() -> None:
 
 
 @torch.no_grad()
-def test_a_saved_model_comes_back(tmp_path: Path) -> None:
-    """Weights to the bit; predictions but for a rounding, since some processors' sums depend on where weights lie."""
+def test_a_saved_model_comes_back_to_the_bit(tmp_path: Path) -> None:
     preparation = {"spacing": [2.0, 2.0, 2.0]}
     model = make(spacing=(2.0, 2.0, 2.0), preprocessing=preparation)
     model.save_pretrained(tmp_path)
     again = PRDiTTransformerModel.from_pretrained(tmp_path)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(again(noisy(), 3).sample, model(noisy(), 3).sample)
+    assert torch.equal(again(noisy(), 3).sample, model(noisy(), 3).sample)
     assert again.config.preprocessing == preparation and list(again.config.sample_size) == [16, 24, 8]
 
 
