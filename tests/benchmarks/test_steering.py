@@ -29,7 +29,7 @@ HEART = {"tgca": adapter(max_train_steps=50, learning_rate=1e-3, adapter__channe
 CHEST = {
     "vqgan": options(max_train_steps=300, data__preprocessing__size=list(SIZE), data__crop=[16, 16, 16]),
     "dit": options(max_train_steps=300, model__num_layers=3),
-    "tgca": adapter(max_train_steps=300, learning_rate=2e-3, adapter__channels=[8, 16, 32, 64]),
+    "tgca": adapter(max_train_steps=500, learning_rate=2e-3, adapter__channels=[8, 16, 32, 64]),
 }
 
 
