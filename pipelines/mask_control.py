@@ -13,7 +13,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.volume import AXES
 from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel
 from cardiodit.models.conditions import as_model_sees
-from cardiodit.models.fingerprint import fits
+from cardiodit.models.fingerprint import fits, is_readable
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.output import VolumePipelineOutput
@@ -64,10 +64,11 @@ class MaskControlMixin(LatentVolumePipeline):
                 f"The adapter was made for a transformer of width {adapter.hidden_size}, {adapter.num_layers} blocks "
                 f"and {adapter.num_axes} axes; this one has {wanted[0]}, {wanted[1]} and {wanted[2]}."
             )
-        if adapter.fingerprint is None:
+        if not is_readable(adapter.fingerprint):
+            why = "does not say" if adapter.fingerprint is None else "says in the way of another version of cardiodit"
             logger.warning(
-                "The adapter does not say which transformer it was trained on, so whether it belongs to this one could "
-                "not be checked."
+                f"The adapter {why} which transformer it was trained on, so whether it belongs to this one could not "
+                "be checked."
             )
         elif not fits(adapter.fingerprint, base):
             raise CardioDiTError(

@@ -108,7 +108,7 @@ def new_adapter(
     settings: TGCASettings,
     base: DiTTransformerModel,
     voxels_a_latent: Sequence[int],
-    fingerprint: list[float] | None = None,
+    fingerprint: str | None = None,
 ) -> TGCAAdapterModel:
     """As the config says, for this base, whose fingerprint it keeps."""
     said, conditions = settings.adapter, conditions_of(settings)

@@ -79,7 +79,7 @@ def train(request: Request[TGCASettings], run: Run) -> None:
     steps = steps_of(cohorts, pipe.vae)
     masks = read_masks(cohorts, settings, pipe.voxels_a_latent)
     fingerprint = fingerprint_of(base)
-    told = {"base": " ".join(map(str, fingerprint)), **({"preprocessing": steps.to_dict()} if steps else {})}
+    told = {"base_fingerprint": fingerprint, **({"preprocessing": steps.to_dict()} if steps else {})}
     run.open(len(cohorts[0]), {**identities_of(cohorts, masks), **told})
     upload = Upload.begin(run, options)
     freed = settings.adapter.finetune_last_n_blocks

@@ -124,7 +124,7 @@ def test_the_base_is_the_same_to_the_bit_and_the_pipeline_is_steered(
     settings: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "class_labels": "normal", "output_type": "latent"}
     unsteered = plain(**settings).volumes
     assert (pipe(mask, **settings).volumes - unsteered).abs().max() > 1e-4  # six steps do not teach much
-    assert torch.allclose(pipe(mask, conditioning_scale=0.0, **settings).volumes, unsteered, atol=1e-5)
+    assert torch.equal(pipe(mask, conditioning_scale=0.0, **settings).volumes, unsteered)
     late = pipe(mask, control_guidance_start=1.0, **settings)
     assert torch.equal(late.volumes, unsteered)
     assert late.records[0]["control_guidance_start"] == 1.0
@@ -196,7 +196,18 @@ def test_an_adapter_is_put_on_its_own_base_only(train_an_adapter: Callable[..., 
         CardioDiTControlPipeline.from_pretrained(exchanged)
 
 
-def fingerprint_in(folder: Path) -> list[float]:
+def test_a_run_does_not_go_on_with_another_base(
+    train_an_adapter: Callable[..., Path], steerable: Any, tmp_path: Path
+) -> None:
+    run = train_an_adapter("run", training={"max_train_steps": 1})
+    changed = shutil.copytree(steerable[0], tmp_path / "base")
+    transformer = DiT4DTransformerModel.from_pretrained(changed / "transformer")
+    randomise(transformer, seed=1).save_pretrained(changed / "transformer")
+    with pytest.raises(CardioDiTError, match=r"began otherwise:\n  - base_fingerprint has changed"):
+        train_an_adapter(run.name, "--base", str(changed), training={"max_train_steps": 2})
+
+
+def fingerprint_in(folder: Path) -> str:
     return json.loads((folder / "config.json").read_text())["fingerprint"]
 
 
@@ -351,7 +362,8 @@ def test_a_base_of_volumes_is_the_same_to_the_bit(tmp_path: Path, make_vae: Call
     settings: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output_type": "latent"}
     unsteered = plain(**settings).volumes
     assert (pipe(mask, **settings).volumes - unsteered).abs().max() > 1e-4
-    assert torch.allclose(pipe(mask, conditioning_scale=0.0, **settings).volumes, unsteered, atol=1e-5)
+    assert torch.equal(pipe(mask, conditioning_scale=0.0, **settings).volumes, unsteered)
+    assert torch.equal(pipe(mask, control_guidance_start=1.0, **settings).volumes, unsteered)
 
 
 @pytest.mark.parametrize("channels, each", [(1, 0.0), (3, 0.1)])

@@ -60,7 +60,7 @@ class TGCAAdapterModel(StrictModelMixin):
         channels: tuple[int, ...] = (8, 16, 32, 64, 128),
         strides: Sequence[Sequence[int]] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
         normalise_control: bool = False,
-        fingerprint: list[float] | None = None,
+        fingerprint: str | None = None,
         other_labels: str = "refuse",
     ) -> None:
         super().__init__()
