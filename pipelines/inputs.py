@@ -1,14 +1,18 @@
 """What a user may ask of a pipeline, checked and turned into what the models take."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.randomness import generator_for
+
+logger = logging.get_logger(__name__)
 
 Generators = torch.Generator | list[torch.Generator] | None
 Label = int | str
@@ -114,3 +118,34 @@ def latent_size(transformer: Any, asked: Sequence[int | None], factors: Sequence
             )
         size.append(trained if voxels is None else voxels // factor)
     return size
+
+
+def check_axes(shape: Sequence[int], trained: Mapping[str, int]) -> None:
+    """An error where a mask lacks an axis, or has the size that a model was trained on with its axes exchanged.
+
+    `trained` are voxels by the names of the axes, in the order of a mask's.
+    """
+    if len(shape) != len(trained):
+        axes = "(H, W, D, T)" if len(trained) == 4 else "(H, W, D)"
+        raise CardioDiTError(f"A mask has the shape {tuple(shape)}; {axes} was expected.")
+    expected = tuple(trained.values())
+    if tuple(shape) != expected and sorted(shape) == sorted(expected):
+        raise CardioDiTError(
+            f"A mask has the shape {tuple(shape)}, the size that the model was trained on with its axes exchanged: "
+            f"{expected} along ({', '.join(trained)}) was expected. Transpose the mask."
+        )
+
+
+def warn_of_size(shape: Sequence[int], trained: Mapping[str, int]) -> None:
+    """Says that masks have another size than a model was trained on, `trained` as of `check_axes`."""
+    if tuple(shape) != (expected := tuple(trained.values())):
+        _warn_once(
+            f"The masks are {tuple(shape)} along ({', '.join(trained)}), and so will be the volumes; the transformer "
+            f"was trained on {expected}. It may do worse at another size."
+        )
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """A table has many masks of one size."""
+    logger.warning(sentence)

@@ -1,5 +1,6 @@
 """Masks that steer a pipeline through a TGCA adapter: when, how much, and which."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -10,11 +11,13 @@ import torch
 from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import AXES
 from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel
 from cardiodit.models.conditions import as_model_sees
 from cardiodit.models.fingerprint import fits, is_readable
 from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.pipelines.inputs import check_axes, warn_of_size
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.output import VolumePipelineOutput
 
@@ -89,7 +92,8 @@ class MaskControlMixin(LatentVolumePipeline):
 
         Args:
             masks: for all samples, or one for each: label maps `(H, W, D, T)` or `(H, W, D)` of the generated size, or
-                several by their names (`pipe.adapter.conditions.keys`).
+                several by their names (`pipe.adapter.conditions.keys`). One without any label asks for nothing, as
+                masks that training left out.
             conditioning_scale: how much of the adapter; 0 is the base alone.
             control_guidance_start, control_guidance_end: share of the steps at which steering begins and ends.
             condition_guidance_scale: classifier-free guidance towards the masks; 1 is none.
@@ -122,10 +126,25 @@ class MaskControlMixin(LatentVolumePipeline):
 
     def latent_size_of(self, shape: Sequence[int]) -> list[int]:
         """Of the volume that masks `(H, W, D[, T])` steer; an error where this model cannot make one of their size."""
-        if len(shape) != len(self.transformer.axis_names):
-            axes = "(H, W, D, T)" if len(self.transformer.axis_names) == 4 else "(H, W, D)"
-            raise CardioDiTError(f"A mask has the shape {tuple(shape)}; {axes} was expected.")
+        check_axes(shape, self._trained_size)
         return self.latent_size(**dict(zip(AXES, shape, strict=False)))
+
+    @property
+    def _trained_size(self) -> dict[str, int]:
+        """The transformer's, in voxels along the axes that masks have, in their order."""
+        transformer = self.transformer
+        sizes = zip(transformer.axis_names, transformer.config.sample_size, self.voxels_a_latent, strict=True)
+        voxels = {name: size * factor for name, size, factor in sizes}
+        return {name: voxels[name] for name in AXES if name in voxels}
+
+    @property
+    def _prepared_size(self) -> tuple[int | None, ...]:
+        """Of masks that went the way of the training volumes; an adapter may learn at another size than its base."""
+        steps = self.vae.config.preprocessing
+        if steps is None:
+            return ()
+        prepared = Preprocessing.from_dict(steps)
+        return (*prepared.size, prepared.frames)[: len(self.transformer.axis_names)]
 
     def _named_masks(self, masks: Masks | Sequence[Masks], settings: dict[str, Any]) -> list[dict[str, np.ndarray]]:
         """Masks of each sample by their names, or one for all samples."""
@@ -156,6 +175,8 @@ class MaskControlMixin(LatentVolumePipeline):
             if settings.get(name) not in (None, size):
                 raise CardioDiTError(f"{name}={settings[name]} was asked for, but the masks have {size} along it.")
         self.latent_size_of(shape)
+        if tuple(shape) != self._prepared_size:
+            warn_of_size(shape, self._trained_size)
         settings.update(zip(AXES, shape, strict=False))
 
     def _make_control(
@@ -173,8 +194,8 @@ def _check_strengths(scale: Any, guidance_scale: Any, guidance: Sequence[Any]) -
     """How much, and in which share of the steps, masks steer."""
     names = ("conditioning_scale", "condition_guidance_scale", "control_guidance_start", "control_guidance_end")
     for name, value in zip(names, (scale, guidance_scale, *guidance), strict=True):
-        if not isinstance(value, Real):
-            raise CardioDiTError(f"{name}={value!r} must be a number.")
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise CardioDiTError(f"{name}={value!r} must be a finite number.")
     start, end = guidance
     if not 0 <= start <= end <= 1:
         raise CardioDiTError(

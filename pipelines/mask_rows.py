@@ -68,9 +68,13 @@ class MaskRows:
     def _look_at(self, index: int, pipe: MaskControlMixin) -> None:
         """Keeps what a row's masks are known by; an error where the model cannot make a volume of them."""
         masks, _ = self[index]
-        self.conditions.channels_of(masks)
+        channels = self.conditions.channels_of(masks)
         shape = masks[self.conditions.keys[0]].shape
         pipe.latent_size_of(shape)
+        if not channels.any():  # in Python it asks for nothing; whoever names a file asks for something
+            keys = self.conditions.keys
+            subject = f"the mask {keys[0]} has" if len(keys) == 1 else f"the masks {', '.join(keys)} have"
+            raise CardioDiTError(f"{subject} no label in any frame" if len(shape) == 4 else f"{subject} no label")
         self.shapes.append(shape)
         self.identities.append(self.conditions.identity(masks))
 

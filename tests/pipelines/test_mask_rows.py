@@ -300,8 +300,72 @@ def test_masks_and_an_adapter_come_together(model: Path, tmp_path: Path, capsys:
         pipe([np.zeros((24, 16, 2, 4)), np.zeros((16, 16, 2, 4))])
     with pytest.raises(CardioDiTError, match="num_inference_steps=0 must be a whole number from 1 to"):
         pipe(np.zeros((16, 16, 2, 4)), num_inference_steps=0)
-    with pytest.raises(CardioDiTError, match="control_guidance_end='late' must be a number"):
+    with pytest.raises(CardioDiTError, match="control_guidance_end='late' must be a finite number"):
         pipe(np.zeros((16, 16, 2, 4)), control_guidance_end="late")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])
+@pytest.mark.parametrize(
+    "name", ["conditioning_scale", "condition_guidance_scale", "control_guidance_start", "control_guidance_end"]
+)
+def test_strengths_are_finite(model: Path, name: str, value: float) -> None:
+    with pytest.raises(CardioDiTError, match=rf"{name}=.*(nan|inf).* must be a finite number"):
+        opened(model)(body(size=(16, 16, 2, 4)), num_inference_steps=1, **{name: value})
+
+
+def test_exchanged_axes_are_refused(
+    model: Path, make_model: Callable[..., Path], table: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    said = r"the shape \(2, 16, 16, 4\), .* axes exchanged: \(16, 16, 2, 4\) along \(height, width, depth, frames\)"
+    with pytest.raises(CardioDiTError, match=said):
+        opened(model)(body(size=(16, 16, 2, 4)).transpose(2, 0, 1, 3))
+    assert sample(make_model(AS_STORED), table(1, size=(16, 16, 4, 2)), tmp_path / "out") == 1
+    assert "row 1: A mask has the shape (16, 16, 4, 2)" in capsys.readouterr().err
+
+
+def test_a_size_that_was_not_trained_is_told_once(
+    model: Path, make_model: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    opened(model)(body(size=(16, 16, 2, 4)), **settings)
+    cropped = opened(make_model(replace(STEPS, size=(16, 16, 6))))  # an adapter that learned at another depth
+    cropped(body(size=(16, 16, 6, 4)), **settings)
+    assert "trained on" not in caplog.text
+    for _ in range(2):
+        opened(model)(body(size=(16, 24, 2, 4)), **settings)
+    assert caplog.text.count("The masks are (16, 24, 2, 4) along (height, width, depth, frames)") == 1
+    assert "trained on (16, 16, 2, 4)" in caplog.text
+
+
+def test_a_row_without_any_label_is_refused_and_in_python_asks_for_nothing(
+    model: Path, make_model: Callable[..., Path], table: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    path = table(3)
+    write_nifti(tmp_path / "mask1.nii.gz", np.zeros((20, 18, 2, 4), np.uint8), WHERE)
+    outside = np.zeros((20, 18, 2, 4), np.uint8)
+    outside[:2] = 3  # which the model's crop leaves away
+    write_nifti(tmp_path / "mask2.nii.gz", outside, WHERE)
+    assert sample(model, path, tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "row 1:" not in told and "nothing was generated" in told and not (tmp_path / "out").exists()
+    assert "row 2: the mask heart has no label in any frame" in told and "row 3: the mask heart has no label" in told
+    pipe = opened(model)
+    settings: dict[str, Any] = {"seed": 0, "num_inference_steps": 1, "output_type": "latent"}
+    nothing = np.zeros((16, 16, 2, 4), np.uint8)
+    asked_for_nothing = pipe(nothing, condition_guidance_scale=3.0, **settings).volumes
+    assert torch.allclose(asked_for_nothing, pipe(nothing, **settings).volumes, atol=1e-5)
+
+
+def test_one_of_several_masks_may_be_empty(
+    make_model: Callable[..., Path], table: Callable[..., Path], tmp_path: Path
+) -> None:
+    pipe = opened(make_model(condition_keys=["heart", "vessel"], condition_labels=[[2, 3], [1]]))
+    path = table(1, vessel=["vessel.nii.gz"])
+    write_nifti(tmp_path / "vessel.nii.gz", np.zeros((20, 18, 2, 4), np.uint8), WHERE)
+    assert len(MaskRows(path, pipe)) == 1
+    write_nifti(tmp_path / "mask0.nii.gz", np.zeros((20, 18, 2, 4), np.uint8), WHERE)
+    with pytest.raises(CardioDiTError, match="row 1: the masks heart, vessel have no label in any frame"):
+        MaskRows(path, pipe)
 
 
 def test_the_record_names_the_masks_of_each_sample(model: Path) -> None:
