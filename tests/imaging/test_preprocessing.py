@@ -113,6 +113,20 @@ def test_a_mask_of_another_grid_is_refused(phantom: Phantom, heart: Volume) -> N
         prepared.follow(Volume(phantom.labels[:-1], heart.geometry))
     with pytest.raises(CardioDiTError, match="not that of its image"):
         prepared.follow(Volume(phantom.labels, Geometry((1.0, 1.0, 8.0))))
+    with pytest.raises(CardioDiTError, match="an unknown voxel size, is not that of its image"):
+        prepared.follow(Volume(phantom.labels, Geometry()))
+
+
+def test_a_mask_that_lies_elsewhere_is_refused_with_both_places(phantom: Phantom, heart: Volume) -> None:
+    prepared = Preprocessing()(heart)
+    x, y, z = heart.geometry.origin
+    with pytest.raises(CardioDiTError, match="lies elsewhere than its image") as refused:
+        prepared.follow(Volume(phantom.labels, replace(heart.geometry, origin=(x + 40.0123456, y, z))))
+    places = [f"({first:.4g}, {y:.4g}, {z:.4g}) mm" for first in (x + 40.0123456, x)]
+    assert f"its first one is at {places[0]}, the image's at {places[1]}." in str(refused.value)
+    turned = tuple((-row[0], *row[1:]) for row in heart.geometry.direction)
+    with pytest.raises(CardioDiTError, match="is turned otherwise than its image"):
+        prepared.follow(Volume(phantom.labels, replace(heart.geometry, direction=turned)))
 
 
 def test_hounsfield_units_come_back(heart: Volume) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cycle import repeat_beat, resample_beat
-from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.geometry import Geometry, Triple
 from cardiodit.imaging.intensity import Intensity, Range, to_model, to_source
 from cardiodit.imaging.orientation import StorageOrder, order_of_cine, order_of_ct
 from cardiodit.imaging.resampling import (
@@ -180,15 +180,29 @@ class Prepared:
 
     def follow(self, labels: Volume) -> np.ndarray:
         """A label map of the same file on the same way: nearest voxel, nearest frame, 0 outside."""
-        if labels.voxels.shape[:3] != self.source.shape[:3] or not labels.geometry.is_close(self.source.geometry):
-            raise CardioDiTError(
-                f"The mask's grid {labels.voxels.shape} at {labels.geometry.spacing} mm is not that of its image, "
-                f"{self.source.shape} at {self.source.geometry.spacing} mm."
-            )
+        self._check_grid(labels)
         turned = self.source.order.apply(labels).voxels
         steps = self.preprocessing
         voxels = take_inside(turned, self.plans, labels=True)
         return fill_outside(voxels if voxels.ndim == 3 else steps._beat(voxels, labels=True), self.plans, 0)
+
+    def _check_grid(self, labels: Volume) -> None:
+        """Refuses a mask that is not of its image's voxels, and says in what they differ."""
+        mask, image = labels.geometry, self.source.geometry
+        has_its_shape = labels.voxels.shape[:3] == self.source.shape[:3]
+        if has_its_shape and mask.is_close(image):
+            return
+        if has_its_shape and _mm(mask.spacing) == _mm(image.spacing):
+            is_moved = replace(mask, origin=image.origin).is_close(image)
+            raise CardioDiTError(
+                f"The mask {'lies elsewhere' if is_moved else 'is turned otherwise'} than its image, though its "
+                f"voxels are as many and as large: its first one is at {_mm(mask.origin)}, the image's at "
+                f"{_mm(image.origin)}. Take the mask that was drawn on this image, or mend the header that is wrong."
+            )
+        raise CardioDiTError(
+            f"The mask's grid, {labels.voxels.shape} at {_mm(mask.spacing)}, is not that of its image, "
+            f"{self.source.shape} at {_mm(image.spacing)}. Take the mask that was drawn on this image."
+        )
 
     def undo(self, voxels: np.ndarray | None = None) -> Volume:
         """Voxels in [-1, 1], by default these, as a volume in the file's grid, order, units and number type.
@@ -207,6 +221,10 @@ class Prepared:
         turned = order.apply(Volume(np.empty(self.source.shape, np.uint8), self.source.geometry))
         units = to_source(voxels, self.source.limits, np.dtype(self.source.dtype))
         return order.restore(replace(turned, voxels=units))
+
+
+def _mm(triple: Triple | None) -> str:
+    return "an unknown voxel size" if triple is None else f"({', '.join(f'{mm:.4g}' for mm in triple)}) mm"
 
 
 def _unrepeat(voxels: np.ndarray, frames: int) -> np.ndarray:
@@ -240,10 +258,10 @@ def _last_axis_fastest(voxels: np.ndarray) -> np.ndarray:
 
 
 # PRDiT: a cube in the middle of a chest, turned to one axis order, of which its paper says nothing. Its scaling begins
-# at the lowest value left by the cut, which the air of any chest takes to -1000 HU; RAD-ChestCT's files come cut at
-# +1000 HU, so that only the percentile is left to do.
+# at the lowest value left by the cut, which the air of any chest takes to -1000 HU. RAD-ChestCT is cut at ±1000 HU
+# before its percentile is taken: its npz files come so, other files of it do not.
 PRDIT_LIDC = Preprocessing((1.0,) * 3, (256,) * 3, intensity=Intensity(-1000, "p99.9"), limits_of="view")
-PRDIT_RADCHEST = Preprocessing((0.8,) * 3, (256,) * 3, intensity=Intensity(-1000, "p99.5"), limits_of="view")
+PRDIT_RADCHEST = replace(PRDIT_LIDC, spacing=(0.8,) * 3, intensity=Intensity(-1000, "p99.5 at most 1000"))
 
 # What the published systems do, by the names of their models.
 PRESETS: dict[str, Preprocessing] = {
