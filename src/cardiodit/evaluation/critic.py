@@ -51,7 +51,7 @@ def critic_distance(
     real, synthetic = checked_features(real, synthetic, FEWEST)
     if not seeds or steps < 1:
         raise CardioDiTError("A critic needs at least one seed and one step.")
-    samples = [torch.from_numpy(features).to(device) for features in (real, synthetic)]
+    samples = [torch.from_numpy(features.astype(np.float64)).to(device) for features in (real, synthetic)]
     with one_thread():
         values = [_one_critic(samples[0], samples[1], seed, steps, width) for seed in seeds]
     disagreement = f"By seed: {', '.join(f'{value:.4g}' for value in values)}."

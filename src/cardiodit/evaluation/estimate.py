@@ -34,7 +34,10 @@ class Estimate:
 
 
 def checked_features(real: np.ndarray, synthetic: np.ndarray, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 matrices of as many features, with at least `least` finite rows each."""
+    """Both as matrices of as many features, with at least `least` finite rows each.
+
+    float32 stays as it is, for a copy of a thousand rows is large; who computes with it does so in float64.
+    """
     checked = [_checked(matrix, kind, least) for matrix, kind in ((real, "real"), (synthetic, "synthetic"))]
     first, second = checked
     if first.shape[1] != second.shape[1]:
@@ -46,7 +49,9 @@ def checked_features(real: np.ndarray, synthetic: np.ndarray, least: int = 2) ->
 
 
 def _checked(matrix: np.ndarray, kind: str, least: int) -> np.ndarray:
-    matrix = np.asarray(matrix, np.float64)
+    matrix = np.asarray(matrix)
+    if matrix.dtype != np.float32:
+        matrix = matrix.astype(np.float64, copy=False)
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise CardioDiTError(
             f"The {kind} features have the shape {matrix.shape}; expected is (volumes, features), one row a volume."

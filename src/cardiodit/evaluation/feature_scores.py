@@ -11,7 +11,8 @@ from cardiodit.evaluation.coverage import NEIGHBOURS, Coverage, coverage_estimat
 from cardiodit.evaluation.estimate import Estimate
 from cardiodit.evaluation.floor import REPEATS, beside_floor
 from cardiodit.evaluation.floor import Metric as Distance
-from cardiodit.evaluation.frechet import frechet, frechet_distance, frechet_estimate
+from cardiodit.evaluation.frechet import frechet, frechet_distance
+from cardiodit.evaluation.frechet_limit import frechet_estimate
 from cardiodit.evaluation.kernel import kid_estimate, mmd_prdit
 from cardiodit.evaluation.metric import DISTRIBUTION, HIGHER, LOWER, NEAR_REAL, Floor, Metric, Shrunk
 

@@ -19,7 +19,7 @@ from cardiodit.imaging.cache_files import reading_columns, without_typical
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.writing import atomic_file
 
-FORMAT = 2  # to be raised when the same volume would be measured otherwise
+FORMAT = 3  # to be raised when the same volume would be measured otherwise
 FACTS = "facts"
 
 

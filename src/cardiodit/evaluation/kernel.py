@@ -62,7 +62,7 @@ def rbf(real: np.ndarray) -> Kernel:
 
 
 def polynomial(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    return (np.asarray(x, np.float64) @ np.asarray(y, np.float64).T / x.shape[1] + 1) ** 3
 
 
 def _leave_one_out(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
