@@ -12,6 +12,7 @@ from cardiodit.evaluation.agreement import (
     check_agreement,
     facts_of,
     facts_of_set,
+    notes_on_contrast,
     notes_on_voxel_sizes,
     unlike_most,
     without_folders,
@@ -106,6 +107,30 @@ def test_a_volume_of_another_scaling_or_voxel_size_than_most_is_named() -> None:
         == "Its values go from 0 to 1, and those of most synthetic volumes from -1 to 1: it was scaled otherwise."
     )
     assert found[3] == "Its voxels have 1.4 × 1.4 × 12 mm, and those of most synthetic volumes 1.4 × 1.4 × 10 mm."
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_a_collapsed_model_is_measured(value: float) -> None:
+    """One value fills no range, and no range is a half of it: neither of the sets nor within one."""
+    collapsed = replace(USUAL, intensity=(value, value))
+    dithered = replace(USUAL, intensity=(value + 2e-5, value + 4e-5))
+    check_agreement(USUAL, collapsed)
+    assert unlike_most(items(4), [collapsed, collapsed, collapsed, dithered]) == [None] * 4
+    (note,) = notes_on_contrast(USUAL, collapsed)
+    assert note.startswith(f"Most synthetic volumes hold one value alone, {value:.4g} in the median")
+    assert "has collapsed" in note
+
+
+@pytest.mark.parametrize(
+    ("intensity", "is_noted"),
+    [((-1.0, 1.0), False), ((-0.8, 0.8), False), ((-0.5, 0.5), True), ((-0.1, 0.2), True), ((-1.5, 1.5), True)],
+)
+def test_another_contrast_is_noted(intensity: tuple[float, float], is_noted: bool) -> None:
+    notes = notes_on_contrast(USUAL, replace(USUAL, intensity=intensity))
+    assert bool(notes) is is_noted
+    if is_noted:
+        low, high = intensity
+        assert f"synthetic volumes go from {low:.4g} to {high:.4g}, and real ones from -1 to 1" in notes[0]
 
 
 def test_patients_may_differ_in_voxel_size_and_a_note_says_so() -> None:

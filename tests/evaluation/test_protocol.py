@@ -185,6 +185,27 @@ def test_the_same_volumes_lie_at_the_floor_and_are_called_copies(data: Path, tmp
     assert metrics(found)["ms_ssim"]["value"] == metrics(found)["ms_ssim"]["floor"]["value"]
 
 
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [(0.5, "differs: synthetic volumes go from -0.5 to 0.5"), (0.0, "has collapsed")],
+)
+def test_samples_of_another_contrast_are_measured_with_a_note(
+    data: Path, tmp_path: Path, scale: float, expected: str
+) -> None:
+    """Down to those of a model that answers every noise with the same grey."""
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for file in (data / "samples").glob("*.nii.gz"):
+        volume = read_nifti(file)
+        write_nifti(samples / file.name, volume.voxels * np.float32(scale), volume.geometry)
+    found = evaluate(
+        request(data, synthetic=samples, output_dir=tmp_path / "out", preprocessing=str(data / "steps.json"))
+    )
+    assert any(expected in note for note in found.report["protocol"]["notes"])
+    assert not found.report["problems"] and found.report["protocol"]["counts"]["synthetic"] == COUNT
+    assert metrics(found)["frechet_spatial"]["value"] > metrics(found)["frechet_spatial"]["floor"]["high"]
+
+
 def test_samples_tell_how_real_volumes_are_prepared(data: Path, tmp_path: Path) -> None:
     found = evaluate(request(data, output_dir=tmp_path, segmenter="own_code:threshold"))
     report = found.report

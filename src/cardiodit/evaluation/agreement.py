@@ -20,6 +20,8 @@ FEWEST_IN_COMMON = 0.25  # of two ranges of units, their intersection over their
 BULK = (0.1, 99.9)  # percentiles that a volume's values are told by: a few stray voxels say nothing of its scaling
 HALF_FILLED = 3 / 8  # of a range: so wide are values that fill one half of it
 SLACK = 0.05  # of a range: so far they may reach into the other half
+LEAST_WIDTH = 1e-3  # of values in [-1, 1]: what is narrower is one value, and no range of another scaling
+OTHER_WIDTH = 0.25  # so much wider or narrower than the real set's range, a set's values get a note
 
 Size = tuple[int, ...]
 
@@ -119,8 +121,13 @@ def _check_values(real: Facts, synthetic: Facts) -> None:
 
 
 def _fills_bright_half(values: Range, of: Range) -> bool:
-    """As [0, 1] lies in [-1, 1]: scaled otherwise. A bad model's grey fills no half of anything, and is measured."""
+    """As [0, 1] lies in [-1, 1]: scaled otherwise. A bad model's grey fills no half of anything, and is measured.
+
+    Neither does anything fill half of a collapsed model's one value.
+    """
     low, high = of
+    if high - low < LEAST_WIDTH:
+        return False
     is_wide = values[1] - values[0] >= HALF_FILLED * (high - low)
     return is_wide and values[0] >= (low + high) / 2 - SLACK * (high - low)
 
@@ -189,6 +196,23 @@ def notes_on_voxel_sizes(real: Sequence[Facts], synthetic: Sequence[Facts]) -> l
                 "they are the same could not be checked."
             )
     return notes
+
+
+def notes_on_contrast(real: Facts, synthetic: Facts) -> list[str]:
+    """Of values that are neither refused nor right: a bad model's contrast, or a scaling that no rule has caught."""
+    widths = [high - low for low, high in (real.intensity, synthetic.intensity)]
+    if widths[1] < LEAST_WIDTH <= widths[0]:
+        return [
+            f"Most synthetic volumes hold one value alone, {synthetic.intensity[0]:.4g} in the median, and real ones "
+            f"go from {_range(real.intensity)}: their model has collapsed. They are measured as they are."
+        ]
+    if abs(widths[1] - widths[0]) <= OTHER_WIDTH * widths[0]:
+        return []
+    return [
+        f"The contrast differs: synthetic volumes go from {_range(synthetic.intensity)}, and real ones from "
+        f"{_range(real.intensity)}. They are measured as they are. If the model is not to blame, see how the synthetic "
+        "files were scaled."
+    ]
 
 
 def without_folders(text: str, paths: Sequence[Path]) -> str:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.agreement import Facts, check_agreement, look, notes_on_voxel_sizes, unlike_most
+from cardiodit.evaluation.agreement import (
+    Facts,
+    check_agreement,
+    look,
+    notes_on_contrast,
+    notes_on_voxel_sizes,
+    unlike_most,
+)
 from cardiodit.evaluation.composing import compose
 from cardiodit.evaluation.consistency import FEWEST_FRAMES
 from cardiodit.evaluation.instruments import MASKS, SEGMENTER, Instruments, Recipe, open_instruments
@@ -189,7 +196,8 @@ def _measure(
         pairs = [(item, result) for item, result in zip(items, found, strict=True) if item.set == volumes.name]
         sides.append(_side(volumes, pairs))
     facts = [[measured.facts for measured in side.measured] for side in sides]
-    notes = [*sides[1].volumes.notes, *notes_on_voxel_sizes(*facts)]
+    contrast = notes_on_contrast(sides[0].facts, sides[1].facts)
+    notes = [*sides[1].volumes.notes, *notes_on_voxel_sizes(*facts), *contrast]
     return [sides[0], replace(sides[1], volumes=replace(sides[1].volumes, notes=notes))]
 
 
