@@ -24,6 +24,21 @@ def test_percentiles_cut_what_lies_beyond(scan: np.ndarray) -> None:
     assert np.array_equal(to_source(scaled, intensity.limits(scan), np.int16)[inner], scan[inner])
 
 
+def test_a_percentile_can_be_kept_from_exceeding_a_value(scan: np.ndarray) -> None:
+    percentile = float(np.percentile(scan, 99.5))
+    for most, found in ((percentile - 100.5, percentile - 100.5), (percentile + 50, percentile)):
+        intensity = Intensity(-1000, f"p99.5 at most {most}")
+        assert intensity.limits(scan) == (-1000, found)
+        assert Intensity(**intensity.to_dict()) == intensity
+    with pytest.raises(CardioDiTError, match="NaN"):
+        Intensity(0, "p99.5 at most 1000").limits(np.array([1.0, np.nan]))
+
+
+def test_what_was_written_before_percentiles_were_capped_is_still_the_same() -> None:
+    """Names of cached volumes and identities of latents are hashes of it."""
+    assert Intensity("p0.5", "p99.5").to_dict() == {"low": "p0.5", "high": "p99.5", "typical": None}
+
+
 def test_hounsfield_units_come_back_as_whole_numbers() -> None:
     hounsfield = np.arange(-1200, 1400, dtype=np.int16)
     limits = Intensity(-1000, 1000).limits(hounsfield)
@@ -43,7 +58,18 @@ def test_whole_numbers_stay_within_their_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [("p101", "maximum"), ("smallest", "maximum"), (0, "p"), (float("nan"), 1), (True, 2), (5, 5)]
+    ("low", "high"),
+    [
+        ("p101", "maximum"),
+        ("smallest", "maximum"),
+        (0, "p"),
+        (float("nan"), 1),
+        (True, 2),
+        (5, 5),
+        (0, "p99.5 at most "),
+        (0, "p99.5 at most nan"),
+        (0, "maximum at most 1000"),
+    ],
 )
 def test_limits_are_checked(low: object, high: object) -> None:
     with pytest.raises(CardioDiTError, match="of the intensity must be|is empty"):

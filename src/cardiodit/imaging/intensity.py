@@ -10,6 +10,7 @@ from cardiodit.errors import CardioDiTError
 
 Limit = float | str
 Range = tuple[float, float]
+AT_MOST = " at most "  # in a limit: between a percentile and the value that it does not exceed
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Intensity:
 
     Args:
         low, high: a number in the source's units (HU), "minimum", "maximum", or a percentile of each volume such as
-            "p0.5" and "p99.5".
+            "p0.5" and "p99.5"; "p99.5 at most 1000" is 1000 where the percentile is higher.
         typical: what -1 and 1 usually stand for in the source's units, for generated volumes, which have no source;
             found while training, or None. Not needed where both limits are numbers.
     """
@@ -89,15 +90,26 @@ def _check_limit(name: str, limit: Limit) -> None:
         if limit in ("minimum", "maximum"):
             return
         try:
-            if limit.startswith("p") and 0 <= float(limit[1:]) <= 100:
+            if limit.startswith("p") and 0 <= parse_percentile(limit)[0] <= 100:
                 return
         except ValueError:
             pass
     elif isinstance(limit, int | float) and not isinstance(limit, bool) and math.isfinite(limit):
         return
     raise CardioDiTError(
-        f'{name}={limit!r} of the intensity must be a number, "minimum", "maximum" or a percentile such as "p99.5".'
+        f'{name}={limit!r} of the intensity must be a number, "minimum", "maximum" or a percentile such as "p99.5" or '
+        '"p99.5 at most 1000".'
     )
+
+
+def parse_percentile(limit: str) -> tuple[float, float | None]:
+    """The percentile, and the value that it does not exceed, if there is one."""
+    percentile, _, most = limit[1:].partition(AT_MOST)
+    if AT_MOST not in limit:
+        return float(percentile), None
+    if not math.isfinite(float(most)):
+        raise ValueError(most)
+    return float(percentile), float(most)
 
 
 def _find(limit: Limit, voxels: np.ndarray) -> float:
@@ -107,4 +119,6 @@ def _find(limit: Limit, voxels: np.ndarray) -> float:
         return float(voxels.min())
     if limit == "maximum":
         return float(voxels.max())
-    return float(np.percentile(voxels, float(limit[1:])))
+    percentile, most = parse_percentile(limit)
+    found = np.percentile(voxels, percentile)
+    return float(found if most is None else np.minimum(found, most))  # unlike min, it lets NaN through to be named

@@ -39,6 +39,8 @@ def test_presets_that_crop_and_pad_a_ct() -> None:
     assert in_words("prdit-lidc", find_view("prdit-lidc")).endswith(
         "cut at -1000 HU and at percentile 99.9 of each view"
     )
+    assert in_words("prdit-lidc-128", find_view("prdit-lidc-128")).endswith(", then averaged to 128 × 128 × 128")
+    assert "at percentile 99.5 of each view but at most 1000 HU" in in_words("r", find_view("prdit-radchest"))
     assert "as in the file" in in_words("voldit-tgca", find_view("voldit-tgca"))
     with pytest.raises(CardioDiTError, match="'cine' is no preset that crops or pads a CT; choose from voldit-tgca"):
         find_view("cine")

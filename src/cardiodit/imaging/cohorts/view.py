@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.intensity import Limit
+from cardiodit.imaging.intensity import Limit, parse_percentile
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 from cardiodit.imaging.resampling import plan_axis
 from cardiodit.imaging.volume import Volume
@@ -61,13 +61,18 @@ def in_words(name: str, steps: Preprocessing) -> str:
     of = f" of {' × '.join(spacing)} mm" if spacing else ", their size as in the file"
     axes = "; H goes to the left, W to the front, D to the head" if steps.orient else ""
     low, high = (_limit(limit, steps) for limit in (steps.intensity.low, steps.intensity.high))
-    return f"{name}, {sizes(steps.size)} voxels{of}{axes}; intensities are cut at {low} and at {high}"
+    pooled = "" if steps.pool == 1 else f", then averaged to {sizes(tuple(n // steps.pool for n in steps.size if n))}"
+    return f"{name}, {sizes(steps.size)} voxels{of}{axes}; intensities are cut at {low} and at {high}{pooled}"
 
 
 def _limit(limit: Limit, steps: Preprocessing) -> str:
     if not isinstance(limit, str):
         return f"{limit:g} HU"
-    return f"percentile {limit[1:]} of each {steps.limits_of}" if limit.startswith("p") else f"each file's {limit}"
+    if not limit.startswith("p"):
+        return f"each file's {limit}"
+    percentile, most = parse_percentile(limit)
+    cap = "" if most is None else f" but at most {most:g} HU"
+    return f"percentile {percentile:g} of each {steps.limits_of}{cap}"
 
 
 def sizes(counts: tuple[int | None, ...]) -> str:
