@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cardiodit.commands.adding import add_command
 from cardiodit.imaging.cohorts import CT_LAYOUTS, LAYOUTS, VIEWS, Preparation, prepare_cohort, prepare_ct
+from cardiodit.imaging.cohorts.split import SPLITS
 from cardiodit.imaging.nifti import TIME_UNITS
 
 
@@ -84,7 +85,20 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join(said))
     else:
         manifest = prepare_cohort(*what)
+    print(_say_written(manifest, arguments.own_split))
+
+
+def _say_written(manifest: Path, own_split: bool) -> str:
+    """The files to go on with; a split without patients has none, which training would miss only later."""
     folder = manifest.parent
-    print(
-        f"Wrote {manifest} and one manifest for each split. Read {folder / 'report.md'}, look at {folder / 'pictures'}."
-    )
+    empty = [split for split in SPLITS if not (folder / f"{split}.csv").exists()]
+    held = [f"{split}.csv" for split in SPLITS if split not in empty]
+    said = [f"Wrote {manifest}, and of its splits {', '.join(held)}."]
+    if empty:
+        why = (
+            "the cohort's own split puts none there. Without --own_split, patients are split by --fractions."
+            if own_split
+            else "there are too few patients, or none were asked for. Other --fractions share them out otherwise."
+        )
+        said.append(f"No patient is in {' or '.join(empty)}: {why}")
+    return " ".join([*said, f"Read {folder / 'report.md'}, look at {folder / 'pictures'}."])

@@ -147,6 +147,33 @@ def test_nifti_files_are_listed_where_they_lie(tmp_path: Path, ct: Callable) -> 
     assert not (tmp_path / "out/images").exists()
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path, ct: Callable, capsys: pytest.CaptureFixture) -> None:
+    for number, name in enumerate(NAMES[:5]):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_nifti(tmp_path / "data" / name / "ct.nii.gz", ct(number).voxels, ct(number).geometry)
+    _, report = prepare(tmp_path / "data", tmp_path / "out")
+    printed = capsys.readouterr().out
+    for name in NAMES[:5]:
+        assert f"{name}, {name}/ct.nii.gz: 14 × 11 × 12 voxels" in printed
+        assert f"| {name} | {name}/ct.nii.gz | 14 × 11 × 12 voxels" in report
+    # Five patients suffice for three splits.
+    assert "training.csv, validation.csv, test.csv. Read" in printed
+    held = [len(read_manifest(tmp_path / f"out/{split}.csv")) for split in ("training", "validation", "test")]
+    assert held == [3, 1, 1]
+
+
+def test_splits_without_patients_are_named(tmp_path: Path, ct: Callable, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        write_nifti(tmp_path / f"data/{number}.nii.gz", ct(number).voxels, ct(number).geometry)
+    prepare(tmp_path / "data", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "and of its splits training.csv. No patient is in validation or test: there are too few patients" in printed
+    assert "Other --fractions share them out otherwise." in printed
+    prepare(tmp_path / "data", tmp_path / "half", "--fractions", "0.5", "0.5", "0")
+    assert "training.csv, validation.csv. No patient is in test:" in capsys.readouterr().out
+
+
 def test_files_that_are_no_ct_are_named(tmp_path: Path, ct: Callable, capsys: pytest.CaptureFixture) -> None:
     volume, source = ct(), tmp_path / "data"
     source.mkdir()

@@ -56,10 +56,11 @@ def test_acdc(acdc: Path, tmp_path: Path, patient: Callable) -> None:
     assert Image.open(tmp_path / "out/pictures/overview-1.png").size[0] == 6 * 160
 
 
-def test_acdcs_own_split_and_frame_time(acdc: Path, tmp_path: Path) -> None:
+def test_acdcs_own_split_and_frame_time(acdc: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cases, _ = prepare("acdc", acdc, tmp_path / "out", "--own_split", "--frame_time", "0.03")
     assert [case.row["split"] for case in cases] == ["training"] * 4 + ["test"] * 2
     assert {case.row["frame_time"] for case in cases} == {"0.03"}
+    assert "No patient is in validation: the cohort's own split puts none there" in capsys.readouterr().out
     assert len(read_manifest(tmp_path / "out/test.csv")) == 2 and not (tmp_path / "out/validation.csv").exists()
     part, _ = prepare("acdc", acdc / "training", tmp_path / "part")
     assert len(part) == 4

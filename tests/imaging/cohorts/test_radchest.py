@@ -1,5 +1,6 @@
 """RAD-ChestCT as it was released: archives of voxels, and a table that alone knows whose they are."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.cohorts import Preparation, prepare_cohort
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.imaging.nifti import read_nifti, write_nifti
-from cardiodit.imaging.preprocessing import PRESETS
+from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 
 from .test_lidc import contents
 
@@ -56,7 +57,7 @@ def test_the_released_archives_with_their_own_split(
     assert first.geometry.spacing == (0.8, 0.8, 0.8)
     assert np.allclose(np.diag(first.geometry.affine)[:3], [-0.8, -0.8, -0.8])
     assert "5 of 5 CT" in report and "the cohort's own split" in report
-    assert "| trn00001.npz | 12 × 12 × 8 voxels: H and W and D padded with air | -1000 | " in report
+    assert "| trn00001 | trn00001.npz | 12 × 12 × 8 voxels: H and W and D padded with air | -1000 | " in report
     assert "pad 5 with air; none is dropped" in capsys.readouterr().out
 
 
@@ -124,6 +125,14 @@ def test_damaged_archives_are_named(radchest: Path, tmp_path: Path, capsys: pyte
         "trn00007.nii.gz",
         "tst00004.nii.gz",
     ]
+
+
+def test_nifti_files_are_cut_as_the_archives_were(tmp_path: Path, ct: Callable) -> None:
+    """Metal of 3000 HU in a twentieth of the voxels does not make the rest darker."""
+    volume, steps = ct(0, (64, 64, 64), (0.8, 0.8, 0.8)), PRESETS["prdit-radchest"]
+    volume.voxels[:, :, :4] = 3000
+    assert steps(volume).source.limits == (-1000, 1000)
+    assert Preprocessing.from_dict(json.loads(json.dumps(steps.to_dict()))) == steps
 
 
 def test_nifti_files_and_another_spacing(tmp_path: Path, ct: Callable) -> None:

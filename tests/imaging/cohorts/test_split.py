@@ -25,6 +25,27 @@ def test_it_depends_on_the_seed_and_on_nothing_else() -> None:
     assert split_subjects(LABELS, (0.8, 0.1, 0.1), seed=4) != splits
 
 
+@pytest.mark.parametrize(
+    ("patients", "fractions", "counts"),
+    [
+        (5, (0.8, 0.1, 0.1), [3, 1, 1]),
+        (3, (0.8, 0.1, 0.1), [1, 1, 1]),
+        (4, (0.9, 0.1, 0.0), [3, 1, 0]),
+        (10, (0.02, 0.49, 0.49), [1, 4, 5]),
+        (5, (1.0, 0.0, 0.0), [5, 0, 0]),
+        (2, (0.8, 0.1, 0.1), [2, 0, 0]),
+    ],
+)
+def test_no_split_is_empty_where_patients_suffice(patients: int, fractions: tuple, counts: list[int]) -> None:
+    found = Counter(split_subjects({f"p{n}": "ab"[n % 2] for n in range(patients)}, fractions, 0).values())
+    assert [found[name] for name in SPLITS] == counts
+
+
+def test_splits_of_which_none_was_empty_stay_as_they_were() -> None:
+    splits = split_subjects({f"p{n}": "ab"[n % 2] for n in range(6)}, (0.8, 0.1, 0.1), 0)
+    assert splits == {"p5": "test", "p4": "validation", **dict.fromkeys(("p0", "p1", "p2", "p3"), "training")}
+
+
 def test_few_patients() -> None:
     assert Counter(split_subjects({"a": "", "b": "", "c": ""}, (0.34, 0.33, 0.33), 0).values()).total() == 3
     assert split_subjects({"a": ""}, (0.8, 0.1, 0.1), 0) == {"a": "training"}

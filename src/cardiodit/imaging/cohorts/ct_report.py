@@ -14,6 +14,7 @@ from cardiodit.imaging.preprocessing import Preprocessing
 def write_ct_report(
     path: Path,
     layout: str,
+    source: Path,
     search: Search[CTFile],
     checked: list[CheckedCT],
     splits: dict[str, str],
@@ -33,7 +34,7 @@ def write_ct_report(
         *count_splits([splits[e.file.subject] for e in good], "CT"),
         *cross("Labels", [(e.file.label or "none", splits[e.file.subject]) for e in good]),
         *_ranges(good),
-        *_views(good, said),
+        *_views(good, source, said),
         *listed("Left out", [f"{e.file.image} {text}" for e in checked for text in e.findings.problems]),
         *listed("Left out, before reading", search.problems),
         *listed("Noteworthy", [*search.notes, *(f"{e.file.image} {text}" for e in good for text in e.findings.notes)]),
@@ -41,7 +42,7 @@ def write_ct_report(
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def say_views(name: str, steps: Preprocessing, good: list[CheckedCT]) -> list[str]:
+def say_views(name: str, steps: Preprocessing, good: list[CheckedCT], source: Path) -> list[str]:
     """How the files' sizes compare with a preset's field of view; every one that will be padded is named."""
     views = [entry.view for entry in good if entry.view is not None]
     cropped = sum(bool(view.cropped) for view in views)
@@ -49,13 +50,18 @@ def say_views(name: str, steps: Preprocessing, good: list[CheckedCT]) -> list[st
     return [
         f"The field of view of {in_words(name, steps)}.",
         f"Training with it will crop {cropped} of {len(good)} CT and pad {len(padded)} with air; none is dropped.",
-        *(f"{entry.file.image.name}: {entry.view}" for entry in padded),
+        *(f"{entry.file.subject}, {_where(entry, source)}: {entry.view}" for entry in padded),
     ]
 
 
-def _views(good: list[CheckedCT], said: list[str]) -> list[str]:
+def _where(entry: CheckedCT, source: Path) -> Path:
+    """Below the cohort's folder: files of many patients may have one name."""
+    return entry.file.image.relative_to(source)
+
+
+def _views(good: list[CheckedCT], source: Path, said: list[str]) -> list[str]:
     rows = [
-        f"| {e.file.image.name} | {e.view} | {e.units[0]:g} | {e.units[1]:g} |"
+        f"| {e.file.subject} | {_where(e, source)} | {e.view} | {e.units[0]:g} | {e.units[1]:g} |"
         for e in good
         if e.view is not None and e.units is not None
     ]
@@ -66,8 +72,8 @@ def _views(good: list[CheckedCT], said: list[str]) -> list[str]:
         "What lies below the lower cut, such as the -2000 or -3024 HU that some scanners put outside their circle, "
         "becomes air as the padding is.",
         "",
-        "| image | at the preset's spacing | lowest HU | highest HU |",
-        "|---|---|---|---|",
+        "| subject | image | at the preset's spacing | lowest HU | highest HU |",
+        "|---|---|---|---|---|",
         *rows,
         "",
     ]

@@ -53,7 +53,7 @@ LAYOUTS = (*CINE_LAYOUTS, *CT_LAYOUTS)
 def prepare_cohort(
     layout: str, source: Path, output_dir: Path, table: Path | None = None, how: Preparation | None = None
 ) -> Path:
-    """Writes `manifest.csv`, one manifest for each split, `report.md` and pictures into a new folder.
+    """Writes `manifest.csv`, one manifest for each split that is not empty, `report.md` and pictures into a new folder.
 
     Every file is read and checked. All problems come in one error, unless `how.exclude` leaves those files out.
     """

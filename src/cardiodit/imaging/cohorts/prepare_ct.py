@@ -76,8 +76,8 @@ def prepare_ct(layout: str, source: Path, output_dir: Path, table: Path | None, 
         splits = splits_of(good, how)
         write_manifests(folder, _rows(good, splits, output_dir))
         write_overview(folder / "pictures", [entry.tile for entry in good if entry.tile is not None])
-        said = say_views(view_name, steps, good)
-        write_ct_report(folder / "report.md", layout, search, checked, splits, said, how)
+        said = say_views(view_name, steps, good, source)
+        write_ct_report(folder / "report.md", layout, source, search, checked, splits, said, how)
     return PreparedCT(output_dir / "manifest.csv", said)
 
 

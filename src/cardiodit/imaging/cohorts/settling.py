@@ -89,7 +89,7 @@ def splits_of(good: Sequence[Checked[File]], how: Preparation) -> dict[str, str]
 
 
 def write_manifests(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """One of all rows, and one for each split."""
+    """One of all rows, and one for each split that holds any."""
     write_manifest(folder / "manifest.csv", rows)
     for split in SPLITS:
         if held := [row for row in rows if row["split"] == split]:

@@ -14,7 +14,8 @@ def split_subjects(labels: Mapping[str, str], fractions: Sequence[float], seed: 
 
     Args:
         labels: of each subject.
-        fractions: of training, validation and test; they sum to 1.
+        fractions: of training, validation and test; they sum to 1. Fewer patients than fractions above 0 leave splits
+            empty.
         seed: another seed, another split. Order and number of processes do not matter.
     """
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
@@ -26,8 +27,7 @@ def split_subjects(labels: Mapping[str, str], fractions: Sequence[float], seed: 
         groups[label].append(subject)
     # One line of all subjects, label by label, each shuffled by its hash; every position has its split.
     line = [s for label in sorted(groups) for s in sorted(groups[label], key=lambda s: _shuffle(seed, s))]
-    wanted = [round(fraction * len(line)) for fraction in fractions]
-    wanted[0] = len(line) - sum(wanted[1:])
+    wanted = _sizes(len(line), fractions)
     given = [0] * len(SPLITS)
     result = {}
     for position, subject in enumerate(line, start=1):
@@ -37,6 +37,18 @@ def split_subjects(labels: Mapping[str, str], fractions: Sequence[float], seed: 
         given[split] += 1
         result[subject] = SPLITS[split]
     return result
+
+
+def _sizes(subjects: int, fractions: Sequence[float]) -> list[int]:
+    """How many go to each split: rounded, but where they suffice, at least one to every split that has a fraction."""
+    wanted = [round(fraction * subjects) for fraction in fractions]
+    wanted[0] = subjects - sum(wanted[1:])
+    asked = [split for split, fraction in enumerate(fractions) if fraction > 0]
+    for split in asked:
+        if subjects >= len(asked) and wanted[split] < 1:
+            wanted[wanted.index(max(wanted))] -= 1
+            wanted[split] += 1
+    return wanted
 
 
 def _shuffle(seed: int, subject: str) -> bytes:
