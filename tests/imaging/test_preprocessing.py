@@ -113,7 +113,7 @@ def test_a_mask_of_another_grid_is_refused(phantom: Phantom, heart: Volume) -> N
         prepared.follow(Volume(phantom.labels[:-1], heart.geometry))
     with pytest.raises(CardioDiTError, match="not that of its image"):
         prepared.follow(Volume(phantom.labels, Geometry((1.0, 1.0, 8.0))))
-    with pytest.raises(CardioDiTError, match="an unknown voxel size, is not that of its image"):
+    with pytest.raises(CardioDiTError, match="an unknown voxel size is not that of its image"):
         prepared.follow(Volume(phantom.labels, Geometry()))
 
 

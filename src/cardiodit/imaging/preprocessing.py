@@ -200,7 +200,7 @@ class Prepared:
                 f"{_mm(image.origin)}. Take the mask that was drawn on this image, or mend the header that is wrong."
             )
         raise CardioDiTError(
-            f"The mask's grid, {labels.voxels.shape} at {_mm(mask.spacing)}, is not that of its image, "
+            f"The mask's grid {labels.voxels.shape} at {_mm(mask.spacing)} is not that of its image, "
             f"{self.source.shape} at {_mm(image.spacing)}. Take the mask that was drawn on this image."
         )
 
