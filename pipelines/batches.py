@@ -115,7 +115,7 @@ def missing_samples(pipe: Any, folder: Path, order: Order) -> list[int]:
 
 def _expected(pipe: Any, order: Order, index: int) -> dict[str, Any]:
     """What the record of a sample would say now, as far as that is known beforehand."""
-    label, names, settings = order.label(index), pipe.transformer.config.class_names, order.settings or {}
+    label, names, settings = order.label(index), pipe.transformer.config.get("class_names"), order.settings or {}
     if order.masks is None:
         asked = {axis: settings.get(axis) for axis in AXES}
         made = {"latent_size": pipe.latent_size(**asked)}

@@ -1,5 +1,8 @@
 """PRDiT: from noise to a 3D volume, voxel by voxel."""
 
+from collections.abc import Sequence
+
+from cardiodit.errors import CardioDiTError
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.pipelines.volumes import VolumePipeline
 from cardiodit.schedulers.noise_and_image import NoiseAndImageScheduler
@@ -18,3 +21,13 @@ class PRDiTPipeline(VolumePipeline):
     def __init__(self, transformer: PRDiTTransformerModel, scheduler: NoiseAndImageScheduler) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    def _check(self, guidance_scale: float, output_type: str, callback_inputs: Sequence[str]) -> None:
+        super()._check(guidance_scale, output_type, callback_inputs)
+        for key in ("num_train_timesteps", "noise_scale"):
+            given, learned = self.scheduler.config[key], self.transformer.config[key]
+            if given != learned:
+                raise CardioDiTError(
+                    f"The scheduler's {key} is {given}, but the transformer learned to undo a process with {learned}: "
+                    "they do not belong together."
+                )

@@ -68,12 +68,18 @@ def describe_model(pipe: Any) -> dict[str, Any]:
     return {
         "model": Path(name).resolve().name if Path(name).is_dir() else name,
         "revision": revision_of(pipe),
-        "solver": type(pipe.scheduler).__name__,
+        "solver": solver_of(pipe.scheduler),
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "device": pipe._execution_device.type,
         "cardiodit": _package_version(),
         "preprocessing": pipe.facts.get("preprocessing"),
     }
+
+
+def solver_of(scheduler: Any) -> str:
+    """The scheduler's class, and which of its solvers where the class does not tell."""
+    name, solver = type(scheduler).__name__, scheduler.config.get("solver")
+    return f"{name} ({solver})" if solver else name
 
 
 def _package_version() -> str | None:

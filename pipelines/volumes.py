@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -16,6 +17,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.hub.registration import public_library
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.intensity import Range
+from cardiodit.imaging.orientation import CT_DIRECTION
 from cardiodit.models.loading import ConfigWithoutOrigin
 from cardiodit.pipelines.inputs import (
     Generators,
@@ -75,9 +77,13 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
 
     @property
     def geometry(self) -> Geometry:
-        """Voxel size and frame time of generated volumes, as far as the model knows them."""
+        """Voxel size and frame time of generated volumes, and how a CT's axes run, as far as the model knows them."""
         spacing = self.facts.spacing
-        return Geometry(None if spacing is None else tuple(spacing), self.facts.get("frame_time"))
+        geometry = Geometry(None if spacing is None else tuple(spacing), self.facts.get("frame_time"))
+        steps = self.facts.preprocessing
+        is_turned = steps is not None and Preprocessing.from_dict(steps).orient
+        is_ct = is_turned and "frames" not in self.transformer.axis_names
+        return replace(geometry, direction=CT_DIRECTION) if is_ct else geometry
 
     @property
     def units(self) -> Range | None:

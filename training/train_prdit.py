@@ -29,7 +29,7 @@ from cardiodit.training.previews import preview
 from cardiodit.training.settings import PRDiTSettings
 from cardiodit.training.train_dit import average_of, validate, validation_loader, with_average
 from cardiodit.training.volumes import facts_of, preprocessing_of, read_volumes
-from cardiodit.training.voxel_transformer import model_for, tuned_model
+from cardiodit.training.voxel_transformer import identity_of_local, model_for, tuned_model
 from cardiodit.training.voxels import NoiseAndImage, NoisyVolumes
 from cardiodit.writing import replace_folder
 
@@ -63,9 +63,10 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
     tuned = tuned_model(request)
     volumes, validation = read_volumes(run, request, preprocessing_of(request, tuned))
     size = volumes.shapes[0][1:]
-    model = model_for(request, tuned, size)
+    model = model_for(request, tuned, size, volumes.steps)
     model.register_to_config(**facts_of(volumes))
-    run.open(len(volumes), {"training_data": volumes.identity, "validation_data": validation.identity})
+    data = {"training_data": volumes.identity, "validation_data": validation.identity}
+    run.open(len(volumes), {**data, "local_denoiser": identity_of_local(model)})
     upload = Upload.begin(run, request.options)
     if training.gradient_checkpointing:
         model.enable_gradient_checkpointing()

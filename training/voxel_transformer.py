@@ -1,24 +1,27 @@
 """The PRDiT model that is trained: a new one, or one that begins with what another has learned."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.opening import open_voxel_transformer
+from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.models.transformer_prdit import REFINER, PRDiTTransformerModel
 from cardiodit.randomness import generator_for
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.stream import seed_for
 from cardiodit.training.settings import PRDiTSettings
+from cardiodit.training.volumes import preprocessing_of
 
-LOCAL_KEYS = (
-    "patch_size",
-    "in_channels",
-    "num_attention_heads",
-    "attention_head_dim",
-)  # that the local part depends on
+# What a part that was trained before depends on: its shape, the process, and how grey values and axes came to it. Size,
+# voxels and averaging are free, so that a low resolution can start a high one.
+SHAPE = ("patch_size", "in_channels", "num_attention_heads", "attention_head_dim")
+PROCESS = ("num_train_timesteps", "noise_scale")
+SEEN = ("intensity", "limits_of", "orient")
 
 
 def tuned_model(request: Request[PRDiTSettings]) -> PRDiTTransformerModel | None:
@@ -35,17 +38,19 @@ def tuned_model(request: Request[PRDiTSettings]) -> PRDiTTransformerModel | None
         "Leave these keys out: the model brings its own. A refiner (num_layers) on top of a local denoiser is stage 2: "
         "give the denoiser as --stage1."
     )
+    check_process_and_preparation(model, name, request, preprocessing_of(request, model))
     return model
 
 
 def model_for(
-    request: Request[PRDiTSettings], tuned: PRDiTTransformerModel | None, size: Sequence[int]
+    request: Request[PRDiTSettings], tuned: PRDiTTransformerModel | None, size: Sequence[int], steps: Preprocessing
 ) -> PRDiTTransformerModel:
-    """What is trained on volumes of a size, with what stage 2 does not train frozen."""
+    """What is trained on volumes of a size, prepared by these steps, with what stage 2 does not train frozen."""
     settings, stage1 = request.settings, request.options.stage1
     if tuned is None:
         torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-        model = PRDiTTransformerModel(sample_size=size, **asdict(settings.model))
+        process = {key: getattr(settings.process, key) for key in PROCESS}
+        model = PRDiTTransformerModel(sample_size=size, **asdict(settings.model), **process)
     else:
         model = tuned
         model.grid_of(size)
@@ -58,7 +63,9 @@ def model_for(
             )
         return model
     if stage1 is not None:
-        take_local_part(model, stage1)
+        other = open_voxel_transformer(stage1)
+        check_process_and_preparation(other, stage1, request, steps)
+        take_local_part(model, other, stage1)
     elif tuned is None:
         raise CardioDiTError(
             "Stage 2 trains the refiner of a local denoiser that was trained before: name its run with --stage1 (or a "
@@ -68,11 +75,32 @@ def model_for(
     return model
 
 
-def take_local_part(model: PRDiTTransformerModel, name: str) -> None:
+def check_process_and_preparation(
+    other: PRDiTTransformerModel, name: str, request: Request[PRDiTSettings], steps: Preprocessing
+) -> None:
+    """What was trained before must meet the noise, the grey values and the axes that it knows."""
+    problems = Problems(f"The model {name} was trained on other noise or other volumes than this config's")
+    for key in PROCESS:
+        if (here := getattr(request.settings.process, key)) != other.config[key]:
+            problems.add(f"process.{key} is {here} here and {other.config[key]} there")
+    if other.config.preprocessing is not None:
+        for key in SEEN:
+            here, there = (seen(each, key) for each in (steps.to_dict(), other.config.preprocessing))
+            if here != there:
+                problems.add(f"data.preprocessing.{key} is {here} here and {there} there")
+    problems.raise_if_any("Take the same values in both trainings.")
+
+
+def seen(preprocessing: Mapping[str, Any], key: str) -> Any:
+    """A step of a preprocessing, without what was measured of one cohort."""
+    value = Preprocessing.from_dict(dict(preprocessing)).to_dict().get(key)
+    return {name: part for name, part in value.items() if name != "typical"} if isinstance(value, dict) else value
+
+
+def take_local_part(model: PRDiTTransformerModel, other: PRDiTTransformerModel, name: str) -> None:
     """Everything but the refiner, from a model of stage 1 or one that is whole."""
-    other = open_voxel_transformer(name)
     problems = Problems(f"The local denoiser of {name} does not belong to this model")
-    for key in LOCAL_KEYS:
+    for key in SHAPE:
         if model.config[key] != other.config[key]:
             problems.add(f"{key} is {model.config[key]} here and {other.config[key]} there")
     problems.raise_if_any("Take the same values in both stages.")
@@ -91,3 +119,14 @@ def freeze_local_part(model: PRDiTTransformerModel) -> None:
 def is_refined(key: str) -> bool:
     """Whether stage 2 trains this weight."""
     return key.split(".")[0] in REFINER
+
+
+def identity_of_local(model: PRDiTTransformerModel) -> str | None:
+    """A hash of the weights that stage 2 leaves as they are; None of stage 1, which leaves none."""
+    if not model.has_refiner:
+        return None
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if not is_refined(key):
+            digest.update(key.encode() + value.detach().cpu().float().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()[:16]}"

@@ -298,6 +298,15 @@ def test_a_fresh_refiner_changes_nothing_yet() -> None:
 
 
 @torch.no_grad()
+def test_a_local_denoiser_alone_compiles() -> None:
+    model = make(num_layers=0)
+    expected = model(noisy(), 9).sample
+    torch.compiler.reset()
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(model(noisy(), 9).sample, expected)
+
+
+@torch.no_grad()
 def test_a_fresh_model_predicts_zero() -> None:
     model = PRDiTTransformerModel(
         sample_size=(8, 8, 8), patch_size=8, num_layers=1, num_attention_heads=2, attention_head_dim=8

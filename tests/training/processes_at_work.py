@@ -14,12 +14,12 @@ from typing import Any
 import torch.distributed
 from accelerate.state import AcceleratorState
 
-from cardiodit.training import train_dit, train_vqgan
+from cardiodit.training import train_dit, train_prdit, train_vqgan
 from cardiodit.training.authors import translate_vqgan
 from cardiodit.training.harness.command_line import read_command_line
 from cardiodit.training.harness.parts import Part, Tensors
 from cardiodit.training.harness.run import Run
-from cardiodit.training.settings import VQGANSettings
+from cardiodit.training.settings import PRDiTSettings, VQGANSettings
 
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
@@ -53,7 +53,14 @@ def train_an_autoencoder(arguments: Sequence[str]) -> None:
         train_vqgan.train(request, run)
 
 
-STAGES = {"train_dit": train_dit.main, "train_vqgan": train_an_autoencoder}
+def train_voxels(arguments: Sequence[str]) -> None:
+    """`train_prdit.main`, with a run that tells."""
+    request = read_command_line(arguments, PRDiTSettings, "", "", None, train_prdit.add_options)
+    with TellingRun(request, "train_prdit") as run:
+        train_prdit.train(request, run)
+
+
+STAGES = {"train_dit": train_dit.main, "train_vqgan": train_an_autoencoder, "train_prdit": train_voxels}
 
 
 def work_off(plan: Path) -> None:

@@ -17,7 +17,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel
-from cardiodit.training import train_dit
+from cardiodit.imaging.phantom import write_chests
+from cardiodit.training import train_dit, train_prdit
 from cardiodit.training.denoising import Denoising, Noising, NoisyVisits, Patients
 from cardiodit.training.harness.parts import WEIGHTS
 from cardiodit.training.harness.stream import Share
@@ -51,6 +52,16 @@ class Runs:
     def vqgan(self, name: str) -> list[str]:
         return arguments_of(self.folder, name, VQGAN, self.cohorts.images, "--cpu")
 
+    def prdit(self, name: str, processes: int, *more: str, layers: int = 0) -> list[str]:
+        """Two chests a step, by the local denoiser or with a refiner."""
+        shape = {"patch_size": 8, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": layers}
+        data = {"preprocessing": {"intensity": {"low": -1000, "high": 1000}}}
+        steps = {"train_batch_size": 1, "gradient_accumulation_steps": 2 // processes, "max_train_steps": 4}
+        changes = {"model": shape, "data": data, "training": {**steps, "validation_steps": 4}}
+        config = merged({"training": {**DIT["training"]}}, changes)
+        chests = tuple(self.folder / split / "manifest.csv" for split in ("chests", "chests-val"))
+        return arguments_of(self.folder, name, config, chests, "--cpu", *more)
+
     def alone(self, name: str, **training: Any) -> Path:
         """Trained by this one process, with one thread, as those of two are."""
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -72,6 +83,14 @@ def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     made.said["stopped"] = stop_politely(made, "stopped")
     made.alone("alone")
     plan = [{"stage": "train_vqgan", "arguments": made.vqgan("vqgan"), "sharded": False}]
+    for split, number in (("chests", 3), ("chests-val", 2)):
+        write_chests(made.folder / split, num=number, seed=number, size=(16, 16, 16))
+    for name, layers in (("voxels", 0), ("refined", 1)):
+        more = ("--stage1", str(made.folder / "voxels-alone")) if layers else ()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train_prdit.main(made.prdit(f"{name}-alone", 1, *more, layers=layers))
+        arguments = made.prdit(name, 2, *more, layers=layers)
+        plan.append({"stage": "train_prdit", "arguments": arguments, "sharded": False})
     for name in ("stopped", "not-stopped"):
         plan.append({"stage": "train_dit", "arguments": made.dit(name, **LONG), "sharded": False})
     for name, is_sharded in (("copies", False), ("shards", True)):
@@ -202,6 +221,18 @@ def test_both_processes_hold_the_same_autoencoder(runs: Runs) -> None:
     assert {name.partition("/")[0] for name in one} > {"optimizer", "discriminator_optimizer"}
     assert {name.rpartition(".")[2] for name in one if one[name] != other[name]} <= {"running_mean", "running_var"}
     assert set(one) == set(other)
+
+
+@pytest.mark.parametrize("name", ["voxels", "refined"])
+def test_both_processes_begin_and_end_with_the_same_voxel_transformer(runs: Runs, name: str) -> None:
+    """Both stages of PRDiT, to the bit, and as one process trains it."""
+    run, alone = runs.folder / name, runs.folder / f"{name}-alone"
+    one, other = (json.loads((run / f"held-by-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other and any(key.startswith("transformer_ema/") for key in one)
+    for key in ("loss", "gradient_norm", "validation_loss"):
+        assert lines_of(run, key) == pytest.approx(lines_of(alone, key), rel=CLOSE), key
+    weights = Path("checkpoint-4") / "transformer" / WEIGHTS
+    assert difference(load_file(run / weights), load_file(alone / weights)) < 1e-4
 
 
 # --- Accumulated batches ---

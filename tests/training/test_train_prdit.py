@@ -114,11 +114,12 @@ def test_a_run_goes_on_to_the_bit(train: Train, local: Path, refined: Path) -> N
     assert (parts / weights).read_bytes() == (refined / weights).read_bytes()
 
 
-def test_a_high_resolution_starts_from_a_low_one(train: Train, local: Path) -> None:
-    """The transferred model starts with a lower loss than a fresh one."""
+@pytest.mark.parametrize("low", ["local", "refined"])
+def test_a_high_resolution_starts_from_a_low_one(train: Train, low: str, request: pytest.FixtureRequest) -> None:
+    """The transferred model starts with a lower loss than a fresh one: the local denoiser alone, or the whole."""
     fine = {"data": {"preprocessing": {"size": [48, 32, 32], "fit": "resize"}}, "training": {"max_train_steps": 1}}
-    fresh = train("fresh", **fine)
-    begun = train("begun", "--init_from", str(local), **fine)
+    fresh = train(f"fresh-{low}", **fine)  # a refiner predicts nothing yet: it would begin with the same loss
+    begun = train(f"begun-{low}", "--init_from", str(request.getfixturevalue(low)), **fine)
     assert lines_of(begun)[1] < 0.8 * lines_of(fresh)[1]
     model = PRDiTTransformerModel.from_pretrained(begun / "best" / "transformer")
     assert tuple(model.config.sample_size) == (48, 32, 32)
@@ -148,6 +149,21 @@ def test_boxes_of_volumes_teach_the_local_denoiser(train: Train) -> None:
         ({}, ("--stage1", "LOCAL"), "--stage1 is for stage 2"),
         (merged(REFINED, {"model": {"patch_size": 10}}), ("--stage1", "LOCAL"), "patch_size is 10 here and 8 there"),
         (REFINED, ("--init_from", "LOCAL"), "num_layers is 2 in the config and 0 in the model"),
+        (
+            merged(REFINED, {"process": {"noise_scale": 1.0}}),
+            ("--stage1", "LOCAL"),
+            "process.noise_scale is 1.0 here and 0.5 there",
+        ),
+        (
+            merged(REFINED, {"data": {"preprocessing": {"intensity": {"high": 3000}}}}),
+            ("--stage1", "LOCAL"),
+            "data.preprocessing.intensity is .*3000.* here and .*1000.* there",
+        ),
+        (
+            {"process": {"num_train_timesteps": 300}},
+            ("--init_from", "LOCAL"),
+            "process.num_train_timesteps is 300 here and 1000 there",
+        ),
         ({"data": {"preprocessing": {"size": [20, 16, 16]}}}, (), "height, which must be a multiple of 8"),
     ],
 )
@@ -156,6 +172,12 @@ def test_what_does_not_fit_is_said(
 ) -> None:
     with pytest.raises(CardioDiTError, match=words):
         train("wrong", *(str(local) if word == "LOCAL" else word for word in more), **changes)
+
+
+def test_a_refiner_does_not_go_on_with_another_local_denoiser(train: Train, local: Path, refined: Path) -> None:
+    with pytest.raises(CardioDiTError, match="local_denoiser has changed"):
+        train("refined", "--stage1", str(local / "checkpoint-8"), **REFINED)
+    assert refined.is_dir()
 
 
 def test_the_loss_is_that_of_the_publication() -> None:

@@ -17,7 +17,7 @@ def settle_preprocessing(
     """From the samples' records, the model, or a preset or JSON file; an error where they contradict or none says.
 
     Args:
-        model: folder or Hub name of a pipeline or VQ model.
+        model: folder or Hub name of a pipeline, a VQ model or PRDiT's transformer.
         named: a preset, or a JSON file as `Preprocessing.to_dict` writes it.
         depth: slices to crop or pad to, in place of what the preprocessing says.
     """
@@ -44,9 +44,9 @@ def settle_preprocessing(
 
 
 def _of_model(model: str) -> dict[str, Any]:
-    from cardiodit.hub.opening import open_vae
+    from cardiodit.hub.opening import open_informed
 
-    steps = open_vae(model).config.preprocessing
+    steps = open_informed(model).config.preprocessing
     if steps is None:
         raise CardioDiTError(
             f"The model {model} does not say how its training volumes were prepared, as converted ones do not. Give "

@@ -38,6 +38,17 @@ def open_voxel_transformer(name: str | Path, **kwargs: Any) -> PRDiTTransformerM
     return _open(name, "voxel transformer", kwargs)
 
 
+def open_informed(name: str | Path) -> VQModel4D | VQModel3D | PRDiTTransformerModel:
+    """The model that knows how training volumes were prepared: the VQ model, or PRDiT's transformer, which has none."""
+    try:
+        return open_vae(name)
+    except CardioDiTError as error:
+        try:
+            return open_voxel_transformer(name)
+        except CardioDiTError:
+            raise error from None
+
+
 def folder_of(name: str | Path, component: str) -> Path:
     """Where in a folder the component lies: at its top, in `vae` or `transformer`, or below a training run's `best`."""
     folder = Path(name)

@@ -15,6 +15,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.volume import Volume
 
 TO_LEFT, TO_FRONT, TO_HEAD = np.array([-1.0, 0, 0]), np.array([0, 1.0, 0]), np.array([0, 0, 1.0])
+CT_DIRECTION = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # of these axes, as `Geometry` holds it
 # A heart lies with its apex to the left, to the front and down; its short axis is seen from the apex.
 TO_APEX = np.array([-0.6, 0.55, -0.55])
 PICTURE_RIGHT, PICTURE_UP = np.array([-1.0, -0.6, 0.0]), np.array([0.0, 0.5, 1.0])

@@ -115,6 +115,7 @@ class PRDiTTransformerModel(TransformerMixin):
         spacing: mm along height, width and depth of the training volumes, where known.
         preprocessing: how training volumes were prepared (`cardiodit.imaging.Preprocessing`), where known.
         prediction_type: there is only "noise_and_image".
+        num_train_timesteps, noise_scale: of the process that it learned to undo (`NoiseAndImageScheduler`).
     """
 
     axis_names = ("height", "width", "depth")
@@ -122,7 +123,7 @@ class PRDiTTransformerModel(TransformerMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock", "LocalDenoiser"]
-    _repeated_blocks = ["DiTBlock"]
+    _repeated_blocks = ["DiTBlock", "LocalDenoiser"]
     _skip_layerwise_casting_patterns = ["time_embed", "local_time", "refiner_time", "norm", "modulation", "proj_out"]
     _keep_in_fp32_modules = ["time_embed"]
     # Each process works on its share of the tokens, from their patches to their predictions.
@@ -144,6 +145,8 @@ class PRDiTTransformerModel(TransformerMixin):
         spacing: Sequence[float] | None = None,
         preprocessing: dict[str, Any] | None = None,
         prediction_type: str = PREDICTION_TYPE,
+        num_train_timesteps: int = 1000,
+        noise_scale: float = 0.5,
     ) -> None:
         super().__init__()
         if prediction_type != PREDICTION_TYPE:
