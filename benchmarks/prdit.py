@@ -71,9 +71,10 @@ def main() -> int:
 
 def prove(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settle(folder / "settings.json", arguments)
     for name, (number, seed) in COHORTS.items():
         if not (folder / name).is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
             write_chests(folder / name, number, seed, SIZE, workers=2)
     cases = read_manifest(folder / "test" / "manifest.csv")
     real = np.stack([to_model(read_nifti(case.image).voxels, WINDOW) for case in cases])
@@ -88,7 +89,7 @@ def prove(arguments: argparse.Namespace) -> int:
                 np.save(folder / f"shown-{stage}.npy", volumes[:2])
     floor = compare(held, other)
     met = [better(local, refined) for local, refined in zip(found["local"], found["refined"], strict=True)]
-    told = {"floor": floor, **found, "met": met}
+    told = {"settings": settings, "floor": floor, **found, "met": met}
     with atomic_file(folder / "proof.json") as temporary:
         temporary.write_text(json.dumps(told, indent=1) + "\n")
     shown = {stage: np.load(folder / f"shown-{stage}.npy") for stage in found}
@@ -96,6 +97,16 @@ def prove(arguments: argparse.Namespace) -> int:
     print(json.dumps(told, indent=1))
     print("The refiner makes samples better, with every seed." if all(met) else "Missed.")
     return 0 if all(met) else 1
+
+
+def settle(file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What makes other samples; a folder that was begun with something else is not gone on with."""
+    settings = {"samples": arguments.samples, "steps": arguments.steps, "train": arguments.train}
+    if file.is_file() and (before := json.loads(file.read_text())) != settings:
+        raise SystemExit(f"{file.parent} was begun with {before}, now {settings}. Take another --output.")
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(settings) + "\n")
+    return settings
 
 
 def samples_of(folder: Path, stage: str, seed: int, arguments: argparse.Namespace) -> np.ndarray:
@@ -112,8 +123,9 @@ def samples_of(folder: Path, stage: str, seed: int, arguments: argparse.Namespac
     pipe = PRDiTPipeline.from_pretrained(folder / run / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     settings: dict[str, Any] = {"num_inference_steps": arguments.steps, "seed": seed, "output_type": "np"}
-    batches = range(0, arguments.samples, 8)
-    volumes = np.concatenate([pipe(num_samples=8, first_sample=start, **settings).volumes for start in batches])
+    batches = {start: min(8, arguments.samples - start) for start in range(0, arguments.samples, 8)}
+    parts = [pipe(num_samples=number, first_sample=start, **settings).volumes for start, number in batches.items()]
+    volumes = np.concatenate(parts)
     with atomic_file(kept) as temporary, temporary.open("wb") as file:
         np.save(file, volumes)
     return volumes

@@ -53,7 +53,9 @@ class Training:
 @dataclass(frozen=True, kw_only=True)
 class IntensitySettings:
     low: float | str = option("minimum", 'what becomes -1: a number, "minimum", or a percentile "p0.5"')
-    high: float | str = option("maximum", 'what becomes 1: a number, "maximum", or a percentile "p99.5"')
+    high: float | str = option(
+        "maximum", 'what becomes 1: a number, "maximum", or a percentile "p99.5", also "p99.5 at most 1000"'
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

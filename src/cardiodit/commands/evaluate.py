@@ -56,7 +56,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_preparation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", help="pipeline or VQ model that made the samples: a folder, or org/name on the Hub")
+    group.add_argument(
+        "--model", help="pipeline, VQ model or PRDiT that made the samples: a folder, or org/name on the Hub"
+    )
     group.add_argument(
         "--preprocessing", metavar="NAME", help=f"one of {', '.join(PRESETS)}, or a JSON file with its settings"
     )

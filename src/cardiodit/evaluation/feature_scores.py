@@ -75,15 +75,10 @@ def _to_nearest(distances: np.ndarray) -> np.ndarray:
 
 def _frechet(kind: str, sets: Sets, seed: int) -> list[Metric]:
     estimate, at_hand = frechet_estimate(*sets, seed=seed), frechet(*sets)
-    found = None
-    if at_hand.notes:
-        found = _shrunk(sets, at_hand.distance)
-        estimate = _with_notes(
-            estimate,
-            *at_hand.notes,
-            f"Of the volumes at hand it is {found.at_hand:.6g}; with both covariances shrunk (Ledoit and Wolf 2004) "
-            f"{found.value:.6g}.",
-        )
+    found = _shrunk(sets, at_hand.distance) if at_hand.notes else None
+    shrunk = "" if found is None else f"; with both covariances shrunk (Ledoit and Wolf 2004) {found.value:.6g}"
+    published = f"Of the volumes at hand, as it is published elsewhere, it is {at_hand.distance:.6g}{shrunk}."
+    estimate = _with_notes(estimate, *at_hand.notes, published)
     title = f"Fréchet distance, {kind}"
     metric = _beside_floor(f"frechet_{kind}", title, LOWER, estimate, frechet_distance, sets, seed)
     return [replace(metric, shrunk=found)]

@@ -192,6 +192,20 @@ def test_medicalnet_from_its_file(medicalnet_file: Path, heart: np.ndarray) -> N
     np.testing.assert_allclose(row, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_medicalnet_sees_a_ct_on_its_own_grid_unless_a_size_is_asked_for(medicalnet_file: Path) -> None:
+    """As for PRDiT's 3D FID: a cube stays a cube, and is not fitted into the size for cines of thick slices."""
+    still = np.tanh(np.random.default_rng(0).normal(size=(32, 24, 16))).astype(np.float32)
+    network = load_network("medicalnet10", Choice(weights=str(medicalnet_file)))
+    assert "own grid" in network.describe()["input"]["still"]
+    values = network.rules.normalise(still)
+    with torch.no_grad():
+        expected = network.module(torch.from_numpy(values.copy())[None, None])[0].numpy()
+    np.testing.assert_allclose(network.features(still), expected, rtol=1e-4, atol=1e-5)
+    fitted = load_network("medicalnet10", Choice(weights=str(medicalnet_file), size=(16, 16, 16)))
+    assert "still" not in fitted.describe()["input"]
+    assert not np.allclose(fitted.features(still), expected, rtol=1e-2)
+
+
 def test_medicalnet_s_file_of_another_depth_is_refused(medicalnet_file: Path) -> None:
     with pytest.raises(
         CardioDiTError, match=r"resnet_10\.safetensors are not this network's: the file lacks .* and \d+ more"

@@ -47,7 +47,8 @@ class Choice:
     device: str = "cpu"
 
     def rules(self, own: InputRules) -> InputRules:
-        return replace(own, size=self.size or own.size, spacing=self.spacing or own.spacing)
+        as_it_is = own.still_as_it_is and not (self.size or self.spacing)
+        return replace(own, size=self.size or own.size, spacing=self.spacing or own.spacing, still_as_it_is=as_it_is)
 
     def network(self, name: str, module: nn.Module, width: int, weights: dict[str, Any], **told: Any) -> TorchNetwork:
         return TorchNetwork(

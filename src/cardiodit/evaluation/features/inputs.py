@@ -28,12 +28,14 @@ class InputRules:
             without one its whole field of view is fitted into it; time is always fitted.
         spacing: mm along H, W and D to resample to.
         padding: where missing voxels are added, around the volume or behind its end.
+        still_as_it_is: a volume that does not beat, such as a CT, is shown on its own grid, whatever the size.
     """
 
     values: str = "as given"
     size: Size | None = None
     spacing: Triple | None = None
     padding: str = "centre"
+    still_as_it_is: bool = False
 
     def __post_init__(self) -> None:
         if self.values not in NORMALISATIONS:
@@ -89,6 +91,7 @@ class InputRules:
             "size": None if self.size is None else list(self.size),
             "spacing_mm": None if self.spacing is None else list(self.spacing),
             "grid": self._grid_in_words(),
+            **({"still": "volumes that do not beat are shown on their own grid"} if self.still_as_it_is else {}),
         }
 
     def _grid_in_words(self) -> str:

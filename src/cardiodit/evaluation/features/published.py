@@ -20,8 +20,9 @@ from cardiodit.evaluation.features.weights import RANDOM_HELPS, WeightsFile, fin
 
 MEDICALNET_PLANS: dict[int, ResNetPlan] = {10: MEDICALNET_10, 50: MEDICALNET_50}
 MEDICALNET_HEADS = ("conv_seg.", "fc.")
-# Thick slices are too few for a network that halves its input three times: the third axis is fitted into 32.
-MEDICALNET_RULES = InputRules("foreground z-score", size=(96, 96, 32))
+# Thick slices are too few for a network that halves its input three times: the third axis is fitted into 32. A CT is
+# shown as it is, as for PRDiT's "3D FID".
+MEDICALNET_RULES = InputRules("foreground z-score", size=(96, 96, 32), still_as_it_is=True)
 
 RADIMAGENET_HEADS = ("fc.", "classifier.")
 RADIMAGENET_RULES = InputRules("unit")

@@ -24,7 +24,7 @@ def spatial_row(
     """Of a volume `(H, W, D)`, or the mean over `frames` evenly spread frames of a cine, over all with None."""
     values = rules.normalise(voxels)
     if values.ndim == 3:
-        return encode(rules.on_grid(values, spacing))
+        return encode(values if rules.still_as_it_is else rules.on_grid(values, spacing))
     chosen = spread(values.shape[3], frames, cycle=True)
     return mean_of_set([encode(rules.on_grid(values[..., t], spacing)) for t in chosen])
 

@@ -1,5 +1,6 @@
 """Preprocessing in words, for a card."""
 
+from cardiodit.imaging.intensity import parse_percentile
 from cardiodit.imaging.preprocessing import Preprocessing
 
 
@@ -27,7 +28,10 @@ def _turned(steps: Preprocessing, is_cine: bool) -> str:
 def _limit(value: float | str, whose: str) -> str:
     if not isinstance(value, str):
         return f"{value:g} in the source's units"
-    return f"percentile {value[1:]} of each {whose}" if value.startswith("p") else f"the {value} of each {whose}"
+    if not value.startswith("p"):
+        return f"the {value} of each {whose}"
+    percentile, most = parse_percentile(value)
+    return f"percentile {percentile:g} of each {whose}" + ("" if most is None else f", or {most:g} where that is less,")
 
 
 def _resampled(steps: Preprocessing) -> str:
