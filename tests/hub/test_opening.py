@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from cardiodit import CardioDiTError, CardioDiTPipeline
-from cardiodit.hub.opening import folder_of, open_transformer, open_vae
+from cardiodit import CardioDiTError, CardioDiTPipeline, PRDiTTransformerModel
+from cardiodit.hub.opening import folder_of, open_informed, open_transformer, open_vae
+from cardiodit.imaging import Intensity, Preprocessing
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -52,6 +53,22 @@ def test_what_does_not_fit_is_named(make_vae: Callable, make_dit: Callable, tmp_
     (tmp_path / "file").touch()
     with pytest.raises(CardioDiTError, match="file is not a folder"):
         open_vae(tmp_path / "file")
+
+
+def test_a_model_that_works_on_voxels_has_no_autoencoder_and_says_how_volumes_are_prepared(
+    make_vae: Callable, tmp_path: Path
+) -> None:
+    steps = Preprocessing(intensity=Intensity(-1000, 1000)).to_dict()
+    model = PRDiTTransformerModel((16, 8, 8), 8, 1, 0, 2, 8, preprocessing=steps)
+    model.save_pretrained(tmp_path / "voxels" / "transformer")
+    make_vae(preprocessing=steps).save_pretrained(tmp_path / "latents" / "vae")
+    for folder in ("voxels", "latents"):
+        assert open_informed(tmp_path / folder).config.preprocessing == steps
+    for open_one in (open_vae, open_informed):
+        with pytest.raises(CardioDiTError, match=r"holds no vae"):
+            open_one(tmp_path)
+    with pytest.raises(CardioDiTError, match="It holds PRDiT, which denoises voxels and needs no autoencoder"):
+        open_vae(tmp_path / "voxels")
 
 
 OPEN = """

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from cardiodit import NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
+from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging import read_nifti, write_nifti
+from cardiodit.imaging.intensity import to_model
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_prdit
 from cardiodit.training.voxel_transformer import is_refined
@@ -178,6 +182,31 @@ def test_a_refiner_does_not_go_on_with_another_local_denoiser(train: Train, loca
     with pytest.raises(CardioDiTError, match="local_denoiser has changed"):
         train("refined", "--stage1", str(local / "checkpoint-8"), **REFINED)
     assert refined.is_dir()
+
+
+def test_what_was_trained_is_sampled_and_evaluated_by_commands(
+    chests: tuple[Path, Path], refined: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The paper's metrics by name; samples in HU, and without their records by the model that made them."""
+    model, samples, bare = str(refined / "pipeline"), tmp_path / "samples", tmp_path / "bare"
+    sample = ["sample", model, "--output_dir", str(samples), "--num_inference_steps", "4", "--num_samples"]
+    assert main([*sample, "2"]) == main([*sample, "4"]) == 0  # it goes on
+    held = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
+    assert {line["solver"] for line in held} == {"NoiseAndImageScheduler (hot)"}
+    bare.mkdir()
+    for file in samples.glob("*.nii.gz"):
+        volume = read_nifti(file)
+        assert volume.voxels.dtype == np.int16 and volume.voxels.min() < -500  # HU
+        write_nifti(bare / file.name, to_model(volume.voxels, (-1000, 1000)), volume.geometry)
+    reports = []
+    for name, synthetic, more in [("a", samples, []), ("b", bare, ["--model", model])]:
+        asked = ["evaluate", "--real", str(chests[0]), "--synthetic", str(synthetic), "--output_dir"]
+        assert main([*asked, str(tmp_path / name), *more]) == 0, capsys.readouterr().err
+        reports.append(json.loads((tmp_path / name / "report.json").read_text()))
+    names = {metric["name"] for metric in reports[0]["metrics"]}
+    assert {"frechet_spatial", "mmd_prdit_spatial", "ms_ssim"} <= names
+    assert names == {metric["name"] for metric in reports[1]["metrics"]}
+    assert "critic" in json.dumps(reports[0]["protocol"])
 
 
 def test_the_loss_is_that_of_the_publication() -> None:

@@ -63,8 +63,16 @@ def folder_of(name: str | Path, component: str) -> Path:
     others = "".join(f" {place / CONFIG} is that of a {class_name}." for place, class_name in found.items())
     raise CardioDiTError(
         f"{name} holds no {component}: looked for the {CONFIG} of a {' or '.join(MODELS[component])} in "
-        f"{', '.join(map(str, places))}.{others}"
+        f"{', '.join(map(str, places))}.{others}{_of_voxels(folder) if component == 'vae' else ''}"
     )
+
+
+def _of_voxels(folder: Path) -> str:
+    """That a folder's model has no autoencoder by design."""
+    for place in (folder / "transformer", folder / "best" / "transformer"):
+        if (place / CONFIG).is_file() and _class_of(place) in MODELS["voxel transformer"]:
+            return " It holds PRDiT, which denoises voxels and needs no autoencoder, nor latents."
+    return ""
 
 
 def _open(name: str | Path, component: str, kwargs: dict[str, Any]) -> Any:
