@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Run = Callable[[], object]
 
@@ -42,6 +44,19 @@ def peak_mib(run: Run) -> float:
 def _memory_mib(name: str) -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
+
+
+def count_operations(run: Run) -> int:
+    """Floating point operations of a call, on tensors without content; also a CPU's attention, which torch forgets."""
+
+    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    counter = FlopCounterMode(display=False, custom_mapping=known)
+    with counter, FakeTensorMode(allow_non_fake_inputs=True):
+        run()
+    return int(counter.get_total_flops())
 
 
 def machine() -> str:

@@ -25,10 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine
+from measuring import count_operations, machine
 from scipy.ndimage import gaussian_filter
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit import DiT3DTransformerModel, NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
 from cardiodit.evaluation.features.catalogue import load_network
@@ -218,8 +216,7 @@ def cost_of(model: Any, side: int) -> Cost:
     model.eval().requires_grad_(True)
     with torch.no_grad():
         sampling = peak_bytes(lambda: model(volume, step).sample) + weight_bytes(model)
-        with FlopCounterMode(display=False) as counter, FakeTensorMode(allow_non_fake_inputs=True):
-            model(volume, step)
+        operations = count_operations(lambda: model(volume, step))
     if isinstance(model, PRDiTTransformerModel):
         freeze_local_part(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -229,7 +226,7 @@ def cost_of(model: Any, side: int) -> Cost:
         torch.autograd.grad(model(volume, step).sample.square().mean(), weights)
 
     training = peak_bytes(train) + weight_bytes(model) + 3 * of_weights  # Adam's two moments, the moving average
-    return Cost(sampling, training, counter.get_total_flops())
+    return Cost(sampling, training, operations)
 
 
 @torch.no_grad()

@@ -20,9 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import interleaved, machine, peak_mib
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from measuring import count_operations, interleaved, machine, peak_mib
 
 from cardiodit import DiT3DTransformerModel, VolDiTPipeline, VQModel3D
 from cardiodit.footprint import estimate_memory, peak_bytes, weight_bytes
@@ -127,15 +125,14 @@ def cost_of_step(said: dict[str, Any]) -> Cost:
     inputs = {"hidden_states": latents, "timestep": step}
     with torch.no_grad():
         sampling = peak_bytes(lambda: model(latents, step).sample) + weight_bytes(model)
-        with FlopCounterMode(display=False) as counter, FakeTensorMode(allow_non_fake_inputs=True):
-            model(latents, step)
+        operations = count_operations(lambda: model(latents, step))
     training = estimate_memory(model.train(), inputs)["total"]
     model.enable_gradient_checkpointing()
     lean = estimate_memory(model, inputs, autocast=torch.bfloat16)["total"]
     tokens = math.prod(LATENT) // math.prod(said["patch_size"])
     width = said["num_attention_heads"] * said["attention_head_dim"]
     weights = sum(p.numel() for p in model.parameters()) + tokens * width
-    return Cost(weights, tokens, sampling, training, lean, counter.get_total_flops())
+    return Cost(weights, tokens, sampling, training, lean, operations)
 
 
 @torch.no_grad()

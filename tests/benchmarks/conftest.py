@@ -18,7 +18,9 @@ def load_script() -> Callable[[str], ModuleType]:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(SCRIPTS))  # as where a script is run: they import each other
+            spec.loader.exec_module(module)
         return module
 
     return load
