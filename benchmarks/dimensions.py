@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cardiodit.cli import main as cardiodit
 from cardiodit.evaluation.protocol import Request, evaluate
@@ -137,5 +136,4 @@ def in_words(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()
