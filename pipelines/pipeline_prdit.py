@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.transformer_prdit import PRDiTTransformerModel
+from cardiodit.models.transformer_prdit import PROCESS, PRDiTTransformerModel
 from cardiodit.pipelines.volumes import VolumePipeline
 from cardiodit.schedulers.noise_and_image import NoiseAndImageScheduler
 
@@ -24,7 +24,7 @@ class PRDiTPipeline(VolumePipeline):
 
     def _check(self, guidance_scale: float, output_type: str, callback_inputs: Sequence[str]) -> None:
         super()._check(guidance_scale, output_type, callback_inputs)
-        for key in ("num_train_timesteps", "noise_scale"):
+        for key in PROCESS:
             given, learned = self.scheduler.config[key], self.transformer.config[key]
             if given != learned:
                 raise CardioDiTError(

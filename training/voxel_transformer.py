@@ -1,16 +1,17 @@
 """The PRDiT model that is trained: a new one, or one that begins with what another has learned."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.hashing import add_weights
 from cardiodit.hub.opening import open_voxel_transformer
+from cardiodit.imaging.cache_files import without_typical
 from cardiodit.imaging.preprocessing import Preprocessing
-from cardiodit.models.transformer_prdit import REFINER, PRDiTTransformerModel
+from cardiodit.models.transformer_prdit import PROCESS, REFINER, PRDiTTransformerModel
 from cardiodit.randomness import generator_for
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.stream import seed_for
@@ -20,7 +21,6 @@ from cardiodit.training.volumes import preprocessing_of
 # What a part that was trained before depends on: its shape, the process, and how grey values and axes came to it. Size,
 # voxels and averaging are free, so that a low resolution can start a high one.
 SHAPE = ("patch_size", "in_channels", "num_attention_heads", "attention_head_dim")
-PROCESS = ("num_train_timesteps", "noise_scale")
 SEEN = ("intensity", "limits_of", "orient")
 
 
@@ -84,17 +84,13 @@ def check_process_and_preparation(
         if (here := getattr(request.settings.process, key)) != other.config[key]:
             problems.add(f"process.{key} is {here} here and {other.config[key]} there")
     if other.config.preprocessing is not None:
+        both = (steps, Preprocessing.from_dict(other.config.preprocessing))
+        known = [without_typical(each).to_dict() for each in both]
         for key in SEEN:
-            here, there = (seen(each, key) for each in (steps.to_dict(), other.config.preprocessing))
+            here, there = (each.get(key) for each in known)
             if here != there:
                 problems.add(f"data.preprocessing.{key} is {here} here and {there} there")
     problems.raise_if_any("Take the same values in both trainings.")
-
-
-def seen(preprocessing: Mapping[str, Any], key: str) -> Any:
-    """A step of a preprocessing, without what was measured of one cohort."""
-    value = Preprocessing.from_dict(dict(preprocessing)).to_dict().get(key)
-    return {name: part for name, part in value.items() if name != "typical"} if isinstance(value, dict) else value
 
 
 def take_local_part(model: PRDiTTransformerModel, other: PRDiTTransformerModel, name: str) -> None:
@@ -126,7 +122,5 @@ def identity_of_local(model: PRDiTTransformerModel) -> str | None:
     if not model.has_refiner:
         return None
     digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        if not is_refined(key):
-            digest.update(key.encode() + value.detach().cpu().float().numpy().tobytes())
+    add_weights(digest, {key: value for key, value in model.state_dict().items() if not is_refined(key)})
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -8,6 +8,7 @@ import inspect
 import json
 from typing import Any
 
+from cardiodit.hashing import add_weights
 from cardiodit.imaging import Preprocessing, Volume
 from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.orientation import StorageOrder
@@ -21,10 +22,7 @@ def identity_of_vae(vae: VQModel4D | VQModel3D) -> str:
     private = [key for key in vae.config if key.startswith("_")]
     config = {key: value for key, value in vae.config.items() if key not in ("scaling_factor", *private)}
     digest = hashlib.sha256(f"{type(vae).__name__} {identity_of(_unlike(config, defaults))}".encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        values = tensor.float() if tensor.is_floating_point() else tensor  # as weights in half precision are opened
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.cpu().contiguous().numpy().tobytes())
+    add_weights(digest, vae.state_dict())
     return digest.hexdigest()
 
 

@@ -24,6 +24,7 @@ from cardiodit.models.transformer_mixin import TransformerMixin
 
 TILE = 8  # voxels along each axis that a token predicts
 PREDICTION_TYPE = "noise_and_image"
+PROCESS = ("num_train_timesteps", "noise_scale")  # of the model's config and of its scheduler's
 CHUNK = 4096  # tokens whose patches are held at once
 REFINER = ("refiner_time", "patch_embed", "transformer_blocks", "modulation_out", "proj_out")
 NORM_EPS = 1e-5
