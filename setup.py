@@ -1,4 +1,4 @@
-"""Packaging: five folders of the repository make one package, `src/cardiodit` with the others inside it."""
+"""Package `src/cardiodit`, whose links to pipelines, training, configs and checkpoints become real folders."""
 
 import re
 from pathlib import Path
@@ -6,21 +6,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-FOLDERS = {
-    "cardiodit": "src/cardiodit",
-    "cardiodit.pipelines": "pipelines",
-    "cardiodit.training": "training",
-    "cardiodit.configs": "configs",
-    "cardiodit.checkpoints": "checkpoints",
-}
-
-
-def packages() -> list[str]:
-    """The packages with all their subpackages."""
-    found = []
-    for package, folder in FOLDERS.items():
-        found += [package, *(f"{package}.{sub}" for sub in find_packages(folder))]
-    return found
 
 
 def version() -> str:
@@ -44,15 +29,16 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
-    package_dir=FOLDERS,
-    packages=packages(),
+    package_dir={"": "src"},
+    packages=find_packages("src"),
     package_data={
         "cardiodit": [
             *(f"{folder}/*.{ending}" for folder in ("viewer", "evaluation/page") for ending in ("js", "css", "html")),
             "hub/*.md",
+            "py.typed",
+            *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),
+            *(f"checkpoints/**/*.{ending}" for ending in ("json", "safetensors", "md")),
         ],
-        "cardiodit.configs": ["**/*.yaml", "**/*.sbatch"],
-        "cardiodit.checkpoints": ["**/*.json", "**/*.safetensors", "**/*.md"],
     },
     python_requires=">=3.11",
     install_requires=[

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from cardiodit._util.atomic_io import new_folder
 from cardiodit.cli import main as cardiodit
 from cardiodit.evaluation.protocol import Request, evaluate
 from cardiodit.imaging.manifest import read_table, write_manifest
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents.file import read_latent, write_latent
-from cardiodit.pipelines.opening import open_pipeline
+from cardiodit.pipelines.load import open_pipeline
 from cardiodit.training import train_dit
-from cardiodit.writing import new_folder
 
 MODELS = {"2d_t": "2D+t, factorised", "3d_t": "3D+t, channel-merged", "4d": "4D (CardioDiT)"}
 SLICES, BASE = "2d_t", "cardiodit-phantom"

@@ -24,7 +24,7 @@ from cardiodit import CardioDiTPipeline
 from cardiodit.evaluation.anatomy import largest_body_share, leak_share, wall_thickness_mm, weakest_contraction
 from cardiodit.evaluation.function import LV, left_ventricle
 from cardiodit.evaluation.reconstruction import reconstruct
-from cardiodit.hub.opening import open_vae
+from cardiodit.hub.load import open_vae
 from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.manifest import read_manifest

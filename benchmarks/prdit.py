@@ -29,18 +29,18 @@ from measuring import count_operations, machine
 from scipy.ndimage import gaussian_filter
 
 from cardiodit import DiT3DTransformerModel, NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.memory import peak_bytes, weight_bytes
 from cardiodit.evaluation.features.catalogue import load_network
 from cardiodit.evaluation.frechet import frechet_distance
-from cardiodit.footprint import peak_bytes, weight_bytes
 from cardiodit.imaging.intensity import to_model
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.nifti import read_nifti
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.imaging.pictures import write_captioned
 from cardiodit.training import train_prdit
-from cardiodit.training.voxel_transformer import freeze_local_part
-from cardiodit.training.voxels import NoiseAndImage
-from cardiodit.writing import atomic_file
+from cardiodit.training.build_prdit import freeze_local_part
+from cardiodit.training.prdit_data import NoiseAndImage
 
 SIZE = (32, 32, 24)
 COHORTS = {"training": (400, 0), "validation": (16, 1), "test": (128, 5000)}  # number and seed

@@ -16,8 +16,8 @@ import torch
 from diffusers import DEISMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, SchedulerMixin
 
 from cardiodit import make_scheduler
-from cardiodit.pipelines.solving import Stepper, set_timesteps
-from cardiodit.randomness import generator_for
+from cardiodit._util.randomness import generator_for
+from cardiodit.pipelines.scheduler_utils import SchedulerStep, set_timesteps
 
 SHAPE = (8, 2, 8, 8, 2)  # channels, slices, rows, columns, frames of a latent
 STEPS = (5, 10, 20, 25, 50, 100, 300)
@@ -80,7 +80,7 @@ def exact(problem: Problem, start: torch.Tensor, alpha_bars: torch.Tensor) -> to
 def solve(problem: Problem, scheduler: SchedulerMixin, start: torch.Tensor, steps: int) -> torch.Tensor:
     """As the pipelines do it, with the perfect denoiser in the model's place."""
     set_timesteps(scheduler, steps, "cpu")
-    stepper = Stepper(scheduler, 0.0, [generator_for(1, i) for i in range(len(start))])
+    stepper = SchedulerStep(scheduler, 0.0, [generator_for(1, i) for i in range(len(start))])
     x = start * scheduler.init_noise_sigma
     bars = scheduler.alphas_cumprod.double()
     for index, timestep in enumerate(scheduler.timesteps):

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cardiodit._util.atomic_io import new_folder
 from cardiodit.cli import main as cardiodit
+from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, shipped_model
 from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.manifest import read_manifest, write_manifest
@@ -32,10 +34,8 @@ from cardiodit.imaging.phantom import chest_scene, scene, write_chests, write_co
 from cardiodit.imaging.pictures import COLOURS, save_beat, strip_of
 from cardiodit.imaging.volume import Volume
 from cardiodit.models.segmenter import HeartSegmenter, dice
-from cardiodit.pipelines.opening import open_pipeline
-from cardiodit.shipped import PHANTOM_SEGMENTER, shipped_model
+from cardiodit.pipelines.load import open_pipeline
 from cardiodit.training import train_dit, train_tgca, train_vqgan
-from cardiodit.writing import new_folder
 
 LUNGS, HEART, DARK = 2, 5, -0.45  # labels; in [-1, 1] of the window
 WINDOWS = 3  # of each body that an adapter learns from

@@ -29,13 +29,13 @@ from diffusers.training_utils import EMAModel
 from measuring import machine, peak_mib
 
 from cardiodit import DiT4DTransformerModel, VQModel4D
-from cardiodit.footprint import peak_bytes
+from cardiodit._util.memory import peak_bytes
 from cardiodit.imaging import Geometry
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.latents import LatentHeader, identity_of_vae, write_latent
 from cardiodit.training import train_dit
-from cardiodit.training.denoising import Denoising
 from cardiodit.training.harness.run import Run
+from cardiodit.training.objectives import Denoising
 from cardiodit.training.settings import DiffusionSettings
 
 PUBLISHED = (8, 6, 64, 64, 8)  # latents, (C, D, H, W, T)
@@ -231,7 +231,7 @@ def measured_activations_mib(layers: int, checkpointing: bool) -> float:
 def memory(layers: int) -> None:
     print(f"\nactivations of a step, {layers} published blocks at 6144 tokens, batch 1, float32")
     for name, find in (
-        ("added up (cardiodit.footprint)", lambda c: activations_mib(layers, c, on_paper=True)),
+        ("added up (cardiodit._util.memory)", lambda c: activations_mib(layers, c, on_paper=True)),
         ("measured", lambda c: measured_activations_mib(layers, c)),
     ):
         without, with_it = find(False), find(True)

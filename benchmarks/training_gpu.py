@@ -26,7 +26,7 @@ from measuring import machine
 from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit import DiT4DTransformerModel
-from cardiodit.training.denoising import Denoising
+from cardiodit.training.objectives import Denoising
 from cardiodit.training.settings import DiffusionSettings
 
 # Dense bf16, TFLOP/s, as the makers state them; the first name that is part of the GPU's name counts.

@@ -23,7 +23,7 @@ import yaml
 from measuring import count_operations, interleaved, machine, peak_mib
 
 from cardiodit import DiT3DTransformerModel, VolDiTPipeline, VQModel3D
-from cardiodit.footprint import estimate_memory, peak_bytes, weight_bytes
+from cardiodit._util.memory import estimate_memory, peak_bytes, weight_bytes
 from cardiodit.schedulers import make_scheduler
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "voldit"

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from cardiodit.footprint import peak_bytes, weight_bytes
+from cardiodit._util.memory import peak_bytes, weight_bytes
 from cardiodit.models.adapter_tgca import SEEN_AT_ONCE
 from cardiodit.models.tiling import AxisTiles
 from cardiodit.models.transformer_prdit import OverlappingPatches, PRDiTTransformerModel
+from cardiodit.pipelines.base_pipeline import VolumePipeline
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.mask_control import MaskControlMixin
-from cardiodit.pipelines.volumes import VolumePipeline
 
 PROBE_LATENTS = 24  # rows and columns of the plane whose decoding is timed; the rest is in proportion
 PROBE_VOXELS = 64  # the same of masks

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from diffusers.utils import logging
 
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
-from cardiodit.randomness import generator_for
 
 logger = logging.get_logger(__name__)
 

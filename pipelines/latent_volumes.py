@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.pipelines.volumes import VolumePipeline
+from cardiodit.pipelines.base_pipeline import VolumePipeline
 
 
 class LatentVolumePipeline(VolumePipeline):

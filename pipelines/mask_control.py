@@ -79,7 +79,7 @@ class MaskControlMixin(LatentVolumePipeline):
                 "rounding). Open it with the transformer it was trained on, or train it for this one."
             )
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # masks come first, as in diffusers' ControlNet pipelines
         self,
         masks: Masks | Sequence[Masks],
         conditioning_scale: float = 1.0,
@@ -87,7 +87,7 @@ class MaskControlMixin(LatentVolumePipeline):
         control_guidance_end: float = 1.0,
         condition_guidance_scale: float = 1.0,
         **settings: Any,
-    ) -> VolumePipelineOutput | tuple[torch.Tensor | np.ndarray]:
+    ) -> VolumePipelineOutput:
         """Generates volumes in which the structures lie where masks have them.
 
         Args:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
+from cardiodit._util.atomic_io import append_line
+from cardiodit._util.sample_records import SAMPLE_LIST
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, write_gif, write_nifti
 from cardiodit.imaging.intensity import Range, to_source
-from cardiodit.sample_list import SAMPLE_LIST
-from cardiodit.writing import append_line
 
 
 @dataclass

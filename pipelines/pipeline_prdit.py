@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.transformer_prdit import PROCESS, PRDiTTransformerModel
-from cardiodit.pipelines.volumes import VolumePipeline
-from cardiodit.schedulers.noise_and_image import NoiseAndImageScheduler
+from cardiodit.pipelines.base_pipeline import VolumePipeline
+from cardiodit.schedulers.prdit_scheduler import NoiseAndImageScheduler
 
 
 class PRDiTPipeline(VolumePipeline):

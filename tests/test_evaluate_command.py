@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
 from cardiodit.commands.evaluate import INCOMPLETE
 from cardiodit.evaluation import critic
 from cardiodit.evaluation.features.resnets import MEDICALNET_10, ResNet
-from cardiodit.hashing import sha256_of
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.phantom import write_cohort
 

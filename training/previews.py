@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from cardiodit._util.randomness import generator_for
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import write_gif, write_slices
 from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.pipelines.base_pipeline import VolumePipeline
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
-from cardiodit.pipelines.opening import make_pipeline
-from cardiodit.pipelines.volumes import VolumePipeline
-from cardiodit.randomness import generator_for
+from cardiodit.pipelines.load import make_pipeline
 from cardiodit.schedulers import make_scheduler
-from cardiodit.training.denoising import Denoising
-from cardiodit.training.harness.parts import Average, Network, Tensors
+from cardiodit.training.build_transformer import ADAPTER
 from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.state import Average, Network, Tensors
+from cardiodit.training.objectives import Denoising
 from cardiodit.training.settings import PreviewedTraining
-from cardiodit.training.transformer import ADAPTER
 
 PREVIEW_SEED = 0
 
@@ -63,7 +63,7 @@ def preview(
         )
         folder = run.folder / "previews"
         folder.mkdir(exist_ok=True)
-        path = write_preview(folder / f"step-{run.step + 1}", output.volumes, pipe.geometry)
+        path = write_preview(folder / f"step-{run.step + 1}", np.asarray(output.volumes), pipe.geometry)
         run.metrics.picture("preview", path, run.step + 1)
     run.accelerator.wait_for_everyone()
 

@@ -8,12 +8,12 @@ import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from cardiodit._util.typed_yaml import Count, option, options_of
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.intensity import Intensity
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 from cardiodit.training.vqgan_losses import LossSettings
-from cardiodit.typed_yaml import Count, option, options_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.cache import PreparedVolumes
-from cardiodit.randomness import generator_for
-from cardiodit.training.harness.stream import Visits, seed_for
+from cardiodit.training.harness.sampler import SampleOrder, seed_for
 
 Batch = dict[str, Any]
 
@@ -25,7 +25,7 @@ class SliceVisits(Dataset):
         self.volumes = volumes
         self.augmentation = augmentation
         self.crop = crop
-        self.order = Visits(len(volumes), seed)
+        self.order = SampleOrder(len(volumes), seed)
         self.seed = seed_for(seed, "slices")
 
     def __getitem__(self, visit: int) -> Batch:

@@ -14,31 +14,39 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
+from cardiodit._util.atomic_io import replace_folder
+from cardiodit.hub.load import open_transformer, open_vae
 from cardiodit.hub.model_card import write_card
-from cardiodit.hub.opening import open_transformer, open_vae
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.transformer_dit import DiTTransformerModel
-from cardiodit.pipelines.opening import make_pipeline
-from cardiodit.pipelines.volumes import VolumePipeline
-from cardiodit.training.authors import translate_dit
-from cardiodit.training.denoising import Batch, Denoising, FixedVisits, Noising, NoisyVisits, Patients, Process
-from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.harness.deepspeed import optimizer_part
-from cardiodit.training.harness.folder import RECORD
-from cardiodit.training.harness.parts import Average, Network, decaying, reshard
-from cardiodit.training.harness.run import Run
-from cardiodit.training.harness.script import run_script
-from cardiodit.training.harness.upload import Upload, add_upload_options
-from cardiodit.training.patients import check_scale, encode, read_cohort
-from cardiodit.training.previews import preview, sampler_of, write_pipeline
-from cardiodit.training.settings import AveragedTraining, DiTSettings
-from cardiodit.training.transformer import (
+from cardiodit.pipelines.base_pipeline import VolumePipeline
+from cardiodit.pipelines.load import make_pipeline
+from cardiodit.training.build_transformer import (
     add_adapter,
     check_fits,
     new_transformer,
     transformer_to_tune,
 )
-from cardiodit.writing import replace_folder
+from cardiodit.training.harness.command_line import Request, read_command_line
+from cardiodit.training.harness.deepspeed import optimizer_part
+from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.run_record import RECORD
+from cardiodit.training.harness.script import run_script
+from cardiodit.training.harness.state import Average, Network, Part, decaying, reshard
+from cardiodit.training.harness.upload import Upload, add_upload_options
+from cardiodit.training.latent_data import check_scale, encode, read_cohort
+from cardiodit.training.objectives import (
+    Batch,
+    Denoising,
+    LabelledSamples,
+    Noising,
+    NoisyDataset,
+    Process,
+    ValidationDataset,
+)
+from cardiodit.training.previews import preview, sampler_of, write_pipeline
+from cardiodit.training.settings import AveragedTraining, DiTSettings
+from cardiodit.training.upstream_config import translate_dit
 
 EXAMPLE = (
     "accelerate launch training/train_dit.py --config configs/cardiodit/dit_tiny.yaml --vae runs/vqgan \\\n"
@@ -102,14 +110,14 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     parameters = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     ema = average_of(parameters, training) if training.use_ema else None
     averaged = Average("transformer_ema", bare, ema, is_adapter) if ema else None
-    parts = [network, *([averaged] if averaged else []), optimizer_part("optimizer", bare, optimizer)]
+    parts: list[Part] = [network, *([averaged] if averaged else []), optimizer_part("optimizer", bare, optimizer)]
     run.keep(parts, [(optimizer, training.learning_rate)])
 
     # The process that is undone.
     denoising = Denoising(settings.diffusion, device)
     dropout = bare.config.class_dropout_prob if cohort.training.labels is not None else 0.0
     noising = Noising(cohort.shape, settings.diffusion.num_train_timesteps, training.seed, bare.null_label, dropout)
-    loader = run.loader(NoisyVisits(cohort.training, noising))
+    loader = run.loader(NoisyDataset(cohort.training, noising))
     fixed = validation_loader(run, cohort.validation, noising, training.validation_timesteps)
     validate_every = run.calendar.every(training.validation_epochs, training.validation_steps)
     preview_every = run.calendar.every(training.preview_epochs, training.preview_steps)
@@ -190,10 +198,10 @@ def swap(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> None:
         other.copy_(held)
 
 
-def validation_loader(run: Run, patients: Patients, noising: Noising, levels: int) -> DataLoader:
+def validation_loader(run: Run, patients: LabelledSamples, noising: Noising, levels: int) -> DataLoader:
     """This process's share: every process judges equally many."""
     batch_size, processes = run.settings.train_batch_size, run.accelerator.num_processes
-    visits = FixedVisits(patients, noising, levels, multiple=batch_size * processes)
+    visits = ValidationDataset(patients, noising, levels, multiple=batch_size * processes)
     mine = torch.utils.data.Subset(visits, range(run.accelerator.process_index, len(visits), processes))
     return DataLoader(mine, batch_size, num_workers=min(1, run.settings.dataloader_num_workers))
 

@@ -13,25 +13,25 @@ from pathlib import Path
 
 import torch
 
+from cardiodit._util.atomic_io import replace_folder
+from cardiodit.hub.load import open_voxel_transformer
 from cardiodit.hub.model_card import write_card
-from cardiodit.hub.opening import open_voxel_transformer
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
 from cardiodit.schedulers import NoiseAndImageScheduler
-from cardiodit.training.denoising import Batch, Noising, Patients
+from cardiodit.training.build_prdit import identity_of_local, model_for, tuned_model
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.harness.folder import RECORD
-from cardiodit.training.harness.parts import Average, Network, Optimizer, decaying
 from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.run_record import RECORD
 from cardiodit.training.harness.script import run_script
+from cardiodit.training.harness.state import Average, Network, Optimizer, decaying
 from cardiodit.training.harness.upload import Upload, add_upload_options
+from cardiodit.training.objectives import Batch, LabelledSamples, Noising
+from cardiodit.training.prdit_data import NoiseAndImage, NoisyVolumes
 from cardiodit.training.previews import preview
 from cardiodit.training.settings import PRDiTSettings
 from cardiodit.training.train_dit import average_of, validate, validation_loader, with_average
 from cardiodit.training.volumes import facts_of, preprocessing_of, read_volumes
-from cardiodit.training.voxel_transformer import identity_of_local, model_for, tuned_model
-from cardiodit.training.voxels import NoiseAndImage, NoisyVolumes
-from cardiodit.writing import replace_folder
 
 EXAMPLE = (
     "accelerate launch training/train_prdit.py --config configs/prdit/lidc128_b_12_4.yaml --stage1 runs/local \\\n"
@@ -91,7 +91,7 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
     process, timesteps = NoiseAndImage(scheduler), settings.process.num_train_timesteps
     augmentation = settings.data.augmentation.build()
     loader = run.loader(NoisyVolumes(volumes, augmentation, timesteps, training.seed, settings.data.crop))
-    judged = Patients(validation, [case.subject for case in validation.cases])
+    judged = LabelledSamples(validation, [case.subject for case in validation.cases])
     noising = Noising((1, *size), timesteps, training.seed)
     fixed = validation_loader(run, judged, noising, training.validation_timesteps)
     validate_every = run.calendar.every(training.validation_epochs, training.validation_steps)

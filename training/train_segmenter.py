@@ -11,17 +11,17 @@ from functools import partial
 import numpy as np
 import torch
 
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import try_all
 from cardiodit.evaluation.function import ejection_fraction, volumes_ml
 from cardiodit.imaging.manifest import check_disjoint, read_manifest
 from cardiodit.models.segmenter import HeartSegmenter, dice
-from cardiodit.randomness import generator_for
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.harness.parts import Network, Optimizer, decaying
 from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.sampler import seed_for
 from cardiodit.training.harness.script import run_script
-from cardiodit.training.harness.stream import seed_for
-from cardiodit.training.segmented import FrameVisits, SegmentedCines
+from cardiodit.training.harness.state import Network, Optimizer, decaying
+from cardiodit.training.segmenter_data import FrameVisits, SegmentedCines
 from cardiodit.training.settings import SegmenterSettings
 
 EXAMPLE = (

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from cardiodit._util.atomic_io import replace_folder
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.hub.model_card import write_card
 from cardiodit.imaging.manifest import check_disjoint
@@ -25,19 +26,18 @@ from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
-from cardiodit.pipelines.opening import make_pipeline, open_pipeline
-from cardiodit.training.conditioned import CohortMasks, Conditioned
-from cardiodit.training.denoising import Denoising, FixedVisits, Noising, NoisyVisits, Patients
+from cardiodit.pipelines.load import make_pipeline, open_pipeline
+from cardiodit.training.adapter_data import CohortMasks, Conditioned
+from cardiodit.training.adapter_model import Steered, conditions_of, new_adapter, with_fingerprints
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.harness.parts import Average, Network, Optimizer, decaying
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.script import run_script
+from cardiodit.training.harness.state import Average, Network, Optimizer, decaying
 from cardiodit.training.harness.upload import Upload, add_upload_options
-from cardiodit.training.patients import numbers_of
+from cardiodit.training.latent_data import numbers_of
+from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, NoisyDataset, ValidationDataset
 from cardiodit.training.settings import DiffusionSettings, TGCASettings
-from cardiodit.training.steered import Steered, conditions_of, new_adapter, with_fingerprints
 from cardiodit.training.train_dit import average_of, validate, with_average
-from cardiodit.writing import replace_folder
 
 EXAMPLE = (
     "accelerate launch training/train_tgca.py --config configs/phantom/tgca.yaml --base runs/dit/pipeline \\\n"
@@ -196,7 +196,7 @@ def read_masks(
     """Masks of the volumes' size beside all latents."""
     conditions = conditions_of(settings)
     size = tuple(n * f for n, f in zip(cohorts[0].size, voxels_a_latent, strict=True))
-    return try_all(*(partial(CohortMasks, cohort.cases, conditions, size) for cohort in cohorts))
+    return tuple(try_all(*(partial(CohortMasks, cohort.cases, conditions, size) for cohort in cohorts)))
 
 
 def identities_of(cohorts: Sequence[LatentCohort], masks: Sequence[CohortMasks]) -> dict[str, str]:
@@ -206,7 +206,7 @@ def identities_of(cohorts: Sequence[LatentCohort], masks: Sequence[CohortMasks])
     return data | {f"{name}_masks": held.identity for name, held in zip(sets, masks, strict=True)}
 
 
-def patients_of(cohort: LatentCohort, settings: TGCASettings, base: DiTTransformerModel) -> Patients:
+def patients_of(cohort: LatentCohort, settings: TGCASettings, base: DiTTransformerModel) -> LabelledSamples:
     """With the labels under which the base is steered: without a column its null label, as sampling without one has."""
     names, column, null_label = base.config.class_names, settings.label_column, base.null_label
     if column is not None and not names:
@@ -219,13 +219,13 @@ def patients_of(cohort: LatentCohort, settings: TGCASettings, base: DiTTransform
     labels = numbers_of(cohort.cases, column, names or ())
     if labels is None and null_label is not None:
         labels = [null_label] * len(cohort.cases)
-    return Patients(cohort, [case.subject for case in cohort.cases], labels)
+    return LabelledSamples(cohort, [case.subject for case in cohort.cases], labels)
 
 
 def loaders(
     run: Run,
     settings: TGCASettings,
-    patients: Sequence[Patients],
+    patients: Sequence[LabelledSamples],
     masks: Sequence[CohortMasks],
     cohorts: Sequence[LatentCohort],
     base: Any,
@@ -236,10 +236,12 @@ def loaders(
     shape = (cohorts[0].channels, *cohorts[0].size)
     dropout = base.config.class_dropout_prob if patients[0].labels is not None else 0.0
     noising = Noising(shape, timesteps, training.seed, base.null_label, dropout, training.noise_power)
-    visits = NoisyVisits(patients[0], noising)
+    visits = NoisyDataset(patients[0], noising)
     items = Conditioned(visits, visits.order.__getitem__, masks[0], settings.conditions, training.seed)
     processes = run.accelerator.num_processes
-    places = FixedVisits(patients[1], noising, training.validation_timesteps, training.train_batch_size * processes)
+    places = ValidationDataset(
+        patients[1], noising, training.validation_timesteps, training.train_batch_size * processes
+    )
     fixed = Conditioned(places, lambda place: place % places.real // places.levels, masks[1], None, training.seed)
     mine = Subset(fixed, range(run.accelerator.process_index, len(fixed), processes))
     return run.loader(items), DataLoader(mine, training.train_batch_size)

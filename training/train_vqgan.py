@@ -13,8 +13,7 @@ from cardiodit.evaluation.similarity import psnr
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.codebook import perplexity
-from cardiodit.training.authors import translate_vqgan
-from cardiodit.training.autoencoder import (
+from cardiodit.training.build_autoencoder import (
     check_sizes,
     discriminator_beside,
     model_to_tune,
@@ -23,12 +22,13 @@ from cardiodit.training.autoencoder import (
 )
 from cardiodit.training.codebook_use import CodebookUse
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.harness.parts import Network, Optimizer, decaying
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.script import run_script
+from cardiodit.training.harness.state import Network, Optimizer, decaying
 from cardiodit.training.reconstructions import show_reconstructions
 from cardiodit.training.settings import VQGANSettings
 from cardiodit.training.slices import Batch, FixedSlices, SliceVisits
+from cardiodit.training.upstream_config import translate_vqgan
 from cardiodit.training.volumes import facts_of, preprocessing_of, read_volumes
 from cardiodit.training.vqgan_losses import GeneratorLoss, adversarial_weight, check_perceptual, discriminator_loss
 

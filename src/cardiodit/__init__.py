@@ -7,8 +7,8 @@ __version__ = "0.1.0.dev0"
 # diffusers imports torchao where there is one, which then warns of kernels that nothing here uses.
 logging.getLogger("torchao").setLevel(logging.ERROR)
 
+from cardiodit._util.memory import estimate_memory
 from cardiodit.errors import CardioDiTError
-from cardiodit.footprint import estimate_memory
 from cardiodit.hub import register_with_diffusers
 from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
 from cardiodit.models.adapter_tgca import TGCAAdapterModel

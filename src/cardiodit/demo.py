@@ -8,14 +8,14 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.function import Function, left_ventricle
+from cardiodit.hub.bundled_models import PHANTOM_MODEL, PHANTOM_SEGMENTER, shipped_model
+from cardiodit.imaging.figures import write_beating_rows, write_sheet_with_curve
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.nifti import write_nifti
-from cardiodit.imaging.showing import write_beating_rows, write_sheet_with_curve
 from cardiodit.imaging.volume import Volume
 from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.pipelines import CardioDiTPipeline
 from cardiodit.pipelines.output import sample_path
-from cardiodit.shipped import PHANTOM_MODEL, PHANTOM_SEGMENTER, shipped_model
 from cardiodit.viewer.page import Shown, write_viewer
 
 STEPS, GUIDANCE = 25, 1.0  # what the model was judged with

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from cardiodit.evaluation.agreement import Facts
+from cardiodit.evaluation.compatibility import Facts
 from cardiodit.evaluation.consistency import MEASURES
-from cardiodit.evaluation.measuring import Measured
+from cardiodit.evaluation.measure import Measured
 from cardiodit.evaluation.number_scores import number_scores, plausibility_scores, reconstruction_scores
 from cardiodit.evaluation.plausibility import RULES
 from cardiodit.evaluation.quantities import QUANTITIES, RULE_TITLES

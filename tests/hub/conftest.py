@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from cardiodit import CardioDiTPipeline
-from cardiodit.hashing import sha256_of
+from cardiodit._util.hashing import sha256_of
 from cardiodit.hub.card.owner_facts import read_facts
 from cardiodit.hub.card.previews import copy_previews
 from cardiodit.hub.model_card import write_card

@@ -13,7 +13,7 @@ from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.card.licences import LICENCES
 from cardiodit.hub.card.owner_facts import REQUIRED, OwnerFacts, read_facts
-from cardiodit.hub.card.stating import TO_BE_STATED
+from cardiodit.hub.card.placeholders import TO_BE_STATED
 from cardiodit.hub.model_card import TEMPLATE, headings, is_as_made, to_be_stated, write_card
 
 from .conftest import write_run

@@ -13,7 +13,7 @@ from cardiodit import CardioDiTPipeline
 from cardiodit.cli import main
 from cardiodit.convert.cardiodit import convert_cardiodit
 from cardiodit.hub.card.owner_facts import read_facts
-from cardiodit.hub.card.stating import TO_BE_STATED
+from cardiodit.hub.card.placeholders import TO_BE_STATED
 from cardiodit.hub.checks.files import file_problems, folder_problems
 from cardiodit.hub.model_card import write_card
 from cardiodit.hub.publishing import check_folder

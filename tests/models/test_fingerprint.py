@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cardiodit import DiT4DTransformerModel
+from cardiodit.hub.bundled_models import PHANTOM_MODEL, shipped_model
 from cardiodit.models.fingerprint import TOLERANCE, distance, fingerprint_of, fits, is_readable
-from cardiodit.shipped import PHANTOM_MODEL, shipped_model
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from cardiodit._util.memory import LiveMemory
 from cardiodit.convert.prdit_config import SIZES
 from cardiodit.errors import CardioDiTError
-from cardiodit.footprint import LiveMemory
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 
 from ..conftest import randomise

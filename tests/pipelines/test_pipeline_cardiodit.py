@@ -10,8 +10,8 @@ from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, FlowMatchE
 from safetensors.torch import load_file
 
 from cardiodit import CardioDiTError, CardioDiTPipeline, change_solver, make_scheduler
+from cardiodit._util.randomness import generator_for
 from cardiodit.convert.cardiodit import load_transformer
-from cardiodit.randomness import generator_for
 from cardiodit.schedulers import SOLVERS, cosine_betas
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "cardiodit"
@@ -286,7 +286,7 @@ def test_leading_spacing_is_allowed_with_a_warning(make_pipe) -> None:
     pipe.scheduler = DDPMScheduler(
         300, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
     )
-    logger = logging.get_logger("cardiodit.pipelines.solving")
+    logger = logging.get_logger("cardiodit.pipelines.scheduler_utils")
     shown: list[str] = []
     logger.addFilter(lambda record: shown.append(record.getMessage()) or True)
     pipe(num_inference_steps=2)

@@ -11,7 +11,7 @@ import torch
 
 from cardiodit import CardioDiTError, NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel, change_solver
 from cardiodit.imaging import Intensity, Preprocessing, read_nifti
-from cardiodit.pipelines.batches import Order, sample_many
+from cardiodit.pipelines.sampling_job import Order, sample_many
 
 from ..conftest import randomise
 

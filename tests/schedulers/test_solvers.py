@@ -3,7 +3,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from cardiodit import CardioDiTError, change_solver, make_scheduler
-from cardiodit.pipelines.solving import Stepper, set_timesteps
+from cardiodit.pipelines.scheduler_utils import SchedulerStep, set_timesteps
 from cardiodit.schedulers import SOLVERS, cosine_betas
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def gaussian_velocity(scheduler, sample: torch.Tensor, timestep: torch.Tensor) -
 def sample_gaussian(scheduler, steps: int, eta: float = 0.0, count: int = 20_000) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     set_timesteps(scheduler, steps, CPU)
-    stepper = Stepper(scheduler, eta, generator)
+    stepper = SchedulerStep(scheduler, eta, generator)
     sample = torch.randn(count, 1, 1, 1, 1, 1, generator=generator).double()
     for index, timestep in enumerate(scheduler.timesteps):
         sample = stepper.step(gaussian_velocity(scheduler, sample, timestep), index, timestep, sample)

@@ -15,11 +15,11 @@ import torch.distributed
 from accelerate.state import AcceleratorState
 
 from cardiodit.training import train_dit, train_prdit, train_vqgan
-from cardiodit.training.authors import translate_vqgan
 from cardiodit.training.harness.command_line import read_command_line
-from cardiodit.training.harness.parts import Part, Tensors
 from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.state import Part, Tensors
 from cardiodit.training.settings import PRDiTSettings, VQGANSettings
+from cardiodit.training.upstream_config import translate_vqgan
 
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",

@@ -11,10 +11,10 @@ import yaml
 from cardiodit import DiT4DTransformerModel, VQModel4D
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
-from cardiodit.training.authors import translate_dit, translate_vqgan
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.settings import DiTSettings, VQGANSettings
 from cardiodit.training.train_dit import add_options
+from cardiodit.training.upstream_config import translate_dit, translate_vqgan
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"

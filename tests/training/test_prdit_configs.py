@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cardiodit import PRDiTTransformerModel
+from cardiodit._util.typed_yaml import Reader, read_yaml
 from cardiodit.training.harness.command_line import SHIPPED
 from cardiodit.training.settings import PRDiTSettings
-from cardiodit.typed_yaml import Reader, read_yaml
 
 MILLIONS = {("b", "0"): 39.16, ("b", "4"): 93.23, ("b", "8"): 135.74, ("b", "12"): 178.26, ("xl", "4"): 155.97}
 SIZES = {"b": (768, 12), "xl": (1152, 16)}  # width and heads

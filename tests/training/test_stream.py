@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from cardiodit.training.harness.schedule import Calendar
-from cardiodit.training.harness.stream import Share, Visits, seed_for
+from cardiodit.training.harness.sampler import SampleOrder, Share, seed_for
+from cardiodit.training.harness.schedule import Schedule
 from cardiodit.training.settings import Training
 
 
 def test_every_epoch_visits_everybody_in_an_order_of_its_own() -> None:
-    visits = Visits(7, seed=3)
+    visits = SampleOrder(7, seed=3)
     epochs = [[visits[e * 7 + i] for i in range(7)] for e in range(4)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert [Visits(7, seed=3)[i] for i in (20, 3, 20)] == [visits[20], visits[3], visits[20]]
-    assert [Visits(7, seed=4)[i] for i in range(7)] != epochs[0]
+    assert [SampleOrder(7, seed=3)[i] for i in (20, 3, 20)] == [visits[20], visits[3], visits[20]]
+    assert [SampleOrder(7, seed=4)[i] for i in range(7)] != epochs[0]
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "batch"), [(1, 1, 8), (1, 4, 2), (2, 2, 2), (4, 1, 2)])
@@ -31,8 +31,8 @@ def test_purposes_have_seeds_of_their_own() -> None:
     assert len(seeds) == 200
 
 
-def calendar(**settings) -> Calendar:
-    return Calendar.of(Training(**{"num_train_epochs": 10, **settings}), samples=30, processes=2)
+def calendar(**settings) -> Schedule:
+    return Schedule.of(Training(**{"num_train_epochs": 10, **settings}), samples=30, processes=2)
 
 
 def test_epochs_in_steps() -> None:
@@ -59,11 +59,11 @@ def test_exponential_falls_once_an_epoch_and_constant_never() -> None:
 
 
 def test_the_published_warm_up_is_in_epochs() -> None:
-    course = Calendar.of(Training(lr_warmup_epochs=100, num_train_epochs=3000), samples=80, processes=1)
+    course = Schedule.of(Training(lr_warmup_epochs=100, num_train_epochs=3000), samples=80, processes=1)
     assert (course.warmup, course.steps) == (8000, 240_000)
 
 
 def test_no_draw_from_global_state() -> None:
     before = torch.get_rng_state()
-    [Visits(5, 0)[i] for i in range(20)]
+    [SampleOrder(5, 0)[i] for i in range(20)]
     assert torch.equal(torch.get_rng_state(), before)

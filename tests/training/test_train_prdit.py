@@ -17,8 +17,8 @@ from cardiodit.imaging import read_nifti, write_nifti
 from cardiodit.imaging.intensity import to_model
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_prdit
-from cardiodit.training.voxel_transformer import is_refined
-from cardiodit.training.voxels import NoiseAndImage
+from cardiodit.training.build_prdit import is_refined
+from cardiodit.training.prdit_data import NoiseAndImage
 
 from .conftest import arguments_of, lines_of, merged
 

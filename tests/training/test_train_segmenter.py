@@ -15,7 +15,7 @@ from cardiodit.imaging import read_manifest
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.training import train_segmenter
-from cardiodit.training.segmented import FrameVisits, SegmentedCines
+from cardiodit.training.segmenter_data import FrameVisits, SegmentedCines
 
 from .conftest import STEPS, Cohorts, arguments_of, lines_of, merged
 

@@ -25,18 +25,18 @@ from cardiodit import (
     VQModel4D,
     make_scheduler,
 )
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps
 from cardiodit.latents.masks import read_mask
 from cardiodit.models.fingerprint import fingerprint_of
-from cardiodit.randomness import generator_for
 from cardiodit.training import train_tgca
-from cardiodit.training.conditioned import leave_out
-from cardiodit.training.harness.stream import seed_for
+from cardiodit.training.adapter_data import leave_out
+from cardiodit.training.adapter_model import Steered, halvings, new_adapter
+from cardiodit.training.harness.sampler import seed_for
 from cardiodit.training.settings import ConditionSettings, TGCASettings
-from cardiodit.training.steered import Steered, halvings, new_adapter
 
 from ..conftest import randomise
 from .conftest import STEPS, Cohorts, arguments_of, lines_of, merged

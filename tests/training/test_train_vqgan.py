@@ -11,7 +11,7 @@ from PIL import Image
 from cardiodit import VQModel3D, VQModel4D
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.similarity import psnr
-from cardiodit.hub.opening import open_vae
+from cardiodit.hub.load import open_vae
 from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.models.codebook import perplexity

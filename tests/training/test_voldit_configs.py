@@ -9,9 +9,9 @@ import torch
 from cardiodit import DiT3DTransformerModel, TGCAAdapterModel, VQModel3D
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.training import train_dit, train_prdit, train_segmenter, train_tgca, train_vqgan
+from cardiodit.training.adapter_model import halvings
 from cardiodit.training.harness.command_line import SHIPPED, Request, read_command_line
 from cardiodit.training.settings import DiTSettings, PRDiTSettings, SegmenterSettings, TGCASettings, VQGANSettings
-from cardiodit.training.steered import halvings
 
 PLACES = ["--training_ids", "a.csv", "--validation_ids", "b.csv", "--output_dir", "o", "--run_name", "r"]
 # Parameters in millions as the authors state them, for patches of 4 and of 2; they count the table of positions, too.

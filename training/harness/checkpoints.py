@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.atomic_io import new_folder, replace_folder
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.hashing import sha256_of
-from cardiodit.training.harness.parts import Part, Tensors
-from cardiodit.writing import new_folder, replace_folder
+from cardiodit.training.harness.state import Part, Tensors
 
 STATE = "state.json"
 PREFIX = "checkpoint-"

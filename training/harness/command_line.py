@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
+from cardiodit._util.typed_yaml import Reader, read_yaml
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.settings import leaves
-from cardiodit.typed_yaml import Reader, read_yaml
 
 Settings = TypeVar("Settings")
 # Beside `training`, in a checkout as in an installed package.

@@ -14,7 +14,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedType, compare_versions
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.training.harness.parts import Optimizer, Tensors, trained, whole
+from cardiodit.training.harness.state import Optimizer, Tensors, trained, whole
 from cardiodit.training.settings import Training
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

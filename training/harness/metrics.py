@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from cardiodit.training.harness.schedule import Calendar
-from cardiodit.writing import append_line, atomic_file
+from cardiodit._util.atomic_io import append_line, atomic_file
+from cardiodit.training.harness.schedule import Schedule
 
 FILE = "metrics.jsonl"
 MOVING = 0.05  # weight of the newest step in the shown rate
@@ -20,7 +20,7 @@ MOVING = 0.05  # weight of the newest step in the shown rate
 class Metrics:
     """Of one run; only the main process writes."""
 
-    def __init__(self, folder: Path, calendar: Calendar, samples_a_step: int, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, calendar: Schedule, samples_a_step: int, accelerator: Accelerator) -> None:
         self.folder = folder
         self.calendar = calendar
         self.samples = samples_a_step

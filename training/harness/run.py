@@ -12,8 +12,9 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
+from cardiodit._util.atomic_io import restore_folder
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
-from cardiodit.randomness import generator_for
 from cardiodit.training.harness import deepspeed
 from cardiodit.training.harness.checkpoints import (
     Checkpoint,
@@ -25,15 +26,14 @@ from cardiodit.training.harness.checkpoints import (
     write_checkpoint,
 )
 from cardiodit.training.harness.command_line import Request
-from cardiodit.training.harness.folder import RunRecord
 from cardiodit.training.harness.metrics import Metrics
-from cardiodit.training.harness.parts import Part
 from cardiodit.training.harness.processes import gather_objects, share, start_accelerator
-from cardiodit.training.harness.schedule import Calendar
-from cardiodit.training.harness.signals import Ending
-from cardiodit.training.harness.stream import Share, seed_for
+from cardiodit.training.harness.run_record import RunRecord
+from cardiodit.training.harness.sampler import Share, seed_for
+from cardiodit.training.harness.schedule import Schedule
+from cardiodit.training.harness.signals import SignalHandler
+from cardiodit.training.harness.state import Part
 from cardiodit.training.settings import Training
-from cardiodit.writing import restore_folder
 
 Batch = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Run:
         self._optimizers: list[tuple[Any, float]] = []
         self._line: dict[str, Any] = {}
         self._stop: str | None = None
-        self._ending = Ending()
+        self._ending = SignalHandler()
         self._worked = 0.0  # when the last step's weights were ready
 
     def __enter__(self) -> "Run":
@@ -82,7 +82,7 @@ class Run:
             samples: in the training data.
             data: identities of all data, which must be the same when the run goes on.
         """
-        self.calendar = Calendar.of(self.settings, samples, self.accelerator.num_processes)
+        self.calendar = Schedule.of(self.settings, samples, self.accelerator.num_processes)
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)

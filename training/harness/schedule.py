@@ -7,7 +7,7 @@ from cardiodit.training.settings import Training
 
 
 @dataclass(frozen=True)
-class Calendar:
+class Schedule:
     """What a run's settings mean in steps.
 
     Args:
@@ -21,7 +21,7 @@ class Calendar:
     settings: Training
 
     @classmethod
-    def of(cls, settings: Training, samples: int, processes: int) -> "Calendar":
+    def of(cls, settings: Training, samples: int, processes: int) -> "Schedule":
         epoch = samples / (settings.train_batch_size * settings.gradient_accumulation_steps * processes)
         steps = settings.max_train_steps or max(1, math.ceil(settings.num_train_epochs * epoch))
         warmup = settings.lr_warmup_steps

@@ -7,14 +7,14 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
-class Ending:
+class SignalHandler:
     """Remembers that an end was asked for; the run saves at the end of its step and leaves."""
 
     def __init__(self) -> None:
         self.asked: str | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Ending":
+    def __enter__(self) -> "SignalHandler":
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._remember)
         return self

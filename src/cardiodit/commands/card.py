@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
+from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.report import read_report
 from cardiodit.hub.card.evaluated import with_evaluation

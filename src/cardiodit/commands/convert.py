@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cardiodit.commands.adding import add_command
+from cardiodit.commands.subcommand import add_command
 from cardiodit.imaging.preprocessing import PRESETS
 
 
@@ -118,7 +118,7 @@ def run_cardiodit(arguments: argparse.Namespace) -> None:
 def run_voldit(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.voldit import convert_voldit
 
-    adapter = {name: _fetched(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
+    adapter: dict[str, Any] = {name: _fetched(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
     folder = convert_voldit(**_common(arguments), **adapter)
     _tell(folder, "--masks masks.csv " if arguments.tgca_ckpt else "")
 
@@ -127,7 +127,8 @@ def run_prdit(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.prdit import convert_prdit
 
     folder = convert_prdit(
-        **{name: _fetched(arguments, name) for name in ("ckpt", "cfg")},
+        ckpt=_required(arguments, "ckpt"),
+        cfg=_fetched(arguments, "cfg"),
         output_dir=arguments.output_dir,
         size=None if arguments.size is None else tuple(arguments.size),
         preset=arguments.preset,
@@ -140,9 +141,7 @@ def run_prdit(arguments: argparse.Namespace) -> None:
 def run_weights(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.weights import convert_weights
 
-    checkpoint = _fetched(arguments, "checkpoint")
-    assert checkpoint is not None  # the parser asks for it
-    print(f"Wrote {convert_weights(checkpoint, arguments.output)}.")
+    print(f"Wrote {convert_weights(_required(arguments, 'checkpoint'), arguments.output)}.")
 
 
 def _common(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -167,6 +166,12 @@ def _fetched(arguments: argparse.Namespace, name: str) -> Path | None:
     from cardiodit.hub.downloading import download
 
     return download(arguments.repo, file.as_posix(), arguments.revision)
+
+
+def _required(arguments: argparse.Namespace, name: str) -> Path:
+    file = _fetched(arguments, name)
+    assert file is not None  # the parser requires it
+    return file
 
 
 def _tell(folder: Path, masks: str = "") -> None:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
+from cardiodit._util.memory import TILING
 from cardiodit.commands.processes import join_processes
 from cardiodit.commands.sample import DTYPES, TILING_HELP
+from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.footprint import TILING
 from cardiodit.imaging import PRESETS
 
 # One process may have all the work that is left; the others wait for it longer than torch's ten minutes.
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate.utils import gather_object
 
-    from cardiodit.hub.opening import open_vae
+    from cardiodit.hub.load import open_vae
     from cardiodit.latents import encode_cohort
 
     folders = folders_of(arguments.ids, arguments.output_dir)

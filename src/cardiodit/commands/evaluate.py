@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
+from cardiodit.commands.subcommand import add_command
 from cardiodit.imaging.preprocessing import PRESETS
 
 INCOMPLETE = 3  # the exit code where some volumes could not be evaluated; 2 is argparse's, of options that are wrong

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
+from cardiodit.commands.subcommand import add_command
 
 
 def add(commands: argparse._SubParsersAction) -> None:

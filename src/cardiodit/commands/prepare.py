@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
+from cardiodit.commands.subcommand import add_command
 from cardiodit.imaging.cohorts import CT_LAYOUTS, LAYOUTS, VIEWS, Preparation, prepare_cohort, prepare_ct
 from cardiodit.imaging.cohorts.split import SPLITS
 from cardiodit.imaging.nifti import TIME_UNITS

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
 from cardiodit.commands.card import add_sources, make_card
+from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
 
 

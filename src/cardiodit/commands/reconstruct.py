@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cardiodit.commands.adding import add_command
+from cardiodit._util.memory import TILING, set_tiling
 from cardiodit.commands.sample import TILING_HELP
+from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.footprint import TILING, set_tiling
 from cardiodit.imaging.cases import prepare_case
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from cardiodit.evaluation.reconstruction import reconstruct_cohort
-    from cardiodit.hub.opening import open_vae
+    from cardiodit.hub.load import open_vae
 
     for name in ("num", "depth", "batch_size"):
         value = getattr(arguments, name)

@@ -7,13 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cardiodit.commands.adding import add_command
+from cardiodit._util.memory import TILING
 from cardiodit.commands.processes import join_processes
+from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.footprint import TILING
 from cardiodit.imaging.volume import AXES
 from cardiodit.schedulers import SOLVERS, change_solver
-from cardiodit.schedulers.noise_and_image import NOISE_AND_IMAGE_SOLVERS
+from cardiodit.schedulers.prdit_scheduler import NOISE_AND_IMAGE_SOLVERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 TILING_HELP = (
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
     """Makes what is missing; the number of volumes that were."""
-    from cardiodit.pipelines.batches import Order, sample_many
+    from cardiodit.pipelines.sampling_job import Order, sample_many
 
     _check_steering(pipe, arguments)
     names = ("num_inference_steps", "guidance_scale", *AXES, "eta", "decode_batch_size")
@@ -191,7 +191,7 @@ def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[
 
 
 def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
-    from cardiodit.footprint import set_tiling
+    from cardiodit._util.memory import set_tiling
 
     if getattr(pipe, "vae", None) is None:
         if arguments.tiling == "on":
@@ -218,7 +218,7 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
     """Each checkpoint into a folder of its own, and the first sample of all of them in one picture."""
     from cardiodit.imaging.intensity import to_model
     from cardiodit.imaging.nifti import read_nifti
-    from cardiodit.pipelines.learning import checkpoints_of, open_checkpoint, write_course
+    from cardiodit.pipelines.checkpoint_gallery import checkpoints_of, open_checkpoint, write_course
     from cardiodit.pipelines.output import sample_path
 
     run, course, geometry = Path(arguments.model), [], None
@@ -244,7 +244,7 @@ def _open(arguments: argparse.Namespace, device: Any) -> Any:
     """The pipeline on its device, with the solver that was asked for."""
     import torch
 
-    from cardiodit.pipelines.opening import open_pipeline
+    from cardiodit.pipelines.load import open_pipeline
 
     precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
     with warnings.catch_warnings():

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
+from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
 
 
@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from cardiodit.hub.opening import folder_of, open_vae
+    from cardiodit.hub.load import folder_of, open_vae
     from cardiodit.latents import LatentCohort, identity_of_vae, measure_scale, write_scale
 
     if arguments.limit is not None and arguments.limit < 1:

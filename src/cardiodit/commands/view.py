@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cardiodit.commands.adding import add_command
+from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.pictures import Window

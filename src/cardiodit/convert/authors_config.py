@@ -10,8 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.typed_yaml import Count, Reader, only, read_yaml
 from cardiodit.errors import CardioDiTError
-from cardiodit.typed_yaml import Count, Reader, only, read_yaml
 
 PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each
 Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 
 from cardiodit import __version__
+from cardiodit._util.atomic_io import new_folder
+from cardiodit._util.hashing import sha256_of
 from cardiodit.convert.authors_config import (
     DiTConfig,
     DiTParams,
@@ -20,7 +22,6 @@ from cardiodit.convert.authors_config import (
 )
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
 from cardiodit.errors import CardioDiTError
-from cardiodit.hashing import sha256_of
 from cardiodit.models import DiT4DTransformerModel, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
@@ -28,7 +29,6 @@ from cardiodit.models.positions import sincos_positions
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
-from cardiodit.writing import new_folder
 
 Autoencoder = TypeVar("Autoencoder", bound=VQModel)
 Model = TypeVar("Model", bound=torch.nn.Module)

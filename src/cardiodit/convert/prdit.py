@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.atomic_io import new_folder
 from cardiodit.convert.cardiodit import (
     check_geometry,
     check_names,
@@ -21,8 +22,7 @@ from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 from cardiodit.models.transformer_prdit import TILE, PRDiTTransformerModel
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
-from cardiodit.schedulers.noise_and_image import NoiseAndImageScheduler
-from cardiodit.writing import new_folder
+from cardiodit.schedulers.prdit_scheduler import NoiseAndImageScheduler
 
 # Our modules, as patterns, and what the authors call them.
 NAMES = {

@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.typed_yaml import read_yaml
 from cardiodit.errors import CardioDiTError
-from cardiodit.typed_yaml import read_yaml
 
 # Hidden width and heads by the size in a model's name, PRDiT-{size}/{patch}/{depth}.
 SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (1152, 16)}

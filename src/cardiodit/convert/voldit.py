@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 
-from cardiodit.convert.authors_config import TGCAConfig, read_dit_config, read_tgca_config, read_vqgan_config
+from cardiodit._util.atomic_io import new_folder
+from cardiodit.convert.authors_config import (
+    DiTConfig,
+    TGCAConfig,
+    read_dit_config,
+    read_tgca_config,
+    read_vqgan_config,
+)
 from cardiodit.convert.cardiodit import (
     build_discriminator,
     build_scheduler,
@@ -28,7 +35,6 @@ from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.pipelines.pipeline_voldit import VolDiTPipeline
 from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
-from cardiodit.writing import new_folder
 
 BASE = "base_model."
 SCALES = "adapter_scales."
@@ -141,7 +147,7 @@ def adapter_name(ours: str) -> str:
 
 
 def free_blocks(
-    transformer: DiT3DTransformerModel, checkpoint: Checkpoint, config: TGCAConfig, dit_config: object
+    transformer: DiT3DTransformerModel, checkpoint: Checkpoint, config: TGCAConfig, dit_config: DiTConfig
 ) -> DiT3DTransformerModel:
     """The base with the blocks that the adapter's training was allowed to change, as it left them.
 

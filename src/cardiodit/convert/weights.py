@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.hashing import sha256_of
 from cardiodit.convert.checkpoint import read_checkpoint
 from cardiodit.errors import CardioDiTError
-from cardiodit.hashing import sha256_of
-from cardiodit.writing import atomic_file
 
 NESTED = ("state_dict", "model_state_dict", "model")  # under which checkpoints keep their tensors
 SUFFIX = ".safetensors"

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.diversity import diversity
 from cardiodit.evaluation.estimate import Estimate
 from cardiodit.evaluation.loading import load
 from cardiodit.evaluation.metric import DIVERSITY, NEAR_REAL, Floor, Metric
-from cardiodit.evaluation.running import Workers
 from cardiodit.evaluation.sets import Item
+from cardiodit.evaluation.workers import Workers
 from cardiodit.imaging.preprocessing import Preprocessing
-from cardiodit.writing import atomic_file
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Alike:
+class SimilarityInput:
     """What one set's diversity is computed from; `contents` name the volumes, in the order of the items."""
 
     items: tuple[Item, ...]
@@ -30,7 +30,9 @@ class Alike:
     folder: Path
 
 
-def diversity_scores(real: Alike, synthetic: Alike, workers: Workers) -> tuple[list[Metric], list[str]]:
+def diversity_scores(
+    real: SimilarityInput, synthetic: SimilarityInput, workers: Workers
+) -> tuple[list[Metric], list[str]]:
     """MS-SSIM among pairs of samples, its floor that among pairs of real volumes."""
     try:
         among_real, among_synthetic = workers.map(mean_similarity, [real, synthetic])
@@ -42,7 +44,7 @@ def diversity_scores(real: Alike, synthetic: Alike, workers: Workers) -> tuple[l
     return [Metric("ms_ssim", title, DIVERSITY, NEAR_REAL, among_synthetic, floor)], []
 
 
-def mean_similarity(alike: Alike) -> Estimate:
+def mean_similarity(alike: SimilarityInput) -> Estimate:
     """Of one set; kept beside what was measured, since it reads many volumes twice."""
     told = json.dumps([FORMAT, "ms_ssim", alike.seed, alike.contents])
     file = alike.folder / f"{hashlib.sha256(told.encode()).hexdigest()}.json"

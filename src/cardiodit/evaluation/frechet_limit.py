@@ -90,7 +90,8 @@ def _crowded(real: np.ndarray, synthetic: np.ndarray) -> str:
 
 def _left_in_halves(pair: Pair, reach: float, seed: int) -> str:
     """Why there is no interval; empty where the bias that extrapolation leaves, as halves show it, is within reach."""
-    for same, kind in zip(pair.with_themselves, ("real", "synthetic"), strict=True):
+    pairs: tuple[Pair, Pair] = pair.with_themselves
+    for same, kind in zip(pairs, ("real", "synthetic"), strict=True):
         left = _between_halves(same, seed)
         if left > reach:
             return (

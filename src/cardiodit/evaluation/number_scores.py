@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 from cardiodit.evaluation.comparison import Comparison, compare
 from cardiodit.evaluation.estimate import LEVEL, Estimate
 from cardiodit.evaluation.function import FEWEST_FRAMES
-from cardiodit.evaluation.measuring import Measured
+from cardiodit.evaluation.measure import Measured
 from cardiodit.evaluation.metric import FUNCTION, HIGHER, LOWER, NEAR_REAL, PLAUSIBILITY, RECONSTRUCTION, Floor, Metric
 from cardiodit.evaluation.plausibility import RULES
 from cardiodit.evaluation.quantities import QUANTITIES, RULE_TITLES, Quantity

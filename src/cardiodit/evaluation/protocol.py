@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.agreement import (
+from cardiodit.evaluation.compatibility import (
     Facts,
     check_agreement,
     look,
@@ -15,19 +15,19 @@ from cardiodit.evaluation.agreement import (
     notes_on_voxel_sizes,
     unlike_most,
 )
-from cardiodit.evaluation.composing import compose
 from cardiodit.evaluation.consistency import FEWEST_FRAMES
-from cardiodit.evaluation.instruments import MASKS, SEGMENTER, Instruments, Recipe, open_instruments
+from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, EvaluatorConfig, Instruments, open_instruments
+from cardiodit.evaluation.gallery import media_of
 from cardiodit.evaluation.loading import is_whole_beat
 from cardiodit.evaluation.markdown import model_index_yaml, table
-from cardiodit.evaluation.measuring import Measured
-from cardiodit.evaluation.media import media_of
+from cardiodit.evaluation.measure import Measured
+from cardiodit.evaluation.measured_set import Side
+from cardiodit.evaluation.real_preprocessing import settle_preprocessing
 from cardiodit.evaluation.report import write_report, write_text
+from cardiodit.evaluation.report_builder import compose
 from cardiodit.evaluation.request import MEASURED, Request
-from cardiodit.evaluation.running import Workers, measure_all
 from cardiodit.evaluation.sets import REAL, SYNTHETIC, Item, Problem, VolumeSet, open_real, open_synthetic
-from cardiodit.evaluation.settled import settle_preprocessing
-from cardiodit.evaluation.side import Side
+from cardiodit.evaluation.workers import Workers, measure_all
 from cardiodit.imaging.preprocessing import Preprocessing
 
 REPORT, PAGE, TABLE, MODEL_INDEX = "report.json", "report.html", "table.md", "model-index.yaml"
@@ -144,7 +144,9 @@ def _check_voxel_sizes(real: Facts, synthetic: Facts) -> None:
             )
 
 
-def _recipe(request: Request, real: VolumeSet, synthetic: VolumeSet, is_cine: bool) -> tuple[Recipe, list[str]]:
+def _recipe(
+    request: Request, real: VolumeSet, synthetic: VolumeSet, is_cine: bool
+) -> tuple[EvaluatorConfig, list[str]]:
     """What both sets are measured with, and what is left out for want of something."""
     left_out = []
     labels: dict[str, str | None] = {REAL: None, SYNTHETIC: None}
@@ -171,7 +173,7 @@ def _recipe(request: Request, real: VolumeSet, synthetic: VolumeSet, is_cine: bo
         left_out.append(
             "Heart function of reconstructions: nothing but a segmenter (--segmenter) finds the heart in them."
         )
-    recipe = Recipe(
+    recipe = EvaluatorConfig(
         features=request.features,
         weights=request.weights,
         features_size=request.features_size,
@@ -185,7 +187,12 @@ def _recipe(request: Request, real: VolumeSet, synthetic: VolumeSet, is_cine: bo
 
 
 def _measure(
-    request: Request, real: VolumeSet, synthetic: VolumeSet, steps: Preprocessing, recipe: Recipe, workers: Workers
+    request: Request,
+    real: VolumeSet,
+    synthetic: VolumeSet,
+    steps: Preprocessing,
+    recipe: EvaluatorConfig,
+    workers: Workers,
 ) -> list[Side]:
     items = [*real.items, *synthetic.items]
     found = list(measure_all(items, steps, recipe, request.output_dir / MEASURED, workers))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_dilation
 
+from cardiodit._util.atomic_io import atomic_file, new_folder
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.similarity import psnr, ssim
 from cardiodit.imaging.cache_files import without_typical
@@ -20,7 +21,6 @@ from cardiodit.imaging.pictures import write_comparison, write_gif, write_slices
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
 from cardiodit.models.autoencoder_vq import VQModel, VQModel4D
 from cardiodit.models.codebook import perplexity
-from cardiodit.writing import atomic_file, new_folder
 
 PICTURED = 3
 HEART_MARGIN = 3  # voxels around the labels that still count as the heart: its border is what matters

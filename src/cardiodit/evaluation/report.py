@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
-from cardiodit.writing import atomic_file
 
 SCHEMA = "cardiodit-evaluation/1"
 DIGITS = 10

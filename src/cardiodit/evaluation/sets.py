@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.manifest import Case, read_manifest
-from cardiodit.sample_list import SAMPLE_LIST, read_sample_list
 
 REAL, SYNTHETIC = "real", "synthetic"
 ENDINGS = (".nii", ".nii.gz")

@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 from cardiodit import __version__
+from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.bundle import PACKAGE, bundle
 from cardiodit.hub.registration import LIBRARY
-from cardiodit.writing import new_folder
 
 INDEX = "model_index.json"
 HEADING = "Made of cardiodit {version} by `cardiodit export`; do not edit."

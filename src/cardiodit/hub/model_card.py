@@ -14,16 +14,16 @@ from typing import Any
 import yaml
 
 from cardiodit import __version__
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.hub.card.emissions import emissions_of
 from cardiodit.hub.card.metadata import known_metadata
 from cardiodit.hub.card.model_facts import read_model
 from cardiodit.hub.card.owner_facts import OwnerFacts
+from cardiodit.hub.card.placeholders import TO_BE_STATED
 from cardiodit.hub.card.previews import read_previews
 from cardiodit.hub.card.sections import sections
-from cardiodit.hub.card.stating import TO_BE_STATED
 from cardiodit.hub.card.training_runs import RECORD, STAGES, TrainingRun, read_run
-from cardiodit.writing import atomic_file
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md")

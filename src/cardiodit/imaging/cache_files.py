@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.hashing import sha256_of
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.preprocessing import Preprocessing
-from cardiodit.writing import atomic_file
 
 FORMAT = 1  # to be raised when a volume would be prepared otherwise, so that older files are made anew
 READING_COLUMNS = ("frame_time", "ed_frame", "slices")  # columns of a manifest that change how an image is read

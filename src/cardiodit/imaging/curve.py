@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.imaging.pictures import COLOURS
-from cardiodit.writing import atomic_file
 
 PAPER, INK, GRID = (255, 255, 255), (40, 40, 40), (222, 222, 222)
 FINE = 3  # drawn so much larger and then made smaller, so that lines are smooth

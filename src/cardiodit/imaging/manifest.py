@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError, Problems
-from cardiodit.writing import atomic_file
 
 # Columns that mean something to us; others are labels or conditions of the user's own.
 PATH_COLUMNS = ("image", "mask", "ed_mask", "es_mask", "volumes")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import IDENTITY, Geometry
 from cardiodit.imaging.volume import Volume
-from cardiodit.writing import atomic_file
 
 UNKNOWN_SPACE, SCANNER_SPACE, ALIGNED_SPACE = 0, 1, 2  # NIfTI xform codes
 SIZE_UNKNOWN = b"voxel size unknown"  # the only description that we write

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.imaging.pictures import strip_of, window_of
 from cardiodit.imaging.volume import Volume
-from cardiodit.writing import atomic_file
 
 SIDE, LINE = 160, 14  # pixels of a tile and of the name above it
 ACROSS, DOWN = 8, 6

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.writing import atomic_file
 
 SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged so that one can see something
 MOST_FRAMES = 8  # rows of a sheet

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from cardiodit._util.memory import set_tiling
 from cardiodit.errors import CardioDiTError, Problems
-from cardiodit.footprint import set_tiling
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
 from cardiodit.imaging.cases import order_of_case
 from cardiodit.imaging.cohorts.found import ACDC_ORDER

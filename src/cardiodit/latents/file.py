@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry
-from cardiodit.writing import atomic_file
 
 SCHEMA = 1
 TENSOR = "latents"

@@ -8,7 +8,7 @@ import inspect
 import json
 from typing import Any
 
-from cardiodit.hashing import add_weights
+from cardiodit._util.hashing import add_weights
 from cardiodit.imaging import Preprocessing, Volume
 from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.orientation import StorageOrder

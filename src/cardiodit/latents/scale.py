@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
-from cardiodit.writing import atomic_file
 
 
 def measure_scale(tensors: Iterable[torch.Tensor]) -> float:

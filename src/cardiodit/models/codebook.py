@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
-from cardiodit.randomness import generator_for
 
 # Distances held at a time: 16 MiB in float32, where 131,072 vectors and 16,384 codes would take 8 GiB. Larger
 # blocks fall out of a processor's cache and are several times slower there.

@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.noise_and_image import NOISE_AND_IMAGE_SOLVERS, NoiseAndImageScheduler
+from cardiodit.schedulers.prdit_scheduler import NOISE_AND_IMAGE_SOLVERS, NoiseAndImageScheduler
 
 SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.pictures import COLOURS, Window, window_of
 from cardiodit.imaging.volume import Volume
-from cardiodit.writing import atomic_file
 
 PAGE_LIMIT = 200_000_000  # bytes; browsers open larger pages slowly or not at all
 PERCENTILES = (0.1, 99.9)  # what the levels 0 and 255 are, so that a few bright voxels do not cost all contrast

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features import Choice, load_network, network_of_module
 from cardiodit.evaluation.features.cinema import RULES, ShortAxisTokens
 from cardiodit.evaluation.features.resnets import KERAS_50, MEDICALNET_10, ResNet
 from cardiodit.evaluation.features.slicewise import Slicewise
-from cardiodit.hashing import sha256_of
 
 
 def test_the_random_network_says_that_it_is_random(heart: np.ndarray) -> None:

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
 from cardiodit.convert.weights import convert_weights
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features.published import torchvision_name, without_wrapper
 from cardiodit.evaluation.features.weights import find_weights, load_strictly, read_weights
-from cardiodit.hashing import sha256_of
 
 
 def network(seed: int = 0) -> nn.Sequential:

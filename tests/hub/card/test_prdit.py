@@ -8,14 +8,14 @@ import torch
 from huggingface_hub.repocard import metadata_load
 
 from cardiodit import NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
+from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
-from cardiodit.hashing import sha256_of
 from cardiodit.hub.card.model_facts import DEFAULT_STEPS, DEFAULT_VOXEL_STEPS
 from cardiodit.hub.card.owner_facts import REQUIRED, read_facts
 from cardiodit.hub.model_card import write_card
 from cardiodit.hub.publishing import check_folder
 from cardiodit.imaging import Preprocessing
-from cardiodit.pipelines.opening import KINDS
+from cardiodit.pipelines.load import KINDS
 
 from ..conftest import FACTS, write_run
 

@@ -14,7 +14,7 @@ from cardiodit.evaluation.features.inputs import InputRules, Size
 from cardiodit.evaluation.features.network import TorchNetwork
 from cardiodit.evaluation.features.own_module import Pooled, hash_of_module, import_module, probe_width
 from cardiodit.evaluation.features.random_network import RandomNetwork
-from cardiodit.evaluation.own_code import hash_of_sources
+from cardiodit.evaluation.user_code import hash_of_sources
 from cardiodit.imaging.geometry import Triple
 
 NAMES = ("random", "medicalnet10", "medicalnet50", "radimagenet", "cinema")

@@ -7,7 +7,7 @@ from torch import nn
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features.inputs import Size
-from cardiodit.evaluation.own_code import LOOKED_IN, import_own
+from cardiodit.evaluation.user_code import LOOKED_IN, import_own
 
 
 class Pooled(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit.convert.checkpoint import some
 from cardiodit.convert.weights import CONVERTED_FROM, SUFFIX
 from cardiodit.errors import CardioDiTError
-from cardiodit.hashing import sha256_of
 from cardiodit.hub.downloading import download
 
 State = dict[str, torch.Tensor]

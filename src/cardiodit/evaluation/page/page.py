@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.page.curve_figure import curve_figure
 from cardiodit.evaluation.page.histogram import histogram_figure
@@ -17,7 +18,6 @@ from cardiodit.evaluation.page.players import Media, arranged, player_contents, 
 from cardiodit.evaluation.page.protocol_list import protocol_list
 from cardiodit.evaluation.page.summary import summary
 from cardiodit.evaluation.page.volume_table import volume_table
-from cardiodit.writing import atomic_file
 
 SCHEMA = "cardiodit-evaluation/1"
 Report = Mapping[str, Any]

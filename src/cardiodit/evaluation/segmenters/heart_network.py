@@ -5,10 +5,10 @@ from pathlib import Path
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.segmenters.bundle import METADATA, read_json
 from cardiodit.evaluation.segmenters.segmenter import BATCH, Grid, Segmenter, identity_of
-from cardiodit.hub.opening import CONFIG
+from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER
+from cardiodit.hub.load import CONFIG
 from cardiodit.imaging.cohorts.found import ACDC_ORDER
 from cardiodit.models.segmenter import HeartSegmenter
-from cardiodit.shipped import PHANTOM_SEGMENTER
 
 TRAINED = Path("best", "segmenter")  # in the folder of a training run
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.typed_yaml import Reader, option, read_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.card.licences import LICENCES, OTHER
-from cardiodit.typed_yaml import Reader, option, read_yaml
-from cardiodit.writing import atomic_file
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 LARGEST_INTENSITY = 2000.0  # g CO2 per kWh; the dirtiest grids are near 1000

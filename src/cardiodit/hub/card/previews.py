@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.atomic_io import replace_folder
+from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
-from cardiodit.sample_list import SAMPLE_LIST, read_sample_list
-from cardiodit.writing import replace_folder
 
 FOLDER = "previews"
 MOST = 4

@@ -8,9 +8,9 @@ from cardiodit.hub.card.emissions import Emissions, grams
 from cardiodit.hub.card.licences import OTHER
 from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.owner_facts import HUB_ID, OwnerFacts, help_of
+from cardiodit.hub.card.placeholders import stated, to_state
 from cardiodit.hub.card.preprocessing_words import preprocessing_in_words
 from cardiodit.hub.card.previews import Previews
-from cardiodit.hub.card.stating import stated, to_state
 from cardiodit.hub.card.training_runs import TrainingRun, missing_stages
 
 BEATING = "A cine is one heart beat: arrhythmia, breathing and the length of the beat are not modelled."

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.hashing import sha256_of
 from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.model_words import table
 from cardiodit.hub.card.weight_files import holds_all_of

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.checks.pictures import extras_of
 from cardiodit.imaging.nifti import SIZE_UNKNOWN
-from cardiodit.sample_list import SAMPLE_LIST, read_sample_list
 
 DICOM_MARK, DICOM_MARK_AT = b"DICM", 128
 FREE_TEXT = ("descrip", "aux_file", "intent_name", "db_name", "data_type")

@@ -12,7 +12,7 @@ def find_acdc(source: Path, table: Path | None = None) -> Search:
     """The cohort's folder, or one of its two partitions."""
     if table is not None:
         raise CardioDiTError("ACDC has no table: groups and frames come from each patient's Info.cfg.")
-    search = Search()
+    search: Search[CineFile] = Search()
     partitions = [source / name for name in PARTITIONS if (source / name).is_dir()] or [source]
     for partition in partitions:
         for folder in subfolders(partition):
@@ -39,9 +39,9 @@ def _add_patient(folder: Path, partition: str, search: Search) -> None:
         key: None if number is None else find_one(folder, f"{name}_frame{number + 1:02d}_gt")
         for key, number in frames.items()
     }
-    for key, mask in masks.items():
-        if mask is None and frames[key] is not None:
-            search.notes.append(f"{folder}: no labels for frame {frames[key] + 1} ({key})")
+    for key, number in frames.items():
+        if number is not None and masks[key] is None:
+            search.notes.append(f"{folder}: no labels for frame {number + 1} ({key})")
     search.files.append(
         CineFile(
             image,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cardiodit import __version__
 from cardiodit.imaging.cohorts.checked import CheckedCT
+from cardiodit.imaging.cohorts.cohort_checks import Preparation
 from cardiodit.imaging.cohorts.found import CTFile, Search
 from cardiodit.imaging.cohorts.report import count_splits, cross, listed, ranges, split_in_words
-from cardiodit.imaging.cohorts.settling import Preparation
 from cardiodit.imaging.cohorts.view import in_words
 from cardiodit.imaging.preprocessing import Preprocessing
 
@@ -80,7 +80,7 @@ def _views(good: list[CheckedCT], source: Path, said: list[str]) -> list[str]:
 
 
 def _ranges(good: list[CheckedCT]) -> list[str]:
-    table = {
+    table: dict[str, list[float]] = {
         **{f"voxels along stored axis {i + 1}": [e.shape[i] for e in good] for i in range(3)},
         **{f"mm along stored axis {i + 1}": [e.spacing[i] for e in good if e.spacing] for i in range(3)},
     }

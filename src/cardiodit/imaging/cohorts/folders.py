@@ -20,7 +20,7 @@ GENERAL_FOLDERS = ("image", "images", "imagestr", "imagests", "cine", "cines", "
 
 def find_ukbb(source: Path, table: Path | None = None) -> Search:
     """`ID/sa.nii.gz` with `seg_sa.nii.gz`; a table with a column `subject` may add labels."""
-    search = Search()
+    search: Search[CineFile] = Search()
     for folder in subfolders(source):
         image = find_one(folder, "sa")
         if image is None:

@@ -25,7 +25,7 @@ SPLITS = (("training", 160), ("validation", 200), ("testing", 360))  # the last 
 
 def find_mnms(source: Path, table: Path | None = None) -> Search:
     root = source / "OpenDataset" if (source / "OpenDataset").is_dir() else source
-    search = Search()
+    search: Search[CineFile] = Search()
     known = _table_of(root, table, "External code", ("Vendor", "Centre", "ED", "ES"))
     for partition in PARTITIONS:
         if not (root / partition).is_dir():
@@ -70,7 +70,7 @@ def find_mnms2(source: Path, table: Path | None = None) -> Search:
     root = source / "MnM2" if (source / "MnM2").is_dir() else source
     if not (root / "dataset").is_dir():
         raise CardioDiTError(f"There is no folder 'dataset' in {root}. Is it the folder that M&Ms-2 was unpacked into?")
-    search = Search()
+    search: Search[CineFile] = Search()
     known = _table_of(root, table, "SUBJECT_CODE", ("DISEASE", "VENDOR"))
     rows = {code.zfill(3): row for code, row in known.items()}
     for folder in subfolders(root / "dataset"):

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.checks import Findings, check_cine, check_mask, content_of
 from cardiodit.imaging.cohorts.acdc import find_acdc
 from cardiodit.imaging.cohorts.checked import CheckedCine
-from cardiodit.imaging.cohorts.folders import find_dicom, find_folder, find_ukbb
-from cardiodit.imaging.cohorts.found import CineFile, Search
-from cardiodit.imaging.cohorts.mnms import find_mnms, find_mnms2
-from cardiodit.imaging.cohorts.prepare_ct import CT_LAYOUTS, prepare_ct
-from cardiodit.imaging.cohorts.report import write_report
-from cardiodit.imaging.cohorts.settling import (
+from cardiodit.imaging.cohorts.cohort_checks import (
     Preparation,
     check_output,
     find_duplicates,
@@ -26,6 +22,11 @@ from cardiodit.imaging.cohorts.settling import (
     stop_at_problems,
     write_manifests,
 )
+from cardiodit.imaging.cohorts.folders import find_dicom, find_folder, find_ukbb
+from cardiodit.imaging.cohorts.found import CineFile, Search
+from cardiodit.imaging.cohorts.mnms import find_mnms, find_mnms2
+from cardiodit.imaging.cohorts.prepare_ct import CT_LAYOUTS, prepare_ct
+from cardiodit.imaging.cohorts.report import write_report
 from cardiodit.imaging.dicom import read_dicom
 from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
 from cardiodit.imaging.orientation import (
@@ -37,7 +38,6 @@ from cardiodit.imaging.orientation import (
 )
 from cardiodit.imaging.overview import tile_of, write_overview
 from cardiodit.imaging.volume import Volume
-from cardiodit.writing import new_folder
 
 CINE_LAYOUTS: dict[str, Callable[[Path, Path | None], Search[CineFile]]] = {
     "acdc": find_acdc,

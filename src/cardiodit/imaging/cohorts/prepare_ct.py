@@ -14,14 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.checks import Findings, check_ct, check_mask, content_of
 from cardiodit.imaging.cohorts.checked import CheckedCT
-from cardiodit.imaging.cohorts.ct_report import say_views, write_ct_report
-from cardiodit.imaging.cohorts.found import CTFile, Search
-from cardiodit.imaging.cohorts.lidc import find_lidc
-from cardiodit.imaging.cohorts.radchest import SPACING, find_radchest
-from cardiodit.imaging.cohorts.settling import (
+from cardiodit.imaging.cohorts.cohort_checks import (
     Preparation,
     check_output,
     find_duplicates,
@@ -29,6 +26,10 @@ from cardiodit.imaging.cohorts.settling import (
     stop_at_problems,
     write_manifests,
 )
+from cardiodit.imaging.cohorts.ct_report import say_views, write_ct_report
+from cardiodit.imaging.cohorts.found import CTFile, Search
+from cardiodit.imaging.cohorts.lidc import find_lidc
+from cardiodit.imaging.cohorts.radchest import SPACING, find_radchest
 from cardiodit.imaging.cohorts.view import find_view, view_of
 from cardiodit.imaging.dicom_ct import read_ct
 from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
@@ -37,7 +38,6 @@ from cardiodit.imaging.orientation import order_of_ct
 from cardiodit.imaging.overview import Tile, tile_of, write_overview
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
-from cardiodit.writing import new_folder
 
 CT_LAYOUTS: dict[str, Callable[[Path, Path | None], Search[CTFile]]] = {"lidc": find_lidc, "radchest": find_radchest}
 OWN_VIEWS = {"lidc": "prdit-lidc", "radchest": "prdit-radchest"}

@@ -157,7 +157,7 @@ class _Scene:
         self.image = np.full(size if has_image else (0, 0, 0), HOUNSFIELD["air"], np.float32)
         self.labels = np.zeros(size, np.uint8)
 
-    def box(self, low: Sequence[float], high: Sequence[float]) -> Box:
+    def box(self, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> Box:
         """The voxels between two corners, with a margin for soft edges."""
         bounds = [
             (np.searchsorted(axis, a - self.edge), np.searchsorted(axis, b + self.edge))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cohorts.found import ACDC_ORDER
 from cardiodit.imaging.curve import write_curve
@@ -21,7 +22,6 @@ from cardiodit.imaging.phantom.chest_scene import LABELS, render_chest
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
 from cardiodit.imaging.pictures import window_of, write_gif, write_sheet, write_slices
-from cardiodit.writing import new_folder
 
 PICTURED = 8  # the first of a cohort, for a look
 FOLDERS = ("images", "labels", "volumes", "pictures")

@@ -1,0 +1,87 @@
+"""What every pipeline asks of a diffusers scheduler: checks before sampling, and a right step while sampling."""
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers.utils import logging
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.schedulers.ddim import ddim_step
+
+logger = logging.get_logger(__name__)
+
+
+def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
+    """The scheduler must undo what the model was trained to predict."""
+    name = type(scheduler).__name__
+    found = scheduler.config.get("prediction_type")
+    if found is None:
+        raise CardioDiTError(
+            f"{name} has no prediction_type, so it cannot sample a model trained for {prediction_type}. "
+            "Use cardiodit.change_solver(pipe.scheduler, ...) to choose ddpm, ddim, dpm++ or unipc."
+        )
+    if found != prediction_type:
+        raise CardioDiTError(
+            f"The scheduler ({name}) is set to prediction_type={found!r}, but the model was trained for "
+            f"{prediction_type!r}: the result would be noise. Set prediction_type={prediction_type!r}."
+        )
+    if scheduler.config.get("timestep_spacing", "trailing") != "trailing":
+        logger.warning(
+            f"{name} uses timestep_spacing={scheduler.config.timestep_spacing!r}, which does not start from pure "
+            'noise at every number of steps. "trailing" does.'
+        )
+
+
+def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
+    """`scheduler.set_timesteps` without its rounding slip.
+
+    For some numbers of steps (7, 14, 28, … of 300) trailing spacing in diffusers counts one step too many, to a
+    timestep -1 that no model knows.
+    """
+    scheduler.set_timesteps(steps, device=device)
+    if scheduler.timesteps[-1] >= 0:
+        return
+    scheduler.timesteps = scheduler.timesteps[:steps]
+    scheduler.num_inference_steps = steps
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
+
+
+class SchedulerStep:
+    """One call's way from timestep to timestep, with the solver's extra arguments sorted out once."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        eta: float,
+        generators: torch.Generator | list[torch.Generator] | None,
+    ) -> None:
+        if not 0 <= eta <= 1:
+            raise CardioDiTError(f"eta={eta} must be a number from 0 to 1.")
+        self.scheduler = scheduler
+        self.eta = eta
+        self.generators = generators
+        accepted = inspect.signature(scheduler.step).parameters
+        if eta and "eta" not in accepted:
+            raise CardioDiTError(
+                f"eta={eta} was given, but {type(scheduler).__name__} has no eta; it belongs to DDIM. Leave it out, "
+                'or use pipe.scheduler = change_solver(pipe.scheduler, "ddim").'
+            )
+        offered: dict[str, Any] = {"eta": eta, "generator": generators}
+        self.arguments = {key: value for key, value in offered.items() if key in accepted}
+        total = scheduler.config.num_train_timesteps
+        self.is_uneven_ddim = isinstance(scheduler, DDIMScheduler) and total % len(scheduler.timesteps) != 0
+
+    def step(
+        self, model_output: torch.Tensor, index: int, timestep: torch.Tensor, sample: torch.Tensor
+    ) -> torch.Tensor:
+        """From `timesteps[index]` to the next one."""
+        if not self.is_uneven_ddim:
+            return self.scheduler.step(model_output, timestep, sample, **self.arguments, return_dict=False)[0]
+        following = self.scheduler.timesteps[index + 1 :]
+        previous = int(following[0]) if len(following) else -1
+        return ddim_step(
+            self.scheduler, model_output, int(timestep), previous, sample, eta=self.eta, generator=self.generators
+        )

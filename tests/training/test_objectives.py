@@ -1,0 +1,151 @@
+"""The published loss against closed forms and golden values; draws that depend on nothing but the visit."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from cardiodit.training.harness.sampler import Share
+from cardiodit.training.objectives import (
+    Denoising,
+    LabelledSamples,
+    Noising,
+    NoisyDataset,
+    ValidationDataset,
+    gaussian_nll,
+)
+from cardiodit.training.settings import DiffusionSettings
+
+SHAPE = (4, 2, 4, 4, 2)
+PATIENTS = LabelledSamples([torch.full(SHAPE, float(i)) for i in range(5)], list("abcde"), [0, 1, 2, 0, 1])
+NOISING = Noising(SHAPE, timesteps=300, seed=0, null_label=3, label_dropout=0.3)
+
+
+class Oracle(torch.nn.Module):
+    """Predicts what it is told."""
+
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, hidden_states, timestep, class_labels=None, return_dict=True):
+        return (self.answer,)
+
+
+def batch_of(noise: torch.Tensor, timestep: int) -> dict:
+    return {"noise": noise, "timestep": torch.full((len(noise),), timestep)}
+
+
+def alpha_bar(t: int, steps: int = 300) -> float:
+    """Nichol and Dhariwal's equation 17 after t + 1 of the steps."""
+    share = (t + 1) / steps
+    return (math.cos((share + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+
+
+@pytest.mark.parametrize("timestep", [0, 40, 150, 290])
+def test_velocity_in_closed_form(timestep: int) -> None:
+    clean, noise = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
+    denoising = Denoising(DiffusionSettings(), "cpu")
+    abar = alpha_bar(timestep)
+    expected = math.sqrt(abar) * noise - math.sqrt(1 - abar) * clean
+    timesteps = torch.full((2,), timestep)
+    torch.testing.assert_close(denoising.target(clean, noise, timesteps), expected, rtol=1e-4, atol=1e-4)
+    losses = denoising.losses(Oracle(expected), clean, batch_of(noise, timestep))
+    assert losses.max() < 1e-7
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("mse", 4.0), ("l1", 2.0), ("smooth_l1", 1.5)])
+def test_errors_of_a_constant_offset(loss: str, expected: float) -> None:
+    """Off by 2: 4, 2, and 2 - 1/2 for Huber's loss with its corner at 1."""
+    clean, noise = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE)
+    denoising = Denoising(DiffusionSettings(loss=loss, prediction_type="epsilon"), "cpu")
+    losses = denoising.losses(Oracle(noise + 2), clean, batch_of(noise, 100))
+    torch.testing.assert_close(losses, torch.full((3,), expected), rtol=1e-5, atol=1e-5)
+
+
+def test_the_clean_sample_can_be_predicted() -> None:
+    clean, noise = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
+    denoising = Denoising(DiffusionSettings(prediction_type="sample"), "cpu")
+    assert denoising.losses(Oracle(clean), clean, batch_of(noise, 200)).item() == 0
+
+
+def test_a_learned_variance_is_the_errors_own() -> None:
+    """exp(-s)·e² + s is least at s = log e², where it is 1 + log e²; s is kept within -20 and 5."""
+    target = torch.zeros(1, 1, 8)
+    error = torch.full((1, 1, 8), 0.5)
+    best = math.log(0.25)
+    values = {
+        s: gaussian_nll(error, torch.full_like(error, s), target).mean().item() for s in (best, best - 1, best + 1)
+    }
+    assert min(values, key=values.__getitem__) == best
+    assert values[best] == pytest.approx(1 + best)
+    assert gaussian_nll(target, torch.full_like(target, -100.0), target).mean().item() == -20
+    clean, noise = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
+    denoising = Denoising(DiffusionSettings(prediction_type="epsilon"), "cpu")
+    both = torch.cat([noise, torch.zeros_like(noise)], dim=1)
+    assert denoising.losses(Oracle(both), clean, batch_of(noise, 10)).item() == 0
+
+
+def test_a_visit_is_the_same_in_every_process_and_batch() -> None:
+    def seen(batch: int, processes: int, workers: int = 0) -> dict[int, dict]:
+        found = {}
+        for process in range(processes):
+            share = Share(2, 4, batch, 1, process, processes)
+            loader = DataLoader(NoisyDataset(PATIENTS, NOISING), batch_sampler=share, num_workers=workers)
+            for visits, items in zip(share, loader):
+                for place, visit in enumerate(visits):
+                    found[visit] = {key: items[key][place] for key in items}
+        return found
+
+    one = seen(4, 1)
+    assert sorted(one) == list(range(8, 16))
+    for other in (seen(2, 2), seen(1, 4), seen(4, 1, workers=2)):
+        for visit, item in one.items():
+            assert item["subject"] == other[visit]["subject"]
+            assert all(torch.equal(item[key], other[visit][key]) for key in ("sample", "noise", "timestep", "label"))
+
+
+def test_timesteps_noise_and_dropped_labels_are_distributed_as_said() -> None:
+    visits = NoisyDataset(PATIENTS, Noising((64,), 300, seed=1, null_label=3, label_dropout=0.3))
+    items = [visits[i] for i in range(3000)]
+    timesteps = torch.stack([item["timestep"] for item in items]).float()
+    assert (timesteps.min(), timesteps.max()) == (0, 299)
+    assert timesteps.mean().item() == pytest.approx(149.5, abs=4 * 86.6 / math.sqrt(3000))
+    dropped = sum(int(item["label"]) == 3 for item in items) / 3000
+    assert dropped == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 3000))
+    noise = torch.stack([item["noise"] for item in items])
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_labels_stay_where_they_are_not_to_be_dropped() -> None:
+    visits = NoisyDataset(PATIENTS, Noising(SHAPE, 300, seed=1))
+    for i in range(50):
+        item = visits[i]
+        assert int(item["label"]) == PATIENTS.labels["abcde".index(item["subject"])]
+
+
+def test_validation_is_fixed_stratified_and_padded_with_nothing() -> None:
+    fixed = ValidationDataset(PATIENTS, NOISING, levels=4, multiple=6)
+    assert len(fixed) == 24  # 5 patients at 4 levels, and 4 that weigh nothing
+    items = [fixed[i] for i in range(24)]
+    assert [float(item["weight"]) for item in items] == [1.0] * 20 + [0.0] * 4
+    for index in range(5):
+        levels = [int(items[4 * index + level]["timestep"]) // 75 for level in range(4)]
+        assert levels == [0, 1, 2, 3]
+    again = ValidationDataset(PATIENTS, NOISING, levels=4, multiple=1)
+    assert all(torch.equal(items[i]["noise"], again[i]["noise"]) for i in range(20))
+    assert all(int(item["label"]) != 3 for item in items)  # labels are never dropped here
+
+
+def test_noisy_steps_may_be_visited_more_often() -> None:
+    shares = (torch.arange(300) + 0.5) / 300
+    assert Noising((1,), 300, 0).timestep_at(shares).tolist() == list(range(300))
+    often = Noising((1,), 300, 0, noise_power=6.0).timestep_at(shares)
+    assert often.min() >= 0 and often.max() == 299
+    assert (often >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.01)
+    visits = NoisyDataset(
+        LabelledSamples([torch.zeros(1)] * 4, list("abcd"), None), Noising((1,), 300, 0, noise_power=6.0)
+    )
+    drawn = torch.stack([visits[i]["timestep"] for i in range(400)])
+    assert (drawn >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.08)

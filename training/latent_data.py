@@ -1,0 +1,160 @@
+"""Stage 2's data: the latents or volumes of two manifests, checked against each other before the first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cardiodit.errors import CardioDiTError, Problems, try_all
+from cardiodit.imaging.cache import PreparedVolumes
+from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read_table
+from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.latents import LatentCohort, identity_of_vae, measure_scale
+from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.training.objectives import LabelledSamples
+
+LOOKED_AT = 16  # latents, to see whether the scaling factor is theirs
+SCALE_TOLERANCE = 0.3  # of a standard deviation that should be 1
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a transformer is trained on and judged by.
+
+    Args:
+        training, validation: tensors with their subjects and labels.
+        classes: names of the labels, in the order of their numbers.
+        shape: of a latent, `(C, *size)`.
+        online: tensors are volumes that are still to be encoded.
+        identities: of the data and the VQ model, for the run's record.
+    """
+
+    training: LabelledSamples
+    validation: LabelledSamples
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    online: bool
+    identities: dict[str, str]
+
+
+def read_cohort(
+    training_ids: Path,
+    validation_ids: Path,
+    vae: VQModel,
+    depth: int | None = None,
+    label_column: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Cohort:
+    """Reads both manifests.
+
+    Args:
+        training_ids, validation_ids: of `cardiodit encode` (a column `latent`), or of images, encoded while training.
+        vae: made the latents, or will.
+        depth: slices to crop or pad images to; latents have theirs.
+        label_column: whose values are the classes.
+        classes: names of a model that is fine-tuned; others are errors.
+    """
+    online = {path: "latent" not in read_table(path, ())[0][1] for path in (training_ids, validation_ids)}
+    if len(set(online.values())) > 1:
+        raise CardioDiTError(
+            f"{training_ids} and {validation_ids} must both be manifests of images or both of latents "
+            "(`cardiodit encode` writes those)."
+        )
+    is_online = online[training_ids]
+    made_by = identity_of_vae(vae)
+    read = partial(_volumes, vae=vae, depth=depth) if is_online else partial(LatentCohort.open, vae_identity=made_by)
+    sources = try_all(partial(read, training_ids), partial(read, validation_ids))
+    cases = [source.cases for source in sources]
+    check_disjoint(training=cases[0], validation=cases[1])
+    names = _classes(cases[0], label_column, classes)
+    shapes = [_shape(source, vae, is_online, path) for source, path in zip(sources, online)]
+    if shapes[0] != shapes[1]:
+        raise CardioDiTError(f"Latents for training are {shapes[0]} and for validation {shapes[1]}: they must agree.")
+    training, validation = (
+        LabelledSamples(
+            source, [case.subject for case in held], numbers_of(held, label_column, names) if names else None
+        )
+        for source, held in zip(sources, cases)
+    )
+    identities = {
+        "vae": made_by,
+        "scaling_factor": str(vae.config.scaling_factor),
+        "training_data": sources[0].identity,
+        "validation_data": sources[1].identity,
+    }
+    return Cohort(training, validation, tuple(names), shapes[0], is_online, identities)
+
+
+def encode(vae: VQModel, volumes: torch.Tensor) -> torch.Tensor:
+    """What the transformer sees of volumes: quantised latents, not yet scaled."""
+    with torch.no_grad():
+        return vae.quantize(vae.encode(volumes.to(vae.dtype)).latents).latents.float()
+
+
+def check_scale(cohort: Cohort, vae: VQModel) -> None:
+    """Latents times the scaling factor must have a standard deviation near 1; otherwise samples are noise."""
+    device = next(vae.parameters()).device
+    some = islice((cohort.training.source[i] for i in range(len(cohort.training.source))), LOOKED_AT)
+    right = measure_scale(encode(vae, volume[None].to(device)) if cohort.online else volume for volume in some)
+    held = vae.config.scaling_factor
+    if abs(held / right - 1) > SCALE_TOLERANCE:
+        how = (
+            "encode them (cardiodit encode) and run cardiodit scale-factor on the result"
+            if cohort.online
+            else "run cardiodit scale-factor --latents MANIFEST --vae MODEL"
+        )
+        raise CardioDiTError(
+            f"The VQ model's scaling_factor is {held:g}, but these latents need about {right:.4g} to have a standard "
+            f"deviation of 1: {how}, which writes it into the model."
+        )
+
+
+def _volumes(path: Path, vae: VQModel, depth: int | None) -> PreparedVolumes:
+    if vae.config.preprocessing is None:
+        raise CardioDiTError(
+            "The VQ model does not know its preprocessing, so images cannot be encoded while training. Encode them "
+            "first: cardiodit encode --preset …, and train on the latents."
+        )
+    steps = Preprocessing.from_dict(vae.config.preprocessing)
+    if depth is not None:
+        steps = replace(steps, size=(*steps.size[:2], depth))
+    return PreparedVolumes(read_manifest(path), steps)
+
+
+def _shape(source: Any, vae: VQModel, online: bool, path: Path) -> tuple[int, ...]:
+    if not online:
+        return (source.channels, *source.size)
+    if len(set(source.shapes)) > 1:
+        found = ", ".join(map(str, sorted({shape[1:] for shape in source.shapes})))
+        raise CardioDiTError(f"The volumes of {path} have different sizes ({found}). Give --depth to crop or pad them.")
+    size = source.shapes[0][1:]
+    factors = vae.scale_factors
+    divided = tuple(n // f for n, f in zip(size[-3:], factors, strict=True))
+    return (vae.config.embedding_dim, *size[:-3], *divided)
+
+
+def _classes(cases: Sequence[Case], column: str | None, known: Sequence[str] | None) -> list[str]:
+    if column is None:
+        return list(known or [])
+    return list(known) if known else sorted({case.row.get(column, "") for case in cases} - {""})
+
+
+def numbers_of(cases: Sequence[Case], column: str | None, classes: Sequence[str]) -> list[int] | None:
+    """Each row's class; rows without one, or with one that is not known, are listed."""
+    if column is None:
+        return None
+    problems = Problems(f"The column {column!r} cannot be used as class labels")
+    numbers = []
+    for case in cases:
+        label = case.row.get(column, "")
+        if label not in classes:
+            what = f"the label {label!r}, which is not one of {', '.join(classes)}" if label else "no label"
+            problems.add(f"{case.subject} has {what}")
+        else:
+            numbers.append(list(classes).index(label))
+    problems.raise_if_any()
+    return numbers
