@@ -25,7 +25,7 @@ from PIL import Image
 
 from cardiodit._util.atomic_io import new_folder
 from cardiodit.cli import main as cardiodit
-from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, shipped_model
+from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, bundled_model
 from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.manifest import read_manifest, write_manifest
@@ -170,7 +170,7 @@ def judge(
 
 
 def heart_finder() -> Find:
-    return HeartSegmenter.from_pretrained(shipped_model(PHANTOM_SEGMENTER)).segment
+    return HeartSegmenter.from_pretrained(bundled_model(PHANTOM_SEGMENTER)).segment
 
 
 def find_lungs(volume: np.ndarray) -> np.ndarray:

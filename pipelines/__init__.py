@@ -1,11 +1,9 @@
-"""One file a pipeline."""
+"""Pipelines, one file per system."""
 
 from cardiodit.pipelines.output import VolumePipelineOutput
-from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
-from cardiodit.pipelines.pipeline_cardiodit_control import CardioDiTControlPipeline
+from cardiodit.pipelines.pipeline_cardiodit import CardioDiTControlPipeline, CardioDiTPipeline
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
-from cardiodit.pipelines.pipeline_voldit import VolDiTPipeline
-from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
+from cardiodit.pipelines.pipeline_voldit import VolDiTControlPipeline, VolDiTPipeline
 
 __all__ = [
     "CardioDiTControlPipeline",

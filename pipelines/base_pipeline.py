@@ -1,4 +1,7 @@
-"""What all pipelines share: from noise to volumes, whatever their axes, with an autoencoder or without."""
+"""Base classes of all pipelines: `VolumePipeline`, and `LatentVolumePipeline` for those with an autoencoder.
+
+`VolumePipeline.__call__` is the sampling loop of every system; subclasses only define how latents become volumes.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.bundled_models import find_model
+from cardiodit.hub.bundled_models import check_is_pipeline_folder, find_model
 from cardiodit.hub.registration import public_library
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.intensity import Range
@@ -23,16 +26,15 @@ from cardiodit.models.loading import ConfigWithoutOrigin
 from cardiodit.pipelines.inputs import (
     Generators,
     Labels,
+    check_integer,
     count_samples,
     label_numbers,
+    labels_to_python,
     latent_size,
     make_generators,
-    plain_labels,
-    whole_number,
 )
 from cardiodit.pipelines.lora import TransformerLoraMixin
-from cardiodit.pipelines.output import VolumePipelineOutput
-from cardiodit.pipelines.provenance import check_is_pipeline_folder, describe_model, make_records
+from cardiodit.pipelines.output import VolumePipelineOutput, describe_model, make_records
 from cardiodit.pipelines.scheduler_utils import SchedulerStep, check_scheduler, set_timesteps
 
 OUTPUT_TYPES = ("volumes", "np", "pt", "latent")
@@ -40,29 +42,31 @@ Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str,
 
 
 class Control(Protocol):
-    """Steers a transformer, step by step."""
+    """Steers a denoiser step by step."""
 
     guidance_scale: float
 
-    def at(self, latents: torch.Tensor, timestep: torch.Tensor, step: int, of_nothing: bool = False) -> Any:
-        """What the blocks are given at a step, or None; `of_nothing`: what an empty condition would give."""
+    def arguments(
+        self, latents: torch.Tensor, timestep: torch.Tensor, step: int, empty: bool = False
+    ) -> dict[str, Any]:
+        """Return the denoiser's extra arguments at a step; with `empty`, those of an empty condition."""
         ...
 
 
 class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixin):
-    """A pipeline of a `transformer` and a `scheduler`. Subclasses say how what is denoised becomes volumes."""
+    """A pipeline of a denoiser and a scheduler; subclasses define how latents become volumes."""
 
     model_cpu_offload_seq = "transformer"
+    denoiser_name = "transformer"  # the component that denoises
     default_steps = 25
     _callback_tensor_inputs = ["latents"]
     _current_timestep: int | None = None
     _control: Control | None = None
-    _described: dict[str, Any] = {}  # how it was steered, for the record
+    _control_record: dict[str, Any] = {}  # how the samples are steered, for their records
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Opens a pipeline folder, one on the Hub by its name `org/model`, or the one that comes with the package,
-        "cardiodit-phantom"."""
+        """Open a pipeline folder, a Hub repository `org/model`, or the bundled model "cardiodit-phantom"."""
         model = find_model(pretrained_model_name_or_path)
         check_is_pipeline_folder(model)
         return super().from_pretrained(model, **kwargs)
@@ -71,39 +75,41 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
         super().register_to_config(**{key: public_library(value) for key, value in kwargs.items()})
 
     @property
+    def denoiser(self) -> Any:
+        return getattr(self, self.denoiser_name)
+
+    @property
     def facts(self) -> Any:
-        """The config that knows how training volumes were prepared, and their geometry."""
-        return self.transformer.config
+        """The config that holds the preprocessing and the geometry of the training volumes."""
+        return self.denoiser.config
 
     @property
     def geometry(self) -> Geometry:
-        """Voxel size and frame time of generated volumes, and how a CT's axes run, as far as the model knows them."""
+        """Voxel size and frame time of generated volumes and the orientation of CT, if the model knows them."""
         spacing = self.facts.spacing
         geometry = Geometry(None if spacing is None else tuple(spacing), self.facts.get("frame_time"))
         steps = self.facts.preprocessing
         is_turned = steps is not None and Preprocessing.from_dict(steps).orient
-        is_ct = is_turned and "frames" not in self.transformer.axis_names
+        is_ct = is_turned and "frames" not in self.denoiser.axis_names
         return replace(geometry, direction=CT_DIRECTION) if is_ct else geometry
 
     @property
     def units(self) -> Range | None:
-        """What -1 and 1 stand for in the units of the training volumes, as far as the model knows."""
+        """The values of -1 and 1 in the units of the training volumes, if the model knows them."""
         steps = self.facts.preprocessing
         return None if steps is None else Preprocessing.from_dict(steps).intensity.units
 
     @property
-    def voxels_a_latent(self) -> tuple[int, ...]:
-        """Along the transformer's axes; 1 where voxels themselves are denoised."""
-        return (1,) * len(self.transformer.axis_names)
+    def voxels_per_latent(self) -> tuple[int, ...]:
+        """Voxels per latent along each of the denoiser's axes; 1 where voxels themselves are denoised."""
+        return (1,) * len(self.denoiser.axis_names)
 
     def latent_size(self, **voxels: int | None) -> list[int]:
-        """Of a volume with so many voxels along its named axes, as trained where a number is None."""
-        names = self.transformer.axis_names
-        if strangers := [name for name, number in voxels.items() if number is not None and name not in names]:
-            raise CardioDiTError(
-                f"{strangers[0]}={voxels[strangers[0]]}: volumes of this model have {', '.join(names)}."
-            )
-        return latent_size(self.transformer, [voxels.get(name) for name in names], self.voxels_a_latent)
+        """Return the latent size of a volume with the given number of voxels per axis; None means as trained."""
+        names = self.denoiser.axis_names
+        if unknown := [name for name, number in voxels.items() if number is not None and name not in names]:
+            raise CardioDiTError(f"{unknown[0]}={voxels[unknown[0]]}: volumes of this model have {', '.join(names)}.")
+        return latent_size(self.denoiser, [voxels.get(name) for name in names], self.voxels_per_latent)
 
     @property
     def guidance_scale(self) -> float:
@@ -147,39 +153,39 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> VolumePipelineOutput:
-        """Generates volumes.
+        """Generate volumes.
 
         Args:
-            num_samples: how many; by default 1, or as many as there are labels, generators or latents.
-            num_inference_steps: denoising steps, by default `default_steps`; more than the schedule has is an error.
-            guidance_scale: classifier-free guidance; 1 is none. Needs a model with labels and a null label.
-            class_labels: a number or a name for all samples, or one for each. Without any, a labelled model
-                samples with its null label; one without a null label needs them.
-            depth, height, width, frames: size in voxels; by default the trained one. Only a cine has frames.
-            seed: sample i of a seed is the same whatever the batch size, the process or the device. Without a
-                seed or a generator, one is drawn and recorded.
-            first_sample: index of the first sample of `seed`, to go on where another call ended.
-            generator: in place of a seed, one generator or one for each sample, as in diffusers.
-            latents: start noise `(B, C, *latent size)` in place of a drawn one.
+            num_samples: number of volumes; default: 1, or the number of labels, generators or latents.
+            num_inference_steps: denoising steps, at most those of the training schedule; default: `default_steps`.
+            guidance_scale: classifier-free guidance; 1 means none. Requires a model with a null label.
+            class_labels: a class number or name for all samples, or one per sample. Without labels, a labelled model
+                samples with its null label; a model without a null label requires them.
+            depth, height, width, frames: size in voxels; default: as trained. Only cine has frames.
+            seed: random seed. Sample i of a seed is the same whatever the batch size, process or device. Without a
+                seed or a generator, a seed is drawn and recorded.
+            first_sample: index of the first sample of `seed`, to continue an earlier call.
+            generator: one generator or one per sample, as in diffusers, instead of a seed.
+            latents: initial noise `(B, C, *latent size)`, instead of drawing it.
             eta: DDIM's share of fresh noise, 0 to 1.
-            decode_batch_size: slices (of a cine) or volumes decoded at once; more is faster on a large GPU.
-            output_type: "volumes" (tensor on CPU, `(B, H, W, D, T)` or `(B, H, W, D)`), "np" (the same as an array),
-                "pt" (tensor in the model's layout, `(B, C, D, H, W, T)` or `(B, C, H, W, D)`, on the device) or
-                "latent" (what the last step left).
+            decode_batch_size: slices (cine) or volumes decoded at once; larger is faster on a large GPU.
+            output_type: "volumes" (tensor on the CPU, `(B, H, W, D, T)` or `(B, H, W, D)`), "np" (the same as an
+                array), "pt" (tensor in the model's layout, `(B, C, D, H, W, T)` or `(B, C, H, W, D)`, on the device) or
+                "latent" (the result of the last step).
             callback_on_step_end: called as `callback(pipe, step, timestep, {"latents": ...})` after every step;
-                may return a dictionary with other latents.
-            callback_on_step_end_tensor_inputs: tensors that the callback is handed; there is only "latents".
-            return_dict: a `VolumePipelineOutput` (default) or a tuple.
+                may return a dictionary with modified latents.
+            callback_on_step_end_tensor_inputs: tensors to pass to the callback; only "latents" is available.
+            return_dict: return a `VolumePipelineOutput` (default) or a tuple.
         """
         started, meter = time.perf_counter(), EnergyMeter(self._execution_device)
         self._check(guidance_scale, output_type, callback_on_step_end_tensor_inputs)
-        num_inference_steps = self._whole_steps(num_inference_steps)
-        decode_batch_size = whole_number("decode_batch_size", decode_batch_size, least=1)
-        first_sample = whole_number("first_sample", first_sample, least=0)
-        class_labels = plain_labels(class_labels)
+        num_inference_steps = self._check_steps(num_inference_steps)
+        decode_batch_size = check_integer("decode_batch_size", decode_batch_size, least=1)
+        first_sample = check_integer("first_sample", first_sample, least=0)
+        class_labels = labels_to_python(class_labels)
         generator = list(generator) if isinstance(generator, Sequence) else generator
         num_samples = count_samples(num_samples, class_labels, generator, latents)
-        labels = label_numbers(self.transformer, class_labels, num_samples)
+        labels = label_numbers(self.denoiser, class_labels, num_samples)
         size = self.latent_size(depth=depth, height=height, width=width, frames=frames)
         seed, generators = make_generators(seed, generator, num_samples, first_sample)
 
@@ -187,10 +193,11 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
         self._guidance_scale = float(guidance_scale)
         self._interrupt = False
         set_timesteps(self.scheduler, num_inference_steps, device)
-        stepper = SchedulerStep(self.scheduler, eta, generators)
-        starts_from_given = latents is not None
-        latents = self._start(latents, (num_samples, self.transformer.config.in_channels, *size), generators, device)
-        latents = self._denoise(latents, None if labels is None else labels.to(device), stepper, callback_on_step_end)
+        scheduler_step = SchedulerStep(self.scheduler, eta, generators)
+        latents_were_given = latents is not None
+        latents = self._initial_noise(latents, (num_samples, self.denoiser.config.in_channels, *size), generators)
+        labels_on_device = None if labels is None else labels.to(device)
+        latents = self._denoise(latents, labels_on_device, scheduler_step, callback_on_step_end)
         volumes = latents if output_type == "latent" else self._decode(latents, decode_batch_size, output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -202,51 +209,56 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
             "guidance_scale": self._guidance_scale,
             "eta": float(eta),
             "latent_size": list(size),
-            "given_latents": starts_from_given,
+            "given_latents": latents_were_given,
             "output_type": output_type,
-            **self._described,
+            **self._control_record,
             "seconds": round((time.perf_counter() - started) / num_samples, 3),
             "energy_kwh": float(f"{meter.read().kwh / num_samples:.3g}"),
         }
-        names = self.transformer.config.get("class_names")
+        names = self.denoiser.config.get("class_names")
         given_labels = [None] * num_samples if class_labels is None or labels is None else labels.tolist()
         shown_labels = [names[label] if names and label is not None else label for label in given_labels]
         records = make_records(run, seed, first_sample, generator, shown_labels)
         return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry, units=self.units)
 
-    def _whole_steps(self, number: int | None) -> int:
+    def _check_steps(self, number: int | None) -> int:
         number = self.default_steps if number is None else number
         limit = self.scheduler.config.num_train_timesteps
-        return whole_number("num_inference_steps", number, 1, limit, f": this model's schedule has {limit} steps")
+        return check_integer("num_inference_steps", number, 1, limit, f": this model's schedule has {limit} steps")
 
     def _check(self, guidance_scale: float, output_type: str, callback_inputs: Sequence[str]) -> None:
-        check_scheduler(self.scheduler, self.transformer.config.prediction_type)
+        check_scheduler(self.scheduler, self.denoiser.config.prediction_type)
         if output_type not in OUTPUT_TYPES:
             raise CardioDiTError(f"output_type={output_type!r} is not one of {', '.join(OUTPUT_TYPES)}.")
         if not isinstance(guidance_scale, Real):
-            raise CardioDiTError(f"guidance_scale={guidance_scale!r} must be a number; 1 is no guidance.")
-        if guidance_scale != 1.0 and self.transformer.null_label is None:
+            raise CardioDiTError(f"guidance_scale={guidance_scale!r} must be a number; 1 means no guidance.")
+        if guidance_scale != 1.0 and self.denoiser.null_label is None:
             raise CardioDiTError(
-                f"guidance_scale={guidance_scale} needs a model with labels that was trained with label dropout; "
-                "this one has no null label. Leave guidance_scale at 1."
+                f"guidance_scale={guidance_scale} requires a model trained with labels and label dropout; this one has "
+                "no null label. Leave guidance_scale at 1."
             )
         if not set(callback_inputs) <= set(self._callback_tensor_inputs):
             raise CardioDiTError(
-                f"callback_on_step_end_tensor_inputs={list(callback_inputs)}: this pipeline can hand out "
+                f"callback_on_step_end_tensor_inputs={list(callback_inputs)}: this pipeline offers "
                 f"{self._callback_tensor_inputs}."
             )
 
-    def _start(
-        self, given: torch.Tensor | None, shape: tuple[int, ...], generators: Generators, device: torch.device
+    def _initial_noise(
+        self, given: torch.Tensor | None, shape: tuple[int, ...], generators: Generators
     ) -> torch.Tensor:
-        """Start noise, in float32 so that it does not depend on the precision of the model."""
+        """Draw noise in float32, so that it does not depend on the model's precision."""
+        device = self._execution_device
         if given is not None and tuple(given.shape) != shape:
             raise CardioDiTError(f"latents have the shape {tuple(given.shape)}, expected {shape}.")
         noise = randn_tensor(shape, generators, device, torch.float32) if given is None else given
         return noise.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
     def _denoise(
-        self, latents: torch.Tensor, labels: torch.Tensor | None, stepper: SchedulerStep, callback: Callback | None
+        self,
+        latents: torch.Tensor,
+        labels: torch.Tensor | None,
+        scheduler_step: SchedulerStep,
+        callback: Callback | None,
     ) -> torch.Tensor:
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
@@ -256,7 +268,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
                     break
                 self._current_timestep = int(timestep)
                 prediction = self._predict(self.scheduler.scale_model_input(latents, timestep), timestep, labels, index)
-                latents = stepper.step(prediction, index, timestep, latents)
+                latents = scheduler_step(prediction, index, timestep, latents)
                 if callback is not None:
                     latents = (callback(self, index, timestep, {"latents": latents}) or {}).get("latents", latents)
                 progress.update()
@@ -266,59 +278,90 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
     def _predict(
         self, latents: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None, step: int = 0
     ) -> torch.Tensor:
-        """The prediction, with classifier-free guidance by label, by condition or both, if asked.
-
-        (Ho and Salimans, arXiv:2207.12598, equation 6, for each.)
-        """
-        full = self._run_transformer("cond", latents, timestep, labels, step)
+        """Predict with classifier-free guidance by label, by condition or both (arXiv:2207.12598, equation 6)."""
+        full = self._run_denoiser("cond", latents, timestep, labels, step)
         prediction = full
         if labels is not None and self.do_classifier_free_guidance:
-            null_labels = torch.full_like(labels, self.transformer.null_label)
-            unlabelled = self._run_transformer("uncond", latents, timestep, null_labels, step)
+            null_labels = torch.full_like(labels, self.denoiser.null_label)
+            unlabelled = self._run_denoiser("uncond", latents, timestep, null_labels, step)
             prediction = unlabelled + self.guidance_scale * (full - unlabelled)
         if self._control is not None and self._control.guidance_scale != 1.0:
-            free = self._run_transformer("uncontrolled", latents, timestep, labels, step, of_nothing=True)
-            prediction = prediction + (self._control.guidance_scale - 1) * (full - free)
+            uncontrolled = self._run_denoiser("uncontrolled", latents, timestep, labels, step, empty_condition=True)
+            prediction = prediction + (self._control.guidance_scale - 1) * (full - uncontrolled)
         return prediction
 
-    def _run_transformer(
+    def _run_denoiser(
         self,
         cache: str,
         latents: torch.Tensor,
         timestep: torch.Tensor,
         labels: torch.Tensor | None,
         step: int,
-        of_nothing: bool = False,
+        empty_condition: bool = False,
     ) -> torch.Tensor:
-        """In the model's precision inside, float32 outside: solvers lose digits in half precision."""
-        inputs, times = latents.to(self.transformer.dtype), timestep.expand(latents.shape[0])
-        controls = (
-            {} if self._control is None else {"block_controls": self._control.at(inputs, times, step, of_nothing)}
-        )
-        labelled = {} if labels is None else {"class_labels": labels}
-        with self.transformer.cache_context(cache):
-            sample = self.transformer(inputs, times, **labelled, return_dict=False, **controls)[0]
-        if self.transformer.config.get("learn_sigma"):
+        """Run the denoiser in its own precision and return float32: solvers lose digits in half precision."""
+        inputs, times = latents.to(self.denoiser.dtype), timestep.expand(latents.shape[0])
+        arguments = {} if self._control is None else self._control.arguments(inputs, times, step, empty_condition)
+        if labels is not None:
+            arguments["class_labels"] = labels
+        with self.denoiser.cache_context(cache):
+            sample = self.denoiser(inputs, times, return_dict=False, **arguments)[0]
+        if self.denoiser.config.get("learn_sigma"):
             sample = sample.chunk(2, dim=1)[0]  # the second half is log σ
         return sample.float()
 
     def _decode(self, latents: torch.Tensor, decode_batch_size: int, output_type: str) -> torch.Tensor | np.ndarray:
-        """(B, C, *size) → volumes in [-1, 1]."""
-        volumes = self._voxels(latents, decode_batch_size).clamp(-1, 1)
+        """Turn latents `(B, C, *size)` into volumes in [-1, 1]."""
+        volumes = self._to_voxels(latents, decode_batch_size).clamp(-1, 1)
         if not torch.isfinite(volumes).all():
             raise CardioDiTError(
-                f"The model produced values that are not numbers (in {self.transformer.dtype}). Run it "
-                "in float32 or bfloat16; if that does not help, its weights are broken."
+                f"The model produced NaN or infinite values (in {self.denoiser.dtype}). Run it in float32 or bfloat16; "
+                "if that does not help, its weights are broken."
             )
         if output_type == "pt":
             return volumes
-        volumes = self._as_stored(volumes[:, 0]).contiguous().cpu()
+        volumes = self._to_file_order(volumes[:, 0]).contiguous().cpu()
         return volumes.numpy() if output_type == "np" else volumes
 
-    def _voxels(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
-        """(B, C, *size) → (B, 1, *voxels), float32."""
+    def _to_voxels(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Turn latents `(B, C, *size)` into float32 voxels `(B, 1, *voxels)`."""
         return latents
 
-    def _as_stored(self, volumes: torch.Tensor) -> torch.Tensor:
-        """(B, *voxels) in the order of files: H, W, D and, where it beats, T."""
+    def _to_file_order(self, volumes: torch.Tensor) -> torch.Tensor:
+        """Permute `(B, *voxels)` into the order of files: H, W, D and, for cine, T."""
         return volumes
+
+
+class LatentVolumePipeline(VolumePipeline):
+    """A pipeline of `vae`, denoiser and scheduler: latents are denoised and decoded a few at a time."""
+
+    model_cpu_offload_seq = "transformer->vae"
+
+    def _register(self, **components: Any) -> None:
+        vae, denoiser = components["vae"], components[self.denoiser_name]
+        if vae.config.embedding_dim != denoiser.config.in_channels:
+            raise CardioDiTError(
+                f"The autoencoder's latents have {vae.config.embedding_dim} channels, but the {self.denoiser_name} "
+                f"takes {denoiser.config.in_channels}: they do not belong together."
+            )
+        self.register_modules(**components)
+
+    @property
+    def facts(self) -> Any:
+        return self.vae.config
+
+    @property
+    def voxels_per_latent(self) -> tuple[int, ...]:
+        factors = tuple(self.vae.scale_factors)
+        return (1,) * (len(self.denoiser.axis_names) - len(factors)) + factors
+
+    def _to_voxels(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
+        return self._decode_batches((latents / self.vae.config.scaling_factor).to(self.vae.dtype), batch_size)
+
+    def decoding_batches(self, size: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Return the number of pieces in which a latent of this size is decoded, and the size of a piece."""
+        return 1, tuple(size)
+
+    def _decode_batches(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Decode latents `(B, C, *size)` to float32 voxels `(B, 1, *voxels)`, `batch_size` pieces at a time."""
+        return torch.cat([self.vae.decode(part).sample.float() for part in latents.split(batch_size)])

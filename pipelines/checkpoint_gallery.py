@@ -1,4 +1,4 @@
-"""A training run, checkpoint by checkpoint: the same noise through each of them, so that one sees the model learn."""
+"""Sample the checkpoints of a training run from the same noise, to see the model learn."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,28 +14,27 @@ from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.pipelines.base_pipeline import VolumePipeline
-from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.load import make_pipeline, open_pipeline
-from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
 from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
+from cardiodit.systems import load, stages_by_script
 
 FRAMES_SHOWN = 2  # of each checkpoint's cine, the first and the middle one
 SLICES_SHOWN = 8  # of each checkpoint's volume
 
 
 def checkpoints_of(run: Path, first: int, last: int, step: int) -> list[tuple[int, Path | None]]:
-    """The checkpoints `first`, `first + step`, … up to `last`, and None for one that is not there (any more)."""
+    """Return the checkpoints `first`, `first + step`, … up to `last`, with None for each that does not exist."""
     if step < 1 or last < first:
         raise CardioDiTError(
             f"--checkpoints {first} {last} {step}: expected first, last and step, such as 500 5000 500."
         )
-    wanted = [(number, Path(run) / f"checkpoint-{number}") for number in range(first, last + 1, step)]
-    found = [(number, folder if folder.is_dir() else None) for number, folder in wanted]
+    numbers = [(number, Path(run) / f"checkpoint-{number}") for number in range(first, last + 1, step)]
+    found = [(number, folder if folder.is_dir() else None) for number, folder in numbers]
     if all(folder is None for _, folder in found):
-        there = sorted(int(p.name.removeprefix("checkpoint-")) for p in Path(run).glob("checkpoint-*"))
+        existing = sorted(int(p.name.removeprefix("checkpoint-")) for p in Path(run).glob("checkpoint-*"))
         raise CardioDiTError(
-            f"{run} has none of the checkpoints {first} to {last}; it has {', '.join(map(str, there)) or 'none'}. "
-            "A run keeps as many as its checkpoints_total_limit says."
+            f"{run} has none of the checkpoints {first} to {last}; it has {', '.join(map(str, existing)) or 'none'}. "
+            "A run keeps as many as its checkpoints_total_limit allows."
         )
     return found
 
@@ -43,85 +42,104 @@ def checkpoints_of(run: Path, first: int, last: int, step: int) -> list[tuple[in
 def open_checkpoint(
     run: Path, folder: Path, vae: str | Path | None = None, base: str | Path | None = None
 ) -> VolumePipeline:
-    """The pipeline that a run would become with this checkpoint's averaged weights (or its weights, without any).
+    """Open a checkpoint as the pipeline that it would become, with averaged weights if there are any.
 
     Args:
-        run: folder of a run of stage 2, of PRDiT, or of an adapter.
-        folder: of the checkpoint.
-        vae: the VQ model of stage 2; not needed once the run has a `pipeline`.
-        base: the pipeline that an adapter steers; not needed once the run has a `pipeline`.
+        run: run folder of a stage that trains something which can be sampled.
+        folder: folder of the checkpoint.
+        vae: VQ model of a latent denoiser; not needed once the run has a `pipeline`.
+        base: pipeline that an adapter steers; not needed once the run has a `pipeline`.
     """
-    adapter = _weights_in(folder, "adapter")
-    if adapter is not None:
-        if vae is not None:
-            raise CardioDiTError(f"--vae: {run} is a run of an adapter, which takes its VQ model from --base.")
-        return _open_steered(run, folder, adapter, base)
-    if base is not None:
-        raise CardioDiTError(f"--base: {run} is no run of an adapter. Leave the option out.")
-    settings = yaml.safe_load((Path(run) / "config.yaml").read_text())
-    if "process" in settings:
-        return _open_prdit(run, folder, vae, settings["process"])
-    process = settings.get("diffusion")
-    if process is None:
-        raise CardioDiTError(f"{run} is neither a run of stage 2 nor one of an adapter: nothing in it can be sampled.")
-    if vae is None and not (Path(run) / "pipeline").is_dir():
-        raise CardioDiTError(f"{run} has no pipeline yet, so the VQ model must be named: --vae MODEL.")
+    script = _script_of(run)
+    openers = [stage.open_checkpoint for _, stage in stages_by_script(script) if stage.open_checkpoint is not None]
+    if not openers:
+        raise CardioDiTError(f"{run} is a run of {script}, whose checkpoints cannot be sampled.")
+    return load(openers[0])(run, folder, vae, base)
+
+
+def open_latent_checkpoint(run: Path, folder: Path, vae: str | Path | None, base: str | Path | None) -> VolumePipeline:
+    _refuse(run, base=base)
+    process = _settings_of(run)["diffusion"]
+    if vae is None and not (run / "pipeline").is_dir():
+        raise CardioDiTError(f"{run} has no pipeline yet, so the VQ model must be given: --vae MODEL.")
     steps = process["num_train_timesteps"]
     scheduler = make_scheduler("dpm++", steps, cosine_betas(steps), process["prediction_type"])
-    weights = _weights_in(folder, "transformer") or folder / "transformer"
-    return make_pipeline(open_vae(vae or Path(run) / "pipeline"), open_transformer(weights), scheduler)
+    return make_pipeline(
+        open_vae(vae or run / "pipeline"), open_transformer(_weights(folder, "transformer")), scheduler
+    )
 
 
-def _open_prdit(run: Path, folder: Path, vae: str | Path | None, process: dict[str, Any]) -> VolumePipeline:
-    if vae is not None:
-        raise CardioDiTError(f"--vae: {run} is a run of PRDiT, which needs no VQ model. Leave the option out.")
-    weights = _weights_in(folder, "transformer") or folder / "transformer"
-    return PRDiTPipeline(open_voxel_transformer(weights), NoiseAndImageScheduler(**process))
+def open_prdit_checkpoint(run: Path, folder: Path, vae: str | Path | None, base: str | Path | None) -> VolumePipeline:
+    _refuse(run, vae=vae, base=base)
+    scheduler = NoiseAndImageScheduler(**_settings_of(run)["process"])
+    return make_pipeline(None, open_voxel_transformer(_weights(folder, "transformer")), scheduler)
 
 
-def _open_steered(run: Path, folder: Path, adapter: Path, base: str | Path | None) -> LatentVolumePipeline:
-    """With the transformer of the checkpoint where blocks of it were freed, else with that of the base."""
-    if base is None and not (Path(run) / "pipeline").is_dir():
-        raise CardioDiTError(f"{run} has no pipeline yet, so what its adapter steers must be named: --base MODEL.")
-    pipe = open_pipeline(base or Path(run) / "pipeline")
-    if steps := _preparation_of(Path(run)):
-        pipe.vae.register_to_config(preprocessing=steps)
-    freed = _weights_in(folder, "transformer")
-    transformer = pipe.transformer if freed is None else open_transformer(freed)
-    return make_pipeline(pipe.vae, transformer, pipe.scheduler, TGCAAdapterModel.from_pretrained(adapter).eval())
+def open_adapter_checkpoint(run: Path, folder: Path, vae: str | Path | None, base: str | Path | None) -> VolumePipeline:
+    """Open an adapter with the checkpoint's transformer if blocks of it were trained, else with that of the base."""
+    _refuse(run, vae=vae)
+    if base is None and not (run / "pipeline").is_dir():
+        raise CardioDiTError(f"{run} has no pipeline yet, so the model that it steers must be given: --base MODEL.")
+    pipe = open_pipeline(base or run / "pipeline")
+    if preprocessing := _read_record(run).get("data", {}).get("preprocessing"):  # where it differs from the base's
+        pipe.vae.register_to_config(preprocessing=preprocessing)
+    trained = _find_weights(folder, "transformer")
+    transformer = pipe.transformer if trained is None else open_transformer(trained)
+    adapter = TGCAAdapterModel.from_pretrained(_weights(folder, "adapter")).eval()
+    return make_pipeline(pipe.vae, transformer, pipe.scheduler, adapter)
 
 
-def _preparation_of(run: Path) -> dict[str, Any] | None:
-    """How the run's masks were prepared, where that is not as its base says."""
+def _refuse(run: Path, **options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise CardioDiTError(f"--{name}: {run} is a run of {_script_of(run)}, which does not use it. Leave it out.")
+
+
+def _script_of(run: Path) -> str:
+    record = _read_record(run)
+    if "stage" not in record:
+        raise CardioDiTError(f"{run} contains no run.json, so it is not a training run.")
+    return str(record["stage"])
+
+
+def _read_record(run: Path) -> dict[str, Any]:
     record = run / "run.json"
-    return json.loads(record.read_text())["data"].get("preprocessing") if record.is_file() else None
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
-def _weights_in(folder: Path, name: str) -> Path | None:
-    """A checkpoint's average of a model, or its weights without any; None where it has no such model."""
-    places = (folder / f"{name}_ema", folder / name)
+def _settings_of(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _find_weights(folder: Path, component: str) -> Path | None:
+    """Return where a checkpoint holds a model's averaged weights or, without them, its weights."""
+    places = (folder / f"{component}_ema", folder / component)
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 
-def write_course(folder: Path, course: Sequence[tuple[int, np.ndarray]], geometry: Geometry) -> list[Path]:
-    """What each checkpoint made of the same noise, under each other: a sheet with captions, and of cines a GIF.
+def _weights(folder: Path, component: str) -> Path:
+    return _find_weights(folder, component) or folder / component
+
+
+def write_gallery(folder: Path, volumes: Sequence[tuple[int, np.ndarray]], geometry: Geometry) -> list[Path]:
+    """Write a captioned sheet and, for cine, a GIF of what each checkpoint made of the same noise.
 
     Args:
-        folder: where `checkpoints.png` and `checkpoints.gif` are written.
-        course: number of the checkpoint and its volume `(H, W, D, T)` or `(H, W, D)` in [-1, 1].
-        geometry: for the pace of the GIF.
+        folder: folder of `checkpoints.png` and `checkpoints.gif`.
+        volumes: number of each checkpoint and its volume `(H, W, D, T)` or `(H, W, D)` in [-1, 1].
+        geometry: geometry of the volumes, for the speed of the GIF.
     """
     sheet, gif = folder / "checkpoints.png", folder / "checkpoints.gif"
-    write_captioned(sheet, list(_rows(course)), MODEL_WINDOW)
-    if course[0][1].ndim == 3:
+    write_captioned(sheet, list(_rows(volumes)), MODEL_WINDOW)
+    if volumes[0][1].ndim == 3:
         return [sheet]
-    upwards = np.concatenate([volume for _, volume in reversed(course)], axis=1)  # the second axis runs upwards
-    write_gif(gif, upwards, geometry, rows=len(course))
+    upwards = np.concatenate([volume for _, volume in reversed(volumes)], axis=1)  # the second axis runs upwards
+    write_gif(gif, upwards, geometry, rows=len(volumes))
     return [sheet, gif]
 
 
-def _rows(course: Sequence[tuple[int, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    for number, volume in course:
+def _rows(volumes: Sequence[tuple[int, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    for number, volume in volumes:
         if volume.ndim == 3:
             depths = np.linspace(0, volume.shape[2] - 1, SLICES_SHOWN + 2).round().astype(int)[1:-1]
             yield f"{number}", volume[:, :, np.unique(depths)]

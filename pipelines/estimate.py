@@ -1,4 +1,4 @@
-"""What a sampling run will need on this machine, before it is begun."""
+"""Estimate the memory and time of a sampling run before it starts."""
 
 import math
 import statistics
@@ -13,25 +13,25 @@ from cardiodit._util.memory import peak_bytes, weight_bytes
 from cardiodit.models.adapter_tgca import SEEN_AT_ONCE
 from cardiodit.models.tiling import AxisTiles
 from cardiodit.models.transformer_prdit import OverlappingPatches, PRDiTTransformerModel
-from cardiodit.pipelines.base_pipeline import VolumePipeline
-from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.base_pipeline import LatentVolumePipeline, VolumePipeline
 from cardiodit.pipelines.mask_control import MaskControlMixin
 
-PROBE_LATENTS = 24  # rows and columns of the plane whose decoding is timed; the rest is in proportion
-PROBE_VOXELS = 64  # the same of masks
+PROBE_LATENTS = 24  # rows and columns of the part whose decoding is timed; the rest is in proportion
+PROBE_VOXELS = 64  # the same for masks
 PROBE_TOKENS = 512  # of PRDiT's, whose patches are timed; the rest is in proportion
 REPEATS = 3
-KERNELS = 1.22  # memory that kernels use inside: 1.20 to 1.28 times the arithmetic of the published models on CPU
+KERNEL_OVERHEAD = 1.22  # workspace of kernels: 1.20 to 1.28 of the computed peak, published models on a CPU
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole run.
+    """Memory and time of a sampling run.
 
     Args:
-        weights, steering, denoising, decoding: bytes; what each needs while it runs. The steps follow each other.
-            Steering is what masks need until they are tokens; 0 without an adapter.
-        steering_seconds, denoising_seconds, decoding_seconds: of all samples together.
+        weights: bytes of the models' weights.
+        denoising, decoding, steering: peak bytes of each phase beside the weights; the phases follow each other.
+            Steering is the embedding of masks; 0 without an adapter.
+        denoising_seconds, decoding_seconds, steering_seconds: total time of each phase over all samples.
     """
 
     weights: int
@@ -44,7 +44,7 @@ class Estimate:
 
     @property
     def bytes(self) -> int:
-        """At the worst moment, beside what Python and its libraries take themselves."""
+        """Peak memory, beside that of Python and its libraries."""
         return self.weights + max(self.steering, self.denoising, self.decoding)
 
     @property
@@ -54,10 +54,10 @@ class Estimate:
     def __str__(self) -> str:
         steps = ["steering"] * (self.steering > 0) + ["denoising", "decoding"]
         memory = ", ".join(f"{step} {getattr(self, step) / 2**30:.2f}" for step in steps)
-        times = ", ".join(f"{step} {_plain_time(getattr(self, f'{step}_seconds'))}" for step in steps)
+        times = ", ".join(f"{step} {_format_time(getattr(self, f'{step}_seconds'))}" for step in steps)
         return (
             f"about {self.bytes / 2**30:.2f} GiB beside Python itself (weights {self.weights / 2**30:.2f}, {memory}) "
-            f"and {_plain_time(self.seconds)} ({times})"
+            f"and {_format_time(self.seconds)} ({times})"
         )
 
 
@@ -75,23 +75,23 @@ def estimate_sampling(
     frames: int | None = None,
     condition_guidance_scale: float = 1.0,
 ) -> Estimate:
-    """Memory by the model's arithmetic, time by a short probe on the pipeline's device.
+    """Estimate memory from tensor shapes, and time by a short probe on the pipeline's device.
 
-    Of a model with an adapter it is that of steered samples; their masks have the size that is given.
+    For a model with an adapter the samples are steered by masks of the given size.
     """
     size = pipe.latent_size(depth=depth, height=height, width=width, frames=frames)
     steps = pipe.default_steps if num_inference_steps is None else num_inference_steps
     batch = min(batch_size, num_samples)
-    device, kind = pipe._execution_device, pipe.transformer.dtype
-    latents = torch.empty(batch, pipe.transformer.config.in_channels, *size, device=device, dtype=kind)
+    device, kind = pipe._execution_device, pipe.denoiser.dtype
+    latents = torch.empty(batch, pipe.denoiser.config.in_channels, *size, device=device, dtype=kind)
     steering = Steering(pipe, latents) if isinstance(pipe, MaskControlMixin) else None
-    voxels = math.prod(size) * math.prod(pipe.voxels_a_latent)
+    voxels = math.prod(size) * math.prod(pipe.voxels_per_latent)
     volumes = batch * voxels * 4  # float32; decoded pieces are joined and then limited to [-1, 1]: three of them
     held = 4 * latents.nbytes + (steering.held if steering else 0)  # sample, prediction, a multistep solver's memory
     passes = 1 + (guidance_scale != 1.0) + (steering is not None and condition_guidance_scale != 1.0)
     calls = math.ceil(num_samples / batch) * steps * passes
     decoding = Decoding(pipe, size, decode_batch_size) if isinstance(pipe, LatentVolumePipeline) else None
-    models = [pipe.transformer, *([pipe.vae] if decoding else []), *([steering.adapter] if steering else [])]
+    models = [pipe.denoiser, *([pipe.vae] if decoding else []), *([steering.adapter] if steering else [])]
     return Estimate(
         weights=weight_bytes(*models),
         denoising=held + _peak(lambda: _denoise_once(pipe, latents, steering)),
@@ -104,27 +104,27 @@ def estimate_sampling(
 
 
 class Decoding:
-    """What becoming volumes needs.
+    """Memory and time needed to decode latents.
 
     Args:
-        pipe: with a VQ model.
-        size: of a latent.
-        at_once: pieces that are decoded together.
+        pipe: pipeline with a VQ model.
+        size: size of a latent.
+        batch_size: pieces decoded at once.
     """
 
-    def __init__(self, pipe: LatentVolumePipeline, size: Sequence[int], at_once: int) -> None:
-        self.vae, channels = pipe.vae, pipe.transformer.config.in_channels
-        self.pieces, piece = pipe.pieces_of(size)
+    def __init__(self, pipe: LatentVolumePipeline, size: Sequence[int], batch_size: int) -> None:
+        self.vae, channels = pipe.vae, pipe.denoiser.config.in_channels
+        self.pieces, piece = pipe.decoding_batches(size)
         device, dtype = pipe._execution_device, pipe.vae.dtype
-        self.together = torch.empty(at_once, channels, *piece, device=device, dtype=dtype)
+        self.batch = torch.empty(batch_size, channels, *piece, device=device, dtype=dtype)
 
     @property
     def bytes(self) -> int:
-        return _peak(lambda: self.vae.decode(self.together).sample)
+        return _peak(lambda: self.vae.decode(self.batch).sample)
 
     def seconds(self) -> float:
-        """Of one volume, in proportion to a part of the plane; where tiles overlap, voxels are decoded repeatedly."""
-        piece = self.together[:1]
+        """Return the time of one volume, in proportion to a part of it; overlapping tiles are decoded repeatedly."""
+        piece = self.batch[:1]
         part = piece[..., :PROBE_LATENTS, :PROBE_LATENTS, :].contiguous().zero_()
         share = part[0, 0].numel() / piece[0, 0].numel()
         one = _seconds(lambda: self.vae.decode(part)) / share * _repetition(self.vae, piece.shape[2:])
@@ -132,17 +132,17 @@ class Decoding:
 
 
 class Steering:
-    """What the masks of a batch need.
+    """Memory and time needed to embed the masks of a batch.
 
     Args:
-        pipe: with an adapter.
-        latents: of the batch; each sample has masks of its own.
+        pipe: pipeline with an adapter.
+        latents: latents of the batch; each sample has its own masks.
     """
 
     def __init__(self, pipe: MaskControlMixin, latents: torch.Tensor) -> None:
         self.adapter, self.transformer = pipe.adapter, pipe.transformer
         self.grid = self.transformer.grid_of(latents.shape[2:])
-        size = [n * factor for n, factor in zip(latents.shape[2:], pipe.voxels_a_latent, strict=True)]
+        size = [n * factor for n, factor in zip(latents.shape[2:], pipe.voxels_per_latent, strict=True)]
         self.shape = (len(latents), self.adapter.config.condition_channels, *size)
         self.device, self.dtype = latents.device, self.adapter.dtype
         width = self.adapter.config.hidden_size
@@ -150,12 +150,12 @@ class Steering:
 
     @property
     def held(self) -> int:
-        """Tokens of the masks and of an empty mask, during all steps."""
+        """Bytes of the masks' and an empty mask's tokens, which are held during all steps."""
         return 2 * self.tokens.nbytes
 
     @property
     def bytes(self) -> int:
-        """Their channels, an empty one's, and what the embedding makes of these at full size."""
+        """Peak bytes of the masks' channels and their embedding at full size."""
 
         def embed() -> torch.Tensor:
             empty = torch.empty(self.shape, device=self.device, dtype=self.dtype)
@@ -164,7 +164,7 @@ class Steering:
         return math.prod(self.shape) * 4 + _peak(embed)
 
     def seconds(self) -> float:
-        """Of one sample, in proportion to a part of the plane; an empty mask is embedded, too."""
+        """Return the time of one sample, in proportion to a part of it; an empty mask is embedded as well."""
         _, channels, *size = self.shape
         size = size[-SEEN_AT_ONCE:]
         part = [*(min(length, PROBE_VOXELS) for length in size[:2]), size[2]]
@@ -176,13 +176,13 @@ class Steering:
 def _denoise_once(pipe: VolumePipeline, latents: torch.Tensor, steering: Steering | None) -> torch.Tensor:
     timestep = torch.zeros(len(latents), device=latents.device, dtype=torch.long)
     if steering is None:
-        return pipe.transformer(latents, timestep).sample
+        return pipe.denoiser(latents, timestep).sample
     controls = steering.adapter(steering.tokens, pipe.transformer.embed_time(latents, timestep))
     return pipe.transformer(latents, timestep, block_controls=controls).sample
 
 
 def _peak(run: Callable[[], object]) -> int:
-    return int(KERNELS * peak_bytes(run))
+    return int(KERNEL_OVERHEAD * peak_bytes(run))
 
 
 def _denoising_step(pipe: VolumePipeline, latents: torch.Tensor) -> float:
@@ -207,7 +207,7 @@ def _patches_step(model: PRDiTTransformerModel, volumes: torch.Tensor, tokens: i
 
 
 def _repetition(vae: Any, size: Sequence[int]) -> float:
-    """Latents of all tiles over those of the whole."""
+    """Return how often each latent is decoded on average, because tiles overlap."""
     if not vae.use_tiling:
         return 1.0
     times = 1.0
@@ -236,7 +236,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _plain_time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = seconds / 60

@@ -1,4 +1,4 @@
-"""What a user may ask of a pipeline, checked and turned into what the models take."""
+"""Checks of a pipeline call's arguments, and their conversion into what the models take."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ Label = int | str
 Labels = Label | Sequence[Label] | torch.Tensor | np.ndarray | None
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
-    """The value as an int (NumPy's count too), or an error that names the argument."""
+def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
+    """Return the value as an int (NumPy integers included), or raise an error that names the argument."""
     number = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else None
     if number is None or number < least or (most is not None and number > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -28,8 +28,8 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, why
     return number
 
 
-def plain_labels(labels: Labels) -> Label | list[Label] | None:
-    """Labels as Python has them: None, one label for all samples, or a list with one each."""
+def labels_to_python(labels: Labels) -> Label | list[Label] | None:
+    """Convert labels to None, one label for all samples, or a list with one label per sample."""
     if isinstance(labels, (torch.Tensor, np.ndarray, np.generic)):
         labels = labels.tolist()
     return labels if labels is None or isinstance(labels, (str, int, float)) else list(labels)
@@ -41,79 +41,82 @@ def count_samples(
     generator: Generators,
     latents: torch.Tensor | None,
 ) -> int:
-    """The number of samples, asked for or told by what is given one for each; contradictions are errors."""
-    told = {
+    """Return the number of samples, given or implied by the other arguments, which must agree."""
+    implied = {
         "class_labels": len(labels) if isinstance(labels, list) else None,
         "generator": len(generator) if isinstance(generator, list) else None,
         "latents": len(latents) if latents is not None else None,
     }
-    counts = {name: number for name, number in {"num_samples": num_samples, **told}.items() if number is not None}
+    counts = {name: number for name, number in {"num_samples": num_samples, **implied}.items() if number is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {number}" for name, number in counts.items())
-        raise CardioDiTError(f"The number of samples is not clear: {found}. They must agree.")
-    return whole_number("num_samples", next(iter(counts.values()), 1), least=1)
+        raise CardioDiTError(f"The number of samples is ambiguous: {found}. They must agree.")
+    return check_integer("num_samples", next(iter(counts.values()), 1), least=1)
 
 
 def make_generators(
     seed: int | None, generator: Generators, num_samples: int, first_sample: int
 ) -> tuple[int | None, Generators]:
-    """The seed that goes on record and the generators to draw from: one a sample, unless the user brought one."""
+    """Return the seed to record and the generators to draw from: one per sample, unless the user gave their own."""
     if generator is not None:
         if seed is not None:
             raise CardioDiTError("Give either seed or generator, not both.")
         return None, generator
     if seed is None:
-        seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed, as in diffusers, and goes on record
-    seed = whole_number("seed", seed, least=0)
+        seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed, as in diffusers, and is recorded
+    seed = check_integer("seed", seed, least=0)
     return seed, [generator_for(seed, first_sample + i) for i in range(num_samples)]
 
 
-def label_numbers(transformer: Any, labels: Label | list[Label] | None, num_samples: int) -> torch.Tensor | None:
-    """One label number a sample; names are looked up; no label is the null label."""
-    num_classes, null_label = transformer.config.get("num_classes"), transformer.null_label
+def label_numbers(denoiser: Any, labels: Label | list[Label] | None, num_samples: int) -> torch.Tensor | None:
+    """Return one class number per sample: names are looked up, and no label means the null label."""
+    num_classes, null_label = denoiser.config.get("num_classes"), denoiser.null_label
     if labels is None:
         if num_classes and null_label is None:
             raise CardioDiTError(
-                "This model was trained with labels and without label dropout, so it needs class_labels: "
-                f"{_choices(transformer)}."
+                "This model was trained with labels and without label dropout, so it requires class_labels: "
+                f"{_choices(denoiser)}."
             )
         return None if null_label is None else torch.full((num_samples,), null_label)
     if not num_classes:
         raise CardioDiTError("class_labels were given, but this model was trained without labels.")
     each = labels if isinstance(labels, list) else [labels] * num_samples
-    return torch.tensor([_label_number(transformer, label) for label in each])
+    return torch.tensor([_label_number(denoiser, label) for label in each])
 
 
-def _label_number(transformer: Any, label: Any) -> int:
-    names = transformer.config.class_names or []
+def _label_number(denoiser: Any, label: Any) -> int:
+    names = denoiser.config.class_names or []
     number = names.index(label) if label in names else label
     is_whole = hasattr(number, "__index__") and not isinstance(number, bool)
-    if not is_whole or not 0 <= number < transformer.config.num_classes:
-        raise CardioDiTError(f"There is no class label {label!r} in this model; choose {_choices(transformer)}.")
+    if not is_whole or not 0 <= number < denoiser.config.num_classes:
+        raise CardioDiTError(f"There is no class label {label!r} in this model; choose {_choices(denoiser)}.")
     return operator.index(number)
 
 
-def _choices(transformer: Any) -> str:
-    numbers, names = f"0 to {transformer.config.num_classes - 1}", transformer.config.class_names
+def _choices(denoiser: Any) -> str:
+    numbers, names = f"0 to {denoiser.config.num_classes - 1}", denoiser.config.class_names
     return f"{numbers} or {', '.join(names)}" if names else numbers
 
 
-def latent_size(transformer: Any, asked: Sequence[int | None], factors: Sequence[int]) -> list[int]:
-    """The latent size for a size in voxels along the transformer's axes, the trained one where none is asked.
+def latent_size(denoiser: Any, requested: Sequence[int | None], factors: Sequence[int]) -> list[int]:
+    """Return the latent size for a size in voxels.
 
-    `factors` are the voxels a latent along each axis.
+    Args:
+        denoiser: the model; axes without a requested size get the trained one.
+        requested: voxels along each axis of the model, or None.
+        factors: voxels per latent along each axis.
     """
     size = []
     for name, voxels, trained, factor, token in zip(
-        transformer.axis_names, asked, transformer.config.sample_size, factors, transformer.token_size, strict=True
+        denoiser.axis_names, requested, denoiser.config.sample_size, factors, denoiser.token_size, strict=True
     ):
         step = factor * token
-        voxels = None if voxels is None else whole_number(name, voxels, least=1)
+        voxels = None if voxels is None else check_integer(name, voxels, least=1)
         if voxels is not None and voxels % step:
             below, above = voxels // step * step, (voxels // step + 1) * step
             nearest = f"{below} or {above}" if below >= step else f"{above}"
             raise CardioDiTError(
-                f"{name}={voxels} cannot be produced: along {name} this model makes multiples of {step}"
+                f"{name}={voxels} cannot be generated: along {name} this model generates multiples of {step}"
                 f"{f' (autoencoder {factor} × patch {token})' if factor > 1 else ''}; nearest: {nearest}."
             )
         size.append(trained if voxels is None else voxels // factor)
@@ -121,9 +124,11 @@ def latent_size(transformer: Any, asked: Sequence[int | None], factors: Sequence
 
 
 def check_axes(shape: Sequence[int], trained: Mapping[str, int]) -> None:
-    """An error where a mask lacks an axis, or has the size that a model was trained on with its axes exchanged.
+    """Raise an error if a mask lacks an axis or has the trained size with its axes permuted.
 
-    `trained` are voxels by the names of the axes, in the order of a mask's.
+    Args:
+        shape: shape of the mask.
+        trained: trained size in voxels by axis name, in the order of a mask's axes.
     """
     if len(shape) != len(trained):
         axes = "(H, W, D, T)" if len(trained) == 4 else "(H, W, D)"
@@ -131,21 +136,21 @@ def check_axes(shape: Sequence[int], trained: Mapping[str, int]) -> None:
     expected = tuple(trained.values())
     if tuple(shape) != expected and sorted(shape) == sorted(expected):
         raise CardioDiTError(
-            f"A mask has the shape {tuple(shape)}, the size that the model was trained on with its axes exchanged: "
+            f"A mask has the shape {tuple(shape)}, the trained size with its axes permuted: "
             f"{expected} along ({', '.join(trained)}) was expected. Transpose the mask."
         )
 
 
 def warn_of_size(shape: Sequence[int], trained: Mapping[str, int]) -> None:
-    """Says that masks have another size than a model was trained on, `trained` as of `check_axes`."""
+    """Warn about masks of another size than the trained one; arguments as in `check_axes`."""
     if tuple(shape) != (expected := tuple(trained.values())):
         _warn_once(
-            f"The masks are {tuple(shape)} along ({', '.join(trained)}), and so will be the volumes; the transformer "
-            f"was trained on {expected}. It may do worse at another size."
+            f"The masks are {tuple(shape)} along ({', '.join(trained)}), and so will be the volumes; the model was "
+            f"trained on {expected} and may perform worse at another size."
         )
 
 
 @cache
 def _warn_once(sentence: str) -> None:
-    """A table has many masks of one size."""
+    """Warn once per sentence: a table has many masks of one size."""
     logger.warning(sentence)

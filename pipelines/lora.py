@@ -1,4 +1,4 @@
-"""LoRA adapters of a pipeline's transformer: loading, saving and fusing, as every diffusers pipeline has it."""
+"""LoRA adapters of a pipeline's transformer: loading, saving and fusing, as in every diffusers pipeline."""
 
 from os import PathLike
 from typing import Any
@@ -14,7 +14,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class TransformerLoraMixin(LoraBaseMixin):
-    """For pipelines whose only part with adapters is `transformer`. Reads and writes safetensors only."""
+    """LoRA for pipelines whose only component with adapters is `transformer`; reads and writes safetensors only."""
 
     _lora_loadable_modules = ["transformer"]
     transformer_name = "transformer"
@@ -23,7 +23,7 @@ class TransformerLoraMixin(LoraBaseMixin):
     def lora_state_dict(
         cls, pretrained_model_name_or_path_or_dict: str | PathLike | Weights, **kwargs: Any
     ) -> Weights | tuple[Weights, dict | None]:
-        """The weights of an adapter from a file, a folder, a Hub repository or a dictionary."""
+        """Return the weights of an adapter from a file, a folder, a Hub repository or a dictionary."""
         refuse_pickles(pretrained_model_name_or_path_or_dict, kwargs.get("weight_name"))
         wants_metadata = kwargs.pop("return_lora_metadata", False)
         where = {
@@ -46,15 +46,15 @@ class TransformerLoraMixin(LoraBaseMixin):
         adapter_name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Adds an adapter to the transformer; several may be loaded under names of their own and mixed."""
+        """Add an adapter to the transformer; several can be loaded under different names and mixed."""
         _check_peft()
         given = pretrained_model_name_or_path_or_dict
         options = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage", "hotswap") if name in kwargs}
         source: Any = dict(given) if isinstance(given, dict) else given
         fetched: Any = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
         state_dict, metadata = fetched
-        if strangers := [name for name in state_dict if "lora" not in name]:
-            raise CardioDiTError(f"These are no LoRA weights: {strangers[0]!r} and {len(strangers) - 1} others.")
+        if unexpected := [name for name in state_dict if "lora" not in name]:
+            raise CardioDiTError(f"These are not LoRA weights: {unexpected[0]!r} and {len(unexpected) - 1} others.")
         self.load_lora_into_transformer(
             state_dict, self.transformer, adapter_name=adapter_name, metadata=metadata, _pipeline=self, **options
         )
@@ -76,13 +76,13 @@ class TransformerLoraMixin(LoraBaseMixin):
         safe_serialization: bool = True,
         transformer_lora_adapter_metadata: dict | None = None,
     ) -> None:
-        """Writes an adapter as `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads.
+        """Write an adapter as `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads.
 
-        Hand over `transformer.peft_config[name].to_dict()` as metadata: without it, alpha is taken for the rank on
-        loading, and an adapter that was trained with another one acts more or less strongly.
+        Pass `transformer.peft_config[name].to_dict()` as metadata: without it, loading assumes that alpha equals the
+        rank, and an adapter that was trained with another alpha acts too strongly or too weakly.
         """
         if not transformer_lora_layers:
-            raise CardioDiTError("save_lora_weights needs transformer_lora_layers, the adapter's weights.")
+            raise CardioDiTError("save_lora_weights requires transformer_lora_layers, the adapter's weights.")
         if not safe_serialization:
             raise CardioDiTError("Adapters are written as safetensors only; leave safe_serialization at True.")
         cls._save_lora_weights(
@@ -96,7 +96,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         )
 
     def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
-        """Adds the adapters to the weights themselves, so that sampling costs nothing extra."""
+        """Merge the adapters into the weights, so that sampling has no extra cost."""
         super().fuse_lora(components=components or [self.transformer_name], **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
@@ -105,4 +105,4 @@ class TransformerLoraMixin(LoraBaseMixin):
 
 def _check_peft() -> None:
     if not USE_PEFT_BACKEND:
-        raise CardioDiTError("LoRA adapters need peft: pip install 'cardiodit[lora]'.")
+        raise CardioDiTError("LoRA adapters require peft: pip install 'cardiodit[lora]'.")

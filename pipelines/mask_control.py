@@ -1,4 +1,4 @@
-"""Masks that steer a pipeline through a TGCA adapter: when, how much, and which."""
+"""Steering of a pipeline by masks through a TGCA adapter."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import AXES
 from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel
+from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.conditions import as_model_sees
 from cardiodit.models.fingerprint import fits, is_readable
 from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
 from cardiodit.pipelines.inputs import check_axes, warn_of_size
-from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
 from cardiodit.pipelines.output import VolumePipelineOutput
 
 logger = logging.get_logger(__name__)
@@ -28,14 +30,16 @@ Masks = np.ndarray | Mapping[str, np.ndarray]
 
 @dataclass
 class MaskControl:
-    """What steers a call.
+    """The steering of one call.
 
     Args:
-        adapter, transformer: that it steers.
-        tokens, empty: of the masks and of masks in which nothing is.
-        conditioning_scale: how much of the adapter.
-        steps: the first and the one after the last that are steered.
-        guidance_scale: classifier-free guidance towards the masks; 1 is none.
+        adapter: the TGCA adapter.
+        transformer: the transformer that it steers.
+        tokens: embedded masks of the samples.
+        empty: an embedded mask without any label.
+        conditioning_scale: strength of the adapter.
+        steps: first steered step, and the first step after the steered ones.
+        guidance_scale: classifier-free guidance towards the masks; 1 means none.
     """
 
     adapter: TGCAAdapterModel
@@ -46,17 +50,34 @@ class MaskControl:
     steps: tuple[int, int]
     guidance_scale: float
 
-    def at(self, latents: torch.Tensor, timestep: torch.Tensor, step: int, of_nothing: bool = False) -> Controls | None:
-        if not self.steps[0] <= step < self.steps[1]:
-            return None
-        tokens = self.empty.expand_as(self.tokens) if of_nothing else self.tokens
-        return self.adapter(tokens, self.transformer.embed_time(latents, timestep), self.conditioning_scale)
+    def arguments(
+        self, latents: torch.Tensor, timestep: torch.Tensor, step: int, empty: bool = False
+    ) -> dict[str, Any]:
+        controls: Controls | None = None
+        if self.steps[0] <= step < self.steps[1]:
+            tokens = self.empty.expand_as(self.tokens) if empty else self.tokens
+            controls = self.adapter(tokens, self.transformer.embed_time(latents, timestep), self.conditioning_scale)
+        return {"block_controls": controls}
 
 
 class MaskControlMixin(LatentVolumePipeline):
-    """The call of pipelines that have an `adapter`."""
+    """A pipeline with an `adapter` that steers its transformer by masks.
 
-    adapter: TGCAAdapterModel
+    Args:
+        vae: autoencoder, as in the pipeline without masks.
+        transformer: denoiser, as in the pipeline without masks.
+        scheduler: scheduler, as in the pipeline without masks.
+        adapter: adapter that was trained for this transformer.
+    """
+
+    model_cpu_offload_seq = "adapter->transformer->vae"
+
+    def __init__(
+        self, vae: VQModel, transformer: DiTTransformerModel, scheduler: SchedulerMixin, adapter: TGCAAdapterModel
+    ) -> None:
+        DiffusionPipeline.__init__(self)
+        self._register(vae=vae, transformer=transformer, scheduler=scheduler, adapter=adapter)
+        self._check_adapter()
 
     def _check_adapter(self) -> None:
         adapter, base = self.adapter.config, self.transformer
@@ -68,15 +89,15 @@ class MaskControlMixin(LatentVolumePipeline):
                 f"and {adapter.num_axes} axes; this one has {wanted[0]}, {wanted[1]} and {wanted[2]}."
             )
         if not is_readable(adapter.fingerprint):
-            why = "does not say" if adapter.fingerprint is None else "says in the way of another version of cardiodit"
+            why = "does not record" if adapter.fingerprint is None else "records in another version's format"
             logger.warning(
-                f"The adapter {why} which transformer it was trained on, so whether it belongs to this one could not "
-                "be checked."
+                f"The adapter {why} which transformer it was trained on, so it could not be checked whether they "
+                "belong together."
             )
         elif not fits(adapter.fingerprint, base):
             raise CardioDiTError(
-                "The adapter was trained on another transformer than this one (their weights differ by more than "
-                "rounding). Open it with the transformer it was trained on, or train it for this one."
+                "The adapter was trained on another transformer (their weights differ by more than rounding). Open it "
+                "with the transformer that it was trained on, or train it for this one."
             )
 
     def __call__(  # type: ignore[override]  # masks come first, as in diffusers' ControlNet pipelines
@@ -88,27 +109,27 @@ class MaskControlMixin(LatentVolumePipeline):
         condition_guidance_scale: float = 1.0,
         **settings: Any,
     ) -> VolumePipelineOutput:
-        """Generates volumes in which the structures lie where masks have them.
+        """Generate volumes whose structures lie where the masks specify.
 
         Args:
-            masks: for all samples, or one for each: label maps `(H, W, D, T)` or `(H, W, D)` of the generated size, or
-                several by their names (`pipe.adapter.conditions.keys`). One without any label asks for nothing, as
-                masks that training left out.
-            conditioning_scale: how much of the adapter; 0 is the base alone.
-            control_guidance_start, control_guidance_end: share of the steps at which steering begins and ends.
-            condition_guidance_scale: classifier-free guidance towards the masks; 1 is none.
-            settings: everything that the pipeline without masks takes.
+            masks: label map `(H, W, D, T)` or `(H, W, D)` of the generated size, for all samples or one per sample; if
+                the adapter takes several masks, a dictionary by name (`pipe.adapter.conditions.keys`). A mask without
+                any label steers nothing, like masks that were dropped in training.
+            conditioning_scale: strength of the adapter; 0 is the base model alone.
+            control_guidance_start, control_guidance_end: fractions of the steps at which steering starts and ends.
+            condition_guidance_scale: classifier-free guidance towards the masks; 1 means none.
+            settings: arguments of the pipeline without masks.
         """
         guidance = (control_guidance_start, control_guidance_end)
         _check_strengths(conditioning_scale, condition_guidance_scale, guidance)
         each = self._named_masks(masks, settings)
         condition = self._condition(each, settings)
-        steps = self._whole_steps(settings.get("num_inference_steps"))
+        steps = self._check_steps(settings.get("num_inference_steps"))
         first, end = (round(share * steps) for share in guidance)
         with torch.no_grad():
             self._control = self._make_control(condition, conditioning_scale, (first, end), condition_guidance_scale)
         del condition  # as large as several volumes
-        self._described = {
+        self._control_record = {
             "conditioning_scale": float(conditioning_scale),
             "control_guidance_start": float(control_guidance_start),
             "control_guidance_end": float(control_guidance_end),
@@ -117,7 +138,7 @@ class MaskControlMixin(LatentVolumePipeline):
         try:
             output = super().__call__(**settings)
         finally:
-            del self._control, self._described  # back to the class's: nothing steers
+            del self._control, self._control_record  # back to the class's values: no steering
         if isinstance(output, VolumePipelineOutput):
             identities = [self.adapter.conditions.identity(named) for named in each]
             for number, record in enumerate(output.records):
@@ -125,21 +146,21 @@ class MaskControlMixin(LatentVolumePipeline):
         return output
 
     def latent_size_of(self, shape: Sequence[int]) -> list[int]:
-        """Of the volume that masks `(H, W, D[, T])` steer; an error where this model cannot make one of their size."""
+        """Return the latent size for masks `(H, W, D[, T])`, or raise an error if the model cannot generate it."""
         check_axes(shape, self._trained_size)
         return self.latent_size(**dict(zip(AXES, shape, strict=False)))
 
     @property
     def _trained_size(self) -> dict[str, int]:
-        """The transformer's, in voxels along the axes that masks have, in their order."""
+        """The trained size in voxels, in the order of a mask's axes."""
         transformer = self.transformer
-        sizes = zip(transformer.axis_names, transformer.config.sample_size, self.voxels_a_latent, strict=True)
+        sizes = zip(transformer.axis_names, transformer.config.sample_size, self.voxels_per_latent, strict=True)
         voxels = {name: size * factor for name, size, factor in sizes}
         return {name: voxels[name] for name in AXES if name in voxels}
 
     @property
     def _prepared_size(self) -> tuple[int | None, ...]:
-        """Of masks that went the way of the training volumes; an adapter may learn at another size than its base."""
+        """Size of masks after the training volumes' preprocessing; an adapter may be trained at another size."""
         steps = self.vae.config.preprocessing
         if steps is None:
             return ()
@@ -147,7 +168,7 @@ class MaskControlMixin(LatentVolumePipeline):
         return (*prepared.size, prepared.frames)[: len(self.transformer.axis_names)]
 
     def _named_masks(self, masks: Masks | Sequence[Masks], settings: dict[str, Any]) -> list[dict[str, np.ndarray]]:
-        """Masks of each sample by their names, or one for all samples."""
+        """Return the masks of each sample, or of all samples, by name."""
         each = list(masks) if isinstance(masks, Sequence) else [masks]
         if isinstance(masks, Sequence) and settings.setdefault("num_samples", len(each)) != len(each):
             raise CardioDiTError(f"{len(each)} masks were given for {settings['num_samples']} samples.")
@@ -158,22 +179,22 @@ class MaskControlMixin(LatentVolumePipeline):
         return [{key: np.asarray(mask) for key, mask in one.items()} for one in named]
 
     def _condition(self, each: Sequence[Mapping[str, np.ndarray]], settings: dict[str, Any]) -> torch.Tensor:
-        """Masks of samples as channels `(B, K, *axes)`; the volumes get their size."""
+        """Stack the samples' masks as channels `(B, K, *axes)`; the volumes get the size of the masks."""
         channels = [self.adapter.conditions.channels_of(named) for named in each]
         shapes = sorted({found.shape[1:] for found in channels})
         if len(shapes) != 1:
             raise CardioDiTError(
-                "Masks of samples that are made together must have one size, these have "
-                f"{' and '.join(map(str, shapes)) or 'none'}. Call the pipeline for each size."
+                "Masks of samples in one call must have the same size; these have "
+                f"{' and '.join(map(str, shapes)) or 'none'}. Call the pipeline once per size."
             )
         self._size_from(shapes[0], settings)
         return torch.stack([as_model_sees(found) for found in channels])
 
     def _size_from(self, shape: Sequence[int], settings: dict[str, Any]) -> None:
-        """Volumes have the masks' size; another one that is asked for is an error."""
+        """Set the volumes' size to that of the masks; a different requested size is an error."""
         for name, size in zip(AXES, shape, strict=False):
             if settings.get(name) not in (None, size):
-                raise CardioDiTError(f"{name}={settings[name]} was asked for, but the masks have {size} along it.")
+                raise CardioDiTError(f"{name}={settings[name]} was given, but the masks have {size} along that axis.")
         self.latent_size_of(shape)
         if tuple(shape) != self._prepared_size:
             warn_of_size(shape, self._trained_size)
@@ -182,7 +203,7 @@ class MaskControlMixin(LatentVolumePipeline):
     def _make_control(
         self, condition: torch.Tensor, scale: float, steps: tuple[int, int], guidance_scale: float
     ) -> MaskControl:
-        size = [n // f for n, f in zip(condition.shape[2:], self.voxels_a_latent, strict=True)]
+        size = [n // f for n, f in zip(condition.shape[2:], self.voxels_per_latent, strict=True)]
         grid = self.transformer.grid_of(size)
         condition = condition.to(self._execution_device, self.adapter.dtype)
         tokens = self.adapter.embed(condition, self.transformer, grid)
@@ -191,7 +212,6 @@ class MaskControlMixin(LatentVolumePipeline):
 
 
 def _check_strengths(scale: Any, guidance_scale: Any, guidance: Sequence[Any]) -> None:
-    """How much, and in which share of the steps, masks steer."""
     names = ("conditioning_scale", "condition_guidance_scale", "control_guidance_start", "control_guidance_end")
     for name, value in zip(names, (scale, guidance_scale, *guidance), strict=True):
         if not isinstance(value, Real) or not math.isfinite(value):
@@ -199,6 +219,6 @@ def _check_strengths(scale: Any, guidance_scale: Any, guidance: Sequence[Any]) -
     start, end = guidance
     if not 0 <= start <= end <= 1:
         raise CardioDiTError(
-            f"Steering from {start} to {end} of the steps: expected two shares from 0 to 1, the first not above the "
-            "second."
+            f"Steering from {start} to {end} of the steps: expected two fractions from 0 to 1, the first not above "
+            "the second."
         )

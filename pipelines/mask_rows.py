@@ -1,4 +1,4 @@
-"""Masks to generate volumes for, from a table: one row a volume, read and checked before anything is generated."""
+"""Read and check a table of masks, one row per volume, before anything is generated."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +16,18 @@ from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
 from cardiodit.pipelines.mask_control import MaskControlMixin
 
-REFERENCE = "image"  # of the same grid as the masks; gives the geometry where the masks' headers do not know it
+REFERENCE = "image"  # image on the masks' grid; gives the geometry if the masks' headers lack it
 
 
 class MaskRows:
-    """Rows of a CSV with a column for each mask that an adapter takes, pointing at NIfTI files.
+    """Rows of a CSV with paths of NIfTI label maps, in one column for each mask that an adapter takes.
 
-    Masks go the way that training volumes went, with a row's `ed_frame`, `slices` and `mask_order` as in manifests.
+    Masks are preprocessed like the training volumes; `ed_frame`, `slices` and `mask_order` are read as in manifests.
 
     Args:
-        table: relative paths are relative to it. A column `image` may name a reference, whose geometry is taken.
-        pipe: the model that they are for.
+        table: path of the CSV, to which relative paths refer. A column `image` can name an image whose geometry is
+            used.
+        pipe: the pipeline that the masks steer.
     """
 
     def __init__(self, table: Path, pipe: MaskControlMixin) -> None:
@@ -44,7 +45,7 @@ class MaskRows:
             problems.add(str(error).rstrip("."))
         for number, _ in enumerate(rows, start=1):
             try:
-                self._look_at(number - 1, pipe)
+                self._check_row(number - 1, pipe)
             except (CardioDiTError, OSError) as error:
                 problems.add(f"row {number}: {str(error).rstrip('.')}")
         problems.raise_if_any()
@@ -53,25 +54,25 @@ class MaskRows:
         return len(self.cases)
 
     def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], Geometry]:
-        """The masks of a row as the model's volumes lie, and where that is in the scanner."""
+        """Return the masks of a row on the model's grid, and the geometry of that grid in the scanner."""
         case = self.cases[index]
         volumes = self._read(case)
         first = volumes[self.conditions.keys[0]]
         if self.steps is None:
             return {key: volume.voxels for key, volume in volumes.items()}, first.geometry
-        # The way depends on the grid alone; any intensities do.
+        # Preprocessing of masks depends on the grid alone; any intensity mapping will do.
         steps = replace(self.steps, intensity=Intensity(0, 1))
         order = order_of_case(case, first, steps)
         prepared = steps(replace(first, voxels=first.voxels.astype(np.float32)), order)
         return {key: prepared.follow(volume) for key, volume in volumes.items()}, prepared.volume.geometry
 
-    def _look_at(self, index: int, pipe: MaskControlMixin) -> None:
-        """Keeps what a row's masks are known by; an error where the model cannot make a volume of them."""
+    def _check_row(self, index: int, pipe: MaskControlMixin) -> None:
+        """Record a row's mask identities and shape, or raise an error if the model cannot generate its volume."""
         masks, _ = self[index]
         channels = self.conditions.channels_of(masks)
         shape = masks[self.conditions.keys[0]].shape
         pipe.latent_size_of(shape)
-        if not channels.any():  # in Python it asks for nothing; whoever names a file asks for something
+        if not channels.any():  # allowed in Python, where an empty mask means no steering; in a table it is a mistake
             keys = self.conditions.keys
             subject = f"the mask {keys[0]} has" if len(keys) == 1 else f"the masks {', '.join(keys)} have"
             raise CardioDiTError(f"{subject} no label in any frame" if len(shape) == 4 else f"{subject} no label")
@@ -79,7 +80,7 @@ class MaskRows:
         self.identities.append(self.conditions.identity(masks))
 
     def _read(self, case: Case) -> dict[str, Volume]:
-        """A row's masks on one grid, with the best that is known of where it lies and how long a frame lasts."""
+        """Read a row's masks, with the best available geometry and frame time."""
         keys = self.conditions.keys
         if missing := [key for key in keys if not case.row.get(key)]:
             raise CardioDiTError(f"the mask {', '.join(missing)} is missing")
@@ -98,7 +99,7 @@ def _case(row: dict[str, str], key: str, folder: Path) -> Case:
 
 
 def _check_grids(volumes: dict[str, Volume], reference: Volume | None) -> None:
-    """All masks lie on the reference's grid or, without one, on that of the first of them."""
+    """Check that all masks lie on the grid of the reference or, without one, of the first mask."""
     first = next(iter(volumes))
     grid, name = (volumes[first], f"the mask {first}") if reference is None else (reference, "the reference image")
     wrong = []
@@ -113,11 +114,11 @@ def _check_grids(volumes: dict[str, Volume], reference: Volume | None) -> None:
 
 
 def _frame_time(case: Case, mask: Path) -> float | None:
-    """As the table says it, else the mask's header where that makes sense."""
-    told = case.number("frame_time")
-    if told is not None:
-        return told
+    """Return the frame time of the table or, if missing, that of the mask's header if it is plausible."""
+    given = case.number("frame_time")
+    if given is not None:
+        return given
     try:
         return read_nifti(mask).geometry.frame_time
     except CardioDiTError:
-        return None  # the mask itself was read: its time alone is wrong, and the model knows one
+        return None  # only the mask's frame time is invalid, and the model has one

@@ -1,4 +1,4 @@
-"""PRDiT: from noise to a 3D volume, voxel by voxel."""
+"""PRDiT: generate 3D volumes from noise, voxel by voxel."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ class PRDiTPipeline(VolumePipeline):
     """Generates 3D volumes, such as CT, without an autoencoder.
 
     Args:
-        transformer: denoises volumes `(B, 1, H, W, D)`; its config holds the geometry.
-        scheduler: the process between noise and image.
+        transformer: denoiser of volumes `(B, 1, H, W, D)`; its config holds the geometry.
+        scheduler: scheduler of the process between noise and image.
     """
 
     default_steps = 100
@@ -28,6 +28,6 @@ class PRDiTPipeline(VolumePipeline):
             given, learned = self.scheduler.config[key], self.transformer.config[key]
             if given != learned:
                 raise CardioDiTError(
-                    f"The scheduler's {key} is {given}, but the transformer learned to undo a process with {learned}: "
-                    "they do not belong together."
+                    f"The scheduler's {key} is {given}, but the transformer was trained with {learned}: they do not "
+                    "belong together."
                 )

@@ -1,21 +1,19 @@
-"""VolDiT: from noise to a 3D volume."""
+"""VolDiT: generate 3D volumes from noise, with or without masks."""
 
-from collections.abc import Sequence
-
-import torch
 from diffusers import SchedulerMixin
 
 from cardiodit.models.autoencoder_vq import VQModel3D
 from cardiodit.models.transformer_dit import DiT3DTransformerModel
-from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
+from cardiodit.pipelines.mask_control import MaskControlMixin
 
 
 class VolDiTPipeline(LatentVolumePipeline):
     """Generates 3D volumes, such as CT.
 
     Args:
-        vae: autoencoder between volumes and latents; its config holds the scaling factor and the geometry.
-        transformer: denoises latents `(B, C, H, W, D)`.
+        vae: autoencoder of volumes; its config holds the scaling factor and the geometry.
+        transformer: denoiser of latents `(B, C, H, W, D)`.
         scheduler: any diffusers scheduler with the prediction type that the transformer was trained for.
     """
 
@@ -23,8 +21,6 @@ class VolDiTPipeline(LatentVolumePipeline):
         super().__init__()
         self._register(vae=vae, transformer=transformer, scheduler=scheduler)
 
-    def pieces_of(self, size: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-        return 1, tuple(size)
 
-    def _decode_batches(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
-        return torch.cat([self.vae.decode(part).sample.float() for part in latents.split(batch_size)])
+class VolDiTControlPipeline(MaskControlMixin, VolDiTPipeline):
+    """Generates 3D volumes whose structures lie where the masks specify."""

@@ -1,4 +1,4 @@
-"""Many samples into one folder: in batches, over processes, and on from where an interrupted call stopped."""
+"""Sample into a folder in batches, over several processes, resuming where an interrupted call stopped."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,9 @@ from cardiodit._util.sample_records import read_sample_list
 from cardiodit.errors import Problems
 from cardiodit.imaging.volume import AXES
 from cardiodit.pipelines.mask_rows import MaskRows
-from cardiodit.pipelines.output import VolumePipelineOutput, check_folder, sample_path
-from cardiodit.pipelines.provenance import describe_model
+from cardiodit.pipelines.output import VolumePipelineOutput, check_folder, describe_model, sample_path
 
-# What makes another volume of the same seed and index; the rest (device, seconds, batch) does not, or hardly.
+# Settings that change the volume of a given seed and index; others (device, seconds, batch) do not.
 DECISIVE = (
     *("revision", "solver", "dtype", "num_inference_steps", "guidance_scale", "eta", "class_label", "latent_size"),
     *("masks", "conditioning_scale", "condition_guidance_scale"),
@@ -21,15 +20,15 @@ DECISIVE = (
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be sampled.
+class SamplingJob:
+    """Samples to generate.
 
     Args:
-        seed: sample i of a seed is always the same.
-        first, count: numbers of the samples.
-        labels: classes that the samples get in turn, by their numbers; empty for none.
-        settings: further arguments of the pipeline's call, the same for all.
-        masks: that steer the samples, by their numbers; None without.
+        seed: random seed; sample i of a seed is always the same.
+        first, count: number of the first sample, and how many samples.
+        labels: class labels that are cycled over the samples; empty for none.
+        settings: further arguments of the pipeline's call, the same for all samples.
+        masks: masks that steer the samples, by sample number; None without steering.
     """
 
     seed: int
@@ -44,43 +43,43 @@ class Order:
 
 
 def sample_many(
-    pipe: Any, folder: Path, order: Order, batch_size: int = 1, process: int = 0, processes: int = 1
+    pipe: Any, folder: Path, job: SamplingJob, batch_size: int = 1, process: int = 0, processes: int = 1
 ) -> Iterator[Path]:
-    """Makes the samples that the folder does not hold yet, and yields each file when it is written.
+    """Generate the samples that a folder lacks, and yield each file once it is written.
 
     Args:
         pipe: the pipeline.
-        folder: new, empty, or one of samples; a sample that is there must have been made in the same way.
-        order: what is to be sampled.
-        batch_size: volumes at once; the result is the same.
-        process, processes: this one makes its share of what is missing.
+        folder: new or empty folder, or one of samples; samples in it must have been made with the same settings.
+        job: the samples to generate.
+        batch_size: volumes per batch; does not change the samples.
+        process, processes: index of this process and number of processes, each of which makes its share.
     """
-    # By number, not by place among the missing: other processes may be writing already.
-    missing = [index for index in missing_samples(pipe, folder, order) if index % processes == process]
+    # Shares are by sample number, not by place among the missing: other processes may already be writing.
+    missing = [index for index in missing_samples(pipe, folder, job) if index % processes == process]
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
-        for run in consecutive(batch) if order.masks is None else [[index] for index in batch]:
-            output = _make(pipe, order, run)
+        for run in consecutive(batch) if job.masks is None else [[index] for index in batch]:
+            output = _generate(pipe, job, run)
             for index in run:
-                sample_path(folder, order.seed, index).unlink(missing_ok=True)  # written, but not recorded
+                sample_path(folder, job.seed, index).unlink(missing_ok=True)  # written, but not recorded
             yield from output.save(folder)
 
 
-def _make(pipe: Any, order: Order, run: Sequence[int]) -> VolumePipelineOutput:
-    """Samples that follow each other; steered ones come alone, since each has a place of its own in the scanner."""
-    labels = [order.label(index) for index in run] if order.labels else None
-    common = {"num_samples": len(run), "seed": order.seed, "first_sample": run[0], "class_labels": labels}
-    if order.masks is None:
-        return pipe(**common, **(order.settings or {}))
-    masks, geometry = order.masks[run[0]]
-    output = pipe(masks, **common, **(order.settings or {}))
+def _generate(pipe: Any, job: SamplingJob, run: Sequence[int]) -> VolumePipelineOutput:
+    """Generate consecutive samples; steered ones one by one, since each has its own position in the scanner."""
+    labels = [job.label(index) for index in run] if job.labels else None
+    common = {"num_samples": len(run), "seed": job.seed, "first_sample": run[0], "class_labels": labels}
+    if job.masks is None:
+        return pipe(**common, **(job.settings or {}))
+    masks, geometry = job.masks[run[0]]
+    output = pipe(masks, **common, **(job.settings or {}))
     frame_time = geometry.frame_time or output.geometry.frame_time
     output.geometry = geometry.with_frame_time(frame_time)
     return output
 
 
 def consecutive(numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of numbers that follow each other, as the pipeline's `first_sample` counts them."""
+    """Split numbers into runs of consecutive ones, as the pipeline's `first_sample` counts them."""
     run: list[int] = []
     for number in numbers:
         if run and number != run[-1] + 1:
@@ -91,19 +90,19 @@ def consecutive(numbers: Sequence[int]) -> Iterator[list[int]]:
         yield run
 
 
-def missing_samples(pipe: Any, folder: Path, order: Order) -> list[int]:
-    """Numbers of the samples that are not there and recorded; others must be what would be made now."""
+def missing_samples(pipe: Any, folder: Path, job: SamplingJob) -> list[int]:
+    """Return the numbers of the samples that are missing; existing ones must have been made with the same settings."""
     check_folder(folder, [])
-    held = read_sample_list(folder)
+    records = read_sample_list(folder)
     missing = []
-    problems = Problems(f"{folder} holds samples that were made otherwise")
-    for index in range(order.first, order.first + order.count):
-        path = sample_path(folder, order.seed, index)
-        record = held.get(path.name)
+    problems = Problems(f"{folder} contains samples that were made with other settings")
+    for index in range(job.first, job.first + job.count):
+        path = sample_path(folder, job.seed, index)
+        record = records.get(path.name)
         if record is None or not path.is_file():
             missing.append(index)
             continue
-        now = _expected(pipe, order, index)
+        now = _expected(pipe, job, index)
         differing = [
             f"{key} was {record[key]}, now {now[key]}" for key in now if key in record and record[key] != now[key]
         ]
@@ -113,14 +112,13 @@ def missing_samples(pipe: Any, folder: Path, order: Order) -> list[int]:
     return missing
 
 
-def _expected(pipe: Any, order: Order, index: int) -> dict[str, Any]:
-    """What the record of a sample would say now, as far as that is known beforehand."""
-    label, names, settings = order.label(index), pipe.transformer.config.get("class_names"), order.settings or {}
-    if order.masks is None:
-        asked = {axis: settings.get(axis) for axis in AXES}
-        made = {"latent_size": pipe.latent_size(**asked)}
+def _expected(pipe: Any, job: SamplingJob, index: int) -> dict[str, Any]:
+    """Return what the record of a sample would say now, as far as that is known before sampling."""
+    label, names, settings = job.label(index), pipe.denoiser.config.get("class_names"), job.settings or {}
+    if job.masks is None:
+        made = {"latent_size": pipe.latent_size(**{axis: settings.get(axis) for axis in AXES})}
     else:
-        made = {"latent_size": pipe.latent_size_of(order.masks.shapes[index]), "masks": order.masks.identities[index]}
+        made = {"latent_size": pipe.latent_size_of(job.masks.shapes[index]), "masks": job.masks.identities[index]}
     known = {
         **describe_model(pipe),
         **settings,

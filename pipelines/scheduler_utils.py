@@ -1,4 +1,4 @@
-"""What every pipeline asks of a diffusers scheduler: checks before sampling, and a right step while sampling."""
+"""Checks and corrections of diffusers' schedulers that every pipeline needs."""
 
 import inspect
 from typing import Any
@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
-    """The scheduler must undo what the model was trained to predict."""
+    """Check that the scheduler expects what the model was trained to predict."""
     name = type(scheduler).__name__
     found = scheduler.config.get("prediction_type")
     if found is None:
@@ -35,10 +35,10 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
-    """`scheduler.set_timesteps` without its rounding slip.
+    """Call `scheduler.set_timesteps` and correct its rounding error.
 
-    For some numbers of steps (7, 14, 28, … of 300) trailing spacing in diffusers counts one step too many, to a
-    timestep -1 that no model knows.
+    For some numbers of steps (7, 14, 28, … of 300), diffusers' trailing spacing adds one step too many, at a timestep
+    of -1 that no model was trained for.
     """
     scheduler.set_timesteps(steps, device=device)
     if scheduler.timesteps[-1] >= 0:
@@ -50,7 +50,7 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
 
 
 class SchedulerStep:
-    """One call's way from timestep to timestep, with the solver's extra arguments sorted out once."""
+    """The scheduler's step, with the extra arguments that its class accepts."""
 
     def __init__(
         self,
@@ -66,18 +66,18 @@ class SchedulerStep:
         accepted = inspect.signature(scheduler.step).parameters
         if eta and "eta" not in accepted:
             raise CardioDiTError(
-                f"eta={eta} was given, but {type(scheduler).__name__} has no eta; it belongs to DDIM. Leave it out, "
-                'or use pipe.scheduler = change_solver(pipe.scheduler, "ddim").'
+                f"eta={eta} was given, but {type(scheduler).__name__} has no eta; only DDIM has. Leave it out, or use "
+                'pipe.scheduler = change_solver(pipe.scheduler, "ddim").'
             )
         offered: dict[str, Any] = {"eta": eta, "generator": generators}
         self.arguments = {key: value for key, value in offered.items() if key in accepted}
         total = scheduler.config.num_train_timesteps
         self.is_uneven_ddim = isinstance(scheduler, DDIMScheduler) and total % len(scheduler.timesteps) != 0
 
-    def step(
+    def __call__(
         self, model_output: torch.Tensor, index: int, timestep: torch.Tensor, sample: torch.Tensor
     ) -> torch.Tensor:
-        """From `timesteps[index]` to the next one."""
+        """Step from `timesteps[index]` to the next timestep."""
         if not self.is_uneven_ddim:
             return self.scheduler.step(model_output, timestep, sample, **self.arguments, return_dict=False)[0]
         following = self.scheduler.timesteps[index + 1 :]

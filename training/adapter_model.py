@@ -107,13 +107,13 @@ def conditions_of(settings: TGCASettings) -> Conditions:
 def new_adapter(
     settings: TGCASettings,
     base: DiTTransformerModel,
-    voxels_a_latent: Sequence[int],
+    voxels_per_latent: Sequence[int],
     fingerprint: str | None = None,
 ) -> TGCAAdapterModel:
     """As the config says, for this base, whose fingerprint it keeps."""
     said, conditions = settings.adapter, conditions_of(settings)
     labels = conditions.labels
-    voxels_a_token = [patch * voxels for patch, voxels in zip(base.patch_size, voxels_a_latent, strict=True)]
+    voxels_a_token = [patch * voxels for patch, voxels in zip(base.patch_size, voxels_per_latent, strict=True)]
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
     return TGCAAdapterModel(
         hidden_size=base.config.num_attention_heads * base.config.attention_head_dim,

@@ -12,8 +12,7 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import write_gif, write_slices
 from cardiodit.models.transformer_dit import DiTTransformerModel
-from cardiodit.pipelines.base_pipeline import VolumePipeline
-from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.base_pipeline import LatentVolumePipeline, VolumePipeline
 from cardiodit.pipelines.load import make_pipeline
 from cardiodit.schedulers import make_scheduler
 from cardiodit.training.build_transformer import ADAPTER

@@ -25,7 +25,7 @@ from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.models.transformer_dit import DiTTransformerModel
-from cardiodit.pipelines.latent_volumes import LatentVolumePipeline
+from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
 from cardiodit.pipelines.load import make_pipeline, open_pipeline
 from cardiodit.training.adapter_data import CohortMasks, Conditioned
 from cardiodit.training.adapter_model import Steered, conditions_of, new_adapter, with_fingerprints
@@ -77,13 +77,13 @@ def train(request: Request[TGCASettings], run: Run) -> None:
     cohorts = read_cohorts(request, pipe)
     patients = [patients_of(cohort, settings, base) for cohort in cohorts]
     steps = steps_of(cohorts, pipe.vae)
-    masks = read_masks(cohorts, settings, pipe.voxels_a_latent)
+    masks = read_masks(cohorts, settings, pipe.voxels_per_latent)
     fingerprint = fingerprint_of(base)
     told = {"base_fingerprint": fingerprint, **({"preprocessing": steps.to_dict()} if steps else {})}
     run.open(len(cohorts[0]), {**identities_of(cohorts, masks), **told})
     upload = Upload.begin(run, options)
     freed = settings.adapter.finetune_last_n_blocks
-    model = Steered(base, new_adapter(settings, base, pipe.voxels_a_latent, fingerprint), freed)
+    model = Steered(base, new_adapter(settings, base, pipe.voxels_per_latent, fingerprint), freed)
     if training.gradient_checkpointing:
         base.enable_gradient_checkpointing()
     if training.compile:
@@ -191,11 +191,11 @@ def steps_of(cohorts: Sequence[LatentCohort], vae: VQModel) -> Preprocessing | N
 
 
 def read_masks(
-    cohorts: Sequence[LatentCohort], settings: TGCASettings, voxels_a_latent: Sequence[int]
+    cohorts: Sequence[LatentCohort], settings: TGCASettings, voxels_per_latent: Sequence[int]
 ) -> tuple[CohortMasks, ...]:
     """Masks of the volumes' size beside all latents."""
     conditions = conditions_of(settings)
-    size = tuple(n * f for n, f in zip(cohorts[0].size, voxels_a_latent, strict=True))
+    size = tuple(n * f for n, f in zip(cohorts[0].size, voxels_per_latent, strict=True))
     return tuple(try_all(*(partial(CohortMasks, cohort.cases, conditions, size) for cohort in cohorts)))
 
 

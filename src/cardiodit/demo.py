@@ -8,7 +8,7 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.function import Function, left_ventricle
-from cardiodit.hub.bundled_models import PHANTOM_MODEL, PHANTOM_SEGMENTER, shipped_model
+from cardiodit.hub.bundled_models import PHANTOM_MODEL, PHANTOM_SEGMENTER, bundled_model
 from cardiodit.imaging.figures import write_beating_rows, write_sheet_with_curve
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.nifti import write_nifti
@@ -53,7 +53,7 @@ def run_demo(output_dir: Path, num_samples: int = 4, seed: int = 0) -> None:
 
 
 def find_parts(labels: Sequence[str], cines: np.ndarray, geometry: Geometry) -> list[Heart]:
-    segmenter = HeartSegmenter.from_pretrained(shipped_model(PHANTOM_SEGMENTER))
+    segmenter = HeartSegmenter.from_pretrained(bundled_model(PHANTOM_SEGMENTER))
     hearts = []
     for label, cine in zip(labels, cines, strict=True):
         parts = segmenter.segment(cine)

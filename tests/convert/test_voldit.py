@@ -17,8 +17,7 @@ from cardiodit.convert.voldit import convert_voldit
 from cardiodit.errors import CardioDiTError
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
 from cardiodit.models.positions import sincos_positions
-from cardiodit.pipelines.pipeline_voldit import VolDiTPipeline
-from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
+from cardiodit.pipelines.pipeline_voldit import VolDiTControlPipeline, VolDiTPipeline
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "voldit"
 FILES = {

@@ -8,15 +8,15 @@ import torch
 from safetensors import safe_open
 
 from cardiodit import CardioDiTError, CardioDiTPipeline
-from cardiodit.hub.bundled_models import PHANTOM_MODEL, SHIPPED, find_model, shipped_model
+from cardiodit.hub.bundled_models import BUNDLED, PHANTOM_MODEL, bundled_model, find_model
 from cardiodit.hub.load import open_transformer, open_vae
 
 SIZE_LIMIT = 16_000_000  # bytes
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_they_are_small_half_precision_and_tell_of_no_machine(name: str) -> None:
-    files = [path for path in shipped_model(name).rglob("*") if path.is_file()]
+    files = [path for path in bundled_model(name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= SIZE_LIMIT
     for path in files:
         if path.suffix == ".safetensors":
@@ -47,4 +47,4 @@ def test_a_folder_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
 def test_other_names_are_left_alone_and_a_lost_model_is_said() -> None:
     assert find_model("org/name") == "org/name"
     with pytest.raises(CardioDiTError, match="Install cardiodit again"):
-        shipped_model("another-model")
+        bundled_model("another-model")

@@ -40,13 +40,13 @@ def test_a_pipeline_folder_holds_both(make_pipe: Callable[..., CardioDiTPipeline
 
 
 def test_what_does_not_fit_is_named(make_vae: Callable, make_dit: Callable, tmp_path: Path) -> None:
-    with pytest.raises(CardioDiTError, match=r"holds no vae: looked for .*VQModel4D or VQModel3D in .*best/vae\.$"):
+    with pytest.raises(CardioDiTError, match=r"contains no vae: looked for .*VQModel4D or VQModel3D in .*best/vae\.$"):
         open_vae(tmp_path)
     make_vae().save_pretrained(tmp_path)
-    with pytest.raises(CardioDiTError, match=r"holds no transformer.*config.json is that of a VQModel4D\."):
+    with pytest.raises(CardioDiTError, match=r"contains no transformer.*config.json belongs to a VQModel4D\."):
         open_transformer(tmp_path)
     (tmp_path / "config.json").write_text("[")
-    with pytest.raises(CardioDiTError, match="is no config of a model"):
+    with pytest.raises(CardioDiTError, match="is not a model config"):
         open_vae(tmp_path)
     with pytest.raises(CardioDiTError, match="There is no folder .*nowhere"):
         open_vae(tmp_path / "nowhere")
@@ -65,9 +65,9 @@ def test_a_model_that_works_on_voxels_has_no_autoencoder_and_says_how_volumes_ar
     for folder in ("voxels", "latents"):
         assert open_informed(tmp_path / folder).config.preprocessing == steps
     for open_one in (open_vae, open_informed):
-        with pytest.raises(CardioDiTError, match=r"holds no vae"):
+        with pytest.raises(CardioDiTError, match=r"contains no vae"):
             open_one(tmp_path)
-    with pytest.raises(CardioDiTError, match="It holds PRDiT, which denoises voxels and needs no autoencoder"):
+    with pytest.raises(CardioDiTError, match="It contains PRDiT, which denoises voxels and needs neither autoencoder"):
         open_vae(tmp_path / "voxels")
 
 
@@ -85,7 +85,7 @@ for name in ("lab/inside", "lab/alone"):
     assert type(open_vae(name, revision="main")) is cardiodit.VQModel3D
 for open_model, name, parts in [
     (open_transformer, "lab/inside", ["lab/inside/config.json", "lab/inside/transformer/config.json"]),
-    (open_transformer, "lab/alone", ["lab/alone/config.json: that of a VQModel3D"]),
+    (open_transformer, "lab/alone", ["lab/alone/config.json: belongs to a VQModel3D"]),
     (open_vae, "lab/nothing", ["There is no folder lab/nothing", "VQModel4D or VQModel3D"]),
 ]:
     try:

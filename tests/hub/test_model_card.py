@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from cardiodit import VQModel3D
+from cardiodit import VolDiTPipeline, VQModel3D, make_scheduler
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.card.licences import LICENCES
@@ -45,7 +45,7 @@ def test_a_complete_card_tells_what_files_runs_and_owner_know(complete: Path) ->
         "16 × 16 × 2 × 8 voxels",
         "| Voxel size | 1.5 × 1.5 × 8 mm",
         "| Time between frames | 40 ms |",
-        "-1 becomes 0 and 1 900",
+        "-1 becomes 0 and 1 becomes 900",
         "`well`, `ill`",
         "Resampled to H 1.5 mm, W 1.5 mm; D as in the file.",
         "One beat resampled periodically to 8 frames.",
@@ -117,12 +117,15 @@ def test_the_metadata_is_what_the_hub_reads(complete: Path) -> None:
 
 
 def test_other_models_are_described_as_what_they_are(make_vae: Callable, make_dit_3d: Callable, model: Path) -> None:
-    for name, part in (("vae", make_vae(VQModel3D)), ("transformer", make_dit_3d())):
-        part.save_pretrained(model / name)
+    pipe = VolDiTPipeline(make_vae(VQModel3D), make_dit_3d(), make_scheduler())
+    pipe.transformer.save_pretrained(model / "transformer")
+    with pytest.raises(CardioDiTError, match="contains a DiT3DTransformerModel, but a CardioDiTPipeline needs a DiT4D"):
+        write_card(model)
+    pipe.save_pretrained(model)
     assert any("`preprocessing`" in what for what in write_card(model))
     text = (model / "README.md").read_text()
     assert "synthetic 3D volumes of 32 × 32 × 16 voxels (H × W × D)" in text and "VolDiT" in text
-    assert "unknown: files carry no scanner space" in text and "none; generation cannot be steered" in text
+    assert "unknown: files carry no voxel size" in text and "none; generation cannot be steered" in text
     assert "cardiac-mri" not in text and "end-diastole" not in text
 
 
@@ -131,10 +134,10 @@ def test_weights_that_a_run_did_not_make_must_be_explained(
 ) -> None:
     make_dit().save_pretrained(model / "transformer")
     (missing,) = write_card(model, runs, read_facts(facts))
-    assert "why the weights of stage 2, the denoiser are not those that the run dit kept" in missing
+    assert "why the weights of stage 2, the denoiser differ from the best weights of run dit" in missing
     (runs[1] / "config.yaml").write_text("training: {lora_rank: 8}\n")
     assert write_card(model, runs, read_facts(facts)) == []
-    assert "an adapter that this run trained" in (model / "README.md").read_text()
+    assert "a LoRA adapter trained by this run" in (model / "README.md").read_text()
 
 
 def test_fine_tuned_models_tell_of_what_came_before(model: Path, runs: list[Path], facts: Path) -> None:
@@ -151,7 +154,7 @@ def test_an_edited_card_is_not_replaced_unless_asked(model: Path, runs: list[Pat
     assert is_as_made(card.read_text())
     write_card(model, runs)  # nobody touched it
     card.write_text(card.read_text().replace("teaching", "teaching, of course"))
-    with pytest.raises(CardioDiTError, match="edited by somebody, and is not replaced"):
+    with pytest.raises(CardioDiTError, match="edited by hand and is not replaced"):
         write_card(model, runs, read_facts(facts))
     assert write_card(model, runs, read_facts(facts), overwrite=True) == []
 
@@ -165,10 +168,10 @@ def test_a_run_in_whose_folder_the_pipeline_lies_is_found(model: Path, runs: lis
 
 def test_damaged_records_are_said_all_at_once(model: Path, runs: list[Path], tmp_path: Path) -> None:
     (runs[0] / "run.json").write_text('{"stage": "train_vqgan", "sessions": []}')
-    with pytest.raises(CardioDiTError, match="(?s)record of the run .*vqgan is damaged.*holds no run.json"):
+    with pytest.raises(CardioDiTError, match="(?s)record of the run .*vqgan is damaged.*contains no run.json"):
         write_card(model, [*runs, tmp_path])
     (model / "model_index.json").unlink()
-    with pytest.raises(CardioDiTError, match="holds no model_index.json"):
+    with pytest.raises(CardioDiTError, match="contains no model_index.json"):
         write_card(model)
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cardiodit import DiT4DTransformerModel
-from cardiodit.hub.bundled_models import PHANTOM_MODEL, shipped_model
+from cardiodit.hub.bundled_models import PHANTOM_MODEL, bundled_model
 from cardiodit.models.fingerprint import TOLERANCE, distance, fingerprint_of, fits, is_readable
 
 
 @pytest.fixture(scope="module")
 def phantom() -> DiT4DTransformerModel:
-    return DiT4DTransformerModel.from_pretrained(shipped_model(PHANTOM_MODEL) / "transformer")
+    return DiT4DTransformerModel.from_pretrained(bundled_model(PHANTOM_MODEL) / "transformer")
 
 
 def moved(model: torch.nn.Module, share: float) -> torch.nn.Module:

@@ -8,7 +8,7 @@ import torch
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.function import ejection_fraction, volumes_ml
-from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, shipped_model
+from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, bundled_model
 from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.phantom import write_cohort
@@ -50,7 +50,7 @@ def test_dice_of_known_overlaps() -> None:
 
 
 def test_the_shipped_one_finds_the_parts_of_fresh_phantoms(tmp_path: Path) -> None:
-    model = HeartSegmenter.from_pretrained(shipped_model(PHANTOM_SEGMENTER))
+    model = HeartSegmenter.from_pretrained(bundled_model(PHANTOM_SEGMENTER))
     assert model.dtype == torch.float32  # whatever the file holds
     steps = Preprocessing.from_dict(model.config.preprocessing)
     overlaps, errors = [], []

@@ -32,6 +32,7 @@ def run_folder(make_pipe: Callable, make_dit: Callable, tmp_path: Path) -> Path:
             model.save_pretrained(run / f"checkpoint-{number}" / part)
     make_pipe().save_pretrained(run / "pipeline")
     (run / "config.yaml").write_text("diffusion: {num_train_timesteps: 100, prediction_type: v_prediction}\n")
+    (run / "run.json").write_text('{"stage": "train_dit"}')
     return run
 
 
@@ -80,6 +81,7 @@ def adapter_run(make_pipe: Callable, tmp_path: Path) -> tuple[Path, Path]:
     adapter.time_gate.bias.data.fill_(4)
     adapter.save_pretrained(run / "checkpoint-4" / "adapter_ema")
     (run / "config.yaml").write_text("loss: mse\n")
+    (run / "run.json").write_text('{"stage": "train_tgca"}')
     return run, tmp_path / "base"
 
 
@@ -95,7 +97,7 @@ def test_an_adapter_is_seen_to_learn(
     arguments = ["sample", str(run), "--checkpoints", "2", "4", "2", "--output_dir", str(output)]
     arguments += ["--num_inference_steps", "2"]
     assert main([*arguments, "--masks", str(tmp_path / "m.csv")]) == 1
-    assert "has no pipeline yet, so what its adapter steers must be named: --base MODEL" in capsys.readouterr().err
+    assert "has no pipeline yet, so the model that it steers must be given: --base MODEL" in capsys.readouterr().err
     assert main([*arguments, "--base", str(base)]) == 1
     assert "is steered by masks (mask0)" in capsys.readouterr().err
     assert main([*arguments, "--masks", str(tmp_path / "m.csv"), "--base", str(base)]) == 0
@@ -110,10 +112,10 @@ def test_a_steered_checkpoint_is_of_the_averages_and_of_what_was_freed(adapter_r
     assert early.adapter.time_gate.bias.item() == 2
     assert torch.allclose(late.transformer.proj_out.bias, early.transformer.proj_out.bias + 1)
     steps = Preprocessing(size=(32, 32, 2), frames=16)
-    (run / "run.json").write_text(json.dumps({"data": {"preprocessing": steps.to_dict()}}))
+    (run / "run.json").write_text(json.dumps({"stage": "train_tgca", "data": {"preprocessing": steps.to_dict()}}))
     prepared = open_checkpoint(run, run / "checkpoint-2", base=base)
     assert Preprocessing.from_dict(prepared.vae.config.preprocessing) == steps
-    with pytest.raises(CardioDiTError, match="--vae: .* takes its VQ model from --base"):
+    with pytest.raises(CardioDiTError, match="--vae: .* is a run of train_tgca, which does not use it"):
         open_checkpoint(run, run / "checkpoint-2", vae=base)
 
 
@@ -125,10 +127,13 @@ def test_masks_for_a_run_without_an_adapter_are_refused_in_a_sentence(
     assert main([*arguments, "--masks", str(tmp_path / "m.csv")]) == 1
     assert "which has no adapter" in capsys.readouterr().err
     assert main([*arguments, "--base", "cardiodit-phantom"]) == 1
-    assert "is no run of an adapter" in capsys.readouterr().err
-    (run_folder / "config.yaml").write_text("model: {channels: [8]}\n")
+    assert "--base: " in (message := capsys.readouterr().err) and "train_dit, which does not use it" in message
+    (run_folder / "run.json").write_text('{"stage": "train_vqgan"}')
     assert main(arguments) == 1
-    assert "is neither a run of stage 2 nor one of an adapter" in capsys.readouterr().err
+    assert "is a run of train_vqgan, whose checkpoints cannot be sampled" in capsys.readouterr().err
+    (run_folder / "run.json").unlink()
+    assert main(arguments) == 1
+    assert "contains no run.json, so it is not a training run" in capsys.readouterr().err
 
 
 def test_what_cannot_be_sampled_is_said(run_folder: Path, tmp_path: Path) -> None:
@@ -137,6 +142,6 @@ def test_what_cannot_be_sampled_is_said(run_folder: Path, tmp_path: Path) -> Non
     with pytest.raises(CardioDiTError, match="expected first, last and step"):
         checkpoints_of(run_folder, 30, 10, 5)
     (run_folder / "pipeline").rename(tmp_path / "elsewhere")
-    with pytest.raises(CardioDiTError, match="has no pipeline yet, so the VQ model must be named: --vae"):
+    with pytest.raises(CardioDiTError, match="has no pipeline yet, so the VQ model must be given: --vae"):
         open_checkpoint(run_folder, run_folder / "checkpoint-10")
     assert open_checkpoint(run_folder, run_folder / "checkpoint-10", tmp_path / "elsewhere")

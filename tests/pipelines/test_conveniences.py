@@ -70,11 +70,11 @@ def test_adapters_are_safetensors_and_nothing_else(make_pipe: Callable, adapter:
         make_pipe().load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.bin")
     with pytest.raises(CardioDiTError, match="may hold pickled code and is not opened"):
         make_pipe().transformer.load_lora_adapter(tmp_path / "pytorch_lora_weights.bin")
-    with pytest.raises(CardioDiTError, match="no LoRA weights"):
+    with pytest.raises(CardioDiTError, match="not LoRA weights"):
         pipe.load_lora_weights({"transformer.proj_out.weight": torch.zeros(1)})
     with pytest.raises(CardioDiTError, match="safetensors only"):
         CardioDiTPipeline.save_lora_weights(tmp_path, {"x": torch.zeros(1)}, safe_serialization=False)
-    with pytest.raises(CardioDiTError, match="needs transformer_lora_layers"):
+    with pytest.raises(CardioDiTError, match="requires transformer_lora_layers"):
         CardioDiTPipeline.save_lora_weights(tmp_path)
 
 

@@ -240,7 +240,7 @@ def test_volumes_that_the_model_cannot_make_are_listed_with_everything_else(
     told = capsys.readouterr().err
     assert "row 1:" not in told
     assert "row 2: A mask has the shape (16, 16, 2); (H, W, D, T) was expected" in told
-    assert "row 3: width=20 cannot be produced: along width this model makes multiples of 8" in told
+    assert "row 3: width=20 cannot be generated: along width this model generates multiples of 8" in told
     assert "row 4: The mask heart holds 9, which is no label" in told
     assert "row 5:" in told and "labels in 2 of its 4 frames" in told
 
@@ -296,7 +296,7 @@ def test_masks_and_an_adapter_come_together(model: Path, tmp_path: Path, capsys:
         pipe([np.zeros((16, 16, 2, 4))] * 2, num_samples=3)
     with pytest.raises(CardioDiTError, match=r"\(H, W, D, T\) was expected"):
         pipe(np.zeros((16, 16, 2)))
-    with pytest.raises(CardioDiTError, match=r"one size, these have \(16, 16, 2, 4\) and \(24, 16, 2, 4\)"):
+    with pytest.raises(CardioDiTError, match=r"the same size; these have \(16, 16, 2, 4\) and \(24, 16, 2, 4\)"):
         pipe([np.zeros((24, 16, 2, 4)), np.zeros((16, 16, 2, 4))])
     with pytest.raises(CardioDiTError, match="num_inference_steps=0 must be a whole number from 1 to"):
         pipe(np.zeros((16, 16, 2, 4)), num_inference_steps=0)
@@ -316,7 +316,7 @@ def test_strengths_are_finite(model: Path, name: str, value: float) -> None:
 def test_exchanged_axes_are_refused(
     model: Path, make_model: Callable[..., Path], table: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
-    said = r"the shape \(2, 16, 16, 4\), .* axes exchanged: \(16, 16, 2, 4\) along \(height, width, depth, frames\)"
+    said = r"the shape \(2, 16, 16, 4\), .* axes permuted: \(16, 16, 2, 4\) along \(height, width, depth, frames\)"
     with pytest.raises(CardioDiTError, match=said):
         opened(model)(body(size=(16, 16, 2, 4)).transpose(2, 0, 1, 3))
     assert sample(make_model(AS_STORED), table(1, size=(16, 16, 4, 2)), tmp_path / "out") == 1
@@ -407,10 +407,12 @@ def test_steering_is_what_the_adapter_adds_while_it_may(model: Path) -> None:
     condition = as_model_sees(pipe.adapter.conditions.channels_of({"heart": mask}))[None]
     pipe._guidance_scale = 1.0
     pipe._control = pipe._make_control(condition, 1.0, (0, 4), 3.0)
-    controls, empty = (pipe._control.at(latents, time.expand(1), 0, nothing) for nothing in (False, True))
+    controls, empty = (
+        pipe._control.arguments(latents, time.expand(1), 0, empty)["block_controls"] for empty in (False, True)
+    )
     steered, unsteered = (pipe.transformer(latents, time, block_controls=c).sample for c in (controls, empty))
     assert torch.allclose(pipe._predict(latents, time, None, 0), steered + 2 * (steered - unsteered), atol=1e-5)
-    assert pipe._control.at(latents, time, 4) is None
+    assert pipe._control.arguments(latents, time, 4) == {"block_controls": None}
     # Gate and scale act.
     assert torch.allclose(
         pipe.adapter(pipe._control.tokens, torch.zeros(1, 32), 2.0)[0],
@@ -480,10 +482,10 @@ def test_a_base_of_8_bits_is_the_same_one_and_an_adapter_of_nobody_knows_what_wa
     assert "could not be checked" not in caplog.text
     parts["adapter"].register_to_config(fingerprint=None)
     CardioDiTControlPipeline(transformer=other, **parts)
-    assert "does not say which transformer it was trained on" in caplog.text
+    assert "does not record which transformer it was trained on" in caplog.text
     parts["adapter"].register_to_config(fingerprint=[0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7, -0.8])  # of version 1
     CardioDiTControlPipeline(transformer=other, **parts)
-    assert "says in the way of another version of cardiodit which transformer it was trained on" in caplog.text
+    assert "records in another version's format which transformer it was trained on" in caplog.text
 
 
 def quantised(model: torch.nn.Module) -> torch.nn.Module:

@@ -76,7 +76,7 @@ def test_a_folder_is_filled_over_many_calls_and_nothing_is_replaced(make_pipe, t
         pipe(num_samples=2, seed=1, first_sample=first, num_inference_steps=1).save(tmp_path / "s")
     assert [line["index"] for line in lines(tmp_path / "s")] == [0, 1, 2, 3]
     before = (tmp_path / "s" / "seed1-00003.nii.gz").read_bytes()
-    with pytest.raises(CardioDiTError, match="seed1-00003.nii.gz exists already and is not replaced"):
+    with pytest.raises(CardioDiTError, match="seed1-00003.nii.gz already exists and is not replaced"):
         pipe(seed=1, first_sample=3, num_inference_steps=2).save(tmp_path / "s")
     assert (tmp_path / "s" / "seed1-00003.nii.gz").read_bytes() == before
     assert len(lines(tmp_path / "s")) == 4
@@ -85,7 +85,7 @@ def test_a_folder_is_filled_over_many_calls_and_nothing_is_replaced(make_pipe, t
 def test_a_folder_that_holds_something_else_is_left_alone(make_pipe, tmp_path: Path) -> None:
     out = make_pipe()(num_inference_steps=1)
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(CardioDiTError, match="holds something else"):
+    with pytest.raises(CardioDiTError, match="contains other files"):
         out.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
     with pytest.raises(CardioDiTError, match="is a file; save.. needs a folder"):

@@ -11,7 +11,7 @@ import torch
 
 from cardiodit import CardioDiTError, NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel, change_solver
 from cardiodit.imaging import Intensity, Preprocessing, read_nifti
-from cardiodit.pipelines.sampling_job import Order, sample_many
+from cardiodit.pipelines.sampling_job import SamplingJob, sample_many
 
 from ..conftest import randomise
 
@@ -58,13 +58,13 @@ def test_hot_steps_draw_from_the_samples_own_generator(make_prdit: Callable) -> 
 
 def test_a_folder_of_samples_goes_on_but_not_by_another_solver(make_prdit: Callable, tmp_path: Path) -> None:
     pipe, settings = make_prdit(), {"num_inference_steps": STEPS}
-    assert len(list(sample_many(pipe, tmp_path / "s", Order(0, 0, 1, settings=settings)))) == 1
-    (made,) = sample_many(pipe, tmp_path / "s", Order(0, 0, 2, settings=settings))
+    assert len(list(sample_many(pipe, tmp_path / "s", SamplingJob(0, 0, 1, settings=settings)))) == 1
+    (made,) = sample_many(pipe, tmp_path / "s", SamplingJob(0, 0, 2, settings=settings))
     assert made.name == "seed0-00001.nii.gz"
     pipe.scheduler = change_solver(pipe.scheduler, "euler")
     told = r"solver was NoiseAndImageScheduler \(hot\), now NoiseAndImageScheduler \(euler\)"
     with pytest.raises(CardioDiTError, match=told):
-        list(sample_many(pipe, tmp_path / "s", Order(0, 0, 3, settings=settings)))
+        list(sample_many(pipe, tmp_path / "s", SamplingJob(0, 0, 3, settings=settings)))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_files_say_where_left_is(make_prdit: Callable, preprocessing: Any, axes:
 
 def test_the_process_must_be_the_learned_one(make_prdit: Callable) -> None:
     pipe = make_prdit(noise_scale=1.0)
-    with pytest.raises(CardioDiTError, match=r"scheduler's noise_scale is 0.5, .* process with 1.0"):
+    with pytest.raises(CardioDiTError, match=r"scheduler's noise_scale is 0.5, .* was trained with 1.0"):
         pipe(num_inference_steps=STEPS)
     pipe.scheduler = NoiseAndImageScheduler(noise_scale=1.0)
     assert sampled(pipe, seed=0).shape == (1, 1, 16, 8, 24)
@@ -106,9 +106,9 @@ def test_another_size_and_what_cannot_be(make_prdit: Callable) -> None:
     pipe = make_prdit()
     assert sampled(pipe, seed=0, depth=8, height=24).shape == (1, 1, 24, 8, 8)
     for settings, words in [
-        ({"depth": 20}, "depth=20 cannot be produced"),
+        ({"depth": 20}, "depth=20 cannot be generated"),
         ({"frames": 8}, "frames=8: volumes of this model have height, width, depth"),
-        ({"guidance_scale": 2.0}, "guidance_scale=2.0 needs a model with labels"),
+        ({"guidance_scale": 2.0}, "guidance_scale=2.0 requires a model trained with labels"),
         ({"class_labels": "normal"}, "trained without labels"),
         ({"num_inference_steps": 1}, "num_inference_steps=1 must be from 2"),
     ]:

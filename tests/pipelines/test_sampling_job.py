@@ -13,13 +13,13 @@ import pytest
 
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
-from cardiodit.pipelines.sampling_job import Order, consecutive, missing_samples, sample_many
+from cardiodit.pipelines.sampling_job import SamplingJob, consecutive, missing_samples, sample_many
 
 SETTINGS = {"num_inference_steps": 2}
 
 
-def order(count: int = 5, first: int = 0, **more) -> Order:
-    return Order(3, first, count, settings={**SETTINGS, **more})
+def make_job(count: int = 5, first: int = 0, **more) -> SamplingJob:
+    return SamplingJob(3, first, count, settings={**SETTINGS, **more})
 
 
 def voxels(folder: Path) -> dict[str, np.ndarray]:
@@ -38,13 +38,13 @@ def test_runs_of_numbers() -> None:
 def test_what_is_there_is_not_made_again(make_pipe: Callable, tmp_path: Path) -> None:
     pipe = make_pipe()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert len(list(sample_many(pipe, whole, order(), batch_size=5))) == 5
-    assert len(list(sample_many(pipe, parts, order(2, first=1)))) == 2
+    assert len(list(sample_many(pipe, whole, make_job(), batch_size=5))) == 5
+    assert len(list(sample_many(pipe, parts, make_job(2, first=1)))) == 2
     before = {path: path.stat().st_mtime_ns for path in parts.glob("*.nii.gz")}
-    made = list(sample_many(pipe, parts, order(), batch_size=3))
+    made = list(sample_many(pipe, parts, make_job(), batch_size=3))
     assert sorted(path.name for path in made) == [f"seed3-0000{i}.nii.gz" for i in (0, 3, 4)]
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    assert list(sample_many(pipe, parts, order())) == []
+    assert list(sample_many(pipe, parts, make_job())) == []
     for name, values in voxels(whole).items():
         np.testing.assert_allclose(voxels(parts)[name], values, atol=1e-3)
     assert sorted(record["index"] for record in records(parts)) == list(range(5))
@@ -52,11 +52,11 @@ def test_what_is_there_is_not_made_again(make_pipe: Callable, tmp_path: Path) ->
 
 def test_a_volume_that_was_written_but_not_recorded_is_made_again(make_pipe: Callable, tmp_path: Path) -> None:
     pipe = make_pipe()
-    list(sample_many(pipe, tmp_path / "s", order(2)))
+    list(sample_many(pipe, tmp_path / "s", make_job(2)))
     log = tmp_path / "s" / "samples.jsonl"
     log.write_text(log.read_text().splitlines(keepends=True)[0])
-    assert missing_samples(pipe, tmp_path / "s", order(2)) == [1]
-    assert [path.name for path in sample_many(pipe, tmp_path / "s", order(2))] == ["seed3-00001.nii.gz"]
+    assert missing_samples(pipe, tmp_path / "s", make_job(2)) == [1]
+    assert [path.name for path in sample_many(pipe, tmp_path / "s", make_job(2))] == ["seed3-00001.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def test_a_volume_that_was_written_but_not_recorded_is_made_again(make_pipe: Cal
 )
 def test_samples_made_otherwise_are_not_mixed(make_pipe: Callable, tmp_path: Path, more: dict, sentence: str) -> None:
     pipe = make_pipe("ddim")
-    list(sample_many(pipe, tmp_path / "s", order(1)))
+    list(sample_many(pipe, tmp_path / "s", make_job(1)))
     with pytest.raises(CardioDiTError, match=sentence):
-        list(sample_many(pipe, tmp_path / "s", order(2, **more)))
+        list(sample_many(pipe, tmp_path / "s", make_job(2, **more)))
 
 
 def test_labels_in_turn_whatever_is_missing(make_pipe: Callable, tmp_path: Path) -> None:
     pipe = make_pipe(num_classes=3, class_dropout_prob=0.1, class_names=["a", "b", "c"])
-    labelled = Order(0, 0, 5, labels=("a", 2), settings=SETTINGS)
-    list(sample_many(pipe, tmp_path / "s", Order(0, 3, 1, labels=("a", 2), settings=SETTINGS)))
+    labelled = SamplingJob(0, 0, 5, labels=("a", 2), settings=SETTINGS)
+    list(sample_many(pipe, tmp_path / "s", SamplingJob(0, 3, 1, labels=("a", 2), settings=SETTINGS)))
     list(sample_many(pipe, tmp_path / "s", labelled, batch_size=4))
     labels = {record["index"]: record["class_label"] for record in records(tmp_path / "s")}
     assert labels == {0: "a", 1: "c", 2: "a", 3: "c", 4: "a"}
     with pytest.raises(CardioDiTError, match="class_label was a, now b"):
-        missing_samples(pipe, tmp_path / "s", Order(0, 0, 1, labels=("b",), settings=SETTINGS))
+        missing_samples(pipe, tmp_path / "s", SamplingJob(0, 0, 1, labels=("b",), settings=SETTINGS))
 
 
 def test_processes_share_and_the_result_is_the_same(
@@ -110,9 +110,9 @@ def test_processes_share_and_the_result_is_the_same(
 def test_a_process_that_comes_late_makes_its_own_share(make_pipe: Callable, tmp_path: Path) -> None:
     """The first process has written a sample when the second looks what is missing."""
     pipe = make_pipe()
-    first = sample_many(pipe, tmp_path / "s", order(4), process=0, processes=2)
+    first = sample_many(pipe, tmp_path / "s", make_job(4), process=0, processes=2)
     next(first)
-    list(sample_many(pipe, tmp_path / "s", order(4), process=1, processes=2))
+    list(sample_many(pipe, tmp_path / "s", make_job(4), process=1, processes=2))
     list(first)
     assert sorted(record["index"] for record in records(tmp_path / "s")) == [0, 1, 2, 3]
 
@@ -121,4 +121,4 @@ def test_a_broken_record_is_named(make_pipe: Callable, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "samples.jsonl").write_text('{"seed": 1}\n')
     with pytest.raises(CardioDiTError, match=r"Line 1 of .*samples.jsonl is no record of a sample"):
-        missing_samples(make_pipe(), tmp_path / "s", order(1))
+        missing_samples(make_pipe(), tmp_path / "s", make_job(1))

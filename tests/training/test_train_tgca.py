@@ -160,7 +160,7 @@ def test_freed_blocks_are_trained_and_no_others(train_an_adapter: Callable[..., 
 def test_the_base_has_no_dropout_while_the_adapter_trains(steerable: Any) -> None:
     pipe = CardioDiTPipeline.from_pretrained(steerable[0])
     settings = TGCASettings()
-    model = Steered(pipe.transformer, new_adapter(settings, pipe.transformer, pipe.voxels_a_latent)).train()
+    model = Steered(pipe.transformer, new_adapter(settings, pipe.transformer, pipe.voxels_per_latent)).train()
     assert model.adapter.training and not model.base.training
     noisy, time = torch.randn(2, 4, 4, 8, 8, 2), torch.tensor([10, 200])
     expected = pipe.transformer(noisy, time).sample

@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
     """Makes what is missing; the number of volumes that were."""
-    from cardiodit.pipelines.sampling_job import Order, sample_many
+    from cardiodit.pipelines.sampling_job import SamplingJob, sample_many
 
     _check_steering(pipe, arguments)
     names = ("num_inference_steps", "guidance_scale", *AXES, "eta", "decode_batch_size")
@@ -148,11 +148,11 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
         settings |= {name: getattr(arguments, name) for name in ("conditioning_scale", "condition_guidance_scale")}
         settings["control_guidance_start"], settings["control_guidance_end"] = arguments.control_guidance
     _set_tiling(pipe, arguments, masks)
-    order = Order(arguments.seed, arguments.first_sample, count, labels, settings, masks)
+    job = SamplingJob(arguments.seed, arguments.first_sample, count, labels, settings, masks)
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
     made = 0
-    for path in sample_many(pipe, folder, order, arguments.batch_size, *share):
+    for path in sample_many(pipe, folder, job, arguments.batch_size, *share):
         print(path, flush=True)
         made += 1
     return made
@@ -186,7 +186,7 @@ def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[
     if masks is not None:
         return dict(zip(AXES, max(masks.shapes, key=math.prod), strict=False))
     size = pipe.latent_size(**{name: getattr(arguments, name) for name in AXES})
-    voxels = [n * factor for n, factor in zip(size, pipe.voxels_a_latent, strict=True)]
+    voxels = [n * factor for n, factor in zip(size, pipe.voxels_per_latent, strict=True)]
     return dict(zip(pipe.transformer.axis_names, voxels, strict=True))
 
 
@@ -218,7 +218,7 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
     """Each checkpoint into a folder of its own, and the first sample of all of them in one picture."""
     from cardiodit.imaging.intensity import to_model
     from cardiodit.imaging.nifti import read_nifti
-    from cardiodit.pipelines.checkpoint_gallery import checkpoints_of, open_checkpoint, write_course
+    from cardiodit.pipelines.checkpoint_gallery import checkpoints_of, open_checkpoint, write_gallery
     from cardiodit.pipelines.output import sample_path
 
     run, course, geometry = Path(arguments.model), [], None
@@ -236,7 +236,7 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
         course.append((number, to_model(volume.voxels, pipe.units or (-1.0, 1.0))))
         geometry = pipe.geometry
     if state.is_main_process and geometry is not None:
-        for path in write_course(arguments.output_dir, course, geometry):
+        for path in write_gallery(arguments.output_dir, course, geometry):
             print(path)
 
 

@@ -33,8 +33,7 @@ from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.fingerprint import fingerprint_of
-from cardiodit.pipelines.pipeline_voldit import VolDiTPipeline
-from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
+from cardiodit.pipelines.pipeline_voldit import VolDiTControlPipeline, VolDiTPipeline
 
 BASE = "base_model."
 SCALES = "adapter_scales."

@@ -1,6 +1,6 @@
-"""The model card of a pipeline folder: the template, filled with what its files, its runs and its owner know.
+"""Fill the model card of a pipeline folder from its files, its training runs and its owner's facts.
 
-What nobody knows yet stays visible in it, after `TO_BE_STATED`; a card without these words is complete.
+Facts that are still missing stay visible in the card after `TO_BE_STATED`; a card without these words is complete.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from cardiodit.hub.card.owner_facts import OwnerFacts
 from cardiodit.hub.card.placeholders import TO_BE_STATED
 from cardiodit.hub.card.previews import read_previews
 from cardiodit.hub.card.sections import sections
-from cardiodit.hub.card.training_runs import RECORD, STAGES, TrainingRun, read_run
+from cardiodit.hub.card.training_runs import RECORD, TrainingRun, read_run
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -31,35 +31,32 @@ FRONT = re.compile(r"---\n(.*?)---\n", re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->\n", re.DOTALL)
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 SEAL = "<!-- Made by cardiodit card, sha256 {hash}; a card with other content was edited, and is not replaced. -->\n"
-NAMING = ("train_dit", "train_tgca", "train_prdit")  # stages whose run gives a model its name
 NO_FACTS = OwnerFacts()
 
 
 def write_card(
     folder: Path, runs: Sequence[Path] = (), facts: OwnerFacts = NO_FACTS, overwrite: bool = False
 ) -> list[str]:
-    """Fills `README.md` of a pipeline folder; the list of what is still to be stated.
+    """Write `README.md` of a pipeline folder and return the facts that are still missing.
 
     Args:
-        folder: a pipeline folder. One in the folder of its training run is known to come from it, and from the runs
-            beside that whose weights it holds.
-        runs: folders of training runs that lie elsewhere.
-        facts: what only the owner knows.
-        overwrite: also replace a card that somebody edited.
+        folder: a pipeline folder. If it lies in a run folder, that run and the neighbouring runs whose weights it
+            holds are found automatically.
+        runs: further folders of training runs.
+        facts: facts that only the owner knows.
+        overwrite: also replace a card that was edited by hand.
     """
     card = folder / CARD
     if card.is_file() and not overwrite and not is_as_made(card.read_text(encoding="utf-8", errors="replace")):
-        raise CardioDiTError(
-            f"{card} was written or edited by somebody, and is not replaced. Move it away, or say --overwrite."
-        )
-    text = fill_card(folder, _of_all_stages(folder, runs), facts)
+        raise CardioDiTError(f"{card} was edited by hand and is not replaced. Move it away, or give --overwrite.")
+    text = fill_card(folder, _runs_behind(folder, runs), facts)
     with atomic_file(card) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return to_be_stated(text)
 
 
 def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> str:
-    """The card as text."""
+    """Return the text of the card."""
     model, previews = read_model(folder), read_previews(folder)
     emissions = emissions_of(model, runs, facts)
     name = facts.name or _name_of(folder, runs)
@@ -71,17 +68,17 @@ def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> s
 
 
 def to_be_stated(card: str) -> list[str]:
-    """What a card says that it does not say yet."""
+    """Return the facts that a card marks as missing."""
     return [line.partition(TO_BE_STATED)[2].strip() for line in card.splitlines() if TO_BE_STATED in line]
 
 
 def headings() -> list[str]:
-    """The sections that every card has."""
+    """Return the headings that every card has."""
     return re.findall(r"^## (.*)$", _template()[1], re.MULTILINE)
 
 
 def is_as_made(card: str) -> bool:
-    """Whether nobody has edited a card since it was made."""
+    """Tell whether a card is unedited since it was written."""
     content, _, seal = card.rstrip("\n").rpartition("\n")
     return seal + "\n" == _seal_of(content + "\n")
 
@@ -95,7 +92,7 @@ def _seal_of(content: str) -> str:
 
 
 def _template() -> tuple[str, str]:
-    """The metadata block and the rest, without the comment for readers of the template."""
+    """Return the template's metadata block and body, without the comment for its readers."""
     text = TEMPLATE.read_text(encoding="utf-8")
     front = FRONT.match(text)
     if front is None:
@@ -104,7 +101,7 @@ def _template() -> tuple[str, str]:
 
 
 def _filled_block(front: str, known: dict[str, Any]) -> str:
-    """The template's keys in its order; those of which nothing is known are left out."""
+    """Fill the metadata block in the template's order, leaving unknown keys out."""
     block = {}
     for key, value in yaml.safe_load(front).items():
         placeholder = PLACEHOLDER.fullmatch(value)
@@ -113,27 +110,28 @@ def _filled_block(front: str, known: dict[str, Any]) -> str:
     return yaml.safe_dump(known_keys, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _of_all_stages(folder: Path, runs: Sequence[Path]) -> list[TrainingRun]:
-    """The runs in the order of their stages; those that the pipeline comes from are found where they were trained."""
+def _runs_behind(folder: Path, runs: Sequence[Path]) -> list[TrainingRun]:
+    """Return the given runs and those that a pipeline in a run folder comes from, in the order of their stages."""
     home = folder.resolve().parent
     folders = {run.resolve(): run for run in [*runs, *([home] if (home / RECORD).is_file() else [])]}
     found = try_all(*[partial(read_run, run) for run in folders.values()])
     if home in folders:
-        found += _makers(folder, [run for run in sorted(home.parent.iterdir()) if run.resolve() not in folders])
-    order = list(STAGES)
-    return sorted(found, key=lambda run: order.index(run.kind) if run.kind in order else len(order))
+        found += _contributors(folder, [run for run in sorted(home.parent.iterdir()) if run.resolve() not in folders])
+    stages = read_model(folder).system.stages
+    return sorted(found, key=lambda run: stages.index(run.stage) if run.stage in stages else len(stages))
 
 
-def _makers(folder: Path, others: Sequence[Path]) -> list[TrainingRun]:
-    """Those of the other runs whose best weights are in this pipeline, byte for byte."""
+def _contributors(folder: Path, others: Sequence[Path]) -> list[TrainingRun]:
+    """Return the runs whose best weights are in this pipeline, byte for byte."""
     found = []
     for other in others:
         if (other / RECORD).is_file():
-            with suppress(CardioDiTError):  # a damaged record of a run that nobody named
+            with suppress(CardioDiTError):  # a damaged record of a run that was not asked for
                 run = read_run(other)
                 found += [run] if run.made(folder) else []
     return found
 
 
 def _name_of(folder: Path, runs: Sequence[TrainingRun]) -> str:
-    return next((run.name for run in reversed(runs) if run.script in NAMING), folder.resolve().name)
+    naming = (run.name for run in reversed(runs) if run.stage is not None and run.stage.names_model)
+    return next(naming, folder.resolve().name)

@@ -10,12 +10,11 @@ from huggingface_hub.repocard import metadata_load
 from cardiodit import NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
 from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
-from cardiodit.hub.card.model_facts import DEFAULT_STEPS, DEFAULT_VOXEL_STEPS
 from cardiodit.hub.card.owner_facts import REQUIRED, read_facts
 from cardiodit.hub.model_card import write_card
 from cardiodit.hub.publishing import check_folder
 from cardiodit.imaging import Preprocessing
-from cardiodit.pipelines.load import KINDS
+from cardiodit.systems import all_systems, load
 
 from ..conftest import FACTS, write_run
 
@@ -68,15 +67,15 @@ def test_the_card_tells_what_the_model_is(pipeline: Path) -> None:
         "from cardiodit import PRDiTPipeline",
         "num_samples=4, num_inference_steps=100, seed=0)",
         "There is no autoencoder",
-        "After *PRDiT*",
+        "The model follows *PRDiT*",
         "| Denoiser (`transformer`) | `PRDiTTransformerModel`, ",
-        "| Patches | 12 × 12 × 12 voxels, neighbours overlap by 4 voxels; of each the middle 8 × 8 × 8 are predicted |",
+        "| Patches | 12 × 12 × 12 voxels, neighbours overlap by 4 voxels; the central 8 × 8 × 8 of each are predicted",
         "| Refiner | 1 blocks, 2 heads of 12, 24 tokens |",
         "| Voxel size | 2 × 2 × 2 mm (H × W × D) |",
         "Averaged over cubes of 2 voxels",
-        "`hot` of `NoiseAndImageScheduler` (a stochastic predictor-corrector); there is also `euler`",
+        "`hot` of `NoiseAndImageScheduler` (a stochastic predictor-corrector); also available: `euler`",
         "| Process | between noise and image, 1000 steps, noise of standard deviation 0.5 |",
-        "| Steps | 100 unless said otherwise |",
+        "| Steps | 100 by default |",
         "Detail below the voxel size is invented or missing.",
     ):
         assert told in text, told
@@ -113,14 +112,14 @@ def test_both_stages_are_told_and_recognised_by_their_weights(pipeline: Path, tm
     text = card_of(home)
     assert len(missing) == len(REQUIRED), missing
     assert text.index("### Stage 1, the local denoiser (`train_prdit`)") < text.index("### Stage 2, the refiner")
-    assert "of the local part, number by number those of this run's best step" in text
+    assert "those that this stage trained are identical, number by number, to this run's best step" in text
     assert "| byte for byte those of this run's best step" in text
     assert "# refined\n" in text and "5 kWh" in text
 
     first.time_embed.bias.data += 1
     first.save_pretrained(local / "best" / "transformer")
     missing = write_card(home, [local])
-    assert any("why the weights of stage 1, the local denoiser are not those" in what for what in missing)
+    assert any("why the weights of stage 1, the local denoiser differ" in what for what in missing)
     assert any("training of stage 1, the local denoiser" in what for what in write_card(home))
 
 
@@ -132,9 +131,10 @@ def test_a_complete_folder_can_be_published(pipeline: Path, tmp_path: Path) -> N
     assert main(arguments) == 0
     assert check_folder(pipeline, read_facts(facts).repository).found == []
     (pipeline / WEIGHTS).unlink()
-    assert any("holds no weights" in problem for problem in check_folder(pipeline).found)
+    assert any("contains no weights" in problem for problem in check_folder(pipeline).found)
 
 
 def test_the_card_names_the_pipelines_own_number_of_steps() -> None:
-    for name, kind in KINDS.items():
-        assert kind.default_steps == (DEFAULT_VOXEL_STEPS if name == "PRDiTPipeline" else DEFAULT_STEPS)
+    for system in all_systems():
+        for pipeline in system.pipelines.values():
+            assert load(pipeline).default_steps == system.default_steps

@@ -111,8 +111,8 @@ def test_what_is_no_whole_pipeline_folder(model: Path) -> None:
     found = "\n".join(folder_problems(model))
     assert "names the part scheduler" in found and "names part-1.safetensors" in found
     weights.unlink()
-    assert "holds no weights" in next(folder_problems(model))
+    assert "contains no weights" in next(folder_problems(model))
     (model / "model_index.json").write_text("[")
     assert list(folder_problems(model)) != []
     (model / "model_index.json").unlink()
-    assert "so it is no pipeline folder" in next(folder_problems(model))
+    assert "so it is not a pipeline folder" in next(folder_problems(model))

@@ -15,13 +15,12 @@ TASK = "unconditional-image-generation"
 def known_metadata(name: str, model: Model, facts: OwnerFacts, emissions: Emissions) -> dict[str, Any]:
     """What the placeholders of the template's block stand for; None where nothing is known."""
     kind = ["cardiac-mri", "cine-mri", "4d"] if model.is_cine else ["3d"]
-    level = "latent-diffusion" if model.vae else "pixel-space-diffusion"
     metrics = facts.metrics or ()
     return {
         "license": facts.license,
         "license_name": facts.license_name,
         "license_link": facts.license_link,
-        "tags": ["diffusers", "cardiodit", "medical-imaging", "synthetic-data", level, *kind],
+        "tags": ["diffusers", "cardiodit", "medical-imaging", "synthetic-data", *model.system.card.tags, *kind],
         "base_model": facts.base_model,
         "datasets": [entry for entry in facts.datasets or () if HUB_ID.fullmatch(entry)] or None,
         "metrics": list(dict.fromkeys(_type_of(metric) for metric in metrics)) or None,

@@ -1,4 +1,4 @@
-"""The sections of a model card, each from what is known for it."""
+"""The sections of a model card."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ from cardiodit.hub.card.preprocessing_words import preprocessing_in_words
 from cardiodit.hub.card.previews import Previews
 from cardiodit.hub.card.training_runs import TrainingRun, missing_stages
 
-BEATING = "A cine is one heart beat: arrhythmia, breathing and the length of the beat are not modelled."
-STILL = "Volumes stand still: nothing that moves is modelled."
+BEATING = "A cine is one heartbeat: arrhythmia, breathing and the duration of the beat are not modelled."
+STILL = "Volumes are static: motion is not modelled."
 CITATION = "The publication that the model follows (above), and cardiodit (`CITATION.cff` in its repository)."
 MANY = 10_000  # volumes, as the studies of the carbon footprint of medical image generators count them
 
@@ -27,7 +27,7 @@ def sections(
     emissions: Emissions,
     previews: Previews | None,
 ) -> dict[str, str]:
-    """What each placeholder of the template's body stands for."""
+    """Return the text of each placeholder in the template's body."""
     owners = ("cohort", "consent", "scanners", "lacks", "evaluation", "memorization", "contact")
     return {
         "summary": model_words.summary(model),
@@ -46,7 +46,7 @@ def sections(
         "metrics": _metrics(facts),
         "energy": _energy(emissions, facts, previews),
         "heart": BEATING if model.is_cine else STILL,
-        "detail": model_words.detail(model),
+        "detail": model.system.card.limits,
         "license": _licence(facts),
         "citation": stated(facts, "citation", CITATION),
         **{key: stated(facts, key) for key in owners},
@@ -74,17 +74,15 @@ def _training(folder: Path, model: Model, runs: Sequence[TrainingRun], facts: Ow
     parts = [facts.training] if facts.training else []
     if facts.base_model:
         parts.append(f"Fine-tuned from [{facts.base_model}](https://huggingface.co/{facts.base_model}).")
-    parts += [run.described(folder) for run in runs]
+    parts += [run.describe(folder) for run in runs]
     parts += [
-        to_state(
-            f"`training`: why the weights of {_lower(run.title)} are not those that the run {run.name} kept as its best"
-        )
+        to_state(f"`training`: why the weights of {_lower(run.title)} differ from the best weights of run {run.name}")
         for run in runs
-        if not facts.training and run.made(folder) is False and not run.is_adapter
+        if not facts.training and run.made(folder) is False and not run.is_lora
     ]
     if not facts.training and not facts.base_model:
         parts += [
-            to_state(f"the training of {_lower(title)}: give its run folder (`--run`), or `training` in words")
+            to_state(f"the training of {_lower(title)}: give its run folder (`--run`) or describe it in `training`")
             for title in missing_stages(model, runs)
         ]
     return "\n\n".join(parts)
@@ -98,23 +96,20 @@ def _metrics(facts: OwnerFacts) -> str:
 def _energy(emissions: Emissions, facts: OwnerFacts, previews: Previews | None) -> str:
     parts = [emissions.in_words()]
     parts += [
-        to_state(
-            f"the energy of {_lower(title)}, which no run recorded: give a folder that did (`--run`), or `energy_kwh`"
-        )
+        to_state(f"the energy of {_lower(title)}, which no run recorded: give a run folder (`--run`) or `energy_kwh`")
         for title in emissions.unknown
     ]
     parts.append(f"Hardware: {emissions.hardware}." if emissions.hardware else "")
     parts.append(f"Electricity from: {facts.country}." if facts.country else stated(facts, "country"))
-    parts.append(_of_a_volume(emissions, previews))
+    parts.append(_cost_of_one_volume(emissions, previews))
     parts.append(
-        "Encoding, evaluation and trials that were thrown away are not counted. Where the electricity comes from "
-        "changes the figure many times over, and who generates many large volumes soon uses more for them "
-        "than training took."
+        "Encoding, evaluation and discarded trials are not counted. The figure depends strongly on the source of the "
+        "electricity, and generating many large volumes soon takes more energy than the training did."
     )
     return "\n\n".join(filter(None, parts))
 
 
-def _of_a_volume(emissions: Emissions, previews: Previews | None) -> str:
+def _cost_of_one_volume(emissions: Emissions, previews: Previews | None) -> str:
     seconds, kwh = (previews.mean(key) if previews else None for key in ("seconds", "energy_kwh"))
     if previews is None or seconds is None:
         return ""

@@ -1,4 +1,4 @@
-"""What a training run's folder says of it: settings, duration, hardware, versions, energy."""
+"""What the folder of a training run records: settings, duration, hardware, versions, energy."""
 
 import json
 from collections.abc import Sequence
@@ -14,42 +14,29 @@ from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.model_words import table
 from cardiodit.hub.card.weight_files import holds_all_of
 from cardiodit.hub.checks.text import absolute_paths
+from cardiodit.systems import Stage, stages_by_script
 
 RECORD, CONFIG = "run.json", "config.yaml"
-PRDIT = "train_prdit"
-LOCAL, REFINER = f"{PRDIT}, local", f"{PRDIT}, refiner"  # the stages of one script
-STAGES = {
-    "train_vqgan": "Stage 1, the autoencoder",
-    "train_dit": "Stage 2, the denoiser",
-    "train_tgca": "The adapter for masks",
-    LOCAL: "Stage 1, the local denoiser",
-    REFINER: "Stage 2, the refiner",
-}
-PARTS = {  # what each makes
-    "train_vqgan": "vae",
-    "train_dit": "transformer",
-    "train_tgca": "adapter",
-    LOCAL: "transformer",
-    REFINER: "transformer",
-}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Args:
-    folder: where it lies.
-    record: `run.json`.
-    config: `config.yaml`, without folders of the machine it ran on.
-    best: what is known of its best weights, or None.
-    kind: its stage, as `STAGES` names it.
+    """A training run, as recorded in its folder.
+
+    Args:
+        folder: the run folder.
+        record: content of `run.json`.
+        config: content of `config.yaml`, without folders of the machine that it ran on.
+        best: record of the best weights, if there are any.
+        stage: the stage of a published system that it trained; None for other scripts.
     """
 
     folder: Path
     record: dict[str, Any]
     config: str
     best: dict[str, Any] | None
-    kind: str
+    stage: Stage | None
 
     @property
     def name(self) -> str:
@@ -61,7 +48,7 @@ class TrainingRun:
 
     @property
     def title(self) -> str:
-        return STAGES.get(self.kind, self.kind)
+        return self.script if self.stage is None else self.stage.title
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
@@ -73,7 +60,7 @@ class TrainingRun:
 
     @property
     def energy(self) -> float | None:
-        """kWh of the sessions that recorded it; None where an older version of the package recorded none."""
+        """Energy in kWh over all sessions; None if an older version of the package did not record it."""
         ended = [s for s in self.sessions if "seconds" in s]
         if not ended or any("energy_kwh" not in s for s in ended):
             return None
@@ -85,11 +72,11 @@ class TrainingRun:
 
     @property
     def killed(self) -> int:
-        """Sessions that ended without a word, so that neither their time nor their energy is known."""
+        """Number of sessions that were killed, so that their time and energy are unknown."""
         return sum("seconds" not in s for s in self.sessions)
 
-    def described(self, folder: Path) -> str:
-        """A table and the whole config, for the card of a pipeline folder."""
+    def describe(self, folder: Path) -> str:
+        """Return a table and the config, for the card of a pipeline folder."""
         heading = f"### {self.title} (`{self.script}`)"
         folded = f"<details><summary>Configuration</summary>\n\n```yaml\n{self.config}```\n\n</details>"
         return f"{heading}\n\n{table({**self._rows(), **self._origin(folder)})}\n\n{folded}"
@@ -116,38 +103,42 @@ class TrainingRun:
         return rows
 
     def made(self, folder: Path) -> bool | None:
-        """Whether a pipeline folder holds this run's best weights, byte for byte; None where nobody can tell."""
-        weights = f"{PARTS.get(self.kind)}/{WEIGHTS}"
+        """Tell whether a pipeline folder holds this run's best weights, byte for byte; None if that is unknown."""
+        if self.stage is None:
+            return None
+        weights = f"{self.stage.component}/{WEIGHTS}"
         trained = (self.best or {}).get("files", {}).get(weights)
         if trained is None or not (folder / weights).is_file():
             return None
-        if self._is_only_local_part_of(folder):
+        if self._was_extended_in(folder):
             own = self.folder / "best" / weights
             return holds_all_of(folder / weights, own) if own.is_file() else None
         return bool(sha256_of(folder / weights) == trained)
 
     @property
-    def is_adapter(self) -> bool:
-        """Whether only an adapter was trained, which is merged into the weights of a pipeline."""
+    def is_lora(self) -> bool:
+        """Whether the run trained a LoRA adapter, which is merged into the weights of the pipeline."""
         return bool((yaml.safe_load(self.config).get("training") or {}).get("lora_rank"))
 
     def _origin(self, folder: Path) -> dict[str, str]:
         made = self.made(folder)
-        if self.is_adapter:
-            said = "an adapter that this run trained, merged into the model it began from"
+        if self.is_lora:
+            origin = "a LoRA adapter trained by this run, merged into the model that it started from"
         elif made is None:
             return {}
         elif not made:
-            said = "not the file that this run kept as its best"
-        elif self._is_only_local_part_of(folder):
-            said = "of the local part, number by number those of this run's best step"
+            origin = "differ from the file that this run kept as its best"
+        elif self._was_extended_in(folder):
+            origin = "those that this stage trained are identical, number by number, to this run's best step"
         else:
-            said = "byte for byte those of this run's best step"
-        return {"Weights in this folder": said}
+            origin = "byte for byte those of this run's best step"
+        return {"Weights in this folder": origin}
 
-    def _is_only_local_part_of(self, folder: Path) -> bool:
-        """Whether a later run put a refiner on top of what this one trained."""
-        return self.kind == LOCAL and _has_refiner(folder / "transformer")
+    def _was_extended_in(self, folder: Path) -> bool:
+        """Tell whether a later stage added weights to the component that this run trained."""
+        if self.stage is None:
+            return False
+        return not self.stage.trains(_read_json(folder / self.stage.component / "config.json"))
 
     def energy_in_words(self) -> str:
         if self.energy is None:
@@ -165,65 +156,57 @@ class TrainingRun:
             if seconds >= 60
             else f"{seconds:g} s"
         )
-        killed = f"; {self.killed} of them were killed, and their time is not known" if self.killed else ""
+        killed = f"; {self.killed} of them were killed, and their time is unknown" if self.killed else ""
         return f"{took} in {count} session{'s' if count > 1 else ''}, {record_days(self.record)}{killed}"
 
 
 def missing_stages(model: Model, runs: Sequence[TrainingRun]) -> list[str]:
-    """Titles of the stages that a model has and none of the runs is of."""
-    told = {run.kind for run in runs}
-    return [STAGES[stage] for stage in stages_of(model) if stage not in told]
-
-
-def stages_of(model: Model) -> list[str]:
-    """Those that make such a model, in their order."""
-    if model.vae is None:
-        return [LOCAL, REFINER] if model.transformer["num_layers"] else [LOCAL]
-    return [stage for stage, part in PARTS.items() if part in model.networks and stage not in (LOCAL, REFINER)]
+    """Return the titles of the stages that shaped a model and that none of the runs covers."""
+    covered = [run.stage for run in runs]
+    return [stage.title for stage in model.system.stages_of(model.networks) if stage not in covered]
 
 
 def record_days(record: dict[str, Any]) -> str:
-    """From when to when, in days."""
+    """Return the first and the last day of a run."""
     began, ended = (str(record.get(key, ""))[:10] for key in ("began", "ended"))
     return began if ended in ("", began) else f"{began} to {ended}"
 
 
 def read_run(folder: Path) -> TrainingRun:
-    """Reads a run folder; the best weights may be missing, its record and its config not."""
+    """Read a run folder; it must have a record and a config, but may lack best weights."""
     if not (folder / RECORD).is_file():
-        raise CardioDiTError(f"{folder} holds no {RECORD}, so it is no training run.")
+        raise CardioDiTError(f"{folder} contains no {RECORD}, so it is not a training run.")
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = _read_json(folder / RECORD)
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         best_file = folder / "best" / "state.json"
-        best = json.loads(best_file.read_text(encoding="utf-8")) if best_file.is_file() else None
-        run = TrainingRun(folder, record, _as_yaml(config), best, _kind_of(folder, record, config))
-        run.described(folder)
+        best = _read_json(best_file) if best_file.is_file() else None
+        run = TrainingRun(folder, record, _to_yaml(config), best, _stage_of(folder, record, config))
+        run.describe(folder)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise CardioDiTError(f"The record of the run {folder} is damaged ({type(error).__name__}: {error}).") from error
     return run
 
 
-def _kind_of(folder: Path, record: dict[str, Any], config: dict[str, Any]) -> str:
-    """Its stage; of PRDiT's two the model tells, since a config may leave that to the model it began with."""
-    if record["stage"] != PRDIT:
-        return str(record["stage"])
-    made = folder / "best" / "transformer"
-    refined = _has_refiner(made) if (made / "config.json").is_file() else config["model"]["num_layers"] > 0
-    return REFINER if refined else LOCAL
+def _stage_of(folder: Path, record: dict[str, Any], config: dict[str, Any]) -> Stage | None:
+    """Find the stage; where a script trains several, the model that was made decides, or else the run's config."""
+    for _, stage in stages_by_script(str(record["stage"])):
+        made = folder / "best" / stage.component / "config.json"
+        if stage.trains(_read_json(made) if made.is_file() else config.get("model") or {}):
+            return stage
+    return None
 
 
-def _has_refiner(transformer: Path) -> bool:
-    config = json.loads((transformer / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("num_layers"))
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _as_yaml(config: Any) -> str:
+def _to_yaml(config: Any) -> str:
     return yaml.safe_dump(_without_folders(config), sort_keys=False, default_flow_style=None, width=110)
 
 
 def _without_folders(value: Any) -> Any:
-    """A config's values; of absolute paths, which tell of people and machines, the last name only."""
+    """Reduce absolute paths, which can reveal people and machines, to their last component."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):

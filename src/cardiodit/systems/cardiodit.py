@@ -1,0 +1,24 @@
+"""CardioDiT (Seyfarth et al., 2026): a VQ-GAN on 2D+t slices, then a 4D diffusion transformer."""
+
+from cardiodit.systems.latent_dit import STAGES, card_texts
+from cardiodit.systems.registry import System
+
+SYSTEM = System(
+    name="cardiodit",
+    title="CardioDiT",
+    summary="Cine MRI, 4D: a VQ-GAN encodes 2D+t slices, and a transformer over all four axes generates them together.",
+    dimensions=4,
+    pipeline="cardiodit.pipelines.pipeline_cardiodit:CardioDiTPipeline",
+    control_pipeline="cardiodit.pipelines.pipeline_cardiodit:CardioDiTControlPipeline",
+    denoiser="cardiodit.models.transformer_dit:DiT4DTransformerModel",
+    autoencoder="cardiodit.models.autoencoder_vq:VQModel4D",
+    adapter="cardiodit.models.adapter_tgca:TGCAAdapterModel",
+    scheduler="diffusers:DPMSolverMultistepScheduler",
+    stages=STAGES,
+    card=card_texts(
+        "*CardioDiT: Latent Diffusion Transformers for 4D Cardiac Cine MRI Synthesis* (Seyfarth et al., 2026)",
+        axes="slices × H × W × frames",
+    ),
+    converter="cardiodit.convert.cardiodit:convert_cardiodit",
+    checkpoints=("cardiodit-phantom",),
+)

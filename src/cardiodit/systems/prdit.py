@@ -1,0 +1,94 @@
+"""PRDiT: a diffusion model on voxels, a local denoiser refined by a transformer."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cardiodit.systems.latent_dit import blocks
+from cardiodit.systems.registry import CardTexts, Rows, Stage, System
+
+if TYPE_CHECKING:
+    from cardiodit.hub.card.model_facts import Model
+
+TILE = 8  # voxels along each side of the part of a patch that is predicted
+SOLVERS = {"hot": "a stochastic predictor-corrector", "euler": "Euler steps"}
+SETTINGS = "cardiodit.training.settings:PRDiTSettings"
+OPEN = "cardiodit.pipelines.checkpoint_gallery:open_prdit_checkpoint"
+
+
+def has_refiner(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("num_layers"))
+
+
+def has_no_refiner(config: Mapping[str, Any]) -> bool:
+    return not has_refiner(config)
+
+
+def method(model: "Model") -> str:
+    if has_refiner(model.denoiser):
+        parts = (
+            "A local denoiser processes overlapping patches independently, and a transformer, the refiner, adds what "
+            "depends on the whole volume. Both predict noise and clean volume at once, and their predictions are "
+            "summed."
+        )
+    else:
+        parts = (
+            "This is the local denoiser alone (stage 1), which processes overlapping patches independently; it has no "
+            "refiner, so distant parts of a sample need not be consistent."
+        )
+    return (
+        f"There is no autoencoder: noise is turned into a volume voxel by voxel. {parts}\nThe model follows *PRDiT*, a "
+        "pixel-level residual diffusion transformer for 3D CT, as published by its authors."
+    )
+
+
+def architecture(model: "Model") -> Rows:
+    from cardiodit.hub.card.model_words import times
+
+    config = model.denoiser
+    patch, tokens = config["patch_size"], math.prod(n // TILE for n in config["sample_size"])
+    overlap = f"neighbours overlap by {patch - TILE} voxels" if patch > TILE else "without overlap"
+    return {
+        "Patches": f"{times([patch] * 3)} voxels, {overlap}; the central {times([TILE] * 3)} of each are predicted",
+        "Local denoiser": "gated MLPs on each patch independently",
+        "Refiner": f"{blocks(config)}, {tokens} tokens" if has_refiner(config) else "none (stage 1)",
+    }
+
+
+def sampler(model: "Model") -> Rows:
+    config = model.scheduler
+    solver = config["solver"]
+    others = ", ".join(f"`{name}` ({words})" for name, words in SOLVERS.items() if name != solver)
+    return {
+        "Solver": f"`{solver}` of `{config['_class_name']}` ({SOLVERS[solver]}); also available: {others}",
+        "Process": f"between noise and image, {config['num_train_timesteps']} steps, noise of standard deviation "
+        f"{config['noise_scale']:g}",
+        "Prediction": "noise and clean volume at once",
+        "Steps": f"{model.default_steps} by default",
+        "Guidance": "none",
+    }
+
+
+SYSTEM = System(
+    name="prdit",
+    title="PRDiT",
+    summary="CT, 3D, voxel by voxel without an autoencoder: a local denoiser on overlapping patches, refined by a "
+    "transformer.",
+    dimensions=3,
+    pipeline="cardiodit.pipelines.pipeline_prdit:PRDiTPipeline",
+    denoiser="cardiodit.models.transformer_prdit:PRDiTTransformerModel",
+    scheduler="cardiodit.schedulers.prdit_scheduler:NoiseAndImageScheduler",
+    default_steps=100,
+    stages=(
+        Stage("train_prdit", "Stage 1, the local denoiser", "transformer", SETTINGS, True, has_no_refiner, OPEN),
+        Stage("train_prdit", "Stage 2, the refiner", "transformer", SETTINGS, True, has_refiner, OPEN),
+    ),
+    card=CardTexts(
+        method=method,
+        architecture=architecture,
+        sampler=sampler,
+        limits="Detail below the voxel size is invented or missing.",
+        tags=("pixel-space-diffusion",),
+    ),
+    converter="cardiodit.convert.prdit:convert_prdit",
+)

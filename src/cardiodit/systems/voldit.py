@@ -1,0 +1,20 @@
+"""VolDiT with TGCA: CardioDiT's design over three axes, and an adapter that steers it by masks."""
+
+from cardiodit.systems.latent_dit import STAGES, card_texts
+from cardiodit.systems.registry import System
+
+SYSTEM = System(
+    name="voldit",
+    title="VolDiT",
+    summary="CT, 3D: a VQ-GAN and a transformer over three axes, and an adapter (TGCA) that steers it by masks.",
+    dimensions=3,
+    pipeline="cardiodit.pipelines.pipeline_voldit:VolDiTPipeline",
+    control_pipeline="cardiodit.pipelines.pipeline_voldit:VolDiTControlPipeline",
+    denoiser="cardiodit.models.transformer_dit:DiT3DTransformerModel",
+    autoencoder="cardiodit.models.autoencoder_vq:VQModel3D",
+    adapter="cardiodit.models.adapter_tgca:TGCAAdapterModel",
+    scheduler="diffusers:DPMSolverMultistepScheduler",
+    stages=STAGES,
+    card=card_texts("*VolDiT*, a latent diffusion transformer for volumes, as published by its authors", "H × W × D"),
+    converter="cardiodit.convert.voldit:convert_voldit",
+)
