@@ -2,7 +2,8 @@
 
 Code that needs to know what a system consists of asks this registry; nothing else switches on a system's name, on the
 class of a model or on a number of axes. To add a system, write a module that defines a `System` and add it to
-`PUBLISHED` (CONTRIBUTING.md has the recipe); to add one from outside, call `register`.
+`PUBLISHED` (CONTRIBUTING.md has the recipe). Another package adds its systems by entry points of the group
+`cardiodit.systems`; a script calls `register`.
 """
 
 from cardiodit.systems.registry import (

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from cardiodit.errors import CardioDiTError
@@ -163,17 +164,19 @@ class System:
         return sorted(made, key=self.stages.index)
 
 
+PLUGINS = "cardiodit.systems"  # entry points by which other packages add their systems
 _EXTRA: list[System] = []
 
 
 @cache
-def _published() -> tuple[System, ...]:
-    return tuple(import_module(module).SYSTEM for module in PUBLISHED)
+def _installed() -> tuple[System, ...]:
+    plugins = sorted(entry_points(group=PLUGINS), key=lambda plugin: plugin.name)
+    return (*(import_module(module).SYSTEM for module in PUBLISHED), *(plugin.load() for plugin in plugins))
 
 
 def all_systems() -> tuple[System, ...]:
-    """Return the published systems and those that were registered."""
-    return (*_published(), *_EXTRA)
+    """Return the published systems, those of installed packages and those that were registered."""
+    return (*_installed(), *_EXTRA)
 
 
 def register(system: System) -> System:
