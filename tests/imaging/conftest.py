@@ -1,4 +1,4 @@
-"""Hearts as other people's scanners and cohorts store them."""
+"""Phantom hearts and random CTs, stored as scanners and cohorts store them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +20,14 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 @pytest.fixture
 def prepared_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers get their work pickled, as spawned ones do (tests/imaging/cohorts has those), and import nothing."""
+    """Give workers pickled work, as spawned ones get it, without their imports (tests/imaging/cohorts spawns)."""
     monkeypatch.setattr(cohort, "multiprocessing", SimpleNamespace(get_context=lambda method: PREPARED))
     monkeypatch.setattr(cache, "get_context", lambda method: PREPARED)
 
 
 @pytest.fixture(scope="session")
 def small_heart() -> Callable[..., Phantom]:
-    """A phantom of a seed: another seed, another heart."""
+    """Return a function that renders the phantom of a seed."""
 
     def make(seed: int = 0, group: str = "normal", size: tuple = (32, 28, 5, 8)) -> Phantom:
         random = np.random.default_rng(seed)
@@ -37,7 +37,7 @@ def small_heart() -> Callable[..., Phantom]:
 
 
 def one_picture(volume: Volume, d: int, t: int, **changes: Any) -> Any:
-    """A classic DICOM image of one slice and phase; `changes` set or (with None) remove attributes."""
+    """Return a classic DICOM image of one slice and phase; `changes` set attributes or, with None, remove them."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -73,7 +73,7 @@ def one_picture(volume: Volume, d: int, t: int, **changes: Any) -> Any:
 
 @pytest.fixture
 def write_dicom() -> Callable[..., list[Path]]:
-    """Writes each slice and phase as a file with a name that tells nothing; `changes` apply to all."""
+    """Write each slice and phase as a file with a meaningless name; `changes` apply to all."""
 
     def write(folder: Path, volume: Volume, **changes: Any) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def write_dicom() -> Callable[..., list[Path]]:
 
 
 def one_slice(volume: Volume, d: int, **changes: Any) -> Any:
-    """A slice of a CT in Hounsfield units as scanners store it: unsigned, 1024 higher."""
+    """Return a slice of a CT in Hounsfield units as scanners store it: unsigned, 1024 higher."""
     import pydicom
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -124,7 +124,7 @@ def one_slice(volume: Volume, d: int, **changes: Any) -> Any:
 
 @pytest.fixture
 def write_ct() -> Callable[..., list[Path]]:
-    """Writes each slice as a file, numbered against its place; `changes` apply to all, `name` to their files."""
+    """Write each slice as a file, numbered against its position; `changes` apply to all, `name` to their files."""
 
     def write(folder: Path, volume: Volume, name: str = "1", **changes: Any) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def write_ct() -> Callable[..., list[Path]]:
 
 @pytest.fixture
 def ct() -> Callable[..., Volume]:
-    """Random Hounsfield units from outside the scanner's circle to bone, lying as CT lies."""
+    """Return a function that makes random Hounsfield units, from outside the scanner's circle to bone."""
 
     def make(seed: int = 0, size: tuple = (20, 16, 10), spacing: tuple = (0.7, 0.7, 1.25)) -> Volume:
         affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
