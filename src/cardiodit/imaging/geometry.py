@@ -111,14 +111,9 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        spacing = values["spacing"]
-        return cls(
-            None if spacing is None else tuple(spacing),
-            values["frame_time"],
-            _rows(np.array(values["direction"])),
-            tuple(values["origin"]),
-            values["in_scanner"],
-        )
+        spacing = None if values["spacing"] is None else tuple(values["spacing"])
+        direction, origin = _rows(np.array(values["direction"])), tuple(values["origin"])
+        return cls(spacing, values["frame_time"], direction, origin, values["in_scanner"])
 
 
 def common_spacing(geometries: Sequence[Geometry]) -> Triple | None:

@@ -28,12 +28,18 @@ def read_nifti(path: Path | str, time_unit: str | None = None, frame_time: float
         time_unit: "sec", "msec" or "usec"; overrides the unit in the header.
         frame_time: seconds between frames; overrides the value in the header.
     """
-    header, pixdim, affine, voxels = _load(Path(path))
+    path = Path(path)
+    header, pixdim, affine, voxels = _load(path)
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim not in (3, 4):
         raise CardioDiTError(f"{path} has the shape {voxels.shape}; axes (H, W, D) or (H, W, D, T) were expected.")
-    return Volume(voxels, _geometry(path, header, pixdim, affine, voxels, time_unit, frame_time))
+    if frame_time is None and voxels.ndim == 4:
+        frame_time = _frame_time(path, pixdim[4], voxels.shape[3], time_unit or header.get_xyzt_units()[1])
+    try:
+        return Volume(voxels, _geometry(header, pixdim[1:4], affine, voxels.ndim).with_frame_time(frame_time))
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{path}: {error}") from error
 
 
 def read_labels(path: Path | str) -> Volume:
@@ -90,13 +96,11 @@ def _load(path: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
             f"{max(0, len(content) - proxy.offset) // proxy.dtype.itemsize}. Copy it again from its source."
         )
     raw = np.frombuffer(content, proxy.dtype, count, proxy.offset).reshape(proxy.shape, order="F")
-    return image.header, _raw_pixdim(image.header, content), image.affine, _scaled(raw, proxy.slope, proxy.inter)
-
-
-def _raw_pixdim(header: Any, content: bytes) -> np.ndarray:
-    """Return pixdim as stored: nibabel turns a negative voxel size into a positive one."""
-    kind, start = ("f8", 104) if int(header["sizeof_hdr"]) == 540 else ("f4", 76)
-    return np.frombuffer(content, np.dtype(kind).newbyteorder(header.endianness), 8, start).astype(float)
+    # nibabel turns a negative voxel size into a positive one, so pixdim is read from the bytes.
+    number, start = ("f8", 104) if isinstance(image, nibabel.Nifti2Image) else ("f4", 76)
+    number_type = np.dtype(number).newbyteorder(image.header.endianness)
+    pixdim = np.frombuffer(content, number_type, 8, start).astype(float)
+    return image.header, pixdim, image.affine, _scaled(raw, proxy.slope, proxy.inter)
 
 
 def _scaled(raw: np.ndarray, slope: float, inter: float) -> np.ndarray:
@@ -107,32 +111,19 @@ def _scaled(raw: np.ndarray, slope: float, inter: float) -> np.ndarray:
     return raw.astype(np.float32) * np.float32(slope) + np.float32(inter)
 
 
-def _geometry(
-    path: Path | str,
-    header: Any,
-    pixdim: np.ndarray,
-    affine: np.ndarray,
-    voxels: np.ndarray,
-    time_unit: str | None,
-    frame_time: float | None,
-) -> Geometry:
-    space_unit, declared_time_unit = header.get_xyzt_units()
+def _geometry(header: Any, sizes: np.ndarray, affine: np.ndarray, axes: int) -> Geometry:
+    """Return the geometry in space of a file with 3 or 4 axes; `sizes` are its raw voxel sizes."""
+    unit = header.get_xyzt_units()[0]
     code = int(header["sform_code"]) or int(header["qform_code"])
-    sizes = pixdim[1:4]
-    if frame_time is None and voxels.ndim == 4:
-        frame_time = _frame_time(path, pixdim[4], voxels.shape[3], time_unit or declared_time_unit)
-    if code == UNKNOWN_SPACE and space_unit == "unknown" and (sizes == 1).all():
-        return Geometry(None, frame_time)
+    if code == UNKNOWN_SPACE and unit == "unknown" and (sizes == 1).all():
+        return Geometry()
     if not (np.isfinite(sizes) & (sizes > 0)).all():
         stored = tuple(round(float(size), 6) for size in sizes)
-        raise CardioDiTError(f"{path} has the voxel size {stored} mm; three positive numbers were expected.")
+        raise CardioDiTError(f"The header has the voxel size {stored} mm; three positive numbers were expected.")
     affine = np.diag([*sizes, 1.0]) if code == UNKNOWN_SPACE else np.array(affine, dtype=float)
-    affine[:3] *= SPACE_UNITS.get(space_unit, 1.0)
-    try:
-        geometry = Geometry.of_affine(affine, frame_time)
-    except CardioDiTError as error:
-        raise CardioDiTError(f"{path}: {error}") from error
-    has_size_only = code == UNKNOWN_SPACE or (code == ALIGNED_SPACE and _is_placeholder(geometry, voxels.ndim))
+    affine[:3] *= SPACE_UNITS.get(unit, 1.0)
+    geometry = Geometry.of_affine(affine)
+    has_size_only = code == UNKNOWN_SPACE or (code == ALIGNED_SPACE and _is_placeholder(geometry, axes))
     return replace(geometry, in_scanner=not has_size_only)
 
 
@@ -145,7 +136,7 @@ def _is_placeholder(geometry: Geometry, axes: int) -> bool:
     return bool(np.allclose(np.abs(direction).max(axis=0), 1)) if axes == 4 else np.allclose(direction, IDENTITY)
 
 
-def _frame_time(path: Path | str, value: float, frames: int, unit: str) -> float | None:
+def _frame_time(path: Path, value: float, frames: int, unit: str) -> float | None:
     """Return seconds between frames; None if the header holds 0 or a placeholder that is no heart beat in any unit."""
     if not np.isfinite(value) or value <= 0:
         return None
