@@ -36,39 +36,46 @@ def small_heart() -> Callable[..., Phantom]:
     return make
 
 
-def one_picture(volume: Volume, d: int, t: int, **changes: Any) -> Any:
-    """Return a classic DICOM image of one slice and phase; `changes` set attributes or, with None, remove them."""
+def dicom_image(storage: str, geometry: Geometry, d: int, pixels: np.ndarray, **attributes: Any) -> Any:
+    """Return a classic DICOM image of slice d; `attributes` are set or, with None, absent."""
     import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    geometry, pixels = volume.geometry, volume.voxels[:, :, d, t].T
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = MRImageStorage
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = getattr(pydicom.uid, storage)
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.PatientName = "Secret^Name"
-    data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = "1.2.3", 4, "cine_sax_stack"
+    data.PatientName, data.SeriesInstanceUID = "Secret^Name", "1.2.3"
     direction = TO_LPS @ np.array(geometry.direction)
     data.ImageOrientationPatient = [*direction[:, 0], *direction[:, 1]]
     data.ImagePositionPatient = list(TO_LPS @ (geometry.affine @ [0, 0, d, 1])[:3])
-    data.PixelSpacing = [geometry.spacing[1], geometry.spacing[0]]
-    data.SliceThickness = geometry.spacing[2]
-    data.TriggerTime = t * geometry.frame_time * 1000
-    data.TemporalPositionIdentifier, data.AcquisitionTime = t + 1, f"1015{10 + t}.25"
-    data.InstanceNumber = d * volume.voxels.shape[3] + t + 1
-    data.NominalInterval = round(volume.beat_time * 1000)
+    data.PixelSpacing, data.SliceThickness = [geometry.spacing[1], geometry.spacing[0]], geometry.spacing[2]
     data.Rows, data.Columns = pixels.shape
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
     data.PhotometricInterpretation = "MONOCHROME2"
     data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint16).tobytes()
-    for name, value in changes.items():
-        if value is None:
-            delattr(data, name)
-        else:
+    for name, value in attributes.items():
+        if value is not None:
             setattr(data, name, value)
+        elif name in data:
+            delattr(data, name)
     return data
+
+
+def one_picture(volume: Volume, d: int, t: int, **changes: Any) -> Any:
+    """Return the DICOM image of one slice and phase of a cine."""
+    attributes = {
+        "SeriesNumber": 4,
+        "SeriesDescription": "cine_sax_stack",
+        "TriggerTime": t * volume.geometry.frame_time * 1000,
+        "TemporalPositionIdentifier": t + 1,
+        "AcquisitionTime": f"1015{10 + t}.25",
+        "InstanceNumber": d * volume.voxels.shape[3] + t + 1,
+        "NominalInterval": round(volume.beat_time * 1000),
+    }
+    return dicom_image("MRImageStorage", volume.geometry, d, volume.voxels[:, :, d, t].T, **{**attributes, **changes})
 
 
 @pytest.fixture
@@ -92,34 +99,17 @@ def write_dicom() -> Callable[..., list[Path]]:
 
 def one_slice(volume: Volume, d: int, **changes: Any) -> Any:
     """Return a slice of a CT in Hounsfield units as scanners store it: unsigned, 1024 higher."""
-    import pydicom
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    geometry, pixels = volume.geometry, volume.voxels[:, :, d].T + 1024
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.PatientName, data.Modality, data.ImageType = "Secret^Name", "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-    data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = "1.2.3", 3, "Chest"
-    direction = TO_LPS @ np.array(geometry.direction)
-    data.ImageOrientationPatient = [*direction[:, 0], *direction[:, 1]]
-    data.ImagePositionPatient = list(TO_LPS @ (geometry.affine @ [0, 0, d, 1])[:3])
-    data.PixelSpacing = [geometry.spacing[1], geometry.spacing[0]]
-    data.SliceThickness, data.InstanceNumber = geometry.spacing[2], d + 1
-    data.RescaleSlope, data.RescaleIntercept = 1, -1024
-    data.Rows, data.Columns = pixels.shape
-    data.BitsAllocated = data.BitsStored = 16
-    data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint16).tobytes()
-    for name, value in changes.items():
-        if value is None:
-            delattr(data, name)
-        else:
-            setattr(data, name, value)
-    return data
+    attributes = {
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "SeriesNumber": 3,
+        "SeriesDescription": "Chest",
+        "InstanceNumber": d + 1,
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+    }
+    pixels = volume.voxels[:, :, d].T + 1024
+    return dicom_image("CTImageStorage", volume.geometry, d, pixels, **{**attributes, **changes})
 
 
 @pytest.fixture
