@@ -63,7 +63,40 @@ def draw_curve(
     volumes_ml: Sequence[float], frame_time: float | None = None, size: tuple[int, int] = (480, 300)
 ) -> Image.Image:
     """Draw the left ventricle's volume in each frame, with EDV, ESV and EF; over ms if the frame time is known."""
-    return _Curve(np.asarray(volumes_ml, dtype=float), frame_time, size).draw()
+    volumes, frames = np.asarray(volumes_ml, dtype=float), len(volumes_ml)
+    picture = Image.new("RGB", (size[0] * FINE, size[1] * FINE), PAPER)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13 * FINE)
+    left, right, top, bottom = 52 * FINE, picture.width - 14 * FINE, 34 * FINE, picture.height - 40 * FINE
+    step = round_step(volumes.max())
+    highest = step * (volumes.max() // step + 1)
+
+    def position(frame: float, ml: float) -> tuple[float, float]:
+        return left + (right - left) * frame / frames, bottom - (bottom - top) * ml / highest
+
+    def write(x: float, y: float, text: str, anchor: str) -> None:
+        pen.text((x, y), text, INK, font, anchor)
+
+    for ml in np.arange(0, highest + step / 2, step):
+        y = position(0, ml)[1]
+        pen.line([(left, y), (right, y)], GRID, FINE)
+        write(left - 6 * FINE, y, f"{ml:g}", "rm")
+    duration, unit = (frames, "frames") if frame_time is None else (1000 * frame_time * frames, "ms")
+    for fraction in (0, 0.25, 0.5, 0.75, 1):
+        x = position(fraction * frames, 0)[0]
+        write(x, bottom + 6 * FINE, f"{fraction * duration:.0f}", "ma" if fraction < 1 else "ra")
+    write((left + right) / 2, picture.height - 4 * FINE, unit, "md")
+
+    closed = [*volumes, volumes[0]]  # the beat begins again
+    pen.line([position(t, ml) for t, ml in enumerate(closed)], COLOURS[LV], 3 * FINE, joint="curve")
+    diastole, systole = int(volumes.argmax()), int(volumes.argmin())
+    for frame, name, offset, anchor in ((diastole, "ED", -4 * FINE, "lb"), (systole, "ES", 4 * FINE, "lt")):
+        x, y = position(frame, volumes[frame])
+        pen.ellipse([x - 5 * FINE, y - 5 * FINE, x + 5 * FINE, y + 5 * FINE], INK)
+        write(x + 8 * FINE, y + offset, name, anchor)
+    edv, esv = volumes[diastole], volumes[systole]
+    ef = 100 * (1 - esv / edv) if edv > 0 else 0.0
+    write(left, 8 * FINE, f"left ventricle in mL   EDV {edv:.0f}   ESV {esv:.0f}   EF {ef:.0f} %", "la")
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def round_step(highest: float) -> float:
@@ -71,58 +104,6 @@ def round_step(highest: float) -> float:
     rough = max(float(highest), 1e-6) / 5
     power = 10.0 ** np.floor(np.log10(rough))
     return float(power * min((1, 2, 5, 10), key=lambda factor: abs(factor * power - rough)))
-
-
-class _Curve:
-    """A picture of the volume over a beat; all lengths are in pixels of the enlarged picture."""
-
-    def __init__(self, volumes: np.ndarray, frame_time: float | None, size: tuple[int, int]) -> None:
-        self.volumes, self.frame_time, self.size = volumes, frame_time, size
-        width, height = size[0] * FINE, size[1] * FINE
-        self.left, self.right, self.top, self.bottom = 52 * FINE, width - 14 * FINE, 34 * FINE, height - 40 * FINE
-        self.step = round_step(volumes.max())
-        self.highest = self.step * (volumes.max() // self.step + 1)
-        self.picture = Image.new("RGB", (width, height), PAPER)
-        self.pen = ImageDraw.Draw(self.picture)
-        self.font = ImageFont.load_default(13 * FINE)
-
-    def draw(self) -> Image.Image:
-        self._draw_axes()
-        closed = [*self.volumes, self.volumes[0]]  # the beat begins again
-        self.pen.line([self._position(t, ml) for t, ml in enumerate(closed)], COLOURS[LV], 3 * FINE, joint="curve")
-        diastole, systole = int(self.volumes.argmax()), int(self.volumes.argmin())
-        self._mark(diastole, "ED", above=True)
-        self._mark(systole, "ES", above=False)
-        edv, esv = self.volumes[diastole], self.volumes[systole]
-        fraction = 100 * (1 - esv / edv) if edv > 0 else 0.0
-        heading = f"left ventricle in mL   EDV {edv:.0f}   ESV {esv:.0f}   EF {fraction:.0f} %"
-        self._write(self.left, 8 * FINE, heading, "la")
-        return self.picture.resize(self.size, Image.Resampling.LANCZOS)
-
-    def _draw_axes(self) -> None:
-        frames = len(self.volumes)
-        for ml in np.arange(0, self.highest + self.step / 2, self.step):
-            y = self._position(0, ml)[1]
-            self.pen.line([(self.left, y), (self.right, y)], GRID, FINE)
-            self._write(self.left - 6 * FINE, y, f"{ml:g}", "rm")
-        duration = frames if self.frame_time is None else 1000 * self.frame_time * frames
-        for fraction in (0, 0.25, 0.5, 0.75, 1):
-            x = self._position(fraction * frames, 0)[0]
-            self._write(x, self.bottom + 6 * FINE, f"{fraction * duration:.0f}", "ma" if fraction < 1 else "ra")
-        unit = "frames" if self.frame_time is None else "ms"
-        self._write((self.left + self.right) / 2, self.picture.height - 4 * FINE, unit, "md")
-
-    def _mark(self, frame: int, name: str, above: bool) -> None:
-        x, y = self._position(frame, self.volumes[frame])
-        self.pen.ellipse([x - 5 * FINE, y - 5 * FINE, x + 5 * FINE, y + 5 * FINE], INK)
-        self._write(x + 8 * FINE, y + (-4 if above else 4) * FINE, name, "lb" if above else "lt")
-
-    def _position(self, frame: float, ml: float) -> tuple[float, float]:
-        x = self.left + (self.right - self.left) * frame / len(self.volumes)
-        return x, self.bottom - (self.bottom - self.top) * ml / self.highest
-
-    def _write(self, x: float, y: float, text: str, anchor: str) -> None:
-        self.pen.text((x, y), text, INK, self.font, anchor)
 
 
 def _round_grey(level: int) -> int:

@@ -1,4 +1,4 @@
-"""Read and write NIfTI files whose headers state what is known of space and time, and no more."""
+"""Read and write NIfTI files whose headers state what is known about space and time, and no more."""
 
 import gzip
 import zlib
@@ -137,7 +137,7 @@ def _is_placeholder(geometry: Geometry, axes: int) -> bool:
 
 
 def _frame_time(path: Path, value: float, frames: int, unit: str) -> float | None:
-    """Return seconds between frames; None if the header holds 0 or a placeholder that is no heart beat in any unit."""
+    """Return seconds between frames; None if the header holds 0 or a placeholder that is no beat in any unit."""
     if not np.isfinite(value) or value <= 0:
         return None
     shortest, longest = BEAT_SECONDS

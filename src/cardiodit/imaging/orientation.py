@@ -20,8 +20,8 @@ CT_DIRECTION = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # `Geometry
 TO_APEX = np.array([-0.6, 0.55, -0.55])
 PICTURE_RIGHT, PICTURE_UP = np.array([-1.0, -0.6, 0.0]), np.array([0.0, 0.5, 1.0])
 OBLIQUE = 10.0  # degrees; a plane closer to an axis of the patient than this is not a short axis of a heart
-LEAST_ALIGNED = 0.3  # cosine between slice normal and TO_APEX above which the scanner tells where the apex is
-LEAST_TAPER = 1.15  # ratio of the areas at both ends above which a mask tells where the apex is
+LEAST_ALIGNED = 0.3  # cosine between slice normal and TO_APEX above which the geometry determines the apex
+LEAST_TAPER = 1.15  # ratio of the areas at both ends above which a mask determines the apex
 SAME_POOL = 0.98  # relative blood volume above which frame 0 counts as end-diastole
 
 # What determined an order.
