@@ -33,6 +33,10 @@ def test_every_public_name_can_be_imported(name: str) -> None:
     assert name in dir(imaging)
 
 
+def test_submodules_need_no_import_of_their_own() -> None:
+    assert imaging.nifti.read_nifti is imaging.read_nifti
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'prepare_heart'"):
         _ = imaging.prepare_heart
