@@ -25,9 +25,8 @@ from cardiodit.evaluation.anatomy import largest_body_share, leak_share, wall_th
 from cardiodit.evaluation.function import LV, left_ventricle
 from cardiodit.evaluation.reconstruction import reconstruct
 from cardiodit.hub.load import open_vae
-from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.imaging.manifest import read_manifest
+from cardiodit.imaging.manifest import prepare_case, prepare_mask, read_manifest
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.imaging.pictures import strip_of
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing

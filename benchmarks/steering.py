@@ -27,8 +27,7 @@ from cardiodit._util.atomic_io import new_folder
 from cardiodit.cli import main as cardiodit
 from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, bundled_model
 from cardiodit.imaging import Preprocessing
-from cardiodit.imaging.cases import prepare_case, prepare_mask
-from cardiodit.imaging.manifest import read_manifest, write_manifest
+from cardiodit.imaging.manifest import prepare_case, prepare_mask, read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
 from cardiodit.imaging.phantom import chest_scene, scene, write_chests, write_cohort
 from cardiodit.imaging.pictures import COLOURS, save_beat, strip_of

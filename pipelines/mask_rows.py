@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from cardiodit.errors import CardioDiTError, Problems
-from cardiodit.imaging.cases import order_of_case, read_case
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Intensity
-from cardiodit.imaging.label_maps import check_orders, order_of_row, read_label_map
-from cardiodit.imaging.manifest import Case, read_table
+from cardiodit.imaging.manifest import Case, order_of_case, read_case, read_table
+from cardiodit.imaging.masks import check_orders, order_of_row, read_label_map
 from cardiodit.imaging.nifti import read_nifti
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
@@ -64,7 +63,7 @@ class MaskRows:
         steps = replace(self.steps, intensity=Intensity(0, 1))
         order = order_of_case(case, first, steps)
         prepared = steps(replace(first, voxels=first.voxels.astype(np.float32)), order)
-        return {key: prepared.follow(volume) for key, volume in volumes.items()}, prepared.volume.geometry
+        return {key: prepared.apply_to_mask(volume) for key, volume in volumes.items()}, prepared.volume.geometry
 
     def _check_row(self, index: int, pipe: MaskControlMixin) -> None:
         """Record a row's mask identities and shape, or raise an error if the model cannot generate its volume."""

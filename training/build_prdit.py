@@ -10,8 +10,7 @@ from cardiodit._util.hashing import add_weights
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_voxel_transformer
-from cardiodit.imaging.cache_files import without_typical
-from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 from cardiodit.models.transformer_prdit import PROCESS, REFINER, PRDiTTransformerModel
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.sampler import seed_for

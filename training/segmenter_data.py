@@ -12,9 +12,8 @@ from cardiodit._util.hashing import sha256_of
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import Problems
 from cardiodit.imaging.augmentation import Augmentation
-from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.manifest import Case, prepare_case, prepare_mask
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.training.harness.sampler import SampleOrder, seed_for
 

@@ -9,9 +9,9 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.consistency import MEASURES, TEMPORAL, THROUGH_PLANE, area_roughness, consistency
 from cardiodit.evaluation.function import LV
 from cardiodit.imaging import Geometry
-from cardiodit.imaging.cycle import repeat_beat
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
+from cardiodit.imaging.resampling import repeat_beat
 
 Cine = tuple[np.ndarray, np.ndarray, Geometry]
 SIZE = (64, 64, 8, 16)

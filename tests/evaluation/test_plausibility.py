@@ -7,9 +7,9 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.function import LV, MYO, RV
 from cardiodit.evaluation.plausibility import RULES, cycle_gap, is_plausible, plausibility, plausible_shares
 from cardiodit.imaging import Geometry
-from cardiodit.imaging.cycle import repeat_beat
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
+from cardiodit.imaging.resampling import repeat_beat
 
 SIZE = (64, 64, 8, 12)
 

@@ -1,4 +1,4 @@
-"""Hearts as other people's scanners and cohorts store them."""
+"""Phantom hearts and random CTs, stored as scanners and cohorts store them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +20,14 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 @pytest.fixture
 def prepared_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers get their work pickled, as spawned ones do (tests/imaging/cohorts has those), and import nothing."""
+    """Give workers pickled work, as spawned ones get it, without their imports (tests/imaging/cohorts spawns)."""
     monkeypatch.setattr(cohort, "multiprocessing", SimpleNamespace(get_context=lambda method: PREPARED))
     monkeypatch.setattr(cache, "get_context", lambda method: PREPARED)
 
 
 @pytest.fixture(scope="session")
 def small_heart() -> Callable[..., Phantom]:
-    """A phantom of a seed: another seed, another heart."""
+    """Return a function that renders the phantom of a seed."""
 
     def make(seed: int = 0, group: str = "normal", size: tuple = (32, 28, 5, 8)) -> Phantom:
         random = np.random.default_rng(seed)
@@ -36,44 +36,51 @@ def small_heart() -> Callable[..., Phantom]:
     return make
 
 
-def one_picture(volume: Volume, d: int, t: int, **changes: Any) -> Any:
-    """A classic DICOM image of one slice and phase; `changes` set or (with None) remove attributes."""
+def dicom_image(storage: str, geometry: Geometry, d: int, pixels: np.ndarray, **attributes: Any) -> Any:
+    """Return a classic DICOM image of slice d; `attributes` are set or, with None, absent."""
     import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    geometry, pixels = volume.geometry, volume.voxels[:, :, d, t].T
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = MRImageStorage
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = getattr(pydicom.uid, storage)
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.PatientName = "Secret^Name"
-    data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = "1.2.3", 4, "cine_sax_stack"
+    data.PatientName, data.SeriesInstanceUID = "Secret^Name", "1.2.3"
     direction = TO_LPS @ np.array(geometry.direction)
     data.ImageOrientationPatient = [*direction[:, 0], *direction[:, 1]]
     data.ImagePositionPatient = list(TO_LPS @ (geometry.affine @ [0, 0, d, 1])[:3])
-    data.PixelSpacing = [geometry.spacing[1], geometry.spacing[0]]
-    data.SliceThickness = geometry.spacing[2]
-    data.TriggerTime = t * geometry.frame_time * 1000
-    data.TemporalPositionIdentifier, data.AcquisitionTime = t + 1, f"1015{10 + t}.25"
-    data.InstanceNumber = d * volume.voxels.shape[3] + t + 1
-    data.NominalInterval = round(volume.beat_time * 1000)
+    data.PixelSpacing, data.SliceThickness = [geometry.spacing[1], geometry.spacing[0]], geometry.spacing[2]
     data.Rows, data.Columns = pixels.shape
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
     data.PhotometricInterpretation = "MONOCHROME2"
     data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint16).tobytes()
-    for name, value in changes.items():
-        if value is None:
-            delattr(data, name)
-        else:
+    for name, value in attributes.items():
+        if value is not None:
             setattr(data, name, value)
+        elif name in data:
+            delattr(data, name)
     return data
+
+
+def one_picture(volume: Volume, d: int, t: int, **changes: Any) -> Any:
+    """Return the DICOM image of one slice and phase of a cine."""
+    attributes = {
+        "SeriesNumber": 4,
+        "SeriesDescription": "cine_sax_stack",
+        "TriggerTime": t * volume.geometry.frame_time * 1000,
+        "TemporalPositionIdentifier": t + 1,
+        "AcquisitionTime": f"1015{10 + t}.25",
+        "InstanceNumber": d * volume.voxels.shape[3] + t + 1,
+        "NominalInterval": round(volume.beat_time * 1000),
+    }
+    return dicom_image("MRImageStorage", volume.geometry, d, volume.voxels[:, :, d, t].T, **{**attributes, **changes})
 
 
 @pytest.fixture
 def write_dicom() -> Callable[..., list[Path]]:
-    """Writes each slice and phase as a file with a name that tells nothing; `changes` apply to all."""
+    """Write each slice and phase as a file with a meaningless name; `changes` apply to all."""
 
     def write(folder: Path, volume: Volume, **changes: Any) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,40 +98,23 @@ def write_dicom() -> Callable[..., list[Path]]:
 
 
 def one_slice(volume: Volume, d: int, **changes: Any) -> Any:
-    """A slice of a CT in Hounsfield units as scanners store it: unsigned, 1024 higher."""
-    import pydicom
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    geometry, pixels = volume.geometry, volume.voxels[:, :, d].T + 1024
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.PatientName, data.Modality, data.ImageType = "Secret^Name", "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-    data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = "1.2.3", 3, "Chest"
-    direction = TO_LPS @ np.array(geometry.direction)
-    data.ImageOrientationPatient = [*direction[:, 0], *direction[:, 1]]
-    data.ImagePositionPatient = list(TO_LPS @ (geometry.affine @ [0, 0, d, 1])[:3])
-    data.PixelSpacing = [geometry.spacing[1], geometry.spacing[0]]
-    data.SliceThickness, data.InstanceNumber = geometry.spacing[2], d + 1
-    data.RescaleSlope, data.RescaleIntercept = 1, -1024
-    data.Rows, data.Columns = pixels.shape
-    data.BitsAllocated = data.BitsStored = 16
-    data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint16).tobytes()
-    for name, value in changes.items():
-        if value is None:
-            delattr(data, name)
-        else:
-            setattr(data, name, value)
-    return data
+    """Return a slice of a CT in Hounsfield units as scanners store it: unsigned, 1024 higher."""
+    attributes = {
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "SeriesNumber": 3,
+        "SeriesDescription": "Chest",
+        "InstanceNumber": d + 1,
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+    }
+    pixels = volume.voxels[:, :, d].T + 1024
+    return dicom_image("CTImageStorage", volume.geometry, d, pixels, **{**attributes, **changes})
 
 
 @pytest.fixture
 def write_ct() -> Callable[..., list[Path]]:
-    """Writes each slice as a file, numbered against its place; `changes` apply to all, `name` to their files."""
+    """Write each slice as a file, numbered against its position; `changes` apply to all, `name` to their files."""
 
     def write(folder: Path, volume: Volume, name: str = "1", **changes: Any) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +129,7 @@ def write_ct() -> Callable[..., list[Path]]:
 
 @pytest.fixture
 def ct() -> Callable[..., Volume]:
-    """Random Hounsfield units from outside the scanner's circle to bone, lying as CT lies."""
+    """Return a function that makes random Hounsfield units, from outside the scanner's circle to bone."""
 
     def make(seed: int = 0, size: tuple = (20, 16, 10), spacing: tuple = (0.7, 0.7, 1.25)) -> Volume:
         affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])

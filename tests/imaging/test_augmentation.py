@@ -16,13 +16,13 @@ def generator(seed: int) -> torch.Generator:
 
 @pytest.fixture
 def moving_spot() -> torch.Tensor:
-    """`(1, H, W, T)`: a spot that is in another place in every frame."""
+    """A spot `(1, H, W, T)` that moves from frame to frame."""
     h, w, t = torch.meshgrid(torch.arange(40.0), torch.arange(36.0), torch.arange(6.0), indexing="ij")
     return torch.exp(-0.5 * ((h - 20 - 2 * t) ** 2 + (w - 14) ** 2) / 25)[None] * 2 - 1
 
 
-def test_time_stays_time(moving_spot: torch.Tensor) -> None:
-    """Every frame changes as if it were alone: nothing flows from one frame to another."""
+def test_frames_are_not_mixed(moving_spot: torch.Tensor) -> None:
+    """Every frame changes as if it were alone: no frame affects another."""
     for seed in range(8):
         together, _ = Augmentation(20, **ALWAYS)(moving_spot, generator=generator(seed))
         for frame in range(6):
@@ -30,7 +30,7 @@ def test_time_stays_time(moving_spot: torch.Tensor) -> None:
             assert torch.allclose(together[..., frame : frame + 1], alone, atol=1e-6)
 
 
-def test_slices_stay_slices() -> None:
+def test_slices_are_not_mixed() -> None:
     cine = torch.rand(1, 3, 16, 16, 4) * 2 - 1
     together, _ = Augmentation(20, **ALWAYS)(cine, generator=generator(1))
     alone, _ = Augmentation(20, **ALWAYS)(cine[:, 1], generator=generator(1))
@@ -60,7 +60,7 @@ def test_masks_move_along_and_stay_labels(moving_spot: torch.Tensor) -> None:
         assert overlap > 0.93
 
 
-def test_it_is_seeded_and_leaves_the_input_alone(moving_spot: torch.Tensor) -> None:
+def test_augmentation_is_seeded_and_does_not_change_its_input(moving_spot: torch.Tensor) -> None:
     before = moving_spot.clone()
     first, _ = Augmentation(**ALWAYS)(moving_spot, generator=generator(4))
     again, _ = Augmentation(**ALWAYS)(moving_spot, generator=generator(4))
@@ -69,7 +69,7 @@ def test_it_is_seeded_and_leaves_the_input_alone(moving_spot: torch.Tensor) -> N
     assert torch.equal(moving_spot, before)
 
 
-def test_each_change_happens_as_often_as_it_is_told() -> None:
+def test_each_change_happens_with_its_probability() -> None:
     tilted = torch.arange(16.0).reshape(1, 4, 4, 1) / 16
     flips = Augmentation(rotation_probability=0, flip_probability=0.3, flip_axes=(0,))
     random = generator(0)
@@ -86,5 +86,5 @@ def test_intensities_stay_in_range() -> None:
 
 @pytest.mark.parametrize("settings", [{"flip_probability": 1.5}, {"flip_axes": (2,)}])
 def test_settings_are_checked(settings: dict) -> None:
-    with pytest.raises(CardioDiTError, match="must be between|may hold"):
+    with pytest.raises(CardioDiTError, match="must be between|may only contain"):
         Augmentation(**settings)

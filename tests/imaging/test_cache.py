@@ -1,4 +1,4 @@
-"""Three caches with the same values; a cache on disk that notices what changed and what is damaged."""
+"""All caches give the same values, and the cache on disk notices changes and damage."""
 
 import csv
 import json
@@ -55,7 +55,7 @@ def test_several_processes_read_the_same(cases: list[Case], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
-def test_changing_what_was_handed_out_changes_nothing(cases: list[Case], tmp_path: Path, cache: str) -> None:
+def test_modifying_an_item_does_not_modify_the_cache(cases: list[Case], tmp_path: Path, cache: str) -> None:
     volumes = PreparedVolumes(cases, STEPS, cache, tmp_path / "c" if cache == "disk" else None)
     before = volumes[0].clone()
     volumes[0].zero_()
@@ -100,7 +100,7 @@ def test_a_second_start_does_not_read_the_sources(cases: list[Case], tmp_path: P
     assert files(tmp_path / "c") == held
 
 
-def test_a_changed_source_row_or_preprocessing_is_prepared_anew(cases: list[Case], tmp_path: Path) -> None:
+def test_a_changed_source_row_or_preprocessing_is_prepared_again(cases: list[Case], tmp_path: Path) -> None:
     first, folder = on_disk(cases, tmp_path / "c"), tmp_path / "c"
     assert len(files(folder)) == 6
     os.utime(cases[0].image, ns=(0, 0))
@@ -113,7 +113,7 @@ def test_a_changed_source_row_or_preprocessing_is_prepared_anew(cases: list[Case
     smaller = on_disk(cases, folder, Preprocessing(size=(16, 16, None), frames=6))
     assert len(files(folder)) == 20 and smaller.identity != first.identity
     found = Preprocessing(STEPS.spacing, STEPS.size, 6, intensity=Intensity("p0.5", "p99.5", first.typical()))
-    assert on_disk(cases, folder, found).identity == first.identity  # what training found out changes no volume
+    assert on_disk(cases, folder, found).identity == first.identity  # what training measured changes no volume
     assert len(files(folder)) == 20
 
 
@@ -129,11 +129,11 @@ def test_a_changed_source_row_or_preprocessing_is_prepared_anew(cases: list[Case
         lambda array, facts: facts.write_text(json.dumps({**json.loads(facts.read_text()), "limits": [1]})),
     ],
 )
-def test_a_damaged_file_is_made_anew_and_that_is_said(cases: list[Case], tmp_path: Path, damage) -> None:
+def test_a_damaged_file_is_prepared_again_with_a_warning(cases: list[Case], tmp_path: Path, damage) -> None:
     first, folder = on_disk(cases, tmp_path / "c"), tmp_path / "c"
     array = sorted(folder.glob("*.npy"))[0]
     damage(array, array.with_suffix(".json"))
-    with pytest.warns(UserWarning, match=rf"{array.name} is damaged .*made anew"):
+    with pytest.warns(UserWarning, match=rf"{array.name} is damaged .*prepared again"):
         second = on_disk(cases, folder)
     assert all(torch.equal(first[i], second[i]) for i in range(3))
     with warnings.catch_warnings():
@@ -141,11 +141,11 @@ def test_a_damaged_file_is_made_anew_and_that_is_said(cases: list[Case], tmp_pat
         on_disk(cases, folder)
 
 
-def test_a_cache_that_is_emptied_under_a_run_is_named(cases: list[Case], tmp_path: Path) -> None:
+def test_a_cache_that_is_emptied_during_a_run_is_reported(cases: list[Case], tmp_path: Path) -> None:
     volumes = on_disk(cases, tmp_path / "c")
     for path in (tmp_path / "c").iterdir():
         path.unlink()
-    with pytest.raises(CardioDiTError, match="cannot be read any more.*Start again"):
+    with pytest.raises(CardioDiTError, match="can no longer be read.*start again"):
         volumes[0]
 
 
@@ -157,7 +157,7 @@ def test_the_cache_names_no_subject_and_no_path(cases: list[Case], tmp_path: Pat
         assert b"phantom" not in content and str(tmp_path).encode() not in content
 
 
-def test_every_unreadable_file_is_in_one_error(cases: list[Case]) -> None:
+def test_all_unreadable_files_are_reported_in_one_error(cases: list[Case]) -> None:
     cases[0].image.write_bytes(cases[0].image.read_bytes()[:-50])
     cases[1].image.unlink()
     for cache in ("memory", "none"):
@@ -169,7 +169,7 @@ def test_every_unreadable_file_is_in_one_error(cases: list[Case]) -> None:
 
 
 def cohort_of(folder: Path, shapes: list[tuple[int, ...]], geometries: list[Geometry]) -> list[Case]:
-    """Files of noise with the given shapes."""
+    """Write files of noise with the given shapes and list them in a manifest."""
     random = np.random.default_rng(0)
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -180,7 +180,7 @@ def cohort_of(folder: Path, shapes: list[tuple[int, ...]], geometries: list[Geom
     return read_manifest(folder / "manifest.csv")
 
 
-def test_shapes_that_differ_are_named_and_depths_may_differ(tmp_path: Path) -> None:
+def test_different_shapes_are_reported_but_depths_may_differ(tmp_path: Path) -> None:
     shapes = [(16, 16, 3, 8), (16, 16, 5, 8), (16, 12, 3, 8), (16, 16, 3, 9), (16, 16, 3)]
     cases = cohort_of(tmp_path, shapes, [Geometry()] * 5)
     steps = Preprocessing(orient=False)
@@ -193,7 +193,7 @@ def test_shapes_that_differ_are_named_and_depths_may_differ(tmp_path: Path) -> N
     assert [shape[1] for shape in PreparedVolumes(cases[:2], steps).shapes] == [3, 5]
 
 
-def test_volumes_that_do_not_beat(tmp_path: Path) -> None:
+def test_3d_volumes(tmp_path: Path) -> None:
     cases = cohort_of(tmp_path, [(16, 16, 20), (16, 16, 20), (16, 16, 21)], [Geometry()] * 3)
     steps = Preprocessing(orient=False)
     volumes = PreparedVolumes(cases[:2], steps, "disk", tmp_path / "c")
@@ -204,7 +204,7 @@ def test_volumes_that_do_not_beat(tmp_path: Path) -> None:
         PreparedVolumes(cases, steps)
 
 
-def test_what_is_typical_of_a_cohort(tmp_path: Path) -> None:
+def test_typical_values_of_a_cohort(tmp_path: Path) -> None:
     def cohort(spacings: list, times: list) -> PreparedVolumes:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -221,12 +221,12 @@ def test_what_is_typical_of_a_cohort(tmp_path: Path) -> None:
     assert unknown.spacing() is None and unknown.frame_time() is None
 
 
-def test_arguments_that_make_no_sense(cases: list[Case], tmp_path: Path) -> None:
+def test_invalid_arguments(cases: list[Case], tmp_path: Path) -> None:
     for arguments, message in [
         (([], STEPS), "empty"),
-        ((cases, STEPS, "ram"), "no cache 'ram'; choose from memory, disk, none"),
-        ((cases, STEPS, "disk"), "needs one"),
-        ((cases, STEPS, "memory", tmp_path), "A folder is for"),
+        ((cases, STEPS, "ram"), "cache='ram' is unknown; choose from memory, disk, none"),
+        ((cases, STEPS, "disk"), "needs a folder"),
+        ((cases, STEPS, "memory", tmp_path), "others take none"),
         ((cases, STEPS, "memory", None, 0), "workers=0"),
     ]:
         with pytest.raises(CardioDiTError, match=message):

@@ -20,8 +20,8 @@ def problems(voxels: np.ndarray, geometry: Geometry = GEOMETRY) -> str:
 
 
 def test_a_good_heart_has_no_problem(phantom: Phantom) -> None:
-    found = check_cine(Volume(phantom.image, phantom.geometry))
-    assert found.problems == [] and found.notes == []
+    findings = check_cine(Volume(phantom.image, phantom.geometry))
+    assert findings.problems == [] and findings.notes == []
 
 
 @pytest.mark.parametrize(
@@ -33,16 +33,16 @@ def test_a_good_heart_has_no_problem(phantom: Phantom) -> None:
         ((0, 2, 1, 3), "largest axes are 1 and 3"),
     ],
 )
-def test_axes_in_another_order_are_named(phantom: Phantom, order: tuple, message: str) -> None:
+def test_other_axis_orders_are_reported(phantom: Phantom, order: tuple, message: str) -> None:
     unknown = Geometry((1.0, 1.0, 1.0), 0.05)
     assert message in problems(np.ascontiguousarray(phantom.image.transpose(order)), unknown)
 
 
-def test_slices_along_another_axis_are_named_by_their_distance(phantom: Phantom) -> None:
+def test_slices_along_another_axis_are_recognized_by_their_distance(phantom: Phantom) -> None:
     assert "slices along axis 1 (10 mm apart" in problems(phantom.image, Geometry((10.0, 2.0, 2.0), 0.05))
 
 
-def test_time_is_told_from_space_in_noise_and_stillness() -> None:
+def test_noise_and_constants_have_no_time_axis() -> None:
     assert abs(time_score(np.random.default_rng(0).standard_normal((32, 32, 8, 8)))) < 0.5
     assert time_score(np.ones((8, 8, 4, 4))) == 0
     assert time_score(np.ones((8, 8, 2, 4))) == 0  # too few slices to tell
@@ -57,31 +57,31 @@ def test_time_is_told_from_space_in_noise_and_stillness() -> None:
         (lambda v: (v > 300).astype(np.uint8), "looks like a mask: it holds only the values 0, 1"),
     ],
 )
-def test_bad_voxels_are_named(phantom: Phantom, change, message: str) -> None:
+def test_bad_voxels_are_reported(phantom: Phantom, change, message: str) -> None:
     assert message in problems(change(phantom.image))
 
 
-def test_bad_geometry_is_named(phantom: Phantom) -> None:
+def test_bad_geometry_is_reported(phantom: Phantom) -> None:
     assert "how large its voxels are" in problems(phantom.image, Geometry(None, 0.05))
     for degrees, refused in ((5, True), (1, False)):
         sheared = np.diag([2.0, 2.0, 10.0, 1.0])
         sheared[0, 1] = 2 * np.tan(np.deg2rad(degrees))
-        found = check_cine(Volume(phantom.image, Geometry.of_affine(sheared, 0.05)))
-        assert any("perpendicular" in text for text in (found.problems if refused else found.notes))
-        assert refused == bool(found.problems)
+        findings = check_cine(Volume(phantom.image, Geometry.of_affine(sheared, 0.05)))
+        assert any("perpendicular" in text for text in (findings.problems if refused else findings.notes))
+        assert refused == bool(findings.problems)
 
 
-def test_what_is_odd_is_noted(phantom: Phantom) -> None:
+def test_unusual_properties_are_noted(phantom: Phantom) -> None:
     emptied = phantom.image.copy()
     emptied[:, :, 5] = 0
-    found = check_cine(Volume(emptied[..., :6], Geometry((2.0, 2.0, 40.0))))
-    assert not found.problems
-    notes = "; ".join(found.notes)
+    findings = check_cine(Volume(emptied[..., :6], Geometry((2.0, 2.0, 40.0))))
+    assert not findings.problems
+    notes = "; ".join(findings.notes)
     for text in ("empty slices: 5", "6 frames", "how long a frame lasts", "2 × 2 × 40 mm"):
         assert text in notes
 
 
-def test_masks_of_another_grid_are_named(phantom: Phantom) -> None:
+def test_masks_on_another_grid_are_reported(phantom: Phantom) -> None:
     image, labels = Volume(phantom.image, GEOMETRY), phantom.labels
     assert check_mask(Volume(labels, GEOMETRY), image).problems == []
     assert check_mask(Volume(labels[..., 0], Geometry(GEOMETRY.spacing)), image).problems == []

@@ -9,14 +9,14 @@ from cardiodit.imaging.geometry import Geometry
 OBLIQUE = np.array([[-1.2, -0.5, -6.0, 40], [-0.7, 1.0, 5.0, -20], [0.4, 1.1, -6.0, 7], [0, 0, 0, 1.0]])
 
 
-def test_an_affine_is_kept() -> None:
+def test_an_affine_is_preserved() -> None:
     geometry = Geometry.of_affine(OBLIQUE, 0.03)
     assert np.allclose(geometry.affine, OBLIQUE, atol=1e-9)
     assert geometry.spacing == pytest.approx(np.linalg.norm(OBLIQUE[:3, :3], axis=0), abs=1e-6)
     assert geometry.in_scanner and geometry.frame_time == 0.03
 
 
-def test_it_survives_json() -> None:
+def test_a_geometry_survives_json() -> None:
     for geometry in (Geometry.of_affine(OBLIQUE, 0.03), Geometry()):
         assert Geometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
 
@@ -28,7 +28,7 @@ def test_shear_is_measured() -> None:
     assert Geometry.of_affine(sheared).shear_degrees == pytest.approx(5)
 
 
-def test_a_voxel_has_a_volume_when_its_size_is_known() -> None:
+def test_a_voxel_has_a_volume_if_its_size_is_known() -> None:
     assert Geometry((1.5, 1.5, 10.0)).voxel_ml == pytest.approx(0.0225)
     sheared = np.diag([2.0, 2.0, 2.0, 1.0])
     sheared[0, 1] = 1.0  # a sheared box has the same volume

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.intensity import Intensity, to_model, to_source
+from cardiodit.imaging.intensity import Intensity, to_model, to_source, whole_hounsfield
 
 
 @pytest.fixture
@@ -24,18 +24,18 @@ def test_percentiles_cut_what_lies_beyond(scan: np.ndarray) -> None:
     assert np.array_equal(to_source(scaled, intensity.limits(scan), np.int16)[inner], scan[inner])
 
 
-def test_a_percentile_can_be_kept_from_exceeding_a_value(scan: np.ndarray) -> None:
+def test_a_percentile_can_be_bounded(scan: np.ndarray) -> None:
     percentile = float(np.percentile(scan, 99.5))
-    for most, found in ((percentile - 100.5, percentile - 100.5), (percentile + 50, percentile)):
-        intensity = Intensity(-1000, f"p99.5 at most {most}")
-        assert intensity.limits(scan) == (-1000, found)
+    for bound, expected in ((percentile - 100.5, percentile - 100.5), (percentile + 50, percentile)):
+        intensity = Intensity(-1000, f"p99.5 at most {bound}")
+        assert intensity.limits(scan) == (-1000, expected)
         assert Intensity(**intensity.to_dict()) == intensity
     with pytest.raises(CardioDiTError, match="NaN"):
         Intensity(0, "p99.5 at most 1000").limits(np.array([1.0, np.nan]))
 
 
-def test_what_was_written_before_percentiles_were_capped_is_still_the_same() -> None:
-    """Names of cached volumes and identities of latents are hashes of it."""
+def test_unbounded_percentiles_are_written_as_before_bounds_existed() -> None:
+    """Names of cached volumes and identities of latents are hashes of this dictionary."""
     assert Intensity("p0.5", "p99.5").to_dict() == {"low": "p0.5", "high": "p99.5", "typical": None}
 
 
@@ -47,7 +47,7 @@ def test_hounsfield_units_come_back_as_whole_numbers() -> None:
     assert np.array_equal(back, hounsfield.clip(-1000, 1000))
 
 
-def test_a_generated_volume_has_units_where_they_are_known() -> None:
+def test_a_generated_volume_has_units_if_they_are_known() -> None:
     assert Intensity(-1000, 1000).units == (-1000.0, 1000.0)
     assert Intensity("p0.5", "p99.5").units is None
     assert Intensity("p0.5", "p99.5", typical=[3, 900]).units == (3, 900)
@@ -76,8 +76,25 @@ def test_limits_are_checked(low: object, high: object) -> None:
         Intensity(low, high)
 
 
-def test_an_empty_or_broken_volume_is_named() -> None:
-    with pytest.raises(CardioDiTError, match="Is it empty"):
+def test_empty_or_nan_volumes_are_reported() -> None:
+    with pytest.raises(CardioDiTError, match="Is the volume empty"):
         Intensity().limits(np.zeros((3, 3, 3)))
     with pytest.raises(CardioDiTError, match="NaN"):
         Intensity().limits(np.array([0.0, np.nan]))
+
+
+def test_whole_hounsfield_units_are_unchanged() -> None:
+    for dtype in (np.int16, np.int32, np.float32):
+        voxels, notes = whole_hounsfield(np.array([-3024, 0, 3071], dtype))
+        assert voxels.dtype == np.int16 and voxels.tolist() == [-3024, 0, 3071] and notes == []
+
+
+def test_rounding_of_hounsfield_units_is_noted() -> None:
+    voxels, notes = whole_hounsfield(np.array([0.25, 99.6]))
+    assert voxels.tolist() == [0, 100] and notes == ["was rounded to whole Hounsfield units, by at most 0.4"]
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "not numbers"), (40000.0, "within -32768 and 32767")])
+def test_values_that_are_not_hounsfield_units_are_refused(value: float, message: str) -> None:
+    with pytest.raises(CardioDiTError, match=message):
+        whole_hounsfield(np.array([0.0, value]))

@@ -23,7 +23,7 @@ def test_space_and_time_are_declared(tmp_path: Path) -> None:
     assert image.header["sform_code"] == image.header["qform_code"] == 2
 
 
-def test_unknown_geometry_is_not_made_up(tmp_path: Path) -> None:
+def test_unknown_geometry_stays_unknown(tmp_path: Path) -> None:
     write_nifti(tmp_path / "heart.nii.gz", np.zeros((5, 6, 3, 4), np.float32), Geometry())
     header = nibabel.load(tmp_path / "heart.nii.gz").header
     assert header["sform_code"] == header["qform_code"] == 0
@@ -32,19 +32,19 @@ def test_unknown_geometry_is_not_made_up(tmp_path: Path) -> None:
     assert b"unknown" in header["descrip"].tobytes()
 
 
-def test_three_dimensions(tmp_path: Path) -> None:
+def test_3d_volumes(tmp_path: Path) -> None:
     write_nifti(tmp_path / "lung.nii.gz", np.zeros((5, 6, 3), np.float32), Geometry((1.0, 1.0, 2.0)))
     image = nibabel.load(tmp_path / "lung.nii.gz")
     assert image.shape == (5, 6, 3) and image.header.get_zooms() == (1.0, 1.0, 2.0)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0), (1.0, float("nan"), 1.0)])
-def test_impossible_spacing(spacing: tuple) -> None:
+def test_invalid_spacing(spacing: tuple) -> None:
     with pytest.raises(CardioDiTError, match="three positive numbers in mm"):
         Geometry(spacing)
 
 
-def test_impossible_frame_time() -> None:
+def test_invalid_frame_time() -> None:
     with pytest.raises(CardioDiTError, match="positive number of seconds"):
         Geometry((1.0, 1.0, 1.0), 0.0)
 
@@ -54,7 +54,7 @@ OBLIQUE = np.array([[-1.2, -0.5, -6.0, 40], [-0.7, 1.0, 5.0, -20], [0.4, 1.1, -6
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a NIfTI file with any header, right or wrong."""
+    """Return a function that writes a NIfTI file with any header, right or wrong."""
 
     def save_(
         voxels: np.ndarray | None = None,
@@ -77,7 +77,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
     return save_
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_file_reads_back(tmp_path: Path) -> None:
     voxels = np.random.default_rng(0).integers(0, 900, (5, 6, 3, 20), dtype=np.int16)
     for number, geometry in enumerate(
         (Geometry(), Geometry((1.5, 1.5, 8.0), 0.04), Geometry.of_affine(OBLIQUE, 0.04), Geometry((1.0, 1.0, 8.0)))
@@ -97,7 +97,7 @@ def test_every_number_type_and_byte_order(save: Callable, kind: str, big: bool) 
         assert np.array_equal(read_nifti(save(voxels, name=name)).voxels, voxels)
 
 
-def test_scaled_numbers_are_nibabels(save: Callable) -> None:
+def test_scaled_numbers_equal_nibabels(save: Callable) -> None:
     path = save(np.linspace(-3.0, 7.0, 90).reshape(5, 6, 3))
     image = nibabel.load(path)
     image.set_data_dtype(np.int16)  # nibabel chooses slope and intercept
@@ -126,7 +126,7 @@ def test_frame_times(save: Callable, value: float, unit: str, expected: float | 
 
 
 @pytest.mark.parametrize(("value", "declared", "meant"), [(40, "sec", "msec"), (0.04, "msec", "sec")])
-def test_mixed_up_time_units_are_named(save: Callable, value: float, declared: str, meant: str) -> None:
+def test_mixed_up_time_units_are_reported(save: Callable, value: float, declared: str, meant: str) -> None:
     pixdim = [1, 1.5, 1.5, 8, value, 0, 0, 0]
     path = save(np.zeros((5, 6, 3, 20), np.int16), units=("mm", declared), pixdim=pixdim)
     with pytest.raises(CardioDiTError, match=rf"{value:g} {declared}, so that its 20 frames .* In {meant}"):
@@ -134,7 +134,7 @@ def test_mixed_up_time_units_are_named(save: Callable, value: float, declared: s
     assert read_nifti(path, time_unit=meant).geometry.frame_time == pytest.approx(0.04)
 
 
-def test_a_cut_off_file_is_named(save: Callable) -> None:
+def test_a_cut_off_file_is_reported(save: Callable) -> None:
     for name in ("a.nii.gz", "b.nii"):
         path = save(np.random.default_rng(0).integers(0, 99, (20, 20, 3, 4), dtype=np.int16), name=name)
         path.write_bytes(path.read_bytes()[:-200])
@@ -145,7 +145,7 @@ def test_a_cut_off_file_is_named(save: Callable) -> None:
         read_nifti(path)
 
 
-def test_a_damaged_file_is_named(save: Callable) -> None:
+def test_a_damaged_file_is_reported(save: Callable) -> None:
     path = save(np.random.default_rng(0).integers(0, 99, (20, 20, 3, 4), dtype=np.int16))
     content = bytearray(path.read_bytes())
     content[-6] ^= 0xFF  # of the checksum
@@ -155,13 +155,13 @@ def test_a_damaged_file_is_named(save: Callable) -> None:
 
 
 @pytest.mark.parametrize("size", [0.0, -1.5, float("nan")])
-def test_impossible_voxel_sizes_are_named(save: Callable, size: float) -> None:
+def test_invalid_voxel_sizes_are_reported(save: Callable, size: float) -> None:
     path = save(pixdim=[1, 1.5, size, 8, 0.04, 0, 0, 0], name="v.nii")
     with pytest.raises(CardioDiTError, match="three positive numbers were expected"):
         read_nifti(path)
 
 
-def test_an_affine_without_space_is_named(save: Callable) -> None:
+def test_an_affine_without_space_is_reported(save: Callable) -> None:
     path = save(name="v.nii")
     content = bytearray(path.read_bytes())
     content[280:328] = bytes(48)  # srow_x, srow_y, srow_z
@@ -171,12 +171,12 @@ def test_an_affine_without_space_is_named(save: Callable) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 0, 3), (4, 5, 3, 0)])
-def test_an_empty_axis_is_named(save: Callable, shape: tuple) -> None:
+def test_an_empty_axis_is_reported(save: Callable, shape: tuple) -> None:
     with pytest.raises(CardioDiTError, match="empty axis"):
         read_nifti(save(np.zeros(shape, np.int16)))
 
 
-def test_files_that_are_not_there_or_no_grey_values(tmp_path: Path, save: Callable) -> None:
+def test_files_that_do_not_exist_or_hold_no_grey_values(tmp_path: Path, save: Callable) -> None:
     with pytest.raises(CardioDiTError, match="none.nii does not exist"):
         read_nifti(tmp_path / "none.nii")
     with pytest.raises(CardioDiTError, match="is a folder"):
@@ -186,7 +186,7 @@ def test_files_that_are_not_there_or_no_grey_values(tmp_path: Path, save: Callab
         read_nifti(save(colours))
 
 
-def test_a_size_alone_is_no_place_in_the_scanner(save: Callable) -> None:
+def test_a_voxel_size_alone_is_not_a_position_in_the_scanner(save: Callable) -> None:
     assert not read_nifti(save(affine=np.diag([1.5, 1.5, 8, 1]), code=2)).geometry.in_scanner
     assert read_nifti(save(affine=np.diag([-1.5, -1.5, 8, 1]), code=1)).geometry.in_scanner
     flipped = read_nifti(save(affine=np.diag([1.5, 1.5, -8, 1]), code=2))  # as we write one that was turned

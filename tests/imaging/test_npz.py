@@ -27,7 +27,7 @@ def test_columns_rows_and_slices_go_left_back_and_down(tmp_path: Path) -> None:
     assert np.array_equal(again.voxels, volume.voxels) and again.geometry.is_close(volume.geometry)
 
 
-def test_fractions_are_rounded_and_said(tmp_path: Path) -> None:
+def test_fractions_are_rounded_with_a_note(tmp_path: Path) -> None:
     volume, notes = read_npz(save(tmp_path, ct=STORED + 0.25), SPACING)
     assert np.array_equal(volume.voxels.T, STORED) and "by at most 0.25" in notes[0]
 
@@ -49,7 +49,7 @@ def test_other_contents_are_refused(arrays: dict, message: str, tmp_path: Path) 
     assert "a.npz" in str(error.value)
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damage_is_reported(tmp_path: Path) -> None:
     path = save(tmp_path, ct=STORED)
     whole = path.read_bytes()
     for broken in (whole[:-40], whole[: len(whole) // 2], b"", whole[:200] + b"\0" * 50 + whole[250:], b"text"):
@@ -58,5 +58,5 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
             read_npz(path, SPACING)
     np.save(tmp_path / "b.npy", STORED)
     path.write_bytes((tmp_path / "b.npy").read_bytes())
-    with pytest.raises(CardioDiTError, match=r"a\.npz is no NumPy archive"):
+    with pytest.raises(CardioDiTError, match=r"a\.npz is not a NumPy archive"):
         read_npz(path, SPACING)

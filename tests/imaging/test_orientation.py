@@ -27,7 +27,7 @@ def phantom() -> Phantom:
 
 
 def stored_in(volume: Volume, axes: tuple[int, ...], flips: tuple[int, ...], first: int = 0) -> Volume:
-    """As some scanner could have stored it: short axes keep their slices last."""
+    """Store a volume as some scanner could have; slices stay last."""
     volume = volume.permute(axes)
     for axis in flips:
         volume = volume.flip(axis)
@@ -38,7 +38,7 @@ IN_PLANE = [(axes, flips) for axes in ((0, 1, 2), (1, 0, 2)) for flips in ((), (
 
 
 @pytest.mark.parametrize(("axes", "flips"), IN_PLANE)
-def test_any_storage_becomes_the_same_heart_and_goes_back(phantom: Phantom, axes: tuple, flips: tuple) -> None:
+def test_any_storage_order_becomes_the_same_heart_and_is_restored(phantom: Phantom, axes: tuple, flips: tuple) -> None:
     heart = Volume(phantom.image, phantom.geometry)
     stored = stored_in(heart, axes, flips)
     order = order_of_cine(stored)
@@ -50,7 +50,7 @@ def test_any_storage_becomes_the_same_heart_and_goes_back(phantom: Phantom, axes
     assert np.array_equal(back.voxels, stored.voxels) and back.geometry.is_close(stored.geometry)
 
 
-def test_masks_tell_the_base_and_the_largest_pool_where_the_scanner_does_not(phantom: Phantom) -> None:
+def test_masks_determine_base_and_diastole_where_the_scanner_does_not(phantom: Phantom) -> None:
     nowhere = Geometry((1.5, 1.5, 10.0), 0.03)
     stored = stored_in(Volume(phantom.image, nowhere), (0, 1, 2), (2,), first=3)
     labels = stored_in(Volume(phantom.labels, nowhere), (0, 1, 2), (2,), first=3).voxels
@@ -61,7 +61,7 @@ def test_masks_tell_the_base_and_the_largest_pool_where_the_scanner_does_not(pha
     assert np.array_equal(order.restore(order.apply(stored)).voxels, stored.voxels)
 
 
-def test_what_nothing_tells_stays_as_stored_and_says_so(phantom: Phantom) -> None:
+def test_without_information_the_order_stays_as_stored(phantom: Phantom) -> None:
     axial = Geometry.of_affine(np.diag([-1.5, -1.5, 10, 1]))  # a placeholder that many converted files carry
     order = order_of_cine(Volume(phantom.image, axial))
     assert (order.slices_from, order.first_frame_from, order.first_frame) == (ASSUMED, ASSUMED, 0)
@@ -69,7 +69,7 @@ def test_what_nothing_tells_stays_as_stored_and_says_so(phantom: Phantom) -> Non
     assert order_of_cine(Volume(phantom.image, Geometry((1.0, 1.0, 8.0)))) == StorageOrder()
 
 
-def test_the_manifest_tells_end_diastole(phantom: Phantom) -> None:
+def test_the_manifest_determines_end_diastole(phantom: Phantom) -> None:
     volume = Volume(phantom.image, phantom.geometry)
     order = order_of_cine(volume, phantom.labels, end_diastole=6)
     assert (order.first_frame, order.first_frame_from) == (6, "manifest")
@@ -77,13 +77,13 @@ def test_the_manifest_tells_end_diastole(phantom: Phantom) -> None:
         order_of_cine(volume, end_diastole=8)
 
 
-def test_two_labelled_frames_of_many_do_not_tell_which_is_diastole(phantom: Phantom) -> None:
+def test_two_labelled_frames_do_not_determine_diastole(phantom: Phantom) -> None:
     labels = np.zeros_like(phantom.labels)
     labels[..., 3] = phantom.labels[..., 3]
     assert order_of_cine(Volume(phantom.image, phantom.geometry), labels).first_frame_from == ASSUMED
 
 
-def test_frame_0_stays_when_it_holds_as_much() -> None:
+def test_frame_0_is_preferred_if_it_holds_as_much() -> None:
     labels = np.zeros((10, 10, 1, 4), np.uint8)
     for frame, count in enumerate((99, 50, 60, 100)):
         labels.reshape(100, 4)[:count, frame] = 3
@@ -92,7 +92,7 @@ def test_frame_0_stays_when_it_holds_as_much() -> None:
     assert largest_pool(labels) == 3
 
 
-def test_too_few_slices_tell_nothing() -> None:
+def test_few_or_equal_slices_do_not_determine_the_apex() -> None:
     labels = np.ones((4, 4, 2), np.uint8)
     assert slices_towards_apex(labels) == 0
     assert slices_towards_apex(np.ones((4, 4, 6), np.uint8)) == 0
@@ -112,6 +112,6 @@ def test_a_ct_goes_to_the_left_the_front_and_the_head(axes: tuple, signs: tuple)
     assert np.array_equal(back.voxels, stored.voxels) and back.geometry.is_close(stored.geometry)
 
 
-def test_the_record_survives_json() -> None:
+def test_an_order_survives_json() -> None:
     order = StorageOrder((1, 0, 2), (0, 2), 5, MASK, "manifest")
     assert StorageOrder.from_dict(json.loads(json.dumps(order.to_dict()))) == order

@@ -1,10 +1,25 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cardiodit.imaging import Geometry, window_of, write_gif, write_sheet
-from cardiodit.imaging.pictures import write_comparison
+from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.phantom import Phantom
+from cardiodit.imaging.pictures import (
+    COLOURS,
+    TILE_NAME,
+    TILE_SIDE,
+    TILES_ACROSS,
+    TILES_DOWN,
+    tile_of,
+    window_of,
+    write_comparison,
+    write_gif,
+    write_overview,
+    write_sheet,
+)
+from cardiodit.imaging.volume import Volume
 
 
 def test_the_gif_plays_every_frame_of_every_slice_turned_for_the_viewer(tmp_path: Path) -> None:
@@ -60,3 +75,23 @@ def test_a_comparison_has_three_rows_a_frame_and_a_line_below(tmp_path: Path) ->
     levels = [[int(picture[t * frame + row * 128 + 64, 10]) for row in range(3)] for t in range(3)]
     assert levels == [[0, 0, 127], [127, 159, 191], [127, 159, 191]]  # frames 0, 2 and 4
     assert (picture[frame - 2 : frame] == 255).all()
+
+
+def test_an_overview_has_pages_for_all_hearts(tmp_path: Path, small_heart: Callable[..., Phantom]) -> None:
+    phantom = small_heart()
+    tile = tile_of("a heart", Volume(phantom.image, phantom.geometry), phantom.labels)
+    paths = write_overview(tmp_path / "pictures", [tile] * (TILES_ACROSS * TILES_DOWN + 3))
+    assert [path.name for path in paths] == ["overview-1.png", "overview-2.png"]
+    assert Image.open(paths[0]).size == (TILES_ACROSS * TILE_SIDE, TILES_DOWN * (TILE_SIDE + TILE_NAME))
+    assert Image.open(paths[1]).size == (3 * TILE_SIDE, TILE_SIDE + TILE_NAME)
+    colours = np.asarray(tile.picture).reshape(-1, 3)
+    assert (np.abs(colours.astype(int) - COLOURS[3]).sum(axis=1) < 120).any()
+
+
+def test_a_tile_has_true_proportions_and_is_turned_for_the_viewer() -> None:
+    voxels = np.zeros((20, 20, 3, 2))
+    voxels[0, 19] = 1  # first along H, last along W: left and above
+    tile = tile_of("", Volume(voxels, Geometry((1.0, 2.0, 8.0))))
+    assert tile.picture.size == (TILE_SIDE // 2, TILE_SIDE)
+    levels = np.asarray(tile.picture.convert("L"))
+    assert levels[:6, :3].min() > 200 > 50 > levels[20:].max()

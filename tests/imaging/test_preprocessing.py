@@ -25,7 +25,7 @@ def heart(phantom: Phantom) -> Volume:
 
 
 def published(volume: np.ndarray, size: tuple[int, int, int], frames: int) -> np.ndarray:
-    """CardioDiT's preprocessing, written down from its description with MONAI's crop and pad."""
+    """CardioDiT's preprocessing, implemented from its description with MONAI's crop and pad."""
     from monai.transforms import ResizeWithPadOrCrop
 
     scaled = (volume - volume.min()) / (volume.max() - volume.min()) * 2 - 1
@@ -34,7 +34,7 @@ def published(volume: np.ndarray, size: tuple[int, int, int], frames: int) -> np
 
 
 @pytest.mark.parametrize("size", [(32, 56, 8), (64, 32, 4), (47, 41, 6)])
-def test_the_published_settings_are_the_published_numbers(heart: Volume, size: tuple[int, int, int]) -> None:
+def test_the_published_settings_give_the_published_numbers(heart: Volume, size: tuple[int, int, int]) -> None:
     ours = replace(PRESETS["cardiodit-volume"], size=size)(heart)
     assert np.allclose(ours.volume.voxels, published(heart.voxels.astype(float), size, 32), atol=1e-6)
     assert ours.volume.geometry.frame_time == heart.geometry.frame_time  # it repeats, it does not stretch
@@ -59,74 +59,74 @@ def test_the_beat_keeps_its_length(heart: Volume) -> None:
     assert prepared.volume.beat_time == pytest.approx(heart.beat_time)
 
 
-def test_undone_it_is_the_source_again(heart: Volume, phantom: Phantom) -> None:
-    """Nothing is lost when voxels are only moved: not the units, the type, the axes or the place."""
+def test_the_inverse_restores_the_source(heart: Volume, phantom: Phantom) -> None:
+    """Moving voxels loses nothing: units, type, axes and position come back."""
     stored = heart.permute((1, 0, 2)).flip(2).flip(0)
     prepared = Preprocessing(size=(64, 64, 9))(stored)
-    back = prepared.undo()
+    back = prepared.inverse()
     assert np.array_equal(back.voxels, stored.voxels) and back.voxels.dtype == stored.voxels.dtype
     assert back.geometry == stored.geometry
 
 
-def test_undone_after_resampling_it_is_close(heart: Volume) -> None:
+def test_the_inverse_of_resampling_is_close(heart: Volume) -> None:
     prepared = Preprocessing((1.5, 1.5, None), (96, 96, 6), frames=20)(heart)
-    back = prepared.undo()
+    back = prepared.inverse()
     assert back.voxels.shape == heart.voxels.shape and back.geometry == heart.geometry
     difference = np.abs(back.voxels.astype(float) - heart.voxels)
-    assert difference.mean() < 0.03 * np.ptp(heart.voxels)  # of which much is the noise that interpolation smooths
+    assert difference.mean() < 0.03 * np.ptp(heart.voxels)  # much of it is noise that interpolation smooths
 
 
-def test_undone_what_was_cropped_is_the_lowest_value(heart: Volume) -> None:
-    back = Preprocessing(size=(20, 20, 4))(heart).undo()
+def test_the_inverse_fills_cropped_voxels_with_the_lowest_value(heart: Volume) -> None:
+    back = Preprocessing(size=(20, 20, 4))(heart).inverse()
     assert (back.voxels[0] == heart.voxels.min()).all()
     assert np.array_equal(back.voxels[14:34, 10:30, 1:5], heart.voxels[14:34, 10:30, 1:5])
 
 
-def test_the_order_of_frames_and_slices_comes_back(phantom: Phantom) -> None:
+def test_the_inverse_restores_the_order_of_frames_and_slices(phantom: Phantom) -> None:
     stored = Volume(phantom.image, phantom.geometry).flip(2).roll(4)
     steps = Preprocessing()
     order = steps.order_of(stored, end_diastole=6)
     prepared = steps(stored, order)
-    assert np.array_equal(prepared.undo().voxels, stored.voxels)
+    assert np.array_equal(prepared.inverse().voxels, stored.voxels)
     first = prepared.volume.voxels[..., 0]
     expected = Preprocessing()(Volume(phantom.image, phantom.geometry)).volume.voxels[..., 0]
     assert np.allclose(first, expected)
 
 
-def test_masks_follow_their_image(phantom: Phantom, heart: Volume) -> None:
-    """The blood in a resampled mask is the bright part of the resampled image, and it holds as many mL."""
+def test_masks_are_preprocessed_like_their_image(phantom: Phantom, heart: Volume) -> None:
+    """The blood in a resampled mask is the bright part of the resampled image, with the same volume in mL."""
     stored, labels = heart.flip(1).flip(0), Volume(phantom.labels, heart.geometry).flip(1).flip(0)
     prepared = Preprocessing((2.0, 2.0, None), (60, 60, 6), frames=12, intensity=Intensity("p1", "p99"))(stored)
-    mask = prepared.follow(labels)
+    mask = prepared.apply_to_mask(labels)
     assert mask.shape == prepared.volume.voxels.shape and mask.dtype == np.uint8
     image = prepared.volume.voxels
     assert image[mask == 3].mean() > 0.5 > image[mask == 2].mean()
     milliliters = (mask[..., 0] == 3).sum() * prepared.volume.geometry.voxel_ml
     assert milliliters == pytest.approx((phantom.labels[..., 0] == 3).sum() * heart.geometry.voxel_ml, rel=0.03)
-    one_frame = prepared.follow(Volume(labels.voxels[..., 0], labels.geometry))
+    one_frame = prepared.apply_to_mask(Volume(labels.voxels[..., 0], labels.geometry))
     assert np.array_equal(one_frame, mask[..., 0])
 
 
-def test_a_mask_of_another_grid_is_refused(phantom: Phantom, heart: Volume) -> None:
+def test_a_mask_on_another_grid_is_refused(phantom: Phantom, heart: Volume) -> None:
     prepared = Preprocessing()(heart)
     with pytest.raises(CardioDiTError, match="not that of its image"):
-        prepared.follow(Volume(phantom.labels[:-1], heart.geometry))
+        prepared.apply_to_mask(Volume(phantom.labels[:-1], heart.geometry))
     with pytest.raises(CardioDiTError, match="not that of its image"):
-        prepared.follow(Volume(phantom.labels, Geometry((1.0, 1.0, 8.0))))
+        prepared.apply_to_mask(Volume(phantom.labels, Geometry((1.0, 1.0, 8.0))))
     with pytest.raises(CardioDiTError, match="an unknown voxel size is not that of its image"):
-        prepared.follow(Volume(phantom.labels, Geometry()))
+        prepared.apply_to_mask(Volume(phantom.labels, Geometry()))
 
 
-def test_a_mask_that_lies_elsewhere_is_refused_with_both_places(phantom: Phantom, heart: Volume) -> None:
+def test_a_mask_elsewhere_in_space_is_refused_with_both_positions(phantom: Phantom, heart: Volume) -> None:
     prepared = Preprocessing()(heart)
     x, y, z = heart.geometry.origin
     with pytest.raises(CardioDiTError, match="lies elsewhere than its image") as refused:
-        prepared.follow(Volume(phantom.labels, replace(heart.geometry, origin=(x + 40.0123456, y, z))))
+        prepared.apply_to_mask(Volume(phantom.labels, replace(heart.geometry, origin=(x + 40.0123456, y, z))))
     places = [f"({first:.4g}, {y:.4g}, {z:.4g}) mm" for first in (x + 40.0123456, x)]
-    assert f"its first one is at {places[0]}, the image's at {places[1]}." in str(refused.value)
+    assert f"its first voxel is at {places[0]}, the image's at {places[1]}." in str(refused.value)
     turned = tuple((-row[0], *row[1:]) for row in heart.geometry.direction)
-    with pytest.raises(CardioDiTError, match="is turned otherwise than its image"):
-        prepared.follow(Volume(phantom.labels, replace(heart.geometry, direction=turned)))
+    with pytest.raises(CardioDiTError, match="has another orientation than its image"):
+        prepared.apply_to_mask(Volume(phantom.labels, replace(heart.geometry, direction=turned)))
 
 
 def test_hounsfield_units_come_back(heart: Volume) -> None:
@@ -134,15 +134,15 @@ def test_hounsfield_units_come_back(heart: Volume) -> None:
     steps = replace(PRESETS["voldit-tgca"], size=(60, 60, 10))
     prepared = steps(ct)
     assert (prepared.volume.voxels[0] == -1).all()  # air, not the 0 HU of water
-    assert np.array_equal(prepared.undo().voxels, ct.voxels.clip(-1000, 1000))
+    assert np.array_equal(prepared.inverse().voxels, ct.voxels.clip(-1000, 1000))
     resized = replace(PRESETS["voldit"], size=(96, 80, 12))(ct)
     assert resized.volume.geometry.spacing == pytest.approx(np.array(ct.geometry.spacing) / 2, rel=1e-5)
 
 
-def test_undone_a_resized_volume_has_the_files_grid_and_is_close(heart: Volume) -> None:
+def test_the_inverse_of_resizing_has_the_files_grid_and_is_close(heart: Volume) -> None:
     ct = Volume((heart.voxels[..., 0] - 500).astype(np.int16), heart.geometry)
     prepared = replace(PRESETS["voldit"], size=(96, 80, 12))(ct)
-    back = prepared.undo()
+    back = prepared.inverse()
     assert back.voxels.shape == ct.voxels.shape and back.voxels.dtype == np.int16
     assert np.allclose(back.geometry.affine, ct.geometry.affine)
     clipped = ct.voxels.astype(float).clip(-1000, 1000)
@@ -157,13 +157,13 @@ def test_undone_a_resized_volume_has_the_files_grid_and_is_close(heart: Volume) 
         assert np.allclose(here, there, atol=1e-3)
 
 
-def test_cropped_and_padded_a_volume_lies_where_it_lay(heart: Volume) -> None:
+def test_cropping_and_padding_keep_the_position(heart: Volume) -> None:
     ct = Volume(heart.voxels[..., 0], heart.geometry)
     prepared = replace(PRESETS["voldit-tgca"], size=(20, 60, 4))(ct)
     shift = np.eye(4)
     shift[:3, 3] = (48 - 20) / 2, -(60 - 40) / 2, (6 - 4) / 2
     assert np.allclose(prepared.volume.geometry.affine, ct.geometry.affine @ shift, atol=1e-4)
-    assert np.allclose(prepared.undo().geometry.affine, ct.geometry.affine)
+    assert np.allclose(prepared.inverse().geometry.affine, ct.geometry.affine)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_cropped_and_padded_a_volume_lies_where_it_lay(heart: Volume) -> None:
         ({"spacing": (1.0, 1.0)}, "spacing=.* must be three positive numbers"),
         ({"frames": 0}, "frames=0"),
         ({"cycle": "loop"}, "cycle='loop' .* must be one of"),
-        ({"fit": "resize", "spacing": (1, 1, 1)}, "has a spacing and resizes"),
+        ({"fit": "resize", "spacing": (1, 1, 1)}, "has both a spacing and fit"),
         ({"limits_of": "body"}, "limits_of='body' .* must be one of"),
         ({"pool": 0}, "pool=0 .* must divide"),
         ({"pool": 3, "size": (64, 64, None)}, "pool=3 .* must divide its size"),
@@ -195,7 +195,7 @@ def test_volumes_that_do_not_fit_the_settings_are_refused(heart: Volume) -> None
 
 
 def published_prdit(voxels: np.ndarray, low: float, percentile: float, size: int, pool: int) -> np.ndarray:
-    """PRDiT's, written down from its description: of a volume at its spacing, turned to our axis order."""
+    """PRDiT's preprocessing, implemented from its description, of a volume at its spacing in our axis order."""
     from monai.transforms import CenterSpatialCrop
 
     cropped = CenterSpatialCrop((size,) * 3)(voxels[None].astype(float))[0].numpy()
@@ -206,14 +206,14 @@ def published_prdit(voxels: np.ndarray, low: float, percentile: float, size: int
 
 @pytest.fixture
 def chest_ct() -> Volume:
-    """1 mm voxels in our axis order, with air, and with more bone in the middle than elsewhere."""
+    """A CT with 1 mm voxels in our axis order, with air, and more bone in the middle than elsewhere."""
     voxels = np.random.default_rng(0).normal(-500, 400, (40, 44, 36)).clip(-3024, 3000)
     voxels[16:24, 16:24, 16:24] += 600
     return Volume(voxels.astype(np.int16), Geometry((1.0,) * 3, direction=((-1, 0, 0), (0, 1, 0), (0, 0, 1))))
 
 
 @pytest.mark.parametrize("pool", [1, 2, 4])
-def test_prdits_volumes_are_the_published_numbers(chest_ct: Volume, pool: int) -> None:
+def test_prdits_settings_give_the_published_numbers(chest_ct: Volume, pool: int) -> None:
     for name, percentile in (("prdit-lidc", 99.9), ("prdit-radchest", 99.5)):
         preset = PRESETS[name if pool == 1 else f"{name}-{256 // pool}"]
         assert (preset.size, preset.pool, preset.spacing[0]) == ((256,) * 3, pool, 1.0 if "lidc" in name else 0.8)
@@ -225,36 +225,46 @@ def test_prdits_volumes_are_the_published_numbers(chest_ct: Volume, pool: int) -
 
 
 def test_a_larger_spacing_only_comes_close_to_pooling(chest_ct: Volume) -> None:
-    """What the docstring says of the two: the triangle of resampling is no box, and it averages before the cut."""
+    """As documented: resampling weights by a triangle, not a box, and averages before clipping."""
     pooled = replace(PRESETS["prdit-lidc"], size=(24,) * 3, pool=2)(chest_ct).volume.voxels
     coarser = replace(PRESETS["prdit-lidc"], spacing=(2.0,) * 3, size=(12,) * 3)(chest_ct).volume.voxels
     assert np.abs(pooled - coarser).mean() > 0.05
     assert np.corrcoef(pooled.ravel(), coarser.ravel())[0, 1] > 0.6
 
 
-def test_limits_are_of_the_view_or_of_the_file(chest_ct: Volume) -> None:
+def test_limits_come_from_the_view_or_the_file(chest_ct: Volume) -> None:
     steps = Preprocessing(size=(8,) * 3, intensity=Intensity("p1", "p99"))
     inner = chest_ct.voxels[16:24, 18:26, 14:22]
     assert steps(chest_ct).source.limits == pytest.approx(tuple(np.percentile(chest_ct.voxels, [1, 99])))
     assert replace(steps, limits_of="view")(chest_ct).source.limits == pytest.approx(
         tuple(np.percentile(inner, [1, 99]))
     )
-    padded = replace(steps, limits_of="view", size=(64,) * 3)(chest_ct)  # what is padded is of nobody's chest
+    padded = replace(steps, limits_of="view", size=(64,) * 3)(chest_ct)  # padding does not count
     assert padded.source.limits == pytest.approx(tuple(np.percentile(chest_ct.voxels, [1, 99])))
 
 
-def test_a_small_volume_is_padded_with_air_and_lies_where_it_lay(chest_ct: Volume) -> None:
+def test_a_small_volume_is_padded_with_air_and_keeps_its_position(chest_ct: Volume) -> None:
     prepared = replace(PRESETS["prdit-lidc-64"], size=(64,) * 3)(chest_ct)
     assert prepared.volume.voxels.shape == (16, 16, 16)
     assert (prepared.volume.voxels[:3] == -1).all() and (prepared.volume.voxels[:, :, 13:] == -1).all()
     outer = prepared.volume.geometry.affine @ [-0.5, -0.5, -0.5, 1]
     assert np.allclose(outer, chest_ct.geometry.affine @ [-12.5, -10.5, -14.5, 1])
-    back = prepared.undo()
+    back = prepared.inverse()
     assert back.voxels.shape == chest_ct.voxels.shape and back.geometry == chest_ct.geometry
     labels = Volume((chest_ct.voxels > 0).astype(np.uint8), chest_ct.geometry)
-    assert prepared.follow(labels).shape == (16, 16, 16)
+    assert prepared.apply_to_mask(labels).shape == (16, 16, 16)
 
 
-def test_settings_that_change_nothing_are_not_written() -> None:
+def test_newer_settings_are_not_written_at_their_defaults() -> None:
     assert not {"pool", "limits_of"} & set(PRESETS["voldit"].to_dict())
     assert PRESETS["prdit-lidc-64"].to_dict()["pool"] == 4
+
+
+def test_deprecated_names_still_work(phantom: Phantom, heart: Volume) -> None:
+    prepared, labels = Preprocessing(frames=5)(heart), Volume(phantom.labels, heart.geometry)
+    with pytest.warns(DeprecationWarning, match=r"use Prepared\.inverse"):
+        assert np.array_equal(prepared.undo().voxels, prepared.inverse().voxels)
+    with pytest.warns(DeprecationWarning, match=r"use Prepared\.apply_to_mask"):
+        assert np.array_equal(prepared.follow(labels), prepared.apply_to_mask(labels))
+    with pytest.warns(DeprecationWarning, match=r"use Geometry\.reindexed"):
+        assert heart.geometry.after(np.eye(4)) == heart.geometry

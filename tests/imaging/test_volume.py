@@ -1,4 +1,4 @@
-"""Whatever is done to a volume, a landmark stays where it is in the patient."""
+"""Every operation keeps a landmark where it is in the patient."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ LANDMARKS = np.array([[6.0, 5, 3], [13, 16, 4], [9, 11, 6]])  # voxel indices of
 
 
 def spot_at(landmark: np.ndarray) -> Volume:
-    """A soft bright spot in (20, 24, 10) voxels."""
+    """Return a soft bright spot in (20, 24, 10) voxels."""
     grid = np.stack(np.meshgrid(np.arange(20), np.arange(24), np.arange(10), indexing="ij"), axis=-1)
     spot = np.exp(-0.5 * (((grid - landmark) / (1.5, 1.5, 0.8)) ** 2).sum(axis=-1))
     return Volume(spot.astype(np.float32), Geometry.of_affine(AFFINE, 0.03))
@@ -27,7 +27,7 @@ def landmark(request: pytest.FixtureRequest) -> np.ndarray:
 
 
 def centre_in_mm(volume: Volume) -> np.ndarray:
-    """The centre of mass in the patient."""
+    """Return the centre of mass in the patient."""
     grid = np.stack(np.meshgrid(*map(np.arange, volume.voxels.shape), indexing="ij"), axis=-1)
     centre = (grid * volume.voxels[..., None]).sum(axis=(0, 1, 2)) / volume.voxels.sum()
     return (volume.geometry.affine @ [*centre, 1])[:3]
@@ -68,7 +68,7 @@ def test_landmarks_stay_when_voxels_change(landmark: np.ndarray, name: str) -> N
     assert np.linalg.norm(centre_in_mm(changed) - expected) < 0.4  # mm; half a voxel is 0.7 × 0.8 × 4.9
 
 
-def test_time_is_rolled_and_not_moved() -> None:
+def test_rolling_reorders_frames_only() -> None:
     cine = Volume(np.arange(2 * 2 * 2 * 5).reshape(2, 2, 2, 5), Geometry((1.0, 1.0, 8.0), 0.2))
     rolled = cine.roll(2)
     assert rolled.geometry == cine.geometry and rolled.beat_time == pytest.approx(1.0)
@@ -84,12 +84,12 @@ def test_unknown_geometry_stays_unknown() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda v: v.crop((0, 0, 5), (4, 4, 6)), "leaves the volume"),
-        (lambda v: v.permute((0, 0, 1)), "must be an order of 0, 1 and 2"),
-        (lambda v: v.roll(1), "has no frames"),
+        (lambda v: v.crop((0, 0, 5), (4, 4, 6)), "extends beyond the volume"),
+        (lambda v: v.permute((0, 0, 1)), "must be a permutation of 0, 1 and 2"),
+        (lambda v: v.roll(1), "has no frames to roll"),
         (lambda v: Volume(np.zeros((4, 4)), Geometry()), r"got the shape \(4, 4\)"),
     ],
 )
-def test_mistakes_are_named(wrong: Callable, message: str) -> None:
+def test_invalid_operations_are_reported(wrong: Callable, message: str) -> None:
     with pytest.raises(CardioDiTError, match=message):
         wrong(spot_at(LANDMARKS[0]))

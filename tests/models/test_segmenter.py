@@ -9,8 +9,7 @@ import torch
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.function import ejection_fraction, volumes_ml
 from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, bundled_model
-from cardiodit.imaging.cases import prepare_case, prepare_mask
-from cardiodit.imaging.manifest import read_manifest
+from cardiodit.imaging.manifest import prepare_case, prepare_mask, read_manifest
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.models.segmenter import HeartSegmenter, dice

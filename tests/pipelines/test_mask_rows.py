@@ -16,8 +16,7 @@ from cardiodit import CardioDiTControlPipeline, DiT4DTransformerModel, TGCAAdapt
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Intensity, Preprocessing
-from cardiodit.imaging.cases import prepare_case, prepare_mask
-from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.manifest import Case, prepare_case, prepare_mask
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.volume import Volume
 from cardiodit.models.conditions import Conditions, as_model_sees

@@ -9,8 +9,7 @@ from cardiodit._util.memory import TILING, set_tiling
 from cardiodit.commands.sample import TILING_HELP
 from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cases import prepare_case
-from cardiodit.imaging.manifest import read_manifest
+from cardiodit.imaging.manifest import prepare_case, read_manifest
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.segmenters import reorder
 from cardiodit.evaluation.sets import PHASES, Item, mask_paths
-from cardiodit.imaging.cases import prepare_case
 from cardiodit.imaging.intensity import Range, to_model
-from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.manifest import Case, prepare_case
 from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
 from cardiodit.imaging.volume import Volume
@@ -127,7 +126,7 @@ def _one_frame(mask: Path, labels: Volume) -> Volume:
 def _ours(labels: Volume, mask: Path, order: str, prepared: Prepared) -> np.ndarray:
     """Label maps on the way of their image, and in our order."""
     try:
-        maps = prepared.follow(labels)
+        maps = prepared.apply_to_mask(labels)
     except CardioDiTError as error:
         raise CardioDiTError(f"{mask} cannot be prepared. {error}") from error
     try:

@@ -16,8 +16,8 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.evaluators import MASKS, Instruments
 from cardiodit.evaluation.measure import Measured, facts_from_dict, facts_to_dict, kept
 from cardiodit.evaluation.sets import Item, mask_paths
-from cardiodit.imaging.cache_files import reading_columns, without_typical
-from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.imaging.manifest import reading_columns
+from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
 FORMAT = 3  # to be raised when the same volume would be measured otherwise
 FACTS = "facts"

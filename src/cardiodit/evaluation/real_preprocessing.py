@@ -7,8 +7,7 @@ from typing import Any
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.sets import VolumeSet
-from cardiodit.imaging.cache_files import without_typical
-from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
+from cardiodit.imaging.preprocessing import PRESETS, Preprocessing, without_typical
 
 
 def settle_preprocessing(

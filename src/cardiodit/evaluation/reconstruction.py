@@ -14,11 +14,9 @@ from scipy.ndimage import binary_dilation
 from cardiodit._util.atomic_io import atomic_file, new_folder
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.similarity import psnr, ssim
-from cardiodit.imaging.cache_files import without_typical
-from cardiodit.imaging.cases import prepare_case, prepare_mask
-from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.manifest import Case, prepare_case, prepare_mask
 from cardiodit.imaging.pictures import write_comparison, write_gif, write_slices
-from cardiodit.imaging.preprocessing import Prepared, Preprocessing
+from cardiodit.imaging.preprocessing import Prepared, Preprocessing, without_typical
 from cardiodit.models.autoencoder_vq import VQModel, VQModel4D
 from cardiodit.models.codebook import perplexity
 

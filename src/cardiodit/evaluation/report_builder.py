@@ -19,8 +19,7 @@ from cardiodit.evaluation.report import SCHEMA, rounded
 from cardiodit.evaluation.request import MEASURED, Request
 from cardiodit.evaluation.threads import one_thread
 from cardiodit.evaluation.workers import Workers
-from cardiodit.imaging.cache_files import without_typical
-from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
 OTHER_SCORES = ("MS-SSIM", "numbers of single hearts")  # beside those on features
 

@@ -1,10 +1,17 @@
-"""The prepared volumes of a manifest, read once, for training that visits them many times."""
+"""The prepared volumes of a manifest, read once, for training that visits them many times.
+
+A cache on disk holds two files per volume: an array that can be read in parts, and a description. Neither the files
+nor their names reveal whose image it is: a name is the hash of the source and of its preprocessing.
+"""
 
 import hashlib
 import json
+import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,47 +19,57 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError, Problems
-from cardiodit.imaging.cache_files import (
-    Known,
-    cache_file,
-    content_hash,
-    open_cached,
-    read_known,
-    reading_columns,
-    without_typical,
-    write_cached,
-)
-from cardiodit.imaging.cases import prepare_case
 from cardiodit.imaging.geometry import Geometry, Triple, common_spacing
 from cardiodit.imaging.intensity import Range
-from cardiodit.imaging.manifest import Case
-from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.imaging.manifest import Case, prepare_case, reading_columns
+from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
 if TYPE_CHECKING:
     import torch
 
 CACHES = ("memory", "disk", "none")
+FORMAT = 1  # raise this when volumes are prepared differently, so that older files are prepared again
+CHUNK = 2**24  # bytes
 
-# What a process hands back of one volume: what is known of it, its voxels where they are to be kept in memory, and
-# the problem where there is one.
-Read = tuple[Known | None, np.ndarray | None, str | None]
+
+@dataclass(frozen=True)
+class Description:
+    """Properties of a prepared volume that training needs without its voxels.
+
+    Args:
+        shape: shape of the tensor, `(1, D, H, W, T)` or `(1, H, W, D)`.
+        limits: source values that became -1 and 1.
+        geometry: geometry of the prepared volume.
+        content: SHA-256 of the source file.
+    """
+
+    shape: tuple[int, ...]
+    limits: Range
+    geometry: Geometry
+    content: str
+
+
+# Result of reading one volume: its description, its voxels if they are kept in memory, and the problem if there is one.
+Outcome = tuple[Description | None, np.ndarray | None, str | None]
 
 
 class PreparedVolumes:
     """Volumes as a model sees them, `(1, D, H, W, T)` or `(1, H, W, D)` float32 in [-1, 1].
 
-    Every file is read and checked when the object is made, and every problem comes in one error, before training
-    starts. What is handed out is a copy that may be changed. The object can be sent to a data loader's workers:
+    Every file is read and checked when the object is created, and all problems are reported in one error, before
+    training starts. Each item is a copy that may be modified. The object can be sent to a data loader's workers:
     volumes in memory are shared with them, those on disk are opened where they are used.
 
     Args:
         cases: rows of a manifest.
-        steps: the preprocessing.
+        steps: preprocessing.
         cache: "memory" holds all volumes; "disk" keeps them in `folder`, where the next start finds them without
-            reading the sources; "none" prepares a volume each time it is asked for. The values are the same.
-        folder: of the cache on disk.
-        workers: processes that read; the result is the same.
+            reading the sources; "none" prepares a volume on each access. The values are the same.
+        folder: folder of the cache on disk.
+        workers: number of processes that read; does not change the values.
     """
 
     def __init__(
@@ -63,19 +80,26 @@ class PreparedVolumes:
         folder: Path | None = None,
         workers: int = 1,
     ) -> None:
-        _check_arguments(cases, cache, folder, workers)
+        if not cases:
+            raise CardioDiTError("There are no volumes to train on: the list of cases is empty.")
+        if cache not in CACHES:
+            raise CardioDiTError(f"cache={cache!r} is unknown; choose from {', '.join(CACHES)}.")
+        if (cache == "disk") != (folder is not None):
+            raise CardioDiTError(f'The cache "disk" needs a folder, others take none; got cache={cache!r}, {folder=}.')
+        if workers < 1:
+            raise CardioDiTError(f"workers={workers} must be at least 1.")
         self.cases = list(cases)
         self.steps = steps
         self.cache = cache
         self.folder = None if folder is None else Path(folder).resolve()
-        if cache == "disk" and self.folder is not None:
+        if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        known, self._voxels = self._read(workers)
-        self.shapes = [item.shape for item in known]
-        self.limits: list[Range] = [item.limits for item in known]
-        self.geometries: list[Geometry] = [item.geometry for item in known]
-        self.identity = _identity(self.cases, known, steps)
-        self._files = [cache_file(self.folder, case, steps) for case in self.cases] if self.folder else []
+        descriptions, self._voxels = self._read(workers)
+        self.shapes = [item.shape for item in descriptions]
+        self.limits: list[Range] = [item.limits for item in descriptions]
+        self.geometries: list[Geometry] = [item.geometry for item in descriptions]
+        self.identity = _identity(self.cases, descriptions, steps)
+        self._files = [_cache_file(self.folder, case, steps) for case in self.cases] if self.folder else []
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -86,7 +110,7 @@ class PreparedVolumes:
         return torch.from_numpy(np.array(self._array(index)))
 
     def slice_of(self, index: int, depth: int) -> "torch.Tensor":
-        """One slice of a cine over time, `(1, H, W, T)`; from disk, nothing else is read."""
+        """Return one slice of a cine over time, `(1, H, W, T)`; from disk, only that slice is read."""
         import torch
 
         if len(self.shapes[index]) != 5:
@@ -94,16 +118,16 @@ class PreparedVolumes:
         return torch.from_numpy(np.array(self._array(index)[:, depth]))
 
     def typical(self) -> Range:
-        """What -1 and 1 usually stand for in the sources' units: the medians of the volumes' limits."""
+        """Return what -1 and 1 usually stand for in the sources' units: the medians of the volumes' limits."""
         low, high = np.median(np.array(self.limits), axis=0)
         return float(low), float(high)
 
     def spacing(self) -> Triple | None:
-        """The cohort's voxel size in mm; None where one is unknown or they are not all the same."""
+        """Return the cohort's voxel size in mm; None if any is unknown or they differ."""
         return common_spacing(self.geometries)
 
     def frame_time(self) -> float | None:
-        """The median of the known seconds between frames, which differ from heart to heart; None where none is."""
+        """Return the median of the known frame times in seconds, which differ between hearts; None if none is known."""
         known = [geometry.frame_time for geometry in self.geometries if geometry.frame_time is not None]
         return float(np.median(known)) if known else None
 
@@ -111,43 +135,32 @@ class PreparedVolumes:
         if self.cache == "memory":
             return self._voxels[index].numpy()
         if self.cache == "disk":
-            return open_cached(self._files[index])
+            return _open_cached(self._files[index])
         return prepare_case(self.cases[index], self.steps).tensor().numpy()
 
-    def _read(self, workers: int) -> tuple[list[Known], list["torch.Tensor"]]:
+    def _read(self, workers: int) -> tuple[list[Description], list["torch.Tensor"]]:
         import torch
 
         read = partial(_read_one, steps=self.steps, folder=self.folder, keep=self.cache == "memory")
         problems = Problems("The volumes cannot be used for training")
-        known, voxels = [], []
-        for item, array, problem in _run(read, self.cases, workers):
+        descriptions, voxels = [], []
+        for description, array, problem in _read_all(read, self.cases, workers):
             if problem is not None:
                 problems.add(problem)
-            if item is not None:
-                known.append(item)
+            if description is not None:
+                descriptions.append(description)
             if array is not None:
                 voxels.append(torch.from_numpy(array))
         if not problems.found:
-            _compare_shapes(self.cases, known, problems)
-        problems.raise_if_any("Nothing was trained. Mend them, or take their rows out of the manifest.")
-        return known, voxels
+            _compare_shapes(self.cases, descriptions, problems)
+        problems.raise_if_any("Nothing was trained. Fix these files, or remove their rows from the manifest.")
+        return descriptions, voxels
 
 
-def _check_arguments(cases: Sequence[Case], cache: str, folder: Path | None, workers: int) -> None:
-    if not cases:
-        raise CardioDiTError("There are no volumes to train on: the list of cases is empty.")
-    if cache not in CACHES:
-        raise CardioDiTError(f"There is no cache {cache!r}; choose from {', '.join(CACHES)}.")
-    if (cache == "disk") != (folder is not None):
-        raise CardioDiTError(f'A folder is for the cache "disk", which needs one; got cache={cache!r}, {folder=}.')
-    if workers < 1:
-        raise CardioDiTError(f"workers={workers} must be at least 1.")
-
-
-def _run(read: "partial[Read]", cases: list[Case], workers: int) -> Iterator[Read]:
+def _read_all(read: "partial[Outcome]", cases: list[Case], workers: int) -> Iterator[Outcome]:
     from tqdm import tqdm
 
-    bar = partial(tqdm, total=len(cases), desc="Reading volumes", unit="volume", disable=None)  # silent in a log
+    bar = partial(tqdm, total=len(cases), desc="Reading volumes", unit="volume", disable=None)  # silent in a log file
     if workers == 1 or len(cases) == 1:
         yield from bar(map(read, cases))
         return
@@ -155,33 +168,35 @@ def _run(read: "partial[Read]", cases: list[Case], workers: int) -> Iterator[Rea
         yield from bar(pool.map(read, cases))
 
 
-def _read_one(case: Case, steps: Preprocessing, folder: Path | None, keep: bool) -> Read:
-    """What cannot be read is a problem of its file, so that all files are looked at."""
+def _read_one(case: Case, steps: Preprocessing, folder: Path | None, keep: bool) -> Outcome:
+    """Read or prepare one volume; a failure is returned, so that all other files are read as well."""
     try:
-        file = None if folder is None else cache_file(folder, case, steps)
-        known = None if file is None else read_known(file)
-        if known is not None:
-            return known, None, None
+        file = None if folder is None else _cache_file(folder, case, steps)
+        description = None if file is None else _read_description(file)
+        if description is not None:
+            return description, None, None
         prepared = prepare_case(case, steps)
         voxels = prepared.tensor().numpy()
-        known = Known(voxels.shape, prepared.source.limits, prepared.volume.geometry, content_hash(case.image))
+        limits, geometry = prepared.source.limits, prepared.volume.geometry
+        description = Description(voxels.shape, limits, geometry, sha256_of(case.image))
     except (CardioDiTError, OSError) as error:
         return None, None, str(error)
     if file is not None:
-        write_cached(file, voxels, known)
-    return known, voxels if keep else None, None
+        _write_cached(file, voxels, description)
+    return description, voxels if keep else None, None
 
 
-def _compare_shapes(cases: list[Case], known: list[Known], problems: Problems) -> None:
-    """Names every volume that is unlike most; the slices of a cine may be more or fewer."""
-    kinds = [(len(item.shape), *(item.shape[2:] if len(item.shape) == 5 else item.shape[1:])) for item in known]
+def _compare_shapes(cases: list[Case], descriptions: list[Description], problems: Problems) -> None:
+    """Report every volume whose shape differs from most; cines may differ in their number of slices."""
+    shapes = [item.shape for item in descriptions]
+    kinds = [(len(shape), *(shape[2:] if len(shape) == 5 else shape[1:])) for shape in shapes]
     usual, _ = Counter(kinds).most_common(1)[0]
-    example = known[kinds.index(usual)]
-    for case, item, kind in zip(cases, known, kinds, strict=True):
+    example = shapes[kinds.index(usual)]
+    for case, shape, kind in zip(cases, shapes, kinds, strict=True):
         if kind != usual:
             problems.add(
-                f"{case.image} is {_sizes(item.shape)} after its preprocessing, most volumes are "
-                f"{_sizes(example.shape)}: give the preprocessing a `size` and `frames`"
+                f"{case.image} is {_sizes(shape)} after preprocessing, most volumes are {_sizes(example)}: give the "
+                "preprocessing a `size` and `frames`"
             )
 
 
@@ -191,8 +206,72 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return f"{shape[2]} × {shape[3]} voxels × {shape[4]} frames"
 
 
-def _identity(cases: list[Case], known: list[Known], steps: Preprocessing) -> str:
-    """The same for the same files in the same order, read and prepared alike, wherever they lie."""
-    sources = [[item.content, reading_columns(case)] for case, item in zip(cases, known, strict=True)]
+def _identity(cases: list[Case], descriptions: list[Description], steps: Preprocessing) -> str:
+    """Return a hash that depends on the files' content, order, reading and preprocessing, but not on their paths."""
+    sources = [[item.content, reading_columns(case)] for case, item in zip(cases, descriptions, strict=True)]
     text = json.dumps([sources, without_typical(steps).to_dict()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _cache_file(folder: Path, case: Case, steps: Preprocessing) -> Path:
+    """Return where a prepared volume is kept; depends on path, size and time of the source, which is not read."""
+    try:
+        stat = case.image.stat()
+    except OSError as error:
+        raise CardioDiTError(f"{case.image} cannot be read: {error.strerror}.") from error
+    source = [str(case.image.resolve()), stat.st_size, stat.st_mtime_ns, reading_columns(case)]
+    key = json.dumps([FORMAT, source, without_typical(steps).to_dict()], sort_keys=True)
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+def _write_cached(file: Path, voxels: np.ndarray, description: Description) -> None:
+    """Write the array first: a description must not exist without its array."""
+    values = {
+        "shape": list(description.shape),
+        "limits": list(description.limits),
+        "geometry": description.geometry.to_dict(),
+        "content": description.content,
+    }
+    try:
+        with atomic_file(file) as temporary, temporary.open("wb") as stream:
+            np.save(stream, voxels)
+        with atomic_file(file.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps({**values, "checksum": _checksum(file)}))
+    except OSError as error:
+        raise CardioDiTError(f"The cache {file.parent} cannot be written: {error.strerror}.") from error
+
+
+def _read_description(file: Path) -> Description | None:
+    """Read the description of a cached volume; None if it is not cached or, with a warning, if it is damaged."""
+    description = file.with_suffix(".json")
+    if not file.exists() and not description.exists():
+        return None
+    try:
+        values = json.loads(description.read_text())
+        if values["checksum"] != _checksum(file) or list(_open_cached(file).shape) != values["shape"]:
+            raise ValueError("its checksum differs")
+        low, high = values["limits"]
+        geometry = Geometry.from_dict(values["geometry"])
+        return Description(tuple(values["shape"]), (low, high), geometry, values["content"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"The cached volume {file} is damaged ({error}). It is prepared again.", stacklevel=2)
+        return None
+
+
+def _open_cached(file: Path) -> np.ndarray:
+    """Return the array, memory-mapped and read-only."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CardioDiTError(
+            f"The cached volume {file} can no longer be read ({error}). If the cache was emptied, start again."
+        ) from error
+
+
+def _checksum(file: Path) -> list[int]:
+    """Return size and CRC-32: detects damage, not manipulation, at the speed of the disk."""
+    checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return [file.stat().st_size, checksum]

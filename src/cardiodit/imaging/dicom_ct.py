@@ -16,7 +16,7 @@ from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.dicom import DicomVolume
 from cardiodit.imaging.dicom_pictures import Picture, affine_of, finder_of, import_pydicom, picture_of, voxels_of
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.imaging.hounsfield import whole_hounsfield
+from cardiodit.imaging.intensity import whole_hounsfield
 from cardiodit.imaging.volume import Volume
 
 SAME_PLACE = 0.02  # mm along the normal; thin slices lie half a millimetre apart

@@ -1,70 +1,116 @@
-"""Pictures for people who have not seen the data before: large, smooth, with words."""
+"""Figures for presentation: large smooth pictures with captions, and ventricular volume curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit.imaging.curve import PAPER, draw_curve
-from cardiodit.imaging.pictures import MODEL_WINDOW, frames_of_sheet, save_beat, strip_of
+from cardiodit.imaging.pictures import (
+    COLOURS,
+    MODEL_WINDOW,
+    frames_of_sheet,
+    paste_captioned,
+    save_beat,
+    stack_captioned,
+    strip_of,
+)
 
 TILE = 96  # pixels of a slice
-STEP = 8  # between grey levels of a GIF: nobody sees finer ones move, and the file is a third as large
+GREY_STEP = 8  # between grey levels of a GIF: finer ones are invisible in motion, and the file is a third as large
 MARGIN = 132  # pixels to the left of a row, for its caption
 CURVE = (560, 350)
-INK = (30, 30, 30)
+PAPER, INK, GRID = (255, 255, 255), (40, 40, 40), (222, 222, 222)
+FINE = 3  # the curve is drawn at this many times its size and then reduced, so that lines are smooth
+LV = 3
 
 
 def write_beating_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]], frame_time: float | None = None) -> None:
-    """A GIF of cines `(H, W, D, T)` in [-1, 1] under each other, slices side by side, each with its name."""
-    frames = rows[0][1].shape[3]
-    pictures = [_beat([(name, cine[..., t]) for name, cine in rows]) for t in range(frames)]
+    """Write named cines `(H, W, D, T)` in [-1, 1] as a GIF, below each other, slices side by side."""
+    pictures = []
+    for t in range(rows[0][1].shape[3]):
+        strips = [(name, _smooth(strip_of(cine[..., t], None, MODEL_WINDOW)).point(_round_grey)) for name, cine in rows]
+        pictures.append(stack_captioned(strips, MARGIN))
     save_beat(path, pictures, frame_time)
 
 
 def write_sheet_with_curve(
     path: Path, name: str, cine: np.ndarray, volumes_ml: Sequence[float], frame_time: float | None = None
 ) -> None:
-    """A cine in [-1, 1] on one sheet: a row for each of at most eight frames, a column for each slice; below, the
-    volume of the left ventricle over the beat."""
-    shown = frames_of_sheet(cine.shape[3])
-    rows = [(f"frame {t + 1}", _smooth(strip_of(cine[..., t], None, MODEL_WINDOW))) for t in shown]
-    width = MARGIN + max(rows[0][1].width, CURVE[0])
-    height = sum(picture.height for _, picture in rows)
-    curve = draw_curve(volumes_ml, frame_time, CURVE)
-    sheet = Image.new("RGB", (width, height + CURVE[1]), PAPER)
-    _place(sheet, rows)
-    sheet.paste(curve, (MARGIN, height))
+    """Write a cine in [-1, 1] on one sheet, with the volume of its left ventricle over the beat below.
+
+    The sheet has a row for each of at most eight frames and a column for each slice.
+    """
+    frames = frames_of_sheet(cine.shape[3])
+    rows = [(f"frame {t + 1}", _smooth(strip_of(cine[..., t], None, MODEL_WINDOW))) for t in frames]
+    width, height = max(rows[0][1].width, CURVE[0]), sum(row.height for _, row in rows)
+    sheet = Image.new("RGB", (MARGIN + width, height + CURVE[1]), PAPER)
+    paste_captioned(sheet, rows, MARGIN, INK)
+    sheet.paste(draw_curve(volumes_ml, frame_time, CURVE), (MARGIN, height))
     ImageDraw.Draw(sheet).text((12, height + 12), name, fill=INK, font_size=20)
     with atomic_file(path) as temporary:
         sheet.save(temporary)
 
 
-def _beat(rows: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
-    """One frame of all rows."""
-    strips = [(name, _smooth(strip_of(volume, None, MODEL_WINDOW)).point(_rounded)) for name, volume in rows]
-    picture = Image.new("L", (MARGIN + max(s.width for _, s in strips), sum(s.height for _, s in strips)))
-    _place(picture, strips)
-    return picture
+def write_curve(path: Path, volumes_ml: Sequence[float], frame_time: float | None = None) -> None:
+    """Write the curve of `draw_curve` as a PNG file."""
+    with atomic_file(path) as temporary:
+        draw_curve(volumes_ml, frame_time).save(temporary)
 
 
-def _place(sheet: Image.Image, rows: Sequence[tuple[str, Image.Image]]) -> None:
-    """Rows under each other, their captions to their left."""
-    pen, top = ImageDraw.Draw(sheet), 0
-    ink = 255 if sheet.mode == "L" else INK
-    for caption, picture in rows:
-        sheet.paste(picture, (MARGIN, top))
-        pen.text((MARGIN - 10, top + picture.height / 2), caption, fill=ink, anchor="rm", font_size=16)
-        top += picture.height
+def draw_curve(
+    volumes_ml: Sequence[float], frame_time: float | None = None, size: tuple[int, int] = (480, 300)
+) -> Image.Image:
+    """Draw the left ventricle's volume in each frame, with EDV, ESV and EF; over ms if the frame time is known."""
+    volumes, frames = np.asarray(volumes_ml, dtype=float), len(volumes_ml)
+    picture = Image.new("RGB", (size[0] * FINE, size[1] * FINE), PAPER)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13 * FINE)
+    left, right, top, bottom = 52 * FINE, picture.width - 14 * FINE, 34 * FINE, picture.height - 40 * FINE
+    step = round_step(volumes.max())
+    highest = step * (volumes.max() // step + 1)
+
+    def position(frame: float, ml: float) -> tuple[float, float]:
+        return left + (right - left) * frame / frames, bottom - (bottom - top) * ml / highest
+
+    def write(x: float, y: float, text: str, anchor: str) -> None:
+        pen.text((x, y), text, INK, font, anchor)
+
+    for ml in np.arange(0, highest + step / 2, step):
+        y = position(0, ml)[1]
+        pen.line([(left, y), (right, y)], GRID, FINE)
+        write(left - 6 * FINE, y, f"{ml:g}", "rm")
+    duration, unit = (frames, "frames") if frame_time is None else (1000 * frame_time * frames, "ms")
+    for fraction in (0, 0.25, 0.5, 0.75, 1):
+        x = position(fraction * frames, 0)[0]
+        write(x, bottom + 6 * FINE, f"{fraction * duration:.0f}", "ma" if fraction < 1 else "ra")
+    write((left + right) / 2, picture.height - 4 * FINE, unit, "md")
+
+    closed = [*volumes, volumes[0]]  # the beat begins again
+    pen.line([position(t, ml) for t, ml in enumerate(closed)], COLOURS[LV], 3 * FINE, joint="curve")
+    diastole, systole = int(volumes.argmax()), int(volumes.argmin())
+    for frame, name, offset, anchor in ((diastole, "ED", -4 * FINE, "lb"), (systole, "ES", 4 * FINE, "lt")):
+        x, y = position(frame, volumes[frame])
+        pen.ellipse([x - 5 * FINE, y - 5 * FINE, x + 5 * FINE, y + 5 * FINE], INK)
+        write(x + 8 * FINE, y + offset, name, anchor)
+    edv, esv = volumes[diastole], volumes[systole]
+    ef = 100 * (1 - esv / edv) if edv > 0 else 0.0
+    write(left, 8 * FINE, f"left ventricle in mL   EDV {edv:.0f}   ESV {esv:.0f}   EF {ef:.0f} %", "la")
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _rounded(level: int) -> int:
-    return min(255, (level + STEP // 2) // STEP * STEP)
+def round_step(highest: float) -> float:
+    """Return a round distance between grid lines, so that there are about five."""
+    rough = max(float(highest), 1e-6) / 5
+    power = 10.0 ** np.floor(np.log10(rough))
+    return float(power * min((1, 2, 5, 10), key=lambda factor: abs(factor * power - rough)))
+
+
+def _round_grey(level: int) -> int:
+    return min(255, (level + GREY_STEP // 2) // GREY_STEP * GREY_STEP)
 
 
 def _smooth(levels: np.ndarray) -> Image.Image:
-    """Slices of one row at the size in which they are shown."""
+    """Resize the slices of one row smoothly to the size in which they are shown."""
     zoom = TILE / levels.shape[0]
     return Image.fromarray(levels).resize((round(levels.shape[1] * zoom), TILE), Image.Resampling.BICUBIC)

@@ -1,6 +1,7 @@
-"""How large a voxel is, how long a frame lasts, and where in the scanner it all lies."""
+"""Voxel size, frame time and position in the scanner."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -10,7 +11,7 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 
 Triple = tuple[float, float, float]
-SAME_SPACING = 0.01  # relative; what differs by more is not one spacing
+SAME_SPACING = 0.01  # largest relative difference between spacings that count as equal
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
@@ -24,8 +25,8 @@ class Geometry:
         direction: rows of the 3×3 matrix whose columns are the directions of H, W and D in NIfTI's patient space
             (x to the right, y to the front, z to the head). Columns have length 1; they need not be perpendicular.
         origin: centre of the first voxel in mm.
-        in_scanner: whether direction and origin are a scanner's; otherwise they only keep track of what was cropped
-            and turned.
+        in_scanner: True if direction and origin come from a scanner; otherwise they only record how the volume was
+            cropped and turned.
     """
 
     spacing: Triple | None = None
@@ -42,20 +43,17 @@ class Geometry:
 
     @classmethod
     def of_affine(cls, affine: np.ndarray, frame_time: float | None = None, in_scanner: bool = True) -> Self:
-        """From the 4×4 matrix that takes voxel indices to mm."""
-        linear = np.asarray(affine, dtype=float)[:3, :3]
-        spacing = np.linalg.norm(linear, axis=0).round(6)  # float32 headers say 1.3999999
+        """Create a geometry from the 4×4 matrix that maps voxel indices to mm."""
+        affine = np.asarray(affine, dtype=float)
+        linear = affine[:3, :3]
+        spacing = np.linalg.norm(linear, axis=0).round(6)  # float32 headers store 1.4 as 1.3999999
         if not np.isfinite(affine).all() or not (spacing > 0).all() or abs(np.linalg.det(linear / spacing)) < 1e-3:
-            raise CardioDiTError(f"The affine does not span space: {np.asarray(affine).tolist()}.")
-        direction, (x, y, z) = linear / spacing, np.asarray(affine, dtype=float)[:3, 3]
-        h, w, d = spacing
-        return cls(
-            (float(h), float(w), float(d)), frame_time, _rows(direction), (float(x), float(y), float(z)), in_scanner
-        )
+            raise CardioDiTError(f"The affine does not span space: {affine.tolist()}.")
+        return cls(_triple(spacing), frame_time, _rows(linear / spacing), _triple(affine[:3, 3]), in_scanner)
 
     @property
     def affine(self) -> np.ndarray:
-        """Voxel index → mm; without a spacing, the index itself."""
+        """4×4 matrix from voxel indices to mm; the identity if the spacing is unknown."""
         affine = np.eye(4)
         if self.spacing is not None:
             affine[:3, :3] = np.array(self.direction) * self.spacing
@@ -64,35 +62,42 @@ class Geometry:
 
     @property
     def shear_degrees(self) -> float:
-        """How far the axes are from perpendicular, at worst."""
+        """Largest deviation of two axes from a right angle, in degrees."""
         cosines = np.array(self.direction).T @ np.array(self.direction)
-        off = np.abs(cosines[np.triu_indices(3, 1)]).max()
-        return math.degrees(math.asin(min(1.0, float(off))))
+        largest = np.abs(cosines[np.triu_indices(3, 1)]).max()
+        return math.degrees(math.asin(min(1.0, float(largest))))
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of a voxel in mL; an error where the voxel size is unknown."""
+        """Volume of a voxel in mL; raises if the voxel size is unknown."""
         if self.spacing is None:
             raise CardioDiTError(
                 "The voxel size is unknown, so no volume in mL can be computed. Give the spacing in mm."
             )
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
-    def after(self, index_map: np.ndarray) -> "Geometry":
-        """Of a new grid; `index_map` (4×4) takes an index of the new grid to one of this grid."""
+    def reindexed(self, index_map: np.ndarray) -> "Geometry":
+        """Return the geometry of a new grid; `index_map` (4×4) maps its indices to indices of this grid."""
         if self.spacing is None:
             return self
         return Geometry.of_affine(self.affine @ index_map, self.frame_time, self.in_scanner)
+
+    def after(self, index_map: np.ndarray) -> "Geometry":
+        """Deprecated: use `reindexed`."""
+        warnings.warn("Geometry.after is deprecated; use Geometry.reindexed.", DeprecationWarning, stacklevel=2)
+        return self.reindexed(index_map)
 
     def with_frame_time(self, frame_time: float | None) -> "Geometry":
         return replace(self, frame_time=frame_time)
 
     def is_close(self, other: "Geometry", mm: float = 0.1) -> bool:
-        """Same grid within a tenth of a mm over a heart (100 voxels); unknown is close to unknown only."""
+        """Return True if both grids agree to `mm` over the extent of a heart (100 × 100 × 10 voxels).
+
+        An unknown spacing only agrees with an unknown spacing.
+        """
         if (self.spacing is None) != (other.spacing is None):
             return False
-        far = np.array([100.0, 100.0, 10.0])
-        corners = np.array([[x, y, z, 1] for x in (0, far[0]) for y in (0, far[1]) for z in (0, far[2])]).T
+        corners = np.array([[x, y, z, 1.0] for x in (0, 100) for y in (0, 100) for z in (0, 10)]).T
         return bool(np.abs((self.affine - other.affine) @ corners).max() <= mm)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,23 +111,18 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        spacing = values["spacing"]
-        return cls(
-            None if spacing is None else tuple(spacing),
-            values["frame_time"],
-            _rows(np.array(values["direction"])),
-            tuple(values["origin"]),
-            values["in_scanner"],
-        )
+        spacing = None if values["spacing"] is None else tuple(values["spacing"])
+        direction, origin = _rows(np.array(values["direction"])), tuple(values["origin"])
+        return cls(spacing, values["frame_time"], direction, origin, values["in_scanner"])
 
 
 def common_spacing(geometries: Sequence[Geometry]) -> Triple | None:
-    """A cohort's voxel size in mm; None where one is unknown or they are not all the same."""
+    """Return the voxel size that all geometries share, in mm; None if any is unknown or they differ."""
     known = [geometry.spacing for geometry in geometries if geometry.spacing is not None]
     if not known or len(known) < len(geometries):
         return None
-    middle = np.median(np.array(known), axis=0)
-    return _triple(middle) if np.abs(np.array(known) / middle - 1).max() <= SAME_SPACING else None
+    median = np.median(np.array(known), axis=0)
+    return _triple(median) if np.abs(np.array(known) / median - 1).max() <= SAME_SPACING else None
 
 
 def _rows(matrix: np.ndarray) -> tuple[Triple, Triple, Triple]:

@@ -1,28 +1,37 @@
-"""The list of a cohort's images: a CSV whose relative paths start at its own folder."""
+"""Manifests: CSV files that list the images of a cohort, and how a row becomes a prepared volume.
+
+Relative paths in a manifest start at its folder. What a manifest states about an image overrides the image's header.
+"""
 
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.imaging.nifti import read_labels, read_nifti
+from cardiodit.imaging.orientation import StorageOrder
+from cardiodit.imaging.preprocessing import Prepared, Preprocessing
+from cardiodit.imaging.volume import Volume
 
-# Columns that mean something to us; others are labels or conditions of the user's own.
+# Columns with a meaning to us; others are labels or conditions that the user defines.
 PATH_COLUMNS = ("image", "mask", "ed_mask", "es_mask", "volumes")
+READING_COLUMNS = ("frame_time", "ed_frame", "slices")  # these change how an image is read
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a manifest.
+    """A row of a manifest.
 
     Args:
-        image: where the image lies.
-        subject: whose it is; without a column of that name, each image is a subject of its own.
+        image: path of the image.
+        subject: patient identifier; without a column `subject`, each image is a subject of its own.
         row: all columns as written.
-        folder: of the manifest, where its relative paths start.
+        folder: folder of the manifest, where relative paths start.
     """
 
     image: Path
@@ -31,11 +40,11 @@ class Case:
     folder: Path
 
     def path(self, column: str) -> Path | None:
-        """The file that a column names, or None where the cell is empty or there is no such column."""
+        """Return the file that a column names; None if the cell is empty or the column does not exist."""
         return self.folder / self.row[column] if self.row.get(column) else None
 
     def number(self, column: str) -> float | None:
-        """A cell as a number, or None where it is empty or there is no such column."""
+        """Return a cell as a number; None if it is empty or the column does not exist."""
         text = self.row.get(column, "")
         try:
             return float(text) if text else None
@@ -44,18 +53,17 @@ class Case:
 
 
 def read_manifest(path: Path | str, columns: Sequence[str] = ()) -> list[Case]:
-    """Reads a manifest and checks every row; all its problems come in one error.
+    """Read a manifest and check every row; all problems are reported in one error.
 
     Args:
-        path: the CSV. A semicolon between columns, as some spreadsheets write it, is understood.
-        columns: that must be there and filled, beside `image`.
+        path: CSV file, with commas or semicolons between columns.
+        columns: columns that must exist and be filled, besides `image`.
     """
     path = Path(path)
-    rows = read_table(path, ("image", *columns))
     problems = Problems(f"The manifest {path} cannot be used")
     cases: list[Case] = []
-    seen: dict[Path, int] = {}
-    for line, row in rows:
+    first_lines: dict[Path, int] = {}
+    for line, row in read_table(path, ("image", *columns)):
         for column in ("image", *columns):
             if not row[column]:
                 problems.add(f"line {line}: the column {column!r} is empty")
@@ -63,23 +71,24 @@ def read_manifest(path: Path | str, columns: Sequence[str] = ()) -> list[Case]:
         for column in PATH_COLUMNS:
             file = case.path(column)
             if file is not None and not file.is_file():
-                problems.add(f"line {line}: the {column} {_where(row[column], file)} does not exist")
-        if row["image"] and case.image in seen:
-            problems.add(f"line {line}: the image {row['image']} is the one of line {seen[case.image]}")
-        seen.setdefault(case.image, line)
+                written = row[column] if Path(row[column]).is_absolute() else f"{row[column]} ({file})"
+                problems.add(f"line {line}: the {column} {written} does not exist")
+        if row["image"] and case.image in first_lines:
+            problems.add(f"line {line}: the image {row['image']} is already listed in line {first_lines[case.image]}")
+        first_lines.setdefault(case.image, line)
         cases.append(case)
     problems.raise_if_any()
     return cases
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV with their line numbers; an error where a column or every row is missing."""
+    """Read the rows of a CSV with their line numbers; raises if a column or every row is missing."""
     if not path.is_file():
         raise CardioDiTError(f"The table {path} does not exist.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CardioDiTError(f"The table {path} is no UTF-8 text. Save it as CSV in UTF-8.") from error
+        raise CardioDiTError(f"The table {path} is not UTF-8 text. Save it as CSV in UTF-8.") from error
     heading = text.splitlines()[0] if text.strip() else ""
     separator = ";" if heading.count(";") > heading.count(",") else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
@@ -93,7 +102,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     for row in reader:
         if None in row or None in row.values():
             raise CardioDiTError(
-                f"Line {reader.line_num} of the table {path} has another number of cells than its first line."
+                f"Line {reader.line_num} of the table {path} has more or fewer cells than the {len(names)} columns."
             )
         cells = {name: value.strip() for name, value in row.items()}
         if any(cells.values()):
@@ -103,13 +112,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     return rows
 
 
-def _where(written: str, file: Path) -> str:
-    """A path as written and, if that is another, where it was looked for."""
-    return written if Path(written).is_absolute() else f"{written} ({file})"
-
-
 def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows that all have the same columns."""
+    """Write rows that all have the same columns."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -117,11 +121,47 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_disjoint(**splits: Iterable[Case]) -> None:
-    """No subject may be in two splits: what was trained on cannot be tested on."""
+    """Check that no subject is in two splits: a model must not be tested on what it was trained on."""
     problems = Problems("The splits share subjects")
-    names = {split: {case.subject for case in cases} for split, cases in splits.items()}
-    for i, (first, here) in enumerate(names.items()):
-        for second, there in list(names.items())[i + 1 :]:
-            for subject in sorted(here & there):
-                problems.add(f"{subject} is in {first} and in {second}")
+    subjects = {split: {case.subject for case in cases} for split, cases in splits.items()}
+    for first, second in combinations(subjects, 2):
+        for subject in sorted(subjects[first] & subjects[second]):
+            problems.add(f"{subject} is in {first} and in {second}")
     problems.raise_if_any()
+
+
+def reading_columns(case: Case) -> dict[str, str]:
+    """Return the cells that change how a case's image is read; part of cache keys and identities."""
+    return {column: case.row.get(column, "") for column in READING_COLUMNS}
+
+
+def read_case(case: Case) -> Volume:
+    """Read the image as stored, with the manifest's `frame_time` if it has one."""
+    return read_nifti(case.image, frame_time=case.number("frame_time"))
+
+
+def order_of_case(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
+    """Determine how the axes of a case's volume map to ours, using the manifest's `ed_frame` and `slices`."""
+    frame = case.number("ed_frame")
+    return steps.order_of(volume, None, None if frame is None else int(frame), case.row.get("slices") or None)
+
+
+def prepare_case(case: Case, steps: Preprocessing) -> Prepared:
+    """Return the image as a model sees it, from base to apex, beginning at the manifest's `ed_frame`."""
+    volume = read_case(case)
+    try:
+        return steps(volume, order_of_case(case, volume, steps))
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{case.image} cannot be prepared. {error}") from error
+
+
+def prepare_mask(case: Case, prepared: Prepared, column: str = "mask") -> Volume | None:
+    """Return the mask of a column, preprocessed like its image; None if the row has none."""
+    path = case.path(column)
+    if path is None:
+        return None
+    try:
+        voxels = prepared.apply_to_mask(read_labels(path))
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{path} cannot be prepared. {error}") from error
+    return Volume(voxels, prepared.volume.geometry)

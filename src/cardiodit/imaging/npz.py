@@ -1,4 +1,4 @@
-"""A CT in a NumPy archive, as RAD-ChestCT has it: voxels without a word of where they lie."""
+"""CT volumes in NumPy archives, as in RAD-ChestCT: voxels without any geometry."""
 
 import zipfile
 import zlib
@@ -8,23 +8,23 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Geometry, Triple
-from cardiodit.imaging.hounsfield import whole_hounsfield
+from cardiodit.imaging.intensity import whole_hounsfield
 from cardiodit.imaging.volume import Volume
 
 KEY = "ct"
 
 
 def read_npz(path: Path, spacing: Triple) -> tuple[Volume, list[str]]:
-    """The array `ct` as `(H, W, D)` in int16, and what is noteworthy of it.
+    """Read the array `ct` as `(H, W, D)` int16, and return it with notes on what was changed.
 
-    In the file its axes are slices from head to foot, rows from front to back, and columns to the patient's left. Where
-    it lay in the scanner is not known: the origin is put into its centre.
+    The axes in the file are slices from head to foot, rows from front to back, and columns to the patient's left. The
+    position in the scanner is unknown: the origin is placed at the centre.
 
     Args:
-        path: of the archive.
-        spacing: mm along columns, rows and slices.
+        path: NumPy archive.
+        spacing: voxel size in mm along columns, rows and slices.
     """
-    stored = _array(path)
+    stored = _read_array(path)
     if stored.ndim != 3 or stored.dtype.kind not in "iuf" or not stored.size:
         raise CardioDiTError(
             f"{path} holds {KEY!r} of shape {stored.shape} and type {stored.dtype}; numbers along slices, rows and "
@@ -40,11 +40,11 @@ def read_npz(path: Path, spacing: Triple) -> tuple[Volume, list[str]]:
     return Volume(voxels, Geometry.of_affine(affine, in_scanner=False)), notes
 
 
-def _array(path: Path) -> np.ndarray:
+def _read_array(path: Path) -> np.ndarray:
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise CardioDiTError(f"{path} is no NumPy archive (.npz) although its name says so.")
+            raise CardioDiTError(f"{path} is not a NumPy archive although it is named .npz.")
         with archive:
             if KEY not in archive.files:
                 raise CardioDiTError(f"{path} has no array {KEY!r}. It has {', '.join(archive.files) or 'none'}.")
@@ -52,4 +52,4 @@ def _array(path: Path) -> np.ndarray:
     except CardioDiTError:
         raise
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise CardioDiTError(f"{path} is damaged or was cut off ({error}). Copy it anew from its source.") from error
+        raise CardioDiTError(f"{path} is damaged or was cut off ({error}). Copy it again from its source.") from error

@@ -1,7 +1,7 @@
-"""One order of axes for every volume: read in any, written back in the source's own.
+"""One axis order for every volume: read in any order, written back in the source's own.
 
-A cine's slices go from base to apex; in its picture the patient's left is at the right and the front or the head is
-above, as a radiologist sees it. A CT's axes go to the left, to the front and to the head.
+The slices of a cine run from base to apex; in its picture the patient's left is on the right and the front or the head
+is up, as a radiologist sees it. The axes of a CT point to the left, to the front and to the head.
 """
 
 from collections.abc import Sequence
@@ -15,28 +15,30 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.volume import Volume
 
 TO_LEFT, TO_FRONT, TO_HEAD = np.array([-1.0, 0, 0]), np.array([0, 1.0, 0]), np.array([0, 0, 1.0])
-CT_DIRECTION = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # of these axes, as `Geometry` holds it
-# A heart lies with its apex to the left, to the front and down; its short axis is seen from the apex.
+CT_DIRECTION = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # `Geometry.direction` of a CT in our order
+# The apex of a heart points to the left, to the front and down; its short axis is viewed from the apex.
 TO_APEX = np.array([-0.6, 0.55, -0.55])
 PICTURE_RIGHT, PICTURE_UP = np.array([-1.0, -0.6, 0.0]), np.array([0.0, 0.5, 1.0])
 OBLIQUE = 10.0  # degrees; a plane closer to an axis of the patient than this is not a short axis of a heart
+LEAST_ALIGNED = 0.3  # cosine between slice normal and TO_APEX above which the geometry determines the apex
+LEAST_TAPER = 1.15  # ratio of the areas at both ends above which a mask determines the apex
+SAME_POOL = 0.98  # relative blood volume above which frame 0 counts as end-diastole
 
-SAME_POOL = 0.98
-
+# What determined an order.
 SCANNER, MASK, MANIFEST, ASSUMED = "scanner", "mask", "manifest", "as stored"
 BASE_TO_APEX, APEX_TO_BASE = "base to apex", "apex to base"
 
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """How the axes of a file become ours, so that they can be put back.
+    """How the axes of a file map to ours, so that they can be restored.
 
     Args:
         axes: our axis i is the file's axis `axes[i]`.
         flips: our axes that run against the file's.
         first_frame: the file's frame that is our frame 0.
-        slices_from: what told where the base is: "manifest", "mask", "scanner", or "as stored" when nothing did.
-        first_frame_from: what told which frame is end-diastole: "manifest", "mask", or "as stored".
+        slices_from: what determined the base: "manifest", "mask", "scanner", or "as stored" if nothing did.
+        first_frame_from: what determined end-diastole: "manifest", "mask", or "as stored".
     """
 
     axes: tuple[int, int, int] = (0, 1, 2)
@@ -46,21 +48,19 @@ class StorageOrder:
     first_frame_from: str = ASSUMED
 
     def apply(self, volume: Volume) -> Volume:
-        """From the file's order to ours."""
+        """Convert a volume from the file's order to ours."""
         volume = volume.permute(self.axes)
         for axis in self.flips:
             volume = volume.flip(axis)
         return volume.roll(self.first_frame) if volume.is_cine else volume
 
-    def restore(self, volume: Volume, frames: int | None = None) -> Volume:
-        """From our order to the file's; of `frames` in the file when the volume has another number."""
+    def restore(self, volume: Volume) -> Volume:
+        """Convert a volume from our order to the file's."""
         if volume.is_cine:
-            here = volume.voxels.shape[3]
-            volume = volume.roll(-round(self.first_frame * here / (frames or here)))
+            volume = volume.roll(-self.first_frame)
         for axis in self.flips:
             volume = volume.flip(axis)
-        first, second, third = np.argsort(self.axes)
-        return volume.permute((int(first), int(second), int(third)))
+        return volume.permute(np.argsort(self.axes).tolist())
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,45 +74,73 @@ class StorageOrder:
 def order_of_cine(
     volume: Volume, labels: np.ndarray | None = None, end_diastole: int | None = None, slices: str | None = None
 ) -> StorageOrder:
-    """How a short-axis cine as stored becomes one from base to apex that begins at end-diastole.
+    """Determine how a stored short-axis cine becomes one that runs from base to apex and begins at end-diastole.
 
     Args:
-        volume: as read from the file.
-        labels: in the volume's own grid, with the muscle and both cavities labelled; `(H, W, D)` or `(H, W, D, T)`.
-        end_diastole: the frame that the manifest calls so.
-        slices: "base to apex" or "apex to base", where the manifest knows.
+        volume: cine as read from the file.
+        labels: masks in the volume's own grid, with myocardium and both cavities; `(H, W, D)` or `(H, W, D, T)`.
+        end_diastole: end-diastolic frame, if the manifest gives it.
+        slices: "base to apex" or "apex to base", if the manifest gives it.
     """
     if end_diastole is not None and not 0 <= end_diastole < (volume.voxels.shape[3] if volume.is_cine else 1):
         raise CardioDiTError(
             f"End-diastole cannot be frame {end_diastole} (counted from 0) of a volume of shape {volume.voxels.shape}."
         )
-    direction = np.array(volume.geometry.direction)
     to_apex, slices_from = _apex_direction(volume, labels, slices)
-    if not volume.geometry.in_scanner:
-        axes: tuple[int, int, int] = (0, 1, 2)
-        flips: tuple[int, ...] = (2,) if to_apex < 0 else ()
-    else:
-        right, up = _in_plane(direction, to_apex if slices_from != ASSUMED else 0)
-        flips = tuple(i for i, sign in enumerate((right[1], up[1], to_apex)) if sign < 0)
+    if volume.geometry.in_scanner:
+        right, up = _in_plane(np.array(volume.geometry.direction), to_apex if slices_from != ASSUMED else 0)
         axes = (right[0], up[0], 2)
-    first, first_from = _first_frame(labels if volume.is_cine else None, end_diastole)
-    return StorageOrder(axes, flips, first, slices_from, first_from)
+        flips = tuple(i for i, sign in enumerate((right[1], up[1], to_apex)) if sign < 0)
+    else:
+        axes = (0, 1, 2)
+        flips = (2,) if to_apex < 0 else ()
+    first_frame, first_frame_from = _first_frame(labels if volume.is_cine else None, end_diastole)
+    return StorageOrder(axes, flips, first_frame, slices_from, first_frame_from)
 
 
 def order_of_ct(volume: Volume) -> StorageOrder:
-    """How a CT as stored becomes one whose axes go to the left, the front and the head."""
+    """Determine how a stored CT becomes one whose axes point to the left, the front and the head."""
     if not volume.geometry.in_scanner:
         return StorageOrder()
-    direction = np.array(volume.geometry.direction)
-    targets = (TO_LEFT, TO_FRONT, TO_HEAD)
-    along = np.array([[target @ direction[:, axis] for axis in range(3)] for target in targets])
-    best = max(permutations(range(3)), key=lambda axes: sum(abs(along[i, axis]) for i, axis in enumerate(axes)))
-    flips = tuple(i for i, axis in enumerate(best) if along[i, axis] < 0)
-    return StorageOrder((best[0], best[1], best[2]), flips, slices_from=SCANNER)
+    # (target, axis): cosines between the directions wanted and those of the file's axes
+    cosines = np.stack([TO_LEFT, TO_FRONT, TO_HEAD]) @ np.array(volume.geometry.direction)
+    axes = max(permutations(range(3)), key=lambda order: sum(abs(cosines[i, axis]) for i, axis in enumerate(order)))
+    flips = tuple(i for i, axis in enumerate(axes) if cosines[i, axis] < 0)
+    return StorageOrder((axes[0], axes[1], axes[2]), flips, slices_from=SCANNER)
+
+
+def slices_towards_apex(labels: np.ndarray) -> int:
+    """Return 1 if the slices of a mask run from base to apex, -1 if the other way, 0 if it cannot tell.
+
+    The heart grows smaller towards the apex.
+    """
+    frames = labels[..., None] if labels.ndim == 3 else labels
+    areas = (frames > 0).sum(axis=(0, 1)).max(axis=-1)  # (D,), in the frame in which each slice shows most
+    labelled = np.flatnonzero(areas)
+    if len(labelled) < 3:
+        return 0
+    third = max(1, len(labelled) // 3)
+    first, last = areas[labelled[:third]].mean(), areas[labelled[-third:]].mean()
+    if max(first, last) < LEAST_TAPER * min(first, last):
+        return 0
+    return 1 if first > last else -1
+
+
+def largest_pool(labels: np.ndarray, pools: Sequence[int] = (1, 3)) -> int:
+    """Return the frame in which the cavities hold most blood.
+
+    Frame 0 is preferred if it holds as much within the accuracy of an outline.
+
+    Args:
+        labels: masks `(H, W, D, T)`.
+        pools: labels of the cavities: in every cohort the myocardium is 2 and the cavities are 1 and 3.
+    """
+    sizes = np.isin(labels, pools).sum(axis=(0, 1, 2))
+    return 0 if sizes[0] >= SAME_POOL * sizes.max() else int(sizes.argmax())
 
 
 def _apex_direction(volume: Volume, labels: np.ndarray | None, slices: str | None) -> tuple[int, str]:
-    """1 when the stored slices go from base to apex, -1 when they go the other way, and what told."""
+    """Return 1 if the stored slices run from base to apex, -1 if the other way, and what determined it."""
     if slices:
         if slices not in (BASE_TO_APEX, APEX_TO_BASE):
             raise CardioDiTError(f"slices={slices!r} must be {BASE_TO_APEX!r} or {APEX_TO_BASE!r}.")
@@ -122,28 +150,16 @@ def _apex_direction(volume: Volume, labels: np.ndarray | None, slices: str | Non
         return by_mask, MASK
     normal = np.array(volume.geometry.direction)[:, 2]
     is_oblique = np.abs(normal).max() < np.cos(np.deg2rad(OBLIQUE))
-    if volume.geometry.in_scanner and is_oblique and abs(normal @ TO_APEX) > 0.3:
+    if volume.geometry.in_scanner and is_oblique and abs(normal @ TO_APEX) > LEAST_ALIGNED:
         return (1 if normal @ TO_APEX > 0 else -1), SCANNER
     return 1, ASSUMED
 
 
-def slices_towards_apex(labels: np.ndarray) -> int:
-    """1 or -1 when labels show where the apex is, else 0: towards it the heart grows smaller."""
-    frames = labels[..., None] if labels.ndim == 3 else labels
-    areas = (frames > 0).sum(axis=(0, 1)).max(axis=-1)  # (D,), in the frame where each slice shows most
-    held = np.flatnonzero(areas)
-    if len(held) < 3:
-        return 0
-    third = max(1, len(held) // 3)
-    first, last = areas[held[:third]].mean(), areas[held[-third:]].mean()
-    if max(first, last) < 1.15 * min(first, last):
-        return 0
-    return 1 if first > last else -1
-
-
 def _in_plane(direction: np.ndarray, to_apex: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The stored axis and its sign for the picture's right and for its upwards; no mirrored heart once the apex is
-    known."""
+    """Return the stored axis and its sign for the picture's right, and for its up.
+
+    Once the apex is known (`to_apex` is not 0), the heart is never mirrored.
+    """
     choices = []
     for (right, up), signs in product([(0, 1), (1, 0)], product((1, -1), repeat=2)):
         x, y = direction[:, right] * signs[0], direction[:, up] * signs[1]
@@ -159,15 +175,6 @@ def _first_frame(labels: np.ndarray | None, end_diastole: int | None) -> tuple[i
         return end_diastole, MANIFEST
     if labels is None or labels.ndim != 4:
         return 0, ASSUMED
-    sizes = (labels > 0).sum(axis=(0, 1, 2))
-    is_whole = (sizes > 0).all()  # a cohort that labels two frames says which in its table
-    return (largest_pool(labels), MASK) if is_whole else (0, ASSUMED)
-
-
-def largest_pool(labels: np.ndarray, pools: Sequence[int] = (1, 3)) -> int:
-    """The frame in which the cavities hold most; in every cohort's labels the muscle is 2 and they are 1 and 3.
-
-    Frame 0 stays when it holds as much within the accuracy of an outline.
-    """
-    sizes = np.isin(labels, pools).sum(axis=(0, 1, 2))
-    return 0 if sizes[0] >= SAME_POOL * sizes.max() else int(sizes.argmax())
+    # A cohort that labels only two frames names them in its table.
+    every_frame_labelled = ((labels > 0).sum(axis=(0, 1, 2)) > 0).all()
+    return (largest_pool(labels), MASK) if every_frame_labelled else (0, ASSUMED)

@@ -1,21 +1,26 @@
-"""Pictures of a cine, turned for the viewer: the first image axis runs to the right, the second upwards."""
+"""Pictures of volumes, turned for the viewer: the first image axis points to the right, the second up."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
-from scipy.ndimage import binary_erosion
+from PIL import Image, ImageDraw, ImageFont
 
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.volume import Volume
 
-SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged so that one can see something
+SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged
 MOST_FRAMES = 8  # rows of a sheet
-COMPARED_FRAMES = 3  # of two volumes, each with three rows
+COMPARED_FRAMES = 3  # frames of a comparison, each with three rows
 CAPTION = 80  # pixels to the left of a row
-LINE = 2  # pixels between frames that are compared
-SLICES, SLICES_ACROSS = 12, 4  # of a volume that does not beat
+CAPTION_GAP = 6  # pixels between a caption and its row
+FRAME_LINE = 2  # pixels between the frames of a comparison
+SLICES, SLICES_ACROSS = 12, 4  # number of slices shown of a 3D volume, and columns
+TILE_SIDE, TILE_NAME = 160, 14  # pixels of a tile of an overview, and of the name above it
+TILES_ACROSS, TILES_DOWN = 8, 6
+NAME_LETTERS = 26
 COLOURS = {1: (80, 140, 255), 2: (90, 220, 90), 3: (255, 80, 70)}  # RV, myocardium, LV
 MODEL_WINDOW = (-1.0, 1.0)
 
@@ -30,19 +35,23 @@ def write_gif(
     window: Window = MODEL_WINDOW,
     rows: int = 1,
 ) -> None:
-    """A beating `(H, W, D, T)` volume: slices side by side, one heart beat a cycle, masks as outlines.
+    """Write a cine as a GIF that loops over one heart beat, slices side by side, masks as outlines.
 
-    `rows`: of slices that lie above each other in it, so that small ones are enlarged as they would be alone.
+    Args:
+        path: GIF file.
+        cine: `(H, W, D, T)`.
+        geometry: geometry with the frame time, if known.
+        masks: labels of the cine's shape.
+        window: grey values shown as black and white.
+        rows: number of rows that each slice already contains, so that small ones are enlarged as they would be alone.
     """
-    frames = cine.shape[3]
-    pictures = [
-        _enlarged(strip_of(cine[..., t], None if masks is None else masks[..., t], window), rows) for t in range(frames)
-    ]
-    save_beat(path, pictures, None if geometry is None else geometry.frame_time)
+    frames = range(cine.shape[3])
+    strips = [strip_of(cine[..., t], None if masks is None else masks[..., t], window) for t in frames]
+    save_beat(path, [_enlarged(strip, rows) for strip in strips], None if geometry is None else geometry.frame_time)
 
 
 def save_beat(path: Path, pictures: Sequence[Image.Image], frame_time: float | None) -> None:
-    """A GIF of the frames of a beat, over and over; without a frame time, a beat a second."""
+    """Write the frames of a beat as a looping GIF; without a frame time, a beat lasts a second."""
     seconds = frame_time or 1 / len(pictures)
     with atomic_file(path) as temporary:
         pictures[0].save(
@@ -55,68 +64,113 @@ def save_beat(path: Path, pictures: Sequence[Image.Image], frame_time: float | N
 
 
 def write_sheet(path: Path, cine: np.ndarray, masks: np.ndarray | None = None, window: Window = MODEL_WINDOW) -> None:
-    """A `(H, W, D, T)` volume on one sheet: a row for each of at most eight frames, a column for each slice."""
+    """Write a cine `(H, W, D, T)` on one sheet: a row for each of at most eight frames, a column for each slice."""
     frames = frames_of_sheet(cine.shape[3])
-    rows = _strips(cine, masks, frames, window)
-    with atomic_file(path) as temporary:
-        _enlarged(np.concatenate(rows, axis=0), len(rows)).save(temporary)
+    rows = [strip_of(cine[..., t], None if masks is None else masks[..., t], window) for t in frames]
+    _save(path, _enlarged(np.concatenate(rows), len(rows)))
 
 
 def frames_of_sheet(count: int) -> np.ndarray:
-    """Numbers of at most eight frames, evenly spread."""
+    """Return the indices of at most eight frames, evenly spread."""
     return np.unique(np.linspace(0, count - 1, MOST_FRAMES).round().astype(int))
 
 
 def write_slices(
     path: Path, volume: np.ndarray, masks: np.ndarray | None = None, window: Window = MODEL_WINDOW
 ) -> None:
-    """Slices of a `(H, W, D)` volume, evenly spread over its depth, in rows of four."""
+    """Write slices of a `(H, W, D)` volume, evenly spread over its depth, in rows of four."""
     depths = np.unique(np.linspace(0, volume.shape[2] - 1, SLICES + 2).round().astype(int)[1:-1])
     rows = [depths[first : first + SLICES_ACROSS] for first in range(0, len(depths), SLICES_ACROSS)]
     strips = [strip_of(volume[:, :, row], None if masks is None else masks[:, :, row], window) for row in rows]
     width = strips[0].shape[1]
-    filled = [np.pad(s, [(0, 0), (0, width - s.shape[1]), *[(0, 0)] * (s.ndim - 2)]) for s in strips]
-    with atomic_file(path) as temporary:
-        _enlarged(np.concatenate(filled), len(rows)).save(temporary)
+    padded = [np.pad(s, [(0, 0), (0, width - s.shape[1]), *[(0, 0)] * (s.ndim - 2)]) for s in strips]
+    _save(path, _enlarged(np.concatenate(padded), len(rows)))
 
 
 def write_comparison(path: Path, original: np.ndarray, other: np.ndarray, window: Window = MODEL_WINDOW) -> None:
-    """Two `(H, W, D, T)` volumes on one sheet: for each of at most three frames original, other and difference.
+    """Write two `(H, W, D, T)` volumes on one sheet: original, other and difference of at most three frames.
 
-    The difference is grey where there is none; a quarter of the window to either side is black or white. A white
-    line ends each frame.
+    A difference of zero is grey; a quarter of the window to either side is black or white. A white line ends each
+    frame.
     """
     frames = np.unique(np.linspace(0, original.shape[3], COMPARED_FRAMES, endpoint=False).astype(int))
     quarter = (window[1] - window[0]) / 4
     rows = []
     for t in frames:
-        before, after = original[..., t], other[..., t]
-        rows += [strip_of(before, None, window), strip_of(after, None, window)]
-        difference = strip_of(after - before, None, (-quarter, quarter))
-        rows.append(np.pad(difference, [(0, LINE), (0, 0)], constant_values=255))
-    with atomic_file(path) as temporary:
-        _enlarged(np.concatenate(rows), len(rows)).save(temporary)
+        rows += [strip_of(volume[..., t], None, window) for volume in (original, other)]
+        difference = strip_of(other[..., t] - original[..., t], None, (-quarter, quarter))
+        rows.append(np.pad(difference, [(0, FRAME_LINE), (0, 0)], constant_values=255))
+    _save(path, _enlarged(np.concatenate(rows), len(rows)))
 
 
 def write_captioned(path: Path, rows: Sequence[tuple[str, np.ndarray]], window: Window = MODEL_WINDOW) -> None:
-    """Volumes `(H, W, D)` under each other, slices side by side, each with a caption to its left."""
-    strips = [_enlarged(strip_of(volume, None, window)) for _, volume in rows]
-    sheet = Image.new("L", (CAPTION + max(s.width for s in strips), sum(s.height for s in strips)))
-    top = 0
-    for (caption, _), strip in zip(rows, strips, strict=True):
-        sheet.paste(strip, (CAPTION, top))
-        ImageDraw.Draw(sheet).text((CAPTION - 6, top + strip.height / 2), caption, fill=255, anchor="rm", font_size=16)
-        top += strip.height
-    with atomic_file(path) as temporary:
-        sheet.save(temporary)
+    """Write volumes `(H, W, D)` below each other, slices side by side, each with a caption to its left."""
+    strips = [(caption, _enlarged(strip_of(volume, None, window))) for caption, volume in rows]
+    _save(path, stack_captioned(strips, CAPTION))
 
 
-def _strips(cine: np.ndarray, masks: np.ndarray | None, frames: Iterable[int], window: Window) -> list[np.ndarray]:
-    return [strip_of(cine[..., t], None if masks is None else masks[..., t], window) for t in frames]
+def stack_captioned(rows: Sequence[tuple[str, Image.Image]], margin: int) -> Image.Image:
+    """Return grey pictures below each other on black, with white captions in a margin to their left."""
+    sheet = Image.new("L", (margin + max(row.width for _, row in rows), sum(row.height for _, row in rows)))
+    paste_captioned(sheet, rows, margin, ink=255)
+    return sheet
+
+
+def paste_captioned(
+    sheet: Image.Image, rows: Sequence[tuple[str, Image.Image]], margin: int, ink: int | tuple[int, int, int]
+) -> None:
+    """Paste pictures below each other into a sheet, with captions in a margin to their left."""
+    pen, top = ImageDraw.Draw(sheet), 0
+    for caption, row in rows:
+        sheet.paste(row, (margin, top))
+        at = margin - CAPTION_GAP, top + row.height / 2
+        pen.text(at, caption, fill=ink, anchor="rm", font_size=16)
+        top += row.height
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A named thumbnail of one slice of a volume."""
+
+    name: str
+    picture: Image.Image
+
+
+def tile_of(name: str, volume: Volume, labels: np.ndarray | None = None) -> Tile:
+    """Show the middle slice of the first frame, in true proportions, with outlines of `labels` `(H, W, D, T)`."""
+    first = volume.voxels[..., 0] if volume.is_cine else volume.voxels
+    middle = slice(first.shape[2] // 2, first.shape[2] // 2 + 1)
+    plane = first[:, :, middle].astype(np.float32)
+    mask = None if labels is None else labels[:, :, middle, 0]
+    picture = Image.fromarray(strip_of(plane, mask, window_of(plane))).convert("RGB")
+    height, width = volume.geometry.spacing[:2] if volume.geometry.spacing else (1.0, 1.0)
+    mm = plane.shape[0] * height, plane.shape[1] * width
+    pixels = [max(1, round(TILE_SIDE * length / max(mm))) for length in mm]
+    return Tile(name, picture.resize((pixels[0], pixels[1])))
+
+
+def write_overview(folder: Path, tiles: Sequence[Tile]) -> list[Path]:
+    """Write pages of many tiles each: `overview-1.png`, `overview-2.png` and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    font = ImageFont.load_default(11)
+    paths: list[Path] = []
+    for start in range(0, len(tiles), TILES_ACROSS * TILES_DOWN):
+        shown = tiles[start : start + TILES_ACROSS * TILES_DOWN]
+        rows = -(-len(shown) // TILES_ACROSS)
+        page = Image.new("RGB", (TILE_SIDE * min(len(shown), TILES_ACROSS), (TILE_SIDE + TILE_NAME) * rows))
+        pen = ImageDraw.Draw(page)
+        for i, tile in enumerate(shown):
+            x, y = TILE_SIDE * (i % TILES_ACROSS), (TILE_SIDE + TILE_NAME) * (i // TILES_ACROSS)
+            left, top = (TILE_SIDE - tile.picture.width) // 2, (TILE_SIDE - tile.picture.height) // 2
+            pen.text((x + 3, y), tile.name[:NAME_LETTERS], fill="white", font=font)
+            page.paste(tile.picture, (x + left, y + TILE_NAME + top))
+        paths.append(folder / f"overview-{len(paths) + 1}.png")
+        _save(paths[-1], page)
+    return paths
 
 
 def strip_of(volume: np.ndarray, masks: np.ndarray | None, window: Window) -> np.ndarray:
-    """`(H, W, D)` → slices side by side as grey `(W, H·D)` or, with masks, coloured `(W, H·D, 3)` levels."""
+    """Return the slices of `(H, W, D)` side by side: grey `(W, H·D)` or, with masks, coloured `(W, H·D, 3)` levels."""
     low, high = window
     levels = np.clip((volume - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
     strip = _side_by_side(levels)
@@ -128,13 +182,21 @@ def strip_of(volume: np.ndarray, masks: np.ndarray | None, window: Window) -> np
     return coloured
 
 
+def window_of(volume: np.ndarray, percentiles: Sequence[float] = (0.5, 99.5)) -> Window:
+    """Return a grey window for a volume in a scanner's units."""
+    low, high = np.percentile(volume, percentiles)
+    return float(low), float(max(high, low + 1e-6))
+
+
 def _side_by_side(volume: np.ndarray) -> np.ndarray:
     turned = np.rot90(volume)  # (W, H, D)
     return np.concatenate([turned[:, :, d] for d in range(turned.shape[2])], axis=1)
 
 
 def _outlines(mask: np.ndarray) -> np.ndarray:
-    """The voxels of each slice of a mask that touch its outside."""
+    """Return the voxels of each slice of a mask that touch its outside."""
+    from scipy.ndimage import binary_erosion
+
     in_plane = np.zeros((3, 3, 3), bool)
     in_plane[:, 1, 1] = in_plane[1, :, 1] = True
     return mask & ~binary_erosion(mask, in_plane, border_value=1)
@@ -146,7 +208,6 @@ def _enlarged(levels: np.ndarray, rows: int = 1) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom))
 
 
-def window_of(volume: np.ndarray, percentiles: Sequence[float] = (0.5, 99.5)) -> Window:
-    """A grey window for a volume in a scanner's units."""
-    low, high = np.percentile(volume, percentiles)
-    return float(low), float(max(high, low + 1e-6))
+def _save(path: Path, picture: Image.Image) -> None:
+    with atomic_file(path) as temporary:
+        picture.save(temporary)

@@ -1,20 +1,26 @@
-"""One axis of a new grid made of the old one: slices where voxels coincide, weighted means where they do not."""
+"""Resampling in space, one axis at a time, and in time, around the circle of a heart beat.
+
+Where new voxels or frames coincide with old ones, they are copied; elsewhere they are weighted means.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.volume import Volume
 
-CLOSE = 1e-6  # of a voxel
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+CLOSE = 1e-6  # tolerance in voxels
 
 
 @dataclass(frozen=True)
 class AxisPlan:
-    """New voxel j lies at the old index `offset + step * j`; there are `count` new ones and `source` old ones."""
+    """One axis of a new grid: its voxel j of `count` lies at index `offset + step * j` of the `source` old voxels."""
 
     step: float
     offset: float
@@ -23,6 +29,7 @@ class AxisPlan:
 
     @property
     def positions(self) -> np.ndarray:
+        """Old index of each new voxel."""
         return self.offset + self.step * np.arange(self.count)
 
     @property
@@ -33,73 +40,54 @@ class AxisPlan:
 
     @property
     def is_slice(self) -> bool:
-        """Whether new voxels are old ones, none in between."""
+        """True if every new voxel is an old one, so that nothing is interpolated."""
         return abs(self.step - 1) < CLOSE and abs(self.offset - round(self.offset)) < CLOSE
 
     def inverse(self) -> "AxisPlan":
-        """From the new grid back to the old one."""
+        """Return the plan from the new grid back to the old one."""
         return AxisPlan(1 / self.step, -self.offset / self.step, self.source, self.count)
 
     def pooled(self, factor: int) -> "AxisPlan":
-        """Of voxels that are the means of `factor` of these."""
+        """Return the plan of voxels that are the means of `factor` voxels of this plan."""
         offset = self.offset + self.step * (factor - 1) / 2
         return AxisPlan(self.step * factor, offset, self.count // factor, self.source)
 
-    def weights(self) -> csr_array:
-        """(inside, source): a triangle that grows with the step, so that a coarser grid averages what it skips."""
-        inside = self.inside
-        positions = np.clip(self.positions[inside], 0, self.source - 1)
+    def weights(self) -> "csr_array":
+        """Return interpolation weights (inside, source).
+
+        They form a triangle that widens with the step, so that a coarser grid averages the voxels between its own.
+        """
+        from scipy.sparse import csr_array
+
+        positions = np.clip(self.positions[self.inside], 0, self.source - 1)
         width = max(1.0, self.step)
         taps = int(np.ceil(width)) * 2 + 1
         columns = np.floor(positions)[:, None].astype(int) + np.arange(taps) - taps // 2
         weights = np.clip(1 - np.abs(columns - positions[:, None]) / width, 0, None)
         weights[(columns < 0) | (columns >= self.source)] = 0
         weights /= weights.sum(axis=1, keepdims=True)
-        held = weights > 1e-9
-        ends = np.concatenate([[0], held.sum(axis=1).cumsum()])
+        used = weights > 1e-9
+        row_ends = np.concatenate([[0], used.sum(axis=1).cumsum()])
         shape = (len(positions), self.source)
-        return csr_array((weights[held].astype(np.float32), columns[held].astype(np.int32), ends), shape=shape)
+        return csr_array((weights[used].astype(np.float32), columns[used].astype(np.int32), row_ends), shape=shape)
 
     def take(self, voxels: np.ndarray, axis: int, labels: bool = False) -> np.ndarray:
-        """The new voxels of an axis that lie within the old field of view; labels come from the nearest voxel."""
+        """Return the new voxels of an axis that lie within the old field of view; labels use the nearest voxel."""
         inside = self.inside
         if self.is_slice:
             start = round(self.offset) + inside.start
             return voxels[(slice(None),) * axis + (slice(start, start + inside.stop - inside.start),)]
         if labels:
             nearest = np.clip(np.floor(self.positions[inside] + 0.5).astype(int), 0, self.source - 1)
-            return pick(voxels, nearest, axis)
-        return weigh(self.weights(), voxels, axis)
-
-
-def pick(voxels: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
-    """The voxels at some indices of an axis, in the order of memory of a NIfTI file."""
-    return voxels.T.take(indices, axis=voxels.ndim - 1 - axis).T
-
-
-def weigh(weights: csr_array, voxels: np.ndarray, axis: int) -> np.ndarray:
-    """Weighted sums along an axis, in float32.
-
-    A NIfTI file has its first axis fastest. Working in that order, a piece at a time, keeps to what lies together.
-    """
-    memory, along = voxels.T, voxels.ndim - 1 - axis
-    shape = memory.shape
-    result = np.empty((*shape[:along], weights.shape[0], *shape[along + 1 :]), np.float32)
-    if along == memory.ndim - 1:
-        for piece in np.ndindex(shape[:-2]):
-            result[piece] = (weights @ memory[piece].T.astype(np.float32, order="C")).T
-        return result.T
-    for piece in np.ndindex(shape[:along]):
-        flat = memory[piece].astype(np.float32, order="C").reshape(shape[along], -1)
-        result[piece] = (weights @ flat).reshape(result[piece].shape)
-    return result.T
+            return _pick(voxels, nearest, axis)
+        return _weigh(self.weights(), voxels, axis)
 
 
 def plan_axis(source: int, spacing: float | None, target: float | None, size: int | None, resize: bool) -> AxisPlan:
-    """The grid of one axis around the same centre: resampled to `target` mm, then cropped or padded to `size`.
+    """Plan one axis around the same centre: resampled to `target` mm, then cropped or padded to `size`.
 
-    With `resize` the whole field of view is fitted into `size` voxels instead. Crop and pad put an odd voxel where
-    MONAI's CenterSpatialCrop and SpatialPad put it.
+    With `resize` the whole field of view is fitted into `size` voxels instead. Crop and pad place an odd voxel where
+    MONAI's CenterSpatialCrop and SpatialPad place it.
     """
     count, step = source, 1.0
     if resize and size is not None:
@@ -115,8 +103,8 @@ def plan_axis(source: int, spacing: float | None, target: float | None, size: in
     return AxisPlan(step, offset, count if size is None else size, source)
 
 
-def index_map(plans: list[AxisPlan]) -> np.ndarray:
-    """New index → old index, 4×4."""
+def index_map(plans: Sequence[AxisPlan]) -> np.ndarray:
+    """Return the 4×4 matrix from new to old indices."""
     matrix = np.eye(4)
     for axis, plan in enumerate(plans):
         matrix[axis, axis], matrix[axis, 3] = plan.step, plan.offset
@@ -124,19 +112,20 @@ def index_map(plans: list[AxisPlan]) -> np.ndarray:
 
 
 def apply_plans(voxels: np.ndarray, plans: Sequence[AxisPlan], fill: float, labels: bool = False) -> np.ndarray:
-    """The new grid's voxels; `fill` where the old field of view does not reach."""
+    """Return the voxels of the new grid, with `fill` outside the old field of view."""
     return fill_outside(take_inside(voxels, plans, labels), plans, fill)
 
 
 def take_inside(voxels: np.ndarray, plans: Sequence[AxisPlan], labels: bool = False) -> np.ndarray:
-    """What of the new grid lies within the old field of view. Slices and coarser axes first: they throw most away."""
+    """Return the part of the new grid within the old field of view."""
+    # Slices and coarser axes first: they discard most voxels.
     for axis in sorted(range(len(plans)), key=lambda axis: (not plans[axis].is_slice, -plans[axis].step)):
         voxels = plans[axis].take(voxels, axis, labels)
     return voxels
 
 
 def fill_outside(voxels: np.ndarray, plans: Sequence[AxisPlan], fill: float) -> np.ndarray:
-    """Puts what lies within the old field of view into the whole new grid."""
+    """Place the part within the old field of view into the whole new grid."""
     counts = tuple(plan.count for plan in plans)
     if voxels.shape[: len(plans)] == counts:
         return voxels
@@ -146,14 +135,14 @@ def fill_outside(voxels: np.ndarray, plans: Sequence[AxisPlan], fill: float) -> 
 
 
 def average_cubes(voxels: np.ndarray, factor: int) -> np.ndarray:
-    """Means over cubes of `factor` voxels along the first three axes, as average pooling makes them."""
+    """Average-pool cubes of `factor` voxels along the first three axes."""
     if factor == 1:
         return voxels
     shape = voxels.shape[:3]
     if any(n % factor for n in shape):
         raise CardioDiTError(
-            f"Means over cubes of {factor} voxels cannot be taken of {' × '.join(map(str, shape))} voxels: not every "
-            f"axis is a multiple of {factor}. Give the preprocessing a size."
+            f"A volume of {' × '.join(map(str, shape))} voxels cannot be pooled by {factor}: not every axis is a "
+            f"multiple of {factor}. Set the preprocessing's size to one that is."
         )
     split = [number for n in shape for number in (n // factor, factor)]
     return voxels.reshape(*split, *voxels.shape[3:]).mean(axis=(1, 3, 5), dtype=np.float32)
@@ -167,10 +156,91 @@ def resample(
     labels: bool = False,
     resize: bool = False,
 ) -> Volume:
-    """A volume on a new grid around the same centre; what stays None is left as it is."""
+    """Resample a volume to a new grid around the same centre.
+
+    Args:
+        volume: cine or CT.
+        spacing: new voxel size in mm; None keeps an axis as it is.
+        size: number of voxels to crop or pad to; None keeps all.
+        fill: value outside the old field of view.
+        labels: take the nearest voxel instead of weighted means.
+        resize: fit the whole field of view into `size`.
+    """
     known = volume.geometry.spacing or (None, None, None)
     plans = [
         plan_axis(n, s, t, m, resize) for n, s, t, m in zip(volume.voxels.shape, known, spacing, size, strict=False)
     ]
     voxels = apply_plans(volume.voxels, plans, fill, labels)
-    return Volume(voxels, volume.geometry.after(index_map(plans)))
+    return Volume(voxels, volume.geometry.reindexed(index_map(plans)))
+
+
+def resample_beat(voxels: np.ndarray, frames: int, labels: bool = False) -> np.ndarray:
+    """Resample one beat `(…, N)` to `(…, frames)` periodically; labels use the frame nearest in phase."""
+    source = voxels.shape[-1]
+    _check_beat(source, frames)
+    if frames == source:
+        return voxels
+    if labels:
+        nearest = np.floor(np.arange(frames) * source / frames + 0.5).astype(int) % source
+        return _pick(voxels, nearest, voxels.ndim - 1)
+    from scipy.sparse import csr_array
+
+    return _weigh(csr_array(periodic_weights(source, frames)), voxels, voxels.ndim - 1)
+
+
+def repeat_beat(voxels: np.ndarray, frames: int) -> np.ndarray:
+    """Repeat the cycle `(…, N)` and cut it to `(…, frames)`, as CardioDiT was published."""
+    source = voxels.shape[-1]
+    _check_beat(source, frames)
+    return voxels if frames == source else _pick(voxels, np.arange(frames) % source, voxels.ndim - 1)
+
+
+def periodic_weights(source: int, frames: int) -> np.ndarray:
+    """Return weights (frames, source): frame j lies at phase j / frames of the beat, and frame 0 stays frame 0.
+
+    Cubic convolution (Keys, IEEE TASSP 1981, a = -1/2) keeps edges sharper than linear weights and leaves coinciding
+    frames unchanged. For fewer frames the kernel widens, so that no frame is skipped.
+    """
+    width = max(1.0, source / frames)
+    positions = np.arange(frames) * source / frames
+    distance = positions[:, None, None] - np.arange(source)[None, :, None]
+    turns = np.arange(-4, 5) * source  # with few frames, the kernel may reach around the circle
+    weights = _cubic(np.abs(distance + turns) / width).sum(axis=-1)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _check_beat(source: int, frames: int) -> None:
+    if source < 2 or frames < 1:
+        raise CardioDiTError(
+            f"A beat of {source} frames cannot be resampled to {frames}: it needs at least 2 frames, the result at "
+            "least 1."
+        )
+
+
+def _pick(voxels: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
+    """Take the voxels at some indices of an axis, in the memory order of a NIfTI file (first axis fastest)."""
+    return voxels.T.take(indices, axis=voxels.ndim - 1 - axis).T
+
+
+def _weigh(weights: "csr_array", voxels: np.ndarray, axis: int) -> np.ndarray:
+    """Return weighted sums along an axis, in float32.
+
+    The first axis of a NIfTI file is the fastest. Working in that order, a piece at a time, keeps memory access local.
+    """
+    memory, along = voxels.T, voxels.ndim - 1 - axis
+    shape = memory.shape
+    result = np.empty((*shape[:along], weights.shape[0], *shape[along + 1 :]), np.float32)
+    if along == memory.ndim - 1:
+        for piece in np.ndindex(shape[:-2]):
+            result[piece] = (weights @ memory[piece].T.astype(np.float32, order="C")).T
+        return result.T
+    for piece in np.ndindex(shape[:along]):
+        flat = memory[piece].astype(np.float32, order="C").reshape(shape[along], -1)
+        result[piece] = (weights @ flat).reshape(result[piece].shape)
+    return result.T

@@ -1,4 +1,4 @@
-"""A volume with its geometry, and the operations that move voxels without moving the patient."""
+"""A volume with its geometry, and operations that move voxels but keep every landmark in its place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,12 +8,12 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Geometry
 
-AXES = ("height", "width", "depth", "frames")  # of voxels; a volume that does not beat has no frames
+AXES = ("height", "width", "depth", "frames")  # of `Volume.voxels`; a 3D volume has no frames
 
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels `(H, W, D)` or `(H, W, D, T)` and where they lie. Operations return a new volume."""
+    """Voxels `(H, W, D)` or `(H, W, D, T)` with their geometry. Operations return a new volume."""
 
     voxels: np.ndarray
     geometry: Geometry
@@ -28,43 +28,47 @@ class Volume:
 
     @property
     def beat_time(self) -> float | None:
-        """Seconds that all frames last together."""
+        """Duration of all frames together in seconds, if known."""
         frame_time = self.geometry.frame_time
         return None if frame_time is None or not self.is_cine else frame_time * self.voxels.shape[3]
 
     def permute(self, axes: Sequence[int]) -> "Volume":
-        """New axis i is the old axis `axes[i]`; time stays last."""
+        """Reorder the spatial axes: new axis i is the old axis `axes[i]`. Time stays last."""
         if sorted(axes) != [0, 1, 2]:
-            raise CardioDiTError(f"axes={tuple(axes)} must be an order of 0, 1 and 2.")
+            raise CardioDiTError(f"axes={tuple(axes)} must be a permutation of 0, 1 and 2.")
         index_map = np.eye(4)[[*axes, 3]].T
-        return Volume(self.voxels.transpose(*axes, *range(3, self.voxels.ndim)), self.geometry.after(index_map))
+        return Volume(self.voxels.transpose(*axes, *range(3, self.voxels.ndim)), self.geometry.reindexed(index_map))
 
     def flip(self, axis: int) -> "Volume":
+        """Reverse one spatial axis."""
         index_map = np.eye(4)
         index_map[axis, axis], index_map[axis, 3] = -1, self.voxels.shape[axis] - 1
-        return Volume(np.flip(self.voxels, axis), self.geometry.after(index_map))
+        return Volume(np.flip(self.voxels, axis), self.geometry.reindexed(index_map))
 
     def crop(self, start: Sequence[int], size: Sequence[int]) -> "Volume":
-        """The box of `size` voxels that begins at `start`."""
+        """Cut out the box of `size` voxels that begins at `start`."""
         box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
         if any(s.start < 0 or s.stop > n or n < 1 for s, n in zip(box, self.voxels.shape)):
-            raise CardioDiTError(f"The box {tuple(start)} + {tuple(size)} leaves the volume {self.voxels.shape[:3]}.")
-        return Volume(self.voxels[box], self.geometry.after(_shift(start)))
+            raise CardioDiTError(
+                f"The box of size {tuple(size)} at {tuple(start)} extends beyond the volume {self.voxels.shape[:3]}."
+            )
+        return Volume(self.voxels[box], self.geometry.reindexed(_shift(start)))
 
     def pad(self, before: Sequence[int], behind: Sequence[int], value: float = 0) -> "Volume":
-        """Adds voxels of a value on both sides of H, W and D."""
+        """Add voxels of a constant value before and behind H, W and D."""
         width = [*zip(before, behind, strict=True), (0, 0)][: self.voxels.ndim]
         voxels = np.pad(self.voxels, width, constant_values=value)
-        return Volume(voxels, self.geometry.after(_shift([-n for n in before])))
+        return Volume(voxels, self.geometry.reindexed(_shift([-n for n in before])))
 
     def roll(self, first_frame: int) -> "Volume":
-        """Begins the cycle with another frame."""
+        """Rotate the cycle so that it begins with `first_frame`."""
         if not self.is_cine:
-            raise CardioDiTError("A 3D volume has no frames to begin with.")
+            raise CardioDiTError(f"A 3D volume of shape {self.voxels.shape} has no frames to roll.")
         return replace(self, voxels=np.roll(self.voxels, -first_frame, axis=3)) if first_frame else self
 
 
 def _shift(start: Sequence[float]) -> np.ndarray:
+    """4×4 index map of a grid that begins at `start`."""
     index_map = np.eye(4)
     index_map[:3, 3] = start
     return index_map

@@ -12,11 +12,8 @@ import torch
 from cardiodit._util.memory import set_tiling
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
-from cardiodit.imaging.cases import order_of_case
-from cardiodit.imaging.cohorts.found import ACDC_ORDER
-from cardiodit.imaging.label_maps import ORDER, check_orders, order_of_row
-from cardiodit.imaging.label_order import OURS, parse_order
-from cardiodit.imaging.manifest import PATH_COLUMNS, Case, read_table, write_manifest
+from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, read_table, write_manifest
+from cardiodit.imaging.masks import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.latents.file import DamagedLatentError, LatentHeader, read_header, write_latent
 from cardiodit.latents.identity import identity_of_source, identity_of_steps, identity_of_vae

@@ -7,8 +7,8 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.checks import content_of
-from cardiodit.imaging.label_maps import order_of_row, read_label_map
 from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.masks import order_of_row, read_label_map
 from cardiodit.imaging.nifti import read_labels, write_nifti
 from cardiodit.imaging.preprocessing import Prepared
 from cardiodit.imaging.volume import Volume
@@ -74,7 +74,7 @@ def _read(case: Case, key: str) -> Volume:
 
 
 def _follow(prepared: Prepared, labels: Volume, key: str, case: Case) -> np.ndarray:
-    voxels = prepared.follow(labels)
+    voxels = prepared.apply_to_mask(labels)
     if voxels.shape != prepared.volume.voxels.shape:
         raise CardioDiTError(
             f"The mask {case.path(key)} becomes {voxels.shape}, its image {prepared.volume.voxels.shape}: a cine needs "

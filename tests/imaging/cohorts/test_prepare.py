@@ -10,9 +10,8 @@ from PIL import Image
 
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.cohorts import Preparation, prepare_cohort
-from cardiodit.imaging.manifest import Case, read_manifest
+from cardiodit.imaging.manifest import Case, prepare_case, prepare_mask, read_manifest
 from cardiodit.imaging.nifti import read_nifti, write_nifti
 from cardiodit.imaging.orientation import order_of_cine
 from cardiodit.imaging.preprocessing import Preprocessing

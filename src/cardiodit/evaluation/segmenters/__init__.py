@@ -2,6 +2,6 @@
 
 from cardiodit.evaluation.segmenters.factory import open_segmenter
 from cardiodit.evaluation.segmenters.segmenter import Grid, Segmenter, identity_of
-from cardiodit.imaging.label_order import parse_order, reorder
+from cardiodit.imaging.masks import parse_order, reorder
 
 __all__ = ["Grid", "Segmenter", "identity_of", "open_segmenter", "parse_order", "reorder"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.segmenters.segmenter import BATCH, Grid, Segmenter, from_0_to_1, identity_of
-from cardiodit.imaging.label_order import OURS
+from cardiodit.imaging.masks import OURS
 
 METADATA, CONFIG = Path("configs", "metadata.json"), Path("configs", "inference.json")
 WEIGHTS, PICKLE = Path("models", "model.safetensors"), Path("models", "model.pt")

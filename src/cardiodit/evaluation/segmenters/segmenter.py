@@ -15,7 +15,7 @@ import torch
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.imaging.label_order import reorder
+from cardiodit.imaging.masks import reorder
 from cardiodit.imaging.preprocessing import FILL
 from cardiodit.imaging.resampling import apply_plans, index_map, plan_axis
 
@@ -65,7 +65,7 @@ class Segmenter:
         axes = zip(cine.shape, known, self.grid.spacing, self.grid.size, strict=False)
         plans = [plan_axis(n, s, t, m, resize=False) for n, s, t, m in axes]
         seen = apply_plans(cine, plans, FILL)
-        found = self.network(seen, geometry.after(index_map(plans)))
+        found = self.network(seen, geometry.reindexed(index_map(plans)))
         if found.shape != seen.shape:
             raise CardioDiTError(f"The segmenter {self.name} answered {found.shape} to a cine of {seen.shape}.")
         ours = reorder(found, self.labels)

@@ -9,7 +9,7 @@ from cardiodit.imaging.checks import Findings
 from cardiodit.imaging.cohorts.found import CineFile, CTFile
 from cardiodit.imaging.cohorts.view import View
 from cardiodit.imaging.orientation import StorageOrder
-from cardiodit.imaging.overview import Tile
+from cardiodit.imaging.pictures import Tile
 
 File = TypeVar("File", bound=CineFile | CTFile)
 

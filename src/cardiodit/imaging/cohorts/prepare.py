@@ -36,7 +36,7 @@ from cardiodit.imaging.orientation import (
     largest_pool,
     order_of_cine,
 )
-from cardiodit.imaging.overview import tile_of, write_overview
+from cardiodit.imaging.pictures import tile_of, write_overview
 from cardiodit.imaging.volume import Volume
 
 CINE_LAYOUTS: dict[str, Callable[[Path, Path | None], Search[CineFile]]] = {

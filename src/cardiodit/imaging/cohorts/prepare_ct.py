@@ -35,7 +35,7 @@ from cardiodit.imaging.dicom_ct import read_ct
 from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
 from cardiodit.imaging.npz import read_npz
 from cardiodit.imaging.orientation import order_of_ct
-from cardiodit.imaging.overview import Tile, tile_of, write_overview
+from cardiodit.imaging.pictures import Tile, tile_of, write_overview
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
 

@@ -5,10 +5,7 @@ import pytest
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, write_nifti
-from cardiodit.imaging.label_maps import check_orders, order_of_row, read_label_map
-
-MNMS = "LV=1 MYO=2 RV=3"
-ACDC = "RV=1 MYO=2 LV=3"
+from cardiodit.imaging.masks import ACDC_ORDER, MNMS_ORDER, check_orders, order_of_row, read_label_map
 
 
 def written(folder: Path, voxels: np.ndarray) -> Path:
@@ -21,49 +18,49 @@ def numbered(frames: int = 2) -> np.ndarray:
     return np.stack([np.arange(8, dtype=np.uint8).reshape(2, 2, 2) % 4] * frames, axis=3)
 
 
-def test_labels_of_a_heart_come_in_one_order(tmp_path: Path) -> None:
+def test_heart_labels_are_read_in_acdcs_order(tmp_path: Path) -> None:
     path = written(tmp_path, numbered())
     assert np.array_equal(read_label_map(path).voxels, numbered())
-    assert np.array_equal(read_label_map(path, ACDC).voxels, numbered())
-    swapped = read_label_map(path, MNMS).voxels
+    assert np.array_equal(read_label_map(path, ACDC_ORDER).voxels, numbered())
+    swapped = read_label_map(path, MNMS_ORDER).voxels
     assert swapped.dtype == np.uint8
     assert np.array_equal(swapped, np.array([0, 3, 2, 1], np.uint8)[numbered()])
 
 
-def test_the_order_is_that_of_hearts_only() -> None:
-    row = {"mask": "a.nii.gz", "lungs": "b.nii.gz", "mask_order": MNMS}
-    assert order_of_row(row, "mask") == MNMS
+def test_the_order_applies_to_hearts_only() -> None:
+    row = {"mask": "a.nii.gz", "lungs": "b.nii.gz", "mask_order": MNMS_ORDER}
+    assert order_of_row(row, "mask") == MNMS_ORDER
     assert order_of_row(row, "lungs") is None
     assert order_of_row({**row, "mask_order": ""}, "mask") is None
 
 
-def test_a_table_tells_all_orders_or_none() -> None:
-    told, silent = {"mask": "a", "mask_order": MNMS}, {"mask": "b", "mask_order": ""}
+def test_a_table_gives_all_orders_or_none() -> None:
+    ordered, silent = {"mask": "a", "mask_order": MNMS_ORDER}, {"mask": "b", "mask_order": ""}
     without = {"mask": "", "mask_order": ""}
-    check_orders([told, told, without], ["mask"])
+    check_orders([ordered, ordered, without], ["mask"])
     check_orders([silent, silent], ["mask"])
-    check_orders([told, silent], ["lungs"])
+    check_orders([ordered, silent], ["lungs"])
     with pytest.raises(CardioDiTError, match="mask_order is empty in 1 of 2 rows"):
-        check_orders([told, silent, without], ["mask"])
+        check_orders([ordered, silent, without], ["mask"])
 
 
 @pytest.mark.parametrize(
     "voxels, order, message",
     [
-        (numbered() + 0.5, None, "values that are no labels, such as 0.5"),
-        (np.where(numbered(), np.nan, 1.0), None, "values that are no labels, such as nan"),
-        (numbered().astype(np.int16) * 100, None, "labels from 0 to 300; 0 to 255 fit"),
-        (numbered().astype(np.int16) - 1, None, "labels from -1 to 2; 0 to 255 fit"),
+        (numbered() + 0.5, None, "values that are not labels, such as 0.5"),
+        (np.where(numbered(), np.nan, 1.0), None, "values that are not labels, such as nan"),
+        (numbered().astype(np.int16) * 100, None, "labels from 0 to 300; labels must be 0 to 255"),
+        (numbered().astype(np.int16) - 1, None, "labels from -1 to 2; labels must be 0 to 255"),
         (numbered() * [1, 0], None, "has labels in 1 of its 2 frames"),
-        (numbered() + 1, MNMS, "4 is not in the order 'LV=1 MYO=2 RV=3'"),
+        (numbered() + 1, MNMS_ORDER, "4 is not in the order 'LV=1 MYO=2 RV=3'"),
         (numbered(), "LV=1 RV=3", "must name three numbers above 0"),
     ],
 )
-def test_what_cannot_steer_is_refused(tmp_path: Path, voxels: np.ndarray, order: str | None, message: str) -> None:
+def test_unusable_masks_are_refused(tmp_path: Path, voxels: np.ndarray, order: str | None, message: str) -> None:
     kind = np.int16 if np.asarray(voxels).dtype.kind in "iu" else np.float32
     with pytest.raises(CardioDiTError, match=message):
         read_label_map(written(tmp_path, np.asarray(voxels, kind)), order)
 
 
-def test_a_mask_without_labels_says_that_nothing_is_there(tmp_path: Path) -> None:
+def test_a_mask_without_labels_is_allowed(tmp_path: Path) -> None:
     assert not read_label_map(written(tmp_path, numbered() * 0)).voxels.any()
