@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from monai.networks.nets import VQVAE
 
 from cardiodit import CardioDiTError, VQModel3D, VQModel4D
+from cardiodit.models.autoencoder_vq import AxisTiles, run_tiled
 
 LEVELS = {
     "two": {"channels": (8, 16)},
@@ -148,7 +149,7 @@ def test_a_volume_is_tiled_along_its_depth_too(make_vae) -> None:
         difference = (vae.decode(latents).sample - sample).abs().max() / (sample.max() - sample.min())
     assert sizes == [(8, 8, 40)] * 2
     assert difference < 1e-3
-    with pytest.raises(CardioDiTError, match="has no depth"):
+    with pytest.raises(CardioDiTError, match="has no depth axis"):
         make_vae().enable_tiling(tile_sample_min_depth=64)
 
 
@@ -270,3 +271,61 @@ def test_levels_that_do_not_match(make_vae) -> None:
         make_vae(downsample_parameters=[[2, 4, 1, 1]])
     with pytest.raises(CardioDiTError, match="takes volumes"):
         make_vae(VQModel3D).encode(torch.zeros(1, 1, 2, 16, 16, 8))
+
+
+# --- Tiles ---
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 40, 41])
+@pytest.mark.parametrize("tile, stride", [(8, 4), (8, 6), (8, 1), (10, 9)])
+@pytest.mark.parametrize("margin", [0, 2, 9])
+@pytest.mark.parametrize("scale", [1, 4])
+def test_windows_cover_every_sample(length: int, tile: int, stride: int, margin: int, scale: int) -> None:
+    axis = AxisTiles(tile, stride, margin)
+    total = torch.zeros(length * scale)
+    for start in axis.starts(length):
+        window = axis.window(start, length, scale)
+        assert start >= 0 and start * scale + len(window) <= length * scale
+        total[start * scale : start * scale + len(window)] += window
+    assert total.min() > 0.1
+
+
+def test_all_tiles_are_as_large_as_the_first() -> None:
+    assert AxisTiles(40, 24, 9).starts(64) == [0, 24]
+    assert AxisTiles(40, 24, 9).starts(70) == [0, 24, 30]
+    assert AxisTiles(40, 24, 9).starts(40) == [0]
+
+
+@pytest.mark.parametrize("size", [(24, 24), (30, 17), (8, 40)])
+def test_a_convolution_is_exact_where_the_overlap_covers_its_reach(size: tuple[int, int]) -> None:
+    kernel = torch.randn(1, 1, 5, 5, 1)
+
+    def blur(x: torch.Tensor) -> torch.Tensor:
+        return F.conv3d(x, kernel, padding=(2, 2, 0))
+
+    x = torch.randn(1, 1, *size, 3)
+    tiles = AxisTiles(tile=12, stride=7, margin=2)
+    assert torch.allclose(run_tiled(blur, x, (tiles, tiles), (1, 1), (1, 1)), blur(x), atol=1e-5)
+
+
+def test_a_volume_is_exact_along_all_axes() -> None:
+    kernel = torch.randn(2, 1, 3, 3, 3)
+
+    def enlarged(x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(F.conv3d(x, kernel, padding=1), scale_factor=2)
+
+    x, tiles = torch.randn(2, 1, 13, 8, 21), AxisTiles(tile=8, stride=5, margin=1)
+    tiled = run_tiled(enlarged, x, (tiles, tiles, tiles), (1, 1, 1), (2, 2, 2))
+    assert torch.allclose(tiled, enlarged(x), atol=1e-5)
+
+
+def test_without_enough_overlap_the_seams_are_blended_not_cut() -> None:
+    """A constant offset that grows from tile to tile turns into a ramp, never into a jump."""
+    calls = iter(range(100))
+
+    def numbered(x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, float(next(calls)))
+
+    out = run_tiled(numbered, torch.zeros(1, 1, 8, 36, 1), (AxisTiles(8, 4, 0), AxisTiles(12, 6, 0)), (1, 1), (1, 1))
+    assert out.diff(dim=3).abs().max() < 0.26
+    assert out[0, 0, 0, 0, 0] == 0 and out[0, 0, 0, -1, 0] == 4

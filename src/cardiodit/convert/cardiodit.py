@@ -25,8 +25,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.models import DiT4DTransformerModel, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
-from cardiodit.models.positions import sincos_positions
-from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.models.transformer_dit import DiTTransformerModel, sincos_positions
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
 

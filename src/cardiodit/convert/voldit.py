@@ -31,8 +31,7 @@ from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, s
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
-from cardiodit.models.adapter_tgca import TGCAAdapterModel
-from cardiodit.models.fingerprint import fingerprint_of
+from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
 from cardiodit.pipelines.pipeline_voldit import VolDiTPipeline
 from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
 
