@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from cardiodit._util.memory import LiveMemory
-from cardiodit.convert.prdit_config import SIZES
+from cardiodit.convert.prdit import SIZES
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 

@@ -29,8 +29,7 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.phantom import write_chests
-from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps
-from cardiodit.latents.masks import read_mask
+from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps, read_mask
 from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.training import train_tgca
 from cardiodit.training.adapter_data import leave_out

@@ -139,7 +139,7 @@ def run_prdit(arguments: argparse.Namespace) -> None:
 
 
 def run_weights(arguments: argparse.Namespace) -> None:
-    from cardiodit.convert.weights import convert_weights
+    from cardiodit.convert.checkpoint import convert_weights
 
     print(f"Wrote {convert_weights(_required(arguments, 'checkpoint'), arguments.output)}.")
 

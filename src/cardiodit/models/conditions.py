@@ -42,7 +42,7 @@ class Conditions:
         if self.other_labels not in OTHER_LABELS:
             raise CardioDiTError(f"other_labels={self.other_labels!r} must be one of {', '.join(OTHER_LABELS)}.")
         if self.labels is None and self.other_labels == "background":
-            raise CardioDiTError("other_labels=background needs a list of labels (condition_labels).")
+            raise CardioDiTError("other_labels=background needs labels to be listed (condition_labels).")
 
     @property
     def channels(self) -> int:
@@ -79,7 +79,7 @@ class Conditions:
                 problems.add(f"{key} is missing; the adapter was trained with {', '.join(self.keys)}")
         for key in masks:
             if key not in self.keys:
-                problems.add(f"{key} is unexpected; the adapter takes {', '.join(self.keys)}")
+                problems.add(f"{key} is not known to the adapter, which takes {', '.join(self.keys)}")
         problems.raise_if_any()
         shapes = {masks[key].shape for key in self.keys}
         if len(shapes) > 1:
