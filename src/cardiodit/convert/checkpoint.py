@@ -213,7 +213,7 @@ def _explain_refusal(path: Path, error: pickle.UnpicklingError) -> CardioDiTErro
         return _damaged(path, "it is not a pickle of tensors")
     objects = text.partition("GLOBAL ")[2].split(" ")[0] or "of an unknown class"
     return CardioDiTError(
-        f"{path.name} contains arbitrary pickled objects ({objects}), which could run any code when they are loaded, "
+        f"{path.name} contains arbitrary pickled objects ({objects}), which could run any code when loaded, "
         "so it was not opened. If you trust the file, load it yourself with torch.load(weights_only=False) "
         "and save its 'model', 'ema', 'discriminator' and 'epoch' entries alone with torch.save."
     )
