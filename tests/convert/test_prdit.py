@@ -27,7 +27,7 @@ def model_of(folder: Path) -> PRDiTTransformerModel:
     return PRDiTTransformerModel.from_pretrained(folder, subfolder="transformer")
 
 
-def told(ckpt: Path, output: Path, capsys: pytest.CaptureFixture, *more: str) -> tuple[int, str]:
+def run_convert(ckpt: Path, output: Path, capsys: pytest.CaptureFixture, *more: str) -> tuple[int, str]:
     """Return the command's exit code and output."""
     code = main(["convert", "prdit", "--ckpt", str(ckpt), "--output_dir", str(output), *more])
     captured = capsys.readouterr()
@@ -46,10 +46,10 @@ def assert_matches(ours: torch.Tensor, reference: torch.Tensor) -> None:
 @torch.no_grad()
 def test_the_published_model_matches(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recorded, golden = case(name), expected(name)
-    said = config(recorded["model"], recorded["input_size"])
+    settings = config(recorded["model"], recorded["input_size"])
     weights = case_weights(name)
-    ckpt = save(tmp_path / "008000.pt", weights, config=said, model=weights, ema=None)
-    code, _ = told(ckpt, tmp_path / "model", capsys)
+    ckpt = save(tmp_path / "008000.pt", weights, config=settings, model=weights, ema=None)
+    code, _ = run_convert(ckpt, tmp_path / "model", capsys)
     assert code == 0
     pipe = PRDiTPipeline.from_pretrained(tmp_path / "model")
     model = pipe.transformer
@@ -143,7 +143,7 @@ def test_the_record_names_the_source_without_its_path(tmp_path: Path) -> None:
     assert "/data/lidc" not in "".join(path.read_text() for path in folder.rglob("*.json"))
 
 
-def test_what_is_converted_samples(tmp_path: Path) -> None:
+def test_a_converted_model_samples(tmp_path: Path) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=config(size=[16, 24, 8]))
     pipe = PRDiTPipeline.from_pretrained(convert_prdit(ckpt, tmp_path / "model"))
     pipe.set_progress_bar_config(disable=True)
@@ -156,12 +156,12 @@ def test_what_is_converted_samples(tmp_path: Path) -> None:
 
 def test_a_preset_sets_preprocessing_and_spacing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=config(size=128))
-    code, said = told(ckpt, tmp_path / "with", capsys, "--preset", "prdit-lidc-128")
-    assert code == 0 and "No " not in said and "cardiodit sample" in said
+    code, output = run_convert(ckpt, tmp_path / "with", capsys, "--preset", "prdit-lidc-128")
+    assert code == 0 and "No " not in output and "cardiodit sample" in output
     model = model_of(tmp_path / "with")
     assert model.config.preprocessing["pool"] == 2 and tuple(model.config.spacing) == (2.0, 2.0, 2.0)
-    code, said = told(ckpt, tmp_path / "without", capsys)
-    assert code == 0 and "no scanner coordinates" in said and "No preset was given" in said
+    code, output = run_convert(ckpt, tmp_path / "without", capsys)
+    assert code == 0 and "no scanner coordinates" in output and "No preset was given" in output
     model = model_of(tmp_path / "without")
     assert model.config.preprocessing is None and model.config.spacing is None
 
@@ -177,15 +177,17 @@ def test_a_preset_sets_preprocessing_and_spacing(tmp_path: Path, capsys: pytest.
 )
 def test_settings_that_contradict_each_other(more: tuple[str, ...], message: str, tmp_path: Path, capsys: Any) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=config(size=128))
-    code, said = told(ckpt, tmp_path / "model", capsys, *more)
+    code, output = run_convert(ckpt, tmp_path / "model", capsys, *more)
     assert code == 1 and not (tmp_path / "model").exists()
     with pytest.raises(AssertionError, match=message):
-        raise AssertionError(said)
+        raise AssertionError(output)
 
 
 def test_the_given_size_is_preferred_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    code, said = told(save(tmp_path / "a.pt", small_weights()), tmp_path / "m", capsys, "--size", "64", "64", "48")
-    assert code == 0 and "Using the given size 64 × 64 × 48, not 32 × 32 × 32 from a.pt" in said
+    code, output = run_convert(
+        save(tmp_path / "a.pt", small_weights()), tmp_path / "m", capsys, "--size", "64", "64", "48"
+    )
+    assert code == 0 and "Using the given size 64 × 64 × 48, not 32 × 32 × 32 from a.pt" in output
     assert tuple(model_of(tmp_path / "m").config.sample_size) == (64, 64, 48)
 
 
@@ -232,22 +234,22 @@ def test_incomplete_ema_weights_are_refused(tmp_path: Path) -> None:
 
 def test_several_channels_and_other_widths(tmp_path: Path) -> None:
     weights = small_weights(hidden=24, channels=2)
-    said = {"arch": {"num_heads": 3, "in_channels": 2, "out_channels": 4}, "resolution": [16, 16, 8]}
-    ckpt = save(tmp_path / "a.pt", weights, model=weights, ema=None, config=said)
+    settings = {"arch": {"num_heads": 3, "in_channels": 2, "out_channels": 4}, "resolution": [16, 16, 8]}
+    ckpt = save(tmp_path / "a.pt", weights, model=weights, ema=None, config=settings)
     model = model_of(convert_prdit(ckpt, tmp_path / "m"))
     assert (model.config.in_channels, model.config.num_attention_heads, model.config.attention_head_dim) == (2, 3, 8)
     assert list(model.config.sample_size) == [16, 16, 8]
 
 
 @pytest.mark.parametrize(
-    "said, message",
+    "settings, message",
     [
         ({}, "no published PRDiT is 24 wide, so its number of heads is unknown"),
         ({"num_heads": 5}, "num_heads 5 does not divide the width 24"),
     ],
 )
-def test_another_width_needs_its_number_of_heads(said: dict[str, Any], message: str, tmp_path: Path) -> None:
-    ckpt = save(tmp_path / "a.pt", small_weights(hidden=24), config={**said, "image_size": 16})
+def test_another_width_needs_its_number_of_heads(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    ckpt = save(tmp_path / "a.pt", small_weights(hidden=24), config={**settings, "image_size": 16})
     with pytest.raises(CardioDiTError, match=message):
         convert_prdit(ckpt, tmp_path / "m")
 
@@ -294,10 +296,10 @@ def test_the_config_inside_may_be_an_object(
 ) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=kind(config(size=40)))
     monkeypatch.delitem(sys.modules, AUTHORS)
-    code, said = told(ckpt, tmp_path / "model", capsys)
-    assert code == 0, said
+    code, output = run_convert(ckpt, tmp_path / "model", capsys)
+    assert code == 0, output
     assert tuple(model_of(tmp_path / "model").config.sample_size) == (40, 40, 40)
-    assert ("their code was not run" in said) is (kind is not dict)
+    assert ("their code was not run" in output) is (kind is not dict)
     with pytest.raises(CardioDiTError, match="the config, 1 by the weights"):
         wrong = save(tmp_path / "b.pt", small_weights(), config=config("PRDiT-XS/8/4"))
         convert_prdit(wrong, tmp_path / "other")
@@ -319,11 +321,11 @@ def test_a_config_that_is_code_is_not_run_and_the_yaml_is_required(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ckpt = save(tmp_path / "a.pt", small_weights(), config=Opaque())
-    code, said = told(ckpt, tmp_path / "model", capsys)
-    assert code == 1 and "_write_a_file" in said and "Give the YAML of its training (--cfg)" in said
+    code, output = run_convert(ckpt, tmp_path / "model", capsys)
+    assert code == 1 and "_write_a_file" in output and "Give the YAML of its training (--cfg)" in output
     (tmp_path / "lidc.yaml").write_text(yaml.safe_dump(config(size=[16, 16, 24])))
-    code, said = told(ckpt, tmp_path / "model", capsys, "--cfg", str(tmp_path / "lidc.yaml"))
-    assert code == 0 and "_write_a_file" in said
+    code, output = run_convert(ckpt, tmp_path / "model", capsys, "--cfg", str(tmp_path / "lidc.yaml"))
+    assert code == 0 and "_write_a_file" in output
     assert tuple(model_of(tmp_path / "model").config.sample_size) == (16, 16, 24)
     assert not (tmp_path / "ran").exists()
 
@@ -354,10 +356,10 @@ def test_only_prdit_reads_around_objects(tmp_path: Path) -> None:
 def test_a_yaml_without_sizes_leaves_them_to_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "empty.yaml").write_text("training: {batch_size: 64}\n")
     ckpt = save(tmp_path / "a.pt", small_weights(), config=None)
-    code, said = told(ckpt, tmp_path / "a", capsys, "--cfg", str(tmp_path / "empty.yaml"))
-    assert code == 1 and "size of the training volumes is not in a.pt and empty.yaml" in said
-    code, said = told(ckpt, tmp_path / "a", capsys, "--size", "32", "32", "32")
-    assert code == 0 and "its width, patch and depth were derived from the weights" in said
+    code, output = run_convert(ckpt, tmp_path / "a", capsys, "--cfg", str(tmp_path / "empty.yaml"))
+    assert code == 1 and "size of the training volumes is not in a.pt and empty.yaml" in output
+    code, output = run_convert(ckpt, tmp_path / "a", capsys, "--size", "32", "32", "32")
+    assert code == 0 and "its width, patch and depth were derived from the weights" in output
     assert model_of(tmp_path / "a").config.num_attention_heads == 6
 
 

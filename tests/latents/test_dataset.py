@@ -143,14 +143,14 @@ def test_the_command_measures_and_writes(latents: Path, vae: VQModel4D, tmp_path
     assert main([*command, "--limit", "1"]) == 0
     cohort = LatentCohort.open(latents)
     first = 1 / cohort[0].double().std().item()
-    said = capsys.readouterr().out
-    assert f"1 before, now {first:.6g}, measured on 1 of 2 files" in said
+    messages = capsys.readouterr().out
+    assert f"1 before, now {first:.6g}, measured on 1 of 2 files" in messages
     assert main(command) == 0
     both = 1 / torch.stack([cohort[0], cohort[1]]).double().std().item()
     config = json.loads((run / "best" / "vae" / "config.json").read_text())
     assert config["scaling_factor"] == pytest.approx(both, rel=1e-9)
-    said = capsys.readouterr().out
-    assert f"{first:.6g} before, now {both:.6g}, measured on 2 of 2 files" in said
+    messages = capsys.readouterr().out
+    assert f"{first:.6g} before, now {both:.6g}, measured on 2 of 2 files" in messages
 
 
 def test_the_command_refuses_wrong_models_and_limits(latents: Path, vae: VQModel4D, tmp_path: Path, capsys) -> None:

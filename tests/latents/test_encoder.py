@@ -54,13 +54,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def encode(manifest: Path, vae: Any, folder: Path, **settings: Any) -> tuple[Counts, str]:
-    said: list[str] = []
-    return encode_cohort(manifest, vae, folder, report=said.append, **settings), "\n".join(said)
+    messages: list[str] = []
+    return encode_cohort(manifest, vae, folder, report=messages.append, **settings), "\n".join(messages)
 
 
 def test_every_image_is_encoded_with_its_header(phantoms: Path, vae: VQModel4D, tmp_path: Path) -> None:
-    counts, said = encode(phantoms, vae, tmp_path / "out")
-    assert counts == Counts(new=2) and "2 of 2: phantom-0001.nii.gz new" in said
+    counts, messages = encode(phantoms, vae, tmp_path / "out")
+    assert counts == Counts(new=2) and "2 of 2: phantom-0001.nii.gz new" in messages
     steps = Preprocessing.from_dict(vae.config.preprocessing)
     rows, cases = rows_of(tmp_path / "out" / "manifest.csv"), read_manifest(phantoms)
     assert [row["subject"] for row in rows] == [case.subject for case in cases]
@@ -96,10 +96,10 @@ def test_a_second_run_keeps_valid_files_and_repairs_damaged_ones(
     (out / f".tmp-0123abcd-{first.name}").write_bytes(b"half of one")
     (out / ".tmp-notes.txt").touch()
     (out / "0123.safetensors").touch()
-    counts, said = encode(moved, vae, out)
+    counts, messages = encode(moved, vae, out)
     assert counts == Counts(kept=1, repaired=1)
-    assert f"Removed .tmp-0123abcd-{first.name}" in said
-    assert "belong to no image" in said and "0123.safetensors" in said
+    assert f"Removed .tmp-0123abcd-{first.name}" in messages
+    assert "belong to no image" in messages and "0123.safetensors" in messages
     assert contents(out) == {**before, ".tmp-notes.txt": b"", "0123.safetensors": b""}
 
 
@@ -178,8 +178,8 @@ def test_volumes_of_several_sizes_are_noticed_early(vae: VQModel4D, tmp_path: Pa
     steps = Preprocessing(size=(32, 32, None), frames=8)
     with pytest.raises(CardioDiTError, match=r"\(8, 5, 8, 8, 2\) of .*deep.*\(8, 3, 8, 8, 2\) of .*flat.*Give a depth"):
         encode(tmp_path / "both.csv", vae, tmp_path / "out", steps=steps)
-    counts, said = encode(tmp_path / "both.csv", vae, tmp_path / "out", steps=steps, depth=4)
-    assert counts == Counts(changed=2) and "not the one that the VQ model was trained with" in said
+    counts, messages = encode(tmp_path / "both.csv", vae, tmp_path / "out", steps=steps, depth=4)
+    assert counts == Counts(changed=2) and "not the one that the VQ model was trained with" in messages
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,13 @@ def test_volumes_of_several_sizes_are_noticed_early(vae: VQModel4D, tmp_path: Pa
         ({"steps": Preprocessing(size=(31, 32, 4), frames=8)}, "must be a multiple of 4"),
     ],
 )
-def test_settings_that_cannot_work(phantoms: Path, vae: VQModel4D, tmp_path: Path, settings, message) -> None:
+def test_invalid_settings_are_refused(phantoms: Path, vae: VQModel4D, tmp_path: Path, settings, message) -> None:
     with pytest.raises(CardioDiTError, match=message):
         encode(phantoms, vae, tmp_path / "out", **settings)
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_models_that_cannot_be_used(phantoms: Path, make_vae: Callable, vae: VQModel4D, tmp_path: Path) -> None:
+def test_unsuitable_models_are_refused(phantoms: Path, make_vae: Callable, vae: VQModel4D, tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match="does not say how its training volumes were prepared. Give a preset: cin"):
         encode(phantoms, make_vae(), tmp_path / "out")
     with pytest.raises(CardioDiTError, match="is in torch.bfloat16. Open it in float32"):
@@ -221,7 +221,7 @@ def test_a_killed_run_resumes_and_several_processes_share_the_work(make_vae: Cal
     def command(folder: str) -> list[str]:
         return ["encode", "--ids", str(cohort), "--vae", str(tmp_path / "run"), "--output_dir", str(tmp_path / folder)]
 
-    sharing = begin_two(main, command("shared"), said=tmp_path / "said")
+    sharing = begin_two(main, command("shared"), said=tmp_path / "messages")
     killed = begin(main, command("killed"))
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("killed/[!.]*.safetensors")) and time.monotonic() < deadline:
@@ -235,9 +235,9 @@ def test_a_killed_run_resumes_and_several_processes_share_the_work(make_vae: Cal
 
     for process in sharing:
         process.join()
-    said = (tmp_path / "said").read_text()
-    assert [process.exitcode for process in sharing] == [0, 0], said
-    assert "2 of 2" in said and said.count("4 new, 0 kept") == 1
+    messages = (tmp_path / "messages").read_text()
+    assert [process.exitcode for process in sharing] == [0, 0], messages
+    assert "2 of 2" in messages and messages.count("4 new, 0 kept") == 1
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
 
 
@@ -347,9 +347,9 @@ MNMS, ACDC = "LV=1 MYO=2 RV=3", "RV=1 MYO=2 LV=3"
 
 def encode_masks(manifest: Path, vae: VQModel4D, folder: Path) -> tuple[list[dict[str, str]], str]:
     """Return the rows of the latents' manifest, and the messages."""
-    said: list[str] = []
-    encode_cohort(manifest, vae, folder, report=said.append, condition_keys=["mask"])
-    return rows_of(folder / "manifest.csv"), "\n".join(said)
+    messages: list[str] = []
+    encode_cohort(manifest, vae, folder, report=messages.append, condition_keys=["mask"])
+    return rows_of(folder / "manifest.csv"), "\n".join(messages)
 
 
 def masks_in(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -368,8 +368,8 @@ def rewrite(manifest: Path, change: Any, **columns: str) -> Path:
 
 
 def test_masks_are_prepared_as_their_images(phantoms: Path, vae: VQModel4D, tmp_path: Path) -> None:
-    rows, said = encode_masks(phantoms, vae, tmp_path / "out")
-    assert "Relabelling" not in said
+    rows, messages = encode_masks(phantoms, vae, tmp_path / "out")
+    assert "Relabelling" not in messages
     steps = Preprocessing.from_dict(vae.config.preprocessing)
     for row, case in zip(rows, read_manifest(phantoms), strict=True):
         expected = prepare_mask(case, prepare_case(case, steps))
@@ -402,8 +402,8 @@ def test_masks_of_two_cohorts_get_the_same_labels(own_phantoms: Path, vae: VQMod
     """M&Ms labels the left ventricle 1, ACDC the right one: mixed, a model would confuse them."""
     expected, _ = encode_masks(own_phantoms, vae, tmp_path / "acdc")
     rewrite(own_phantoms, np.array([0, 3, 2, 1], np.uint8).__getitem__, mask_order=MNMS)
-    rows, said = encode_masks(own_phantoms, vae, tmp_path / "mixed")
-    assert f"Relabelling 1 of 2 masks from {MNMS} to ACDC's {ACDC}." in said
+    rows, messages = encode_masks(own_phantoms, vae, tmp_path / "mixed")
+    assert f"Relabelling 1 of 2 masks from {MNMS} to ACDC's {ACDC}." in messages
     assert [row["mask_order"] for row in rows] == [ACDC, ACDC]
     for row, other in zip(rows, expected, strict=True):
         assert np.array_equal(read_mask(tmp_path / "mixed" / row["mask"]), read_mask(tmp_path / "acdc" / other["mask"]))
@@ -428,7 +428,7 @@ def only_two_frames(voxels: np.ndarray) -> np.ndarray:
         (lambda voxels: voxels + np.uint8(1), "4 is not in the order 'LV=1"),
     ],
 )
-def test_masks_that_cannot_be_used(own_phantoms: Path, vae: VQModel4D, tmp_path: Path, change, message: str) -> None:
+def test_invalid_masks_are_reported(own_phantoms: Path, vae: VQModel4D, tmp_path: Path, change, message: str) -> None:
     order = MNMS if "order" in message else ACDC
     rewrite(own_phantoms, change, mask_order=order)
     with pytest.raises(CardioDiTError) as caught:

@@ -41,7 +41,7 @@ def path(tmp_path: Path, latents: torch.Tensor) -> Path:
     return tmp_path / "one.safetensors"
 
 
-def test_what_is_written_is_read(path: Path, latents: torch.Tensor) -> None:
+def test_a_written_file_is_read_back(path: Path, latents: torch.Tensor) -> None:
     header, tensor = read_latent(path)
     assert header == HEADER == read_header(path)
     assert torch.equal(tensor, latents) and tensor.dtype == torch.float32

@@ -175,7 +175,7 @@ def test_rounded_weights_are_the_same(make_dit: Callable, tmp_path: Path, dtype:
         assert 0 < distance(known, fingerprint_of(opened)) < 0.75 * TOLERANCE
 
 
-def test_what_float16_cannot_hold_does_not_count(make_dit: Callable) -> None:
+def test_values_below_the_range_of_float16_do_not_count(make_dit: Callable) -> None:
     model = make_dit()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

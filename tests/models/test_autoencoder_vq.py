@@ -61,7 +61,7 @@ def test_published_size_has_the_published_number_of_weights() -> None:
 
 
 @pytest.mark.parametrize("levels", ["two", "three"])
-def test_it_computes_what_monai_computes(make_vae, levels) -> None:
+def test_it_matches_monai(make_vae, levels) -> None:
     vae = make_vae(**with_widths(LEVELS[levels]))
     twin = monai_twin(vae)
     image = torch.rand(2, 1, 16, 24, 8) * 2 - 1
@@ -84,7 +84,7 @@ def test_strides_of_each_axis(make_vae) -> None:
     assert vae.decode(latents).sample.shape == image.shape
 
 
-def test_a_volume_is_coded_slice_by_slice(make_vae) -> None:
+def test_a_cine_is_encoded_slice_by_slice(make_vae) -> None:
     vae = make_vae()
     volume = torch.rand(2, 1, 3, 16, 16, 8) * 2 - 1
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_training_learns_a_picture_and_moves_the_codebook(make_vae) -> None:
     assert not torch.equal(before, vae.quantizer.weight)
 
 
-def test_decoding_quantises_unless_told_otherwise(make_vae) -> None:
+def test_decoding_quantises_by_default(make_vae) -> None:
     vae = make_vae()
     latents = torch.randn(1, 8, 4, 4, 2)
     with torch.no_grad():
@@ -241,12 +241,12 @@ def test_the_codebook_stays_in_float32_when_the_model_is_cast(make_vae, tmp_path
         ((1, 16, 16, 8), r"slices \(B, C, H, W, T\) or volumes \(B, C, D, H, W, T\), got 4 axes"),
     ],
 )
-def test_sizes_that_cannot_be_coded(make_vae, shape, message) -> None:
+def test_unsupported_sizes_are_refused(make_vae, shape, message) -> None:
     with pytest.raises(CardioDiTError, match=message):
         make_vae().encode(torch.zeros(shape))
 
 
-def test_latents_that_cannot_be_decoded(make_vae) -> None:
+def test_unsupported_latents_are_refused(make_vae) -> None:
     with pytest.raises(CardioDiTError, match="got 4 axes"):
         make_vae().decode(torch.zeros(1, 8, 4, 4))
     with pytest.raises(CardioDiTError, match=r"takes latents \(B, 8, .spatial\), got \(1, 4, 4, 4, 2\)"):
@@ -264,7 +264,7 @@ def test_tiling_and_slicing_together_on_a_volume(make_vae) -> None:
         assert torch.allclose(vae.decode(latents).sample, sample, atol=1e-5)
 
 
-def test_levels_that_do_not_match(make_vae) -> None:
+def test_inconsistent_levels_are_refused(make_vae) -> None:
     with pytest.raises(CardioDiTError, match="as many numbers as channels"):
         make_vae(num_res_channels=(8,))
     with pytest.raises(CardioDiTError, match="Expected 4 numbers for each of the 2 levels"):
