@@ -39,6 +39,7 @@ QUANTIZER_NAMES = {
     "quantizer.weight": "quantizer.quantizer.embedding.weight",
     "quantizer.ema_sums": "quantizer.quantizer.ema_w",
     "quantizer.ema_counts": "quantizer.quantizer.ema_cluster_size",
+    "quantizer.num_updates": None,
 }
 TRANSFORMER_NAMES = {
     r"patch_embed": r"x_embedder.proj",
@@ -180,13 +181,10 @@ def build_vq_model(checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoe
         codebook_sync=False,
         **extra,
     )
-    ours = model.state_dict()
-    ours["quantizer.num_updates"].fill_(1)  # trained codes must not be initialised from data again
-    names = {name: QUANTIZER_NAMES.get(name, name) for name in ours if name != "quantizer.num_updates"}
-    weights = checkpoint.weights()
-    check_names({names[name]: ours[name].shape for name in names}, weights, checkpoint, config.file)
-    model.load_state_dict({**ours, **{name: weights[theirs] for name, theirs in names.items()}})
-    return model.eval()
+    model.quantizer.num_updates.fill_(1)  # trained codes must not be initialised from data again
+    return load_weights(
+        model, checkpoint.weights(), lambda name: QUANTIZER_NAMES.get(name, name), checkpoint, config.file
+    )
 
 
 def build_discriminator(checkpoint: Checkpoint, config: VQGANConfig) -> PatchDiscriminator | None:
@@ -198,10 +196,7 @@ def build_discriminator(checkpoint: Checkpoint, config: VQGANConfig) -> PatchDis
             "describes it. Use the config that the checkpoint was trained with."
         )
     model = construct(PatchDiscriminator, config.file, **asdict(config.discriminator))
-    weights = checkpoint.tensors("discriminator")
-    check_names({name: value.shape for name, value in model.state_dict().items()}, weights, checkpoint, config.file)
-    model.load_state_dict(weights)
-    return model.eval()
+    return load_weights(model, checkpoint.tensors("discriminator"), str, checkpoint, config.file)
 
 
 def build_transformer(
@@ -232,13 +227,11 @@ def build_transformer(
         learn_sigma=params.learn_sigma,
         **optional,
     )
-    weights = normalised(checkpoint.weights(ema), params)
-    expected = {transformer_name(ours): fused_shape(ours, value) for ours, value in model.state_dict().items()}
-    expected[POSITIONS] = torch.Size((1, math.prod(model.grid_of(params.input_size)), params.hidden_size))
-    check_names(expected, weights, checkpoint, config.file)
-    check_positions(weights[POSITIONS], model.grid_of(params.input_size), checkpoint)
-    model.load_state_dict({ours: part_of(ours, weights[transformer_name(ours)]) for ours in model.state_dict()})
-    return model.eval()
+    weights, grid = normalised(checkpoint.weights(ema), params), model.grid_of(params.input_size)
+    positions = {POSITIONS: torch.Size((1, math.prod(grid), params.hidden_size))}
+    model = load_weights(model, weights, transformer_name, checkpoint, config.file, positions)
+    check_positions(weights[POSITIONS], grid, checkpoint)
+    return model
 
 
 def construct(kind: type[Model], config: str, **arguments: Any) -> Model:
@@ -264,6 +257,32 @@ def build_scheduler(config: DiTConfig) -> Any:
 
 
 # --- Names and shapes ---
+
+
+def load_weights(
+    model: Model,
+    weights: Weights,
+    author_name: Callable[[str], str | None],
+    checkpoint: Checkpoint,
+    config: str,
+    extra: dict[str, torch.Size] | None = None,
+) -> Model:
+    """Load the authors' weights into a model, and return it in eval mode; none may be missing or unexpected.
+
+    Args:
+        model: model to load.
+        weights: weights of the checkpoint.
+        author_name: the authors' name for each of our weights; None for those that the checkpoint does not contain.
+        checkpoint: the checkpoint, for error messages.
+        config: file name of the config, for error messages.
+        extra: shapes of further weights that the checkpoint contains, by the authors' names.
+    """
+    ours = model.state_dict()
+    names = {name: theirs for name in ours if (theirs := author_name(name)) is not None}
+    expected = {theirs: fused_shape(name, ours[name]) for name, theirs in names.items()}
+    check_names({**expected, **(extra or {})}, weights, checkpoint, config)
+    model.load_state_dict({**ours, **{name: part_of(name, weights[theirs]) for name, theirs in names.items()}})
+    return model.eval()
 
 
 def transformer_name(ours: str, names: dict[str, str] = TRANSFORMER_NAMES) -> str:

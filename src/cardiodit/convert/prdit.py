@@ -14,11 +14,10 @@ from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.typed_yaml import read_yaml
 from cardiodit.convert.cardiodit import (
     NO_SPACING,
+    TRANSFORMER_NAMES,
     check_geometry,
-    check_names,
     construct,
-    fused_shape,
-    part_of,
+    load_weights,
     transformer_name,
     write_record,
 )
@@ -50,13 +49,11 @@ NAMES = {
     r"local\.mlp_(\d)\.out": r"coarse.mlp_denoise.mlp\1.fc2",
     r"local\.proj_out": r"coarse.mlp_denoise.linear_final",
     r"patch_embed\.(\w+)": r"fine.patch_embedder.\1",
-    r"transformer_blocks\.(\d+)\.attn\.to_[qkv]": r"fine.blocks.\1.attn.qkv",
-    r"transformer_blocks\.(\d+)\.attn\.to_out\.0": r"fine.blocks.\1.attn.proj",
-    r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj": r"fine.blocks.\1.mlp.fc1",
-    r"transformer_blocks\.(\d+)\.ff\.net\.2": r"fine.blocks.\1.mlp.fc2",
-    r"transformer_blocks\.(\d+)\.modulation": r"fine.blocks.\1.adaLN_modulation.1",
-    r"modulation_out": r"fine.final_layer.adaLN_modulation.1",
-    r"proj_out": r"fine.final_layer.linear",
+    **{
+        pattern: f"fine.{name}"
+        for pattern, name in TRANSFORMER_NAMES.items()
+        if pattern.startswith("transformer_blocks") or pattern in ("modulation_out", "proj_out")
+    },
 }
 TIME, HEAD, EMBED = (
     "t_embedder.mlp.0.weight",
@@ -180,12 +177,7 @@ def build_prdit(checkpoint: Checkpoint, config: PRDiTConfig, ema: bool = True, *
         mlp_ratio=widths.mlp_ratio,
         **extra,
     )
-    ours = model.state_dict()
-    names = {name: transformer_name(name, NAMES) for name in ours}
-    expected = {names[name]: fused_shape(name, value) for name, value in ours.items()}
-    check_names(expected, weights, checkpoint, config.source)
-    model.load_state_dict({name: part_of(name, weights[theirs]) for name, theirs in names.items()})
-    return model.eval()
+    return load_weights(model, weights, lambda name: transformer_name(name, NAMES), checkpoint, config.source)
 
 
 # --- Content of the checkpoint ---

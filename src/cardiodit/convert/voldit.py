@@ -1,6 +1,5 @@
 """Conversion of VolDiT's published checkpoints, with or without the adapter, into a pipeline folder."""
 
-import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cardiodit.convert.cardiodit import build_transformer, check_names, construct, convert_stages
+from cardiodit.convert.cardiodit import build_transformer, construct, convert_stages, load_weights, transformer_name
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
 from cardiodit.convert.upstream_config import DiTConfig, TGCAConfig, read_tgca_config
 from cardiodit.errors import CardioDiTError
@@ -21,12 +20,12 @@ from cardiodit.pipelines.pipeline_voldit_control import VolDiTControlPipeline
 BASE_PREFIX = "base_model."
 SCALES_PREFIX = "adapter_scales."
 HEAD = ("modulation_out", "proj_out")
-# The authors' names of our weights, which are given as patterns.
+# The authors' names of our modules, which are given as patterns.
 ADAPTER_NAMES = {
-    r"condition_embed\.conv_(in|out)\.(\w+)": r"condition_embedder.conv_\1.conv.\2",
-    r"condition_embed\.blocks\.(\d+)\.(\w+)": r"condition_embedder.blocks.\1.conv.\2",
-    r"time_gate\.(\w+)": r"time_gate.\1",
-    r"scales\.(\d+)": r"adapter_scales.\1",
+    r"condition_embed\.conv_(in|out)": r"condition_embedder.conv_\1.conv",
+    r"condition_embed\.blocks\.(\d+)": r"condition_embedder.blocks.\1.conv",
+    r"time_gate": r"time_gate",
+    r"scales": r"adapter_scales",
 }
 
 
@@ -96,11 +95,7 @@ def build_adapter(checkpoint: Checkpoint, config: TGCAConfig, transformer: DiT3D
     )
     weights = {name: value for name, value in checkpoint.weights().items() if not name.startswith(BASE_PREFIX)}
     weights = scales_in_order(weights, model.injected, base.num_layers)
-    ours = model.state_dict()
-    names = {name: adapter_name(name) for name in ours}
-    check_names({names[name]: value.shape for name, value in ours.items()}, weights, checkpoint, config.file)
-    model.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
-    return model.eval()
+    return load_weights(model, weights, lambda name: transformer_name(name, ADAPTER_NAMES), checkpoint, config.file)
 
 
 def scales_in_order(weights: Weights, injected: Sequence[int], num_layers: int) -> Weights:
@@ -113,14 +108,6 @@ def scales_in_order(weights: Weights, injected: Sequence[int], num_layers: int) 
         return weights
     others = {name: value for name, value in weights.items() if name not in names.values()}
     return {**others, **{f"{SCALES_PREFIX}{index}": weights[names[block]] for index, block in enumerate(injected)}}
-
-
-def adapter_name(ours: str) -> str:
-    """Return the authors' name of one of our weights."""
-    for pattern, theirs in ADAPTER_NAMES.items():
-        if match := re.fullmatch(pattern, ours):
-            return match.expand(theirs)
-    raise KeyError(ours)
 
 
 def fine_tuned_base(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -110,7 +111,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         scaling_factor: float = 1.0,
         spacing: tuple[float, float, float] | None = None,
         frame_time: float | None = None,
-        preprocessing: dict | None = None,
+        preprocessing: dict[str, Any] | None = None,
     ) -> None:
         from monai.networks.nets.vqvae import Decoder, Encoder  # takes a second to import
 

@@ -1,6 +1,7 @@
 """Small 3D U-Net that segments the heart, so that generated volumes can be measured."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class HeartSegmenter(StrictModelMixin):
         self,
         channels: tuple[int, int, int, int] = (16, 32, 64, 64),
         num_labels: int = 4,
-        preprocessing: dict | None = None,
+        preprocessing: dict[str, Any] | None = None,
         spacing: tuple[float, float, float] | None = None,
     ) -> None:
         from monai.networks.nets.unet import UNet  # takes a second to import
