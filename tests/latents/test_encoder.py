@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cardiodit import CardioDiTError, VQModel3D, VQModel4D
+from cardiodit._util import memory
 from cardiodit.cli import main
 from cardiodit.hub.load import open_vae
 from cardiodit.imaging import (
@@ -272,6 +273,19 @@ def test_a_volume_in_nifti_order(make_vae: Callable[..., VQModel3D]) -> None:
 def test_the_batch_size_does_not_change_the_result(vae: VQModel4D) -> None:
     x = volume(5, 32, 32, 8)
     torch.testing.assert_close(encode_volume(vae, x, 1), encode_volume(vae, x, 3), atol=1e-6, rtol=0)
+
+
+def test_slices_of_a_batch_that_is_too_large_are_encoded_one_by_one(
+    vae: VQModel4D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles are for slices that are too large by themselves, because they change the result a little."""
+    one_slice = memory._decoding_in_one(vae, (1, 8, 8, 8, 2))
+    monkeypatch.setattr(memory, "TILED_ABOVE", 2 * one_slice)
+    batches: list[int] = []
+    vae.encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    encode_volume(vae, volume(4, 32, 32, 8), batch_size=2)
+    encode_volume(vae, volume(4, 32, 32, 8), batch_size=4)
+    assert batches == [2, 2, 1, 1, 1, 1] and not vae.use_tiling
 
 
 @pytest.mark.parametrize("kind", [VQModel4D, VQModel3D])

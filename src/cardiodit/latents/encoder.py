@@ -56,7 +56,7 @@ def encode_volume(
     Args:
         vae: VQ model in float32 and in eval mode, so that its codebook does not change; it computes on its device.
         volume: `(1, D, H, W, T)` for a VQModel4D, `(1, H, W, D)` for a VQModel3D.
-        batch_size: slices of a cine encoded together.
+        batch_size: slices of a cine encoded together, if they fit into the memory that "auto" allows.
         dtype: precision in which the VQ model computes; its weights and codes stay in float32.
         tiling: "on" encodes in tiles, "off" in one piece, "auto" in tiles what is large, see `set_tiling`.
     """
@@ -65,6 +65,8 @@ def encode_volume(
         kind, expected = ("is a cine", "volumes") if is_cine else ("is 3D", "cines")
         raise CardioDiTError(f"The image {kind}, and a {type(vae).__name__} encodes {expected}.")
     size = (*volume.shape[2:4], volume.shape[1], volume.shape[4]) if is_cine else volume.shape[1:]  # (H, W, D[, T])
+    if tiling == "auto" and batch_size > 1 and set_tiling(vae, size, tiling, batch_size):
+        batch_size = 1  # saves memory without changing the result, as tiles would
     set_tiling(vae, size, tiling)
     items = slices_of(volume[None]) if is_cine else volume[None]
     with _fixed_kernels():

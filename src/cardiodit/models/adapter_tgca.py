@@ -183,12 +183,14 @@ def shrink(conv: Any, x: torch.Tensor) -> torch.Tensor:
 
 def injected_layers(inject_layers: int | Sequence[int] | None, num_layers: int) -> list[int]:
     """Return the numbers of the steered blocks: None means all, a number the last blocks, or they are listed."""
-    numbers = range(num_layers)
+    numbers = list(range(num_layers))
     if inject_layers is None:
-        return list(numbers)
-    is_count = isinstance(inject_layers, int) and 0 < inject_layers <= num_layers
-    layers = numbers[-inject_layers:] if is_count else inject_layers  # type: ignore[operator]
-    if isinstance(layers, int) or not layers or not set(layers) <= set(numbers):
+        return numbers
+    if isinstance(inject_layers, int):
+        layers: Sequence[int] = numbers[-inject_layers:] if 0 < inject_layers <= num_layers else []
+    else:
+        layers = inject_layers
+    if not layers or not set(layers) <= set(numbers):
         raise CardioDiTError(
             f"inject_layers={inject_layers}: expected null, a number of blocks from 1 to {num_layers} counted from the "
             f"last, or a list of block numbers from 0 to {num_layers - 1}."
