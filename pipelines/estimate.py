@@ -11,14 +11,12 @@ import torch
 
 from cardiodit._util.memory import peak_bytes, weight_bytes
 from cardiodit.models.adapter_tgca import SEEN_AT_ONCE
-from cardiodit.models.tiling import AxisTiles
-from cardiodit.models.transformer_prdit import OverlappingPatches, PRDiTTransformerModel
+from cardiodit.models.autoencoder_vq import AxisTiles
 from cardiodit.pipelines.base_pipeline import LatentVolumePipeline, VolumePipeline
 from cardiodit.pipelines.mask_control import MaskControlMixin
 
 PROBE_LATENTS = 24  # rows and columns of the part whose decoding is timed; the rest is in proportion
 PROBE_VOXELS = 64  # the same for masks
-PROBE_TOKENS = 512  # of PRDiT's, whose patches are timed; the rest is in proportion
 REPEATS = 3
 KERNEL_OVERHEAD = 1.22  # workspace of kernels: 1.20 to 1.28 of the computed peak, published models on a CPU
 
@@ -96,7 +94,7 @@ def estimate_sampling(
         weights=weight_bytes(*models),
         denoising=held + _peak(lambda: _denoise_once(pipe, latents, steering)),
         decoding=volumes + max(2 * volumes, decoding.bytes if decoding else 0),
-        denoising_seconds=calls * _denoising_step(pipe, latents),
+        denoising_seconds=calls * sum(n * _seconds(part) for part, n in _cost_parts(pipe, latents)),
         decoding_seconds=num_samples * decoding.seconds() if decoding else 0.0,
         steering=steering.bytes if steering else 0,
         steering_seconds=num_samples * steering.seconds() if steering else 0.0,
@@ -181,29 +179,15 @@ def _denoise_once(pipe: VolumePipeline, latents: torch.Tensor, steering: Steerin
     return pipe.transformer(latents, timestep, block_controls=controls).sample
 
 
+def _cost_parts(pipe: VolumePipeline, latents: torch.Tensor) -> list[tuple[Callable[[], object], float]]:
+    """Return parts of a forward pass to time, each with how often it runs; the whole pass if the model has none."""
+    if hasattr(pipe.denoiser, "cost_parts"):
+        return pipe.denoiser.cost_parts(latents)
+    return [(lambda: _denoise_once(pipe, latents, None), 1.0)]
+
+
 def _peak(run: Callable[[], object]) -> int:
     return int(KERNEL_OVERHEAD * peak_bytes(run))
-
-
-def _denoising_step(pipe: VolumePipeline, latents: torch.Tensor) -> float:
-    """One block at the true number of tokens, times their number: the rest is a percent, but for PRDiT's patches."""
-    model = pipe.transformer
-    tokens = math.prod(model.grid_of(latents.shape[2:]))
-    width = model.config.num_attention_heads * model.config.attention_head_dim
-    hidden = torch.zeros(len(latents), tokens, width, device=latents.device, dtype=model.dtype)
-    conditioning = hidden[:, 0]
-    blocks = list(getattr(model, "transformer_blocks", []))
-    of_patches = _patches_step(model, latents, tokens) if isinstance(model, PRDiTTransformerModel) else 0.0
-    of_blocks = len(blocks) * _seconds(lambda: blocks[0](hidden, conditioning)) if blocks else 0.0
-    return of_patches + of_blocks
-
-
-def _patches_step(model: PRDiTTransformerModel, volumes: torch.Tensor, tokens: int) -> float:
-    """What is made of each patch by itself, in proportion to some of them."""
-    some = torch.arange(min(tokens, PROBE_TOKENS), device=volumes.device)
-    patches = OverlappingPatches(torch.zeros_like(volumes), model.config.patch_size)
-    time_embedding = model.embed_time(volumes, 0)
-    return tokens / len(some) * _seconds(lambda: model.by_patch(patches, some, time_embedding))
 
 
 def _repetition(vae: Any, size: Sequence[int]) -> float:

@@ -14,10 +14,9 @@ from diffusers.utils import logging
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import AXES
-from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel
+from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel, fits, is_readable
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.conditions import as_model_sees
-from cardiodit.models.fingerprint import fits, is_readable
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
 from cardiodit.pipelines.inputs import check_axes, warn_of_size

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.ddim import ddim_step
+from cardiodit.schedulers.solvers import ddim_step
 
 logger = logging.get_logger(__name__)
 

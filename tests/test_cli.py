@@ -139,7 +139,7 @@ def truncated(path: Path, folder: Path) -> Path:
             "missing: .*blocks.3",
         ),
         (lambda d: {}, ["--scale_factor", "1", "--spacing", "1", "1", "-1"], "three positive numbers"),
-        (lambda d: {}, ["--scale_factor", "1", "--frame_time", "30"], "meant in seconds.*0.03"),
+        (lambda d: {}, ["--scale_factor", "1", "--frame_time", "30"], "must be in seconds.*0.03"),
         (lambda d: {"stage1_cfg": STAGES["--diff_cfg"]}, ["--scale_factor", "1"], "configs swapped"),
     ],
 )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cardiodit import VolDiTControlPipeline, VolDiTPipeline, footprint
+from cardiodit import VolDiTControlPipeline, VolDiTPipeline
+from cardiodit._util import memory
 from cardiodit.cli import main
 from cardiodit.imaging.manifest import read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_nifti
@@ -154,7 +155,7 @@ def test_commands_tile_what_is_large(
     run(command, *words, "--tiling", "on", "--output_dir", tmp_path / "asked")
     assert tiled
     tiled.clear()
-    monkeypatch.setattr(footprint, "TILED_ABOVE", 0)
+    monkeypatch.setattr(memory, "TILED_ABOVE", 0)
     run(command, *words, "--tiling", "off", "--output_dir", tmp_path / "refused")
     assert not tiled
     run(command, *words, "--output_dir", tmp_path / "large")

@@ -11,8 +11,8 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.manifest import Case
-from cardiodit.latents.identity import identity_of
-from cardiodit.latents.masks import read_mask
+from cardiodit.latents.dataset import read_mask
+from cardiodit.latents.file import identity_of
 from cardiodit.models.conditions import Conditions, as_model_sees
 from cardiodit.training.harness.sampler import seed_for
 from cardiodit.training.settings import ConditionSettings

@@ -10,9 +10,8 @@ import torch
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.load import open_transformer
-from cardiodit.models.adapter_tgca import TGCAAdapterModel
+from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
 from cardiodit.models.conditions import Conditions
-from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.training.harness.sampler import seed_for
 from cardiodit.training.harness.state import Average, Network, Part, Tensors

@@ -13,7 +13,7 @@ from cardiodit.errors import CardioDiTError, Problems, try_all
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read_table
 from cardiodit.imaging.preprocessing import Preprocessing
-from cardiodit.latents import LatentCohort, identity_of_vae, measure_scale
+from cardiodit.latents import LatentCohort, encode_volume, identity_of_vae, measure_scale
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.training.objectives import LabelledSamples
 
@@ -90,9 +90,8 @@ def read_cohort(
 
 
 def encode(vae: VQModel, volumes: torch.Tensor) -> torch.Tensor:
-    """What the transformer sees of volumes: quantised latents, not yet scaled."""
-    with torch.no_grad():
-        return vae.quantize(vae.encode(volumes.to(vae.dtype)).latents).latents.float()
+    """Return the latents of a batch of volumes, as `cardiodit encode` would write them, not yet scaled."""
+    return torch.stack([encode_volume(vae, volume) for volume in volumes])
 
 
 def check_scale(cohort: Cohort, vae: VQModel) -> None:

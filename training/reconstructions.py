@@ -24,7 +24,7 @@ def show_reconstructions(run: Run, model: VQModel, loader: DataLoader) -> None:
     both = torch.cat([seen, images], dim=3)[:, 0].permute(1, 2, 0, 3).numpy()
     folder = run.folder / "reconstructions"
     folder.mkdir(exist_ok=True)
-    is_cine = len(model.takes) > 1
+    is_cine = len(model.accepted_inputs) > 1
     path = folder / f"step-{run.step + 1}.{'gif' if is_cine else 'png'}"
     if is_cine:
         write_gif(path, both, rows=2)

@@ -21,9 +21,8 @@ from cardiodit.hub.model_card import write_card
 from cardiodit.imaging.manifest import check_disjoint
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.latents import LatentCohort, identity_of_steps, identity_of_vae
-from cardiodit.models.adapter_tgca import TGCAAdapterModel
+from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
 from cardiodit.models.autoencoder_vq import VQModel
-from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
 from cardiodit.pipelines.load import make_pipeline, open_pipeline

@@ -7,7 +7,7 @@ where the files are read.
 from pathlib import Path
 from typing import Any
 
-from cardiodit.convert.authors_config import (
+from cardiodit.convert.upstream_config import (
     DiTConfig,
     DiTTraining,
     Run,

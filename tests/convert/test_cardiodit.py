@@ -181,7 +181,7 @@ def test_an_empty_output_folder_is_taken(tmp_path: Path) -> None:
 
 def test_without_a_spacing_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     convert(tmp_path / "model", spacing=None)
-    assert "carry no scanner space" in capsys.readouterr().out
+    assert "no scanner coordinates" in capsys.readouterr().out
 
 
 def test_without_a_discriminator(tmp_path: Path, tamper: Callable) -> None:
@@ -195,7 +195,7 @@ def test_scale_factor_of_the_config(tmp_path: Path, tamper: Callable, capsys: py
     assert json.loads((folder / "vae/config.json").read_text())["scaling_factor"] == 2.5
     folder = convert(tmp_path / "b", diff_cfg=config, scale_factor=3.0)
     assert json.loads((folder / "vae/config.json").read_text())["scaling_factor"] == 3.0
-    assert "scale factor 3.0 that was given, not 2.5" in capsys.readouterr().out
+    assert "given scale factor 3.0, not 2.5" in capsys.readouterr().out
 
 
 # --- Mistakes ---
@@ -222,7 +222,7 @@ def test_scale_factor_of_the_config(tmp_path: Path, tamper: Callable, capsys: py
         ({"diff_ckpt": VQ_FILES[0]}, r"vqgan_best_model.pth are not those .* dit.yaml describes. missing"),
         (
             {"diff_cfg": LABEL_FILES[1]},
-            r"missing: y_embedder.*another shape: .*\[256, 64\] instead of \[512, 64\]",
+            r"missing: y_embedder.*wrong shape: .*\[256, 64\] instead of \[512, 64\]",
         ),
     ],
 )
@@ -274,15 +274,15 @@ def reshape(entry: str, name: str) -> Change:
     [
         (
             rename("model", "blocks.1.attn.qkv.weight", "blocks.1.attention.weight"),
-            "missing: blocks.1.attn.qkv.weight; not expected: blocks.1.attention.weight",
+            "missing: blocks.1.attn.qkv.weight; unexpected: blocks.1.attention.weight",
         ),
         (
             reshape("model", "blocks.0.mlp.fc2.weight"),
-            r"of another shape: blocks.0.mlp.fc2.weight \[64, 255\] instead of \[64, 256\]",
+            r"wrong shape: blocks.0.mlp.fc2.weight \[64, 255\] instead of \[64, 256\]",
         ),
         (
             lambda content: content["model"].update({"blocks.3.attn.proj.bias": torch.zeros(64)}),
-            r"not expected: blocks.3.attn.proj.bias\.",
+            r"unexpected: blocks.3.attn.proj.bias\.",
         ),
         (lambda content: content["model"].pop("pos_embed"), "missing: pos_embed"),
         (lambda content: content["model"]["pos_embed"].mul_(0.5), "trained with other positions"),
@@ -301,7 +301,7 @@ def test_foreign_transformer_weights(tamper: Callable, change: Change, words: st
     [
         (
             rename("model", "quantizer.quantizer.ema_w", "quantizer.ema_w"),
-            "missing: quantizer.quantizer.ema_w; not expected: quantizer.ema_w",
+            "missing: quantizer.quantizer.ema_w; unexpected: quantizer.ema_w",
         ),
         (reshape("model", "decoder.blocks.0.conv.weight"), r"decoder.blocks.0.conv.weight .* instead of"),
     ],
@@ -313,7 +313,7 @@ def test_foreign_vq_weights(tamper: Callable, change: Change, words: str) -> Non
 
 def test_foreign_discriminator_weights(tamper: Callable) -> None:
     changed = tamper(VQ_FILES[0], rename("discriminator", "0.conv.weight", "layer.weight"))
-    with pytest.raises(CardioDiTError, match=r"missing: 0.conv.weight; not expected: layer.weight"):
+    with pytest.raises(CardioDiTError, match=r"missing: 0.conv.weight; unexpected: layer.weight"):
         load_discriminator(changed, VQ_FILES[1])
     config = tamper(VQ_FILES[1], lambda content: content.pop("discriminator"))
     with pytest.raises(CardioDiTError, match="has no section 'discriminator'"):

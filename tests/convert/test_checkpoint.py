@@ -25,7 +25,7 @@ def save(path: Path, **entries: Any) -> Path:
     return path
 
 
-def test_ema_lies_over_the_raw_weights() -> None:
+def test_ema_weights_replace_raw_weights() -> None:
     checkpoint = read_checkpoint(GOLDEN)
     raw, averaged = checkpoint.weights(), checkpoint.weights(ema=True)
     shadow = checkpoint.entries["ema"]["shadow"]
@@ -35,7 +35,7 @@ def test_ema_lies_over_the_raw_weights() -> None:
 
 
 @pytest.mark.parametrize("entries", [{}, {"ema": None}])
-def test_without_ema_the_raw_weights_serve(tmp_path: Path, entries: dict) -> None:
+def test_without_ema_the_raw_weights_are_used(tmp_path: Path, entries: dict) -> None:
     checkpoint = read_checkpoint(save(tmp_path / "a.pth", model={"w": torch.ones(2)}, **entries))
     assert checkpoint.weights(ema=True)["w"].tolist() == [1, 1]
     assert not checkpoint.has_ema
@@ -43,7 +43,7 @@ def test_without_ema_the_raw_weights_serve(tmp_path: Path, entries: dict) -> Non
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_ddp_and_compile_are_taken_off(tmp_path: Path, prefix: str) -> None:
+def test_prefixes_of_ddp_and_compile_are_removed(tmp_path: Path, prefix: str) -> None:
     model = {f"{prefix}a.weight": torch.zeros(1), f"{prefix}b.weight": torch.zeros(1)}
     shadow = {f"{prefix}b.weight": torch.ones(1)}
     weights = read_checkpoint(save(tmp_path / "a.pth", model=model, ema={"shadow": shadow})).weights(ema=True)
@@ -69,7 +69,7 @@ def test_no_model_entry(tmp_path: Path) -> None:
         read_checkpoint(path).weights()
 
 
-def test_a_model_entry_that_is_no_state_dict(tmp_path: Path) -> None:
+def test_a_model_entry_that_is_not_a_state_dict(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", model={"w": 3})
     with pytest.raises(CardioDiTError, match="'model' is not a table of tensors"):
         read_checkpoint(path).weights()

@@ -1,4 +1,4 @@
-"""PRDiT's published models compute here what they compute at the authors', whatever holds their configs."""
+"""Converted PRDiT models compute what the authors' models compute, wherever their configs are stored."""
 
 import argparse
 import json
@@ -15,8 +15,7 @@ import yaml
 from cardiodit.cli import main
 from cardiodit.convert.cardiodit import fused_shape, transformer_name
 from cardiodit.convert.checkpoint import read_checkpoint
-from cardiodit.convert.prdit import NAMES, convert_prdit
-from cardiodit.convert.prdit_config import SIZES
+from cardiodit.convert.prdit import NAMES, SIZES, convert_prdit
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
@@ -28,8 +27,8 @@ def model_of(folder: Path) -> PRDiTTransformerModel:
     return PRDiTTransformerModel.from_pretrained(folder, subfolder="transformer")
 
 
-def told(ckpt: Path, output: Path, capsys: pytest.CaptureFixture, *more: str) -> tuple[int, str]:
-    """The command's exit code and what it said."""
+def run_convert(ckpt: Path, output: Path, capsys: pytest.CaptureFixture, *more: str) -> tuple[int, str]:
+    """Return the command's exit code and output."""
     code = main(["convert", "prdit", "--ckpt", str(ckpt), "--output_dir", str(output), *more])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
@@ -47,10 +46,10 @@ def assert_matches(ours: torch.Tensor, reference: torch.Tensor) -> None:
 @torch.no_grad()
 def test_the_published_model_matches(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recorded, golden = case(name), expected(name)
-    said = config(recorded["model"], recorded["input_size"])
+    settings = config(recorded["model"], recorded["input_size"])
     weights = case_weights(name)
-    ckpt = save(tmp_path / "008000.pt", weights, config=said, model=weights, ema=None)
-    code, _ = told(ckpt, tmp_path / "model", capsys)
+    ckpt = save(tmp_path / "008000.pt", weights, config=settings, model=weights, ema=None)
+    code, _ = run_convert(ckpt, tmp_path / "model", capsys)
     assert code == 0
     pipe = PRDiTPipeline.from_pretrained(tmp_path / "model")
     model = pipe.transformer
@@ -87,7 +86,7 @@ def test_published_sizes_have_the_published_names_and_shapes(size: str, layers: 
 # --- The folder ---
 
 
-def test_the_averaged_weights_are_preferred(tmp_path: Path) -> None:
+def test_ema_weights_are_preferred(tmp_path: Path) -> None:
     weights = small_weights()
     ckpt = save(tmp_path / "a.pt", weights)
     averaged = model_of(convert_prdit(ckpt, tmp_path / "ema"))
@@ -98,7 +97,7 @@ def test_the_averaged_weights_are_preferred(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ema", [None, "shadow", "plain"])
-def test_every_way_to_keep_an_average(ema: str | None, tmp_path: Path) -> None:
+def test_every_layout_of_ema_weights(ema: str | None, tmp_path: Path) -> None:
     weights = small_weights()
     average: Any = {"shadow": weights, "decay": 0.9999} if ema == "shadow" else weights if ema else None
     model = model_of(convert_prdit(save(tmp_path / "a.pt", weights, ema=average), tmp_path / "model"))
@@ -108,7 +107,7 @@ def test_every_way_to_keep_an_average(ema: str | None, tmp_path: Path) -> None:
     assert record["transformer"]["ema"] is (ema is not None)
 
 
-def test_the_query_key_and_value_come_apart_in_their_order(tmp_path: Path) -> None:
+def test_query_key_and_value_are_split_in_order(tmp_path: Path) -> None:
     weights = small_weights()
     attention = model_of(convert_prdit(save(tmp_path / "a.pt", weights), tmp_path / "m")).transformer_blocks[0].attn
     parts = [attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]
@@ -144,7 +143,7 @@ def test_the_record_names_the_source_without_its_path(tmp_path: Path) -> None:
     assert "/data/lidc" not in "".join(path.read_text() for path in folder.rglob("*.json"))
 
 
-def test_what_is_converted_samples(tmp_path: Path) -> None:
+def test_a_converted_model_samples(tmp_path: Path) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=config(size=[16, 24, 8]))
     pipe = PRDiTPipeline.from_pretrained(convert_prdit(ckpt, tmp_path / "model"))
     pipe.set_progress_bar_config(disable=True)
@@ -155,14 +154,14 @@ def test_what_is_converted_samples(tmp_path: Path) -> None:
 # --- Presets, spacing and size ---
 
 
-def test_a_preset_gives_preparation_and_spacing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_preset_sets_preprocessing_and_spacing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=config(size=128))
-    code, said = told(ckpt, tmp_path / "with", capsys, "--preset", "prdit-lidc-128")
-    assert code == 0 and "No " not in said and "cardiodit sample" in said
+    code, output = run_convert(ckpt, tmp_path / "with", capsys, "--preset", "prdit-lidc-128")
+    assert code == 0 and "No " not in output and "cardiodit sample" in output
     model = model_of(tmp_path / "with")
     assert model.config.preprocessing["pool"] == 2 and tuple(model.config.spacing) == (2.0, 2.0, 2.0)
-    code, said = told(ckpt, tmp_path / "without", capsys)
-    assert code == 0 and "carry no scanner space" in said and "No preset was given" in said
+    code, output = run_convert(ckpt, tmp_path / "without", capsys)
+    assert code == 0 and "no scanner coordinates" in output and "No preset was given" in output
     model = model_of(tmp_path / "without")
     assert model.config.preprocessing is None and model.config.spacing is None
 
@@ -176,17 +175,19 @@ def test_a_preset_gives_preparation_and_spacing(tmp_path: Path, capsys: pytest.C
         (("--size", "128", "128", "100"), "100 voxels along depth, which must be a multiple of 8"),
     ],
 )
-def test_what_does_not_fit_together(more: tuple[str, ...], message: str, tmp_path: Path, capsys: Any) -> None:
+def test_settings_that_contradict_each_other(more: tuple[str, ...], message: str, tmp_path: Path, capsys: Any) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=config(size=128))
-    code, said = told(ckpt, tmp_path / "model", capsys, *more)
+    code, output = run_convert(ckpt, tmp_path / "model", capsys, *more)
     assert code == 1 and not (tmp_path / "model").exists()
     with pytest.raises(AssertionError, match=message):
-        raise AssertionError(said)
+        raise AssertionError(output)
 
 
-def test_the_size_that_is_given_wins_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    code, said = told(save(tmp_path / "a.pt", small_weights()), tmp_path / "m", capsys, "--size", "64", "64", "48")
-    assert code == 0 and "Using the size 64 × 64 × 48 that was given, not 32 × 32 × 32 from a.pt" in said
+def test_the_given_size_is_preferred_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    code, output = run_convert(
+        save(tmp_path / "a.pt", small_weights()), tmp_path / "m", capsys, "--size", "64", "64", "48"
+    )
+    assert code == 0 and "Using the given size 64 × 64 × 48, not 32 × 32 × 32 from a.pt" in output
     assert tuple(model_of(tmp_path / "m").config.sample_size) == (64, 64, 48)
 
 
@@ -201,10 +202,10 @@ def without(weights: Weights, *names: str) -> Weights:
     "change, message",
     [
         (lambda w: without(w, "fine.blocks.0.mlp.fc2.bias"), r"missing: fine.blocks.0.mlp.fc2.bias\."),
-        (lambda w: {**w, "fine.pos_embed": torch.zeros(3)}, r"not expected: fine.pos_embed\."),
+        (lambda w: {**w, "fine.pos_embed": torch.zeros(3)}, r"unexpected: fine.pos_embed\."),
         (
             lambda w: {**w, "coarse.mlp_denoise.mlp1.norm.bias": torch.zeros(9)},
-            r"of another shape: coarse.mlp_denoise.mlp1.norm.bias \[9\] instead of \[512\]",
+            r"wrong shape: coarse.mlp_denoise.mlp1.norm.bias \[9\] instead of \[512\]",
         ),
         (lambda w: without(w, "t_embedder.mlp.0.weight"), "holds no PRDiT: t_embedder.mlp.0.weight missing among its"),
         (
@@ -225,30 +226,30 @@ def test_every_weight_is_accounted_for(change: Callable[[Weights], Weights], mes
     assert not (tmp_path / "model").exists()
 
 
-def test_an_average_that_lacks_weights_is_not_mixed_with_others(tmp_path: Path) -> None:
+def test_incomplete_ema_weights_are_refused(tmp_path: Path) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), ema=without(small_weights(), "t_embedder.mlp.0.bias"))
     with pytest.raises(CardioDiTError, match=r"the EMA lacks weights that the model has: t_embedder.mlp.0.bias"):
         convert_prdit(ckpt, tmp_path / "model")
 
 
-def test_several_channels_and_widths_of_ones_own(tmp_path: Path) -> None:
+def test_several_channels_and_other_widths(tmp_path: Path) -> None:
     weights = small_weights(hidden=24, channels=2)
-    said = {"arch": {"num_heads": 3, "in_channels": 2, "out_channels": 4}, "resolution": [16, 16, 8]}
-    ckpt = save(tmp_path / "a.pt", weights, model=weights, ema=None, config=said)
+    settings = {"arch": {"num_heads": 3, "in_channels": 2, "out_channels": 4}, "resolution": [16, 16, 8]}
+    ckpt = save(tmp_path / "a.pt", weights, model=weights, ema=None, config=settings)
     model = model_of(convert_prdit(ckpt, tmp_path / "m"))
     assert (model.config.in_channels, model.config.num_attention_heads, model.config.attention_head_dim) == (2, 3, 8)
     assert list(model.config.sample_size) == [16, 16, 8]
 
 
 @pytest.mark.parametrize(
-    "said, message",
+    "settings, message",
     [
-        ({}, "no published PRDiT is 24 wide, so that its heads are not known"),
+        ({}, "no published PRDiT is 24 wide, so its number of heads is unknown"),
         ({"num_heads": 5}, "num_heads 5 does not divide the width 24"),
     ],
 )
-def test_a_width_of_ones_own_needs_its_heads(said: dict[str, Any], message: str, tmp_path: Path) -> None:
-    ckpt = save(tmp_path / "a.pt", small_weights(hidden=24), config={**said, "image_size": 16})
+def test_another_width_needs_its_number_of_heads(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    ckpt = save(tmp_path / "a.pt", small_weights(hidden=24), config={**settings, "image_size": 16})
     with pytest.raises(CardioDiTError, match=message):
         convert_prdit(ckpt, tmp_path / "m")
 
@@ -295,10 +296,10 @@ def test_the_config_inside_may_be_an_object(
 ) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights(), config=kind(config(size=40)))
     monkeypatch.delitem(sys.modules, AUTHORS)
-    code, said = told(ckpt, tmp_path / "model", capsys)
-    assert code == 0, said
+    code, output = run_convert(ckpt, tmp_path / "model", capsys)
+    assert code == 0, output
     assert tuple(model_of(tmp_path / "model").config.sample_size) == (40, 40, 40)
-    assert ("their code was not run" in said) is (kind is not dict)
+    assert ("their code was not run" in output) is (kind is not dict)
     with pytest.raises(CardioDiTError, match="the config, 1 by the weights"):
         wrong = save(tmp_path / "b.pt", small_weights(), config=config("PRDiT-XS/8/4"))
         convert_prdit(wrong, tmp_path / "other")
@@ -315,16 +316,16 @@ def _write_a_file(name: str) -> None:
     Path(name).touch()
 
 
-def test_a_config_that_is_code_is_not_run_and_the_yaml_is_asked_for(
+def test_a_config_that_is_code_is_not_run_and_the_yaml_is_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ckpt = save(tmp_path / "a.pt", small_weights(), config=Opaque())
-    code, said = told(ckpt, tmp_path / "model", capsys)
-    assert code == 1 and "_write_a_file" in said and "Give the YAML of its training (--cfg)" in said
+    code, output = run_convert(ckpt, tmp_path / "model", capsys)
+    assert code == 1 and "_write_a_file" in output and "Give the YAML of its training (--cfg)" in output
     (tmp_path / "lidc.yaml").write_text(yaml.safe_dump(config(size=[16, 16, 24])))
-    code, said = told(ckpt, tmp_path / "model", capsys, "--cfg", str(tmp_path / "lidc.yaml"))
-    assert code == 0 and "_write_a_file" in said
+    code, output = run_convert(ckpt, tmp_path / "model", capsys, "--cfg", str(tmp_path / "lidc.yaml"))
+    assert code == 0 and "_write_a_file" in output
     assert tuple(model_of(tmp_path / "model").config.sample_size) == (16, 16, 24)
     assert not (tmp_path / "ran").exists()
 
@@ -336,7 +337,7 @@ class Command:
         return os.system, ("touch ran",)
 
 
-def test_what_no_config_needs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_that_no_config_needs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CardioDiTError, match=r"a.pt contains arbitrary pickled objects"):
         convert_prdit(save(tmp_path / "a.pt", small_weights(), config=Command()), tmp_path / "model")
@@ -355,10 +356,10 @@ def test_only_prdit_reads_around_objects(tmp_path: Path) -> None:
 def test_a_yaml_without_sizes_leaves_them_to_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "empty.yaml").write_text("training: {batch_size: 64}\n")
     ckpt = save(tmp_path / "a.pt", small_weights(), config=None)
-    code, said = told(ckpt, tmp_path / "a", capsys, "--cfg", str(tmp_path / "empty.yaml"))
-    assert code == 1 and "a.pt and empty.yaml does not say how large the volumes were" in said
-    code, said = told(ckpt, tmp_path / "a", capsys, "--size", "32", "32", "32")
-    assert code == 0 and "its width, patch and depth are those of the weights" in said
+    code, output = run_convert(ckpt, tmp_path / "a", capsys, "--cfg", str(tmp_path / "empty.yaml"))
+    assert code == 1 and "size of the training volumes is not in a.pt and empty.yaml" in output
+    code, output = run_convert(ckpt, tmp_path / "a", capsys, "--size", "32", "32", "32")
+    assert code == 0 and "its width, patch and depth were derived from the weights" in output
     assert model_of(tmp_path / "a").config.num_attention_heads == 6
 
 
@@ -370,14 +371,17 @@ def test_a_yaml_without_sizes_leaves_them_to_the_weights(tmp_path: Path, capsys:
         ({"model": {"name": "PRDiT-XS/8/4"}}, "depth: 4 by the config, 1 by the weights"),
         ({"model": {"name": "PRDiT-XS/8/1", "out_channels": 1}}, "out_channels: 1 by the config, 2 by the weights"),
         ({"model": {"name": "PRDiT-XS/8/1", "num_heads": 12}}, "num_heads: 12 by the config, 6 by the weights"),
-        ({"model": {"name": "PRDiT-B/16/0-s16"}}, "model.name is 'PRDiT-B/16/0-s16', which is no model that can"),
+        ({"model": {"name": "PRDiT-B/16/0-s16"}}, "model.name is 'PRDiT-B/16/0-s16', which is not a model that can"),
         (
             {"model": {"name": "PRDiT-XS/8/1"}, "arch": "PRDiT-S/8/1"},
             "contradicts itself: arch is PRDiT-S/8/1, model.name is",
         ),
-        ({"data": {"image_size": "128"}}, "data.image_size is '128'; a number of voxels or a list of three"),
-        ({"data": {"image_size": [32, 32]}}, r"data.image_size is \[32, 32\]; a number of voxels or a list of three"),
-        ({"data": {"image_size": -8}}, "data.image_size is -8; a positive whole number"),
+        ({"data": {"image_size": "128"}}, "data.image_size is '128'; expected a number of voxels or a list of three"),
+        (
+            {"data": {"image_size": [32, 32]}},
+            r"data.image_size is \[32, 32\]; expected a number of voxels or a list of three",
+        ),
+        ({"data": {"image_size": -8}}, "data.image_size is -8; expected a positive integer"),
     ],
 )
 def test_a_config_that_contradicts_the_weights(change: dict[str, Any], message: str, tmp_path: Path) -> None:

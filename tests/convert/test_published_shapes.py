@@ -200,7 +200,7 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
 def test_a_label_table_that_the_config_does_not_know(tmp_path: Path) -> None:
     params = {**SMALL, **SHAPES[3]}
     files = save(tmp_path, {"dit": {"params": {**params, "num_classes": 0}}}, model=random_weights(params))
-    with pytest.raises(CardioDiTError, match=r"not expected: y_embedder.embedding_table.weight"):
+    with pytest.raises(CardioDiTError, match=r"unexpected: y_embedder.embedding_table.weight"):
         load_transformer(*files)
 
 
@@ -294,7 +294,7 @@ def test_vq_model_with_one_entry_for_all_levels(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_vq_model_goes_on_training_as_published(tmp_path: Path) -> None:
+def test_vq_model_continues_training_as_published(tmp_path: Path) -> None:
     params = {**VQ_PARAMS, "downsample_parameters": BOTH["down"], "upsample_parameters": BOTH["up"]}
     names = {"channels" if name == "num_channels" else name: value for name, value in params.items()}
     torch.manual_seed(0)

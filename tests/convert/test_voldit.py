@@ -1,4 +1,4 @@
-"""VolDiT's published models, with and without the adapter, compute here what they compute at the authors'."""
+"""Converted VolDiT models, with and without the adapter, compute what the authors' models compute."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from cardiodit.convert.cardiodit import load_transformer, load_vq_model
 from cardiodit.convert.voldit import convert_voldit
 from cardiodit.errors import CardioDiTError
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
-from cardiodit.models.positions import sincos_positions
+from cardiodit.models.transformer_dit import sincos_positions
 from cardiodit.pipelines.pipeline_voldit import VolDiTControlPipeline, VolDiTPipeline
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "voldit"
@@ -74,7 +74,7 @@ def test_the_adapter_matches(controlled: Path) -> None:
     assert (free - reference["sample"]).abs().max() > 1e-3 * reference["sample"].abs().max()
 
 
-def test_what_is_converted_samples_in_hounsfield_units(controlled: Path, tmp_path: Path) -> None:
+def test_a_converted_model_samples_in_hounsfield_units(controlled: Path, tmp_path: Path) -> None:
     plain = VolDiTPipeline.from_pretrained(convert_voldit(**FILES, output_dir=tmp_path / "plain", scale_factor=1.5))
     out = plain(num_samples=2, num_inference_steps=2, seed=1)
     assert out.volumes.shape == (2, 64, 64, 32)
@@ -106,7 +106,7 @@ def move(content: dict[str, Any], name: str) -> None:
     content["model"][f"base_model.{name}"] = content["model"][f"base_model.{name}"] + 0.1
 
 
-def test_the_base_inside_may_differ_in_freed_blocks_only(tmp_path: Path) -> None:
+def test_the_base_inside_may_differ_only_in_fine_tuned_blocks(tmp_path: Path) -> None:
     in_last = changed(tmp_path, ADAPTER["tgca_ckpt"], lambda c: move(c, "blocks.2.attn.proj.weight"))
     with pytest.raises(CardioDiTError, match=r"transformer_blocks\.2\.attn\.to_out\.0\.weight differ.* none"):
         convert_voldit(
@@ -122,8 +122,8 @@ def test_the_base_inside_may_differ_in_freed_blocks_only(tmp_path: Path) -> None
         convert_voldit(**FILES, tgca_ckpt=in_first, tgca_cfg=freeing, output_dir=tmp_path / "c", scale_factor=1)
 
 
-def test_freed_blocks_must_be_in_the_checkpoint(tmp_path: Path) -> None:
-    """Without them the base would be one that the adapter was not trained with."""
+def test_fine_tuned_blocks_must_be_in_the_checkpoint(tmp_path: Path) -> None:
+    """Otherwise the adapter would be used with another base than in training."""
 
     def without_base(content: dict[str, Any]) -> None:
         content["model"] = {name: v for name, v in content["model"].items() if not name.startswith("base_model.")}
@@ -158,7 +158,7 @@ def test_scales_of_some_blocks(held: tuple[int, ...], tmp_path: Path) -> None:
     assert [round(scale.item(), 4) for scale in adapter.scales] == [0.1, 0.3]
 
 
-def test_what_to_try_fits_what_was_converted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_suggested_command_fits_the_converted_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name, files, said in [("plain", FILES, ""), ("steered", {**FILES, **ADAPTER}, "--masks masks.csv ")]:
         options = [text for key, value in files.items() for text in (f"--{key}", str(value))]
         assert main(["convert", "voldit", *options, "--scale_factor", "1", "--output_dir", str(tmp_path / name)]) == 0
@@ -175,6 +175,6 @@ def test_an_adapter_of_another_base_is_refused(controlled: Path, tmp_path: Path)
     assert half.adapter.time_gate.weight.dtype == torch.float32
 
 
-def test_one_half_of_an_adapter_is_not_enough(tmp_path: Path) -> None:
+def test_an_adapter_needs_checkpoint_and_config(tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match="both its checkpoint"):
         convert_voldit(**FILES, tgca_ckpt=ADAPTER["tgca_ckpt"], output_dir=tmp_path / "x", scale_factor=1)

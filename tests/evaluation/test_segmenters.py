@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cardiodit.convert.weights import convert_weights
+from cardiodit.convert.checkpoint import convert_weights
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.function import LV, MYO, RV
 from cardiodit.evaluation.segmenters import (

@@ -24,7 +24,7 @@ from cardiodit import (
     make_scheduler,
 )
 from cardiodit.hub.export import export_with_code
-from cardiodit.models.fingerprint import fingerprint_of
+from cardiodit.models.adapter_tgca import fingerprint_of
 
 from ..conftest import randomise
 

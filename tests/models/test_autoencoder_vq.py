@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from monai.networks.nets import VQVAE
 
 from cardiodit import CardioDiTError, VQModel3D, VQModel4D
+from cardiodit.models.autoencoder_vq import AxisTiles, run_tiled
 
 LEVELS = {
     "two": {"channels": (8, 16)},
@@ -60,7 +61,7 @@ def test_published_size_has_the_published_number_of_weights() -> None:
 
 
 @pytest.mark.parametrize("levels", ["two", "three"])
-def test_it_computes_what_monai_computes(make_vae, levels) -> None:
+def test_it_matches_monai(make_vae, levels) -> None:
     vae = make_vae(**with_widths(LEVELS[levels]))
     twin = monai_twin(vae)
     image = torch.rand(2, 1, 16, 24, 8) * 2 - 1
@@ -83,7 +84,7 @@ def test_strides_of_each_axis(make_vae) -> None:
     assert vae.decode(latents).sample.shape == image.shape
 
 
-def test_a_volume_is_coded_slice_by_slice(make_vae) -> None:
+def test_a_cine_is_encoded_slice_by_slice(make_vae) -> None:
     vae = make_vae()
     volume = torch.rand(2, 1, 3, 16, 16, 8) * 2 - 1
     with torch.no_grad():
@@ -148,7 +149,7 @@ def test_a_volume_is_tiled_along_its_depth_too(make_vae) -> None:
         difference = (vae.decode(latents).sample - sample).abs().max() / (sample.max() - sample.min())
     assert sizes == [(8, 8, 40)] * 2
     assert difference < 1e-3
-    with pytest.raises(CardioDiTError, match="has no depth"):
+    with pytest.raises(CardioDiTError, match="has no depth axis"):
         make_vae().enable_tiling(tile_sample_min_depth=64)
 
 
@@ -209,7 +210,7 @@ def test_training_learns_a_picture_and_moves_the_codebook(make_vae) -> None:
     assert not torch.equal(before, vae.quantizer.weight)
 
 
-def test_decoding_quantises_unless_told_otherwise(make_vae) -> None:
+def test_decoding_quantises_by_default(make_vae) -> None:
     vae = make_vae()
     latents = torch.randn(1, 8, 4, 4, 2)
     with torch.no_grad():
@@ -240,12 +241,12 @@ def test_the_codebook_stays_in_float32_when_the_model_is_cast(make_vae, tmp_path
         ((1, 16, 16, 8), r"slices \(B, C, H, W, T\) or volumes \(B, C, D, H, W, T\), got 4 axes"),
     ],
 )
-def test_sizes_that_cannot_be_coded(make_vae, shape, message) -> None:
+def test_unsupported_sizes_are_refused(make_vae, shape, message) -> None:
     with pytest.raises(CardioDiTError, match=message):
         make_vae().encode(torch.zeros(shape))
 
 
-def test_latents_that_cannot_be_decoded(make_vae) -> None:
+def test_unsupported_latents_are_refused(make_vae) -> None:
     with pytest.raises(CardioDiTError, match="got 4 axes"):
         make_vae().decode(torch.zeros(1, 8, 4, 4))
     with pytest.raises(CardioDiTError, match=r"takes latents \(B, 8, .spatial\), got \(1, 4, 4, 4, 2\)"):
@@ -263,10 +264,68 @@ def test_tiling_and_slicing_together_on_a_volume(make_vae) -> None:
         assert torch.allclose(vae.decode(latents).sample, sample, atol=1e-5)
 
 
-def test_levels_that_do_not_match(make_vae) -> None:
+def test_inconsistent_levels_are_refused(make_vae) -> None:
     with pytest.raises(CardioDiTError, match="as many numbers as channels"):
         make_vae(num_res_channels=(8,))
     with pytest.raises(CardioDiTError, match="Expected 4 numbers for each of the 2 levels"):
         make_vae(downsample_parameters=[[2, 4, 1, 1]])
     with pytest.raises(CardioDiTError, match="takes volumes"):
         make_vae(VQModel3D).encode(torch.zeros(1, 1, 2, 16, 16, 8))
+
+
+# --- Tiles ---
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 40, 41])
+@pytest.mark.parametrize("tile, stride", [(8, 4), (8, 6), (8, 1), (10, 9)])
+@pytest.mark.parametrize("margin", [0, 2, 9])
+@pytest.mark.parametrize("scale", [1, 4])
+def test_windows_cover_every_sample(length: int, tile: int, stride: int, margin: int, scale: int) -> None:
+    axis = AxisTiles(tile, stride, margin)
+    total = torch.zeros(length * scale)
+    for start in axis.starts(length):
+        window = axis.window(start, length, scale)
+        assert start >= 0 and start * scale + len(window) <= length * scale
+        total[start * scale : start * scale + len(window)] += window
+    assert total.min() > 0.1
+
+
+def test_all_tiles_are_as_large_as_the_first() -> None:
+    assert AxisTiles(40, 24, 9).starts(64) == [0, 24]
+    assert AxisTiles(40, 24, 9).starts(70) == [0, 24, 30]
+    assert AxisTiles(40, 24, 9).starts(40) == [0]
+
+
+@pytest.mark.parametrize("size", [(24, 24), (30, 17), (8, 40)])
+def test_a_convolution_is_exact_where_the_overlap_covers_its_reach(size: tuple[int, int]) -> None:
+    kernel = torch.randn(1, 1, 5, 5, 1)
+
+    def blur(x: torch.Tensor) -> torch.Tensor:
+        return F.conv3d(x, kernel, padding=(2, 2, 0))
+
+    x = torch.randn(1, 1, *size, 3)
+    tiles = AxisTiles(tile=12, stride=7, margin=2)
+    assert torch.allclose(run_tiled(blur, x, (tiles, tiles), (1, 1), (1, 1)), blur(x), atol=1e-5)
+
+
+def test_a_volume_is_exact_along_all_axes() -> None:
+    kernel = torch.randn(2, 1, 3, 3, 3)
+
+    def enlarged(x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(F.conv3d(x, kernel, padding=1), scale_factor=2)
+
+    x, tiles = torch.randn(2, 1, 13, 8, 21), AxisTiles(tile=8, stride=5, margin=1)
+    tiled = run_tiled(enlarged, x, (tiles, tiles, tiles), (1, 1, 1), (2, 2, 2))
+    assert torch.allclose(tiled, enlarged(x), atol=1e-5)
+
+
+def test_without_enough_overlap_the_seams_are_blended_not_cut() -> None:
+    """A constant offset that grows from tile to tile turns into a ramp, never into a jump."""
+    calls = iter(range(100))
+
+    def numbered(x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, float(next(calls)))
+
+    out = run_tiled(numbered, torch.zeros(1, 1, 8, 36, 1), (AxisTiles(8, 4, 0), AxisTiles(12, 6, 0)), (1, 1), (1, 1))
+    assert out.diff(dim=3).abs().max() < 0.26
+    assert out[0, 0, 0, 0, 0] == 0 and out[0, 0, 0, -1, 0] == 4

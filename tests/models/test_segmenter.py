@@ -1,4 +1,4 @@
-"""The segmenter: shapes, its files, and the one that comes with the package on phantoms nobody has seen."""
+"""The segmenter: shapes, files, and the bundled one on unseen phantoms."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def small() -> HeartSegmenter:
 
 
 @pytest.mark.parametrize("size", [(16, 16, 3), (17, 22, 1)])
-def test_every_voxel_gets_a_label_whatever_the_size(size: tuple[int, int, int]) -> None:
+def test_images_of_any_size_are_labelled(size: tuple[int, int, int]) -> None:
     logits = small()(torch.randn(2, 1, *size))
     assert logits.shape == (2, 4, *size)
 
@@ -36,7 +36,7 @@ def test_frames_are_segmented_one_by_one() -> None:
         model.segment(cine[..., 0])
 
 
-def test_what_is_saved_says_the_same(tmp_path: Path) -> None:
+def test_a_saved_model_computes_the_same(tmp_path: Path) -> None:
     model, image = small().eval(), torch.randn(1, 1, 8, 8, 2)
     model.save_pretrained(tmp_path)
     assert torch.equal(HeartSegmenter.from_pretrained(tmp_path).eval()(image), model(image))
@@ -48,7 +48,7 @@ def test_dice_of_known_overlaps() -> None:
     assert dice(a, b) == {1: 0.5, 2: 1.0, 3: 1.0}
 
 
-def test_the_shipped_one_finds_the_parts_of_fresh_phantoms(tmp_path: Path) -> None:
+def test_the_bundled_segmenter_segments_unseen_phantoms(tmp_path: Path) -> None:
     model = HeartSegmenter.from_pretrained(bundled_model(PHANTOM_SEGMENTER))
     assert model.dtype == torch.float32  # whatever the file holds
     steps = Preprocessing.from_dict(model.config.preprocessing)

@@ -1,4 +1,4 @@
-"""What diffusers offers for any transformer, shown on all of ours by its effect."""
+"""Features that diffusers offers for any transformer, tested on all of ours."""
 
 import copy
 import math
@@ -15,7 +15,8 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from peft import LoraConfig
 
 from cardiodit import CardioDiTError, DiT3DTransformerModel, DiT4DTransformerModel
-from cardiodit.models.transformer_mixin import TransformerMixin
+from cardiodit.models import transformer_prdit
+from cardiodit.models.loading import TransformerMixin
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 
 from ..conftest import PREPARED
@@ -62,7 +63,7 @@ def predict(model: TransformerMixin, **changes: Any) -> torch.Tensor:
 
 @pytest.fixture
 def restored_backend() -> Iterator[None]:
-    """diffusers keeps the backend chosen last for every model of the process."""
+    """Restore diffusers' attention backend, which is global."""
     active = _AttentionBackendRegistry._active_backend
     yield
     _AttentionBackendRegistry._active_backend = active
@@ -77,12 +78,12 @@ def test_attention_backends_agree(model: TransformerMixin, backend: str, restore
     assert torch.allclose(predict(model), expected, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests errors on machines without a GPU")
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("_native_cudnn", "needs a CUDA GPU, and there is none. Use 'native'"),
-        ("_native_efficient", "needs a CUDA GPU, and there is none. Use 'native'"),
+        ("_native_cudnn", "needs a CUDA GPU, and none was found. Use 'native'"),
+        ("_native_efficient", "needs a CUDA GPU, and none was found. Use 'native'"),
         ("flash", "install `flash-attn"),
         ("_flash_3", "FA3"),
         ("sage", "install `sageattention"),
@@ -90,7 +91,7 @@ def test_attention_backends_agree(model: TransformerMixin, backend: str, restore
         ("quick", "must be one of the following"),
     ],
 )
-def test_what_cannot_run_here_says_so_and_changes_nothing(
+def test_backends_that_cannot_run_here_are_refused(
     model: TransformerMixin, backend: str, message: str, restored_backend: None
 ) -> None:
     expected = predict(model)
@@ -109,7 +110,7 @@ def test_fused_projections_compute_the_same(model: TransformerMixin) -> None:
     assert set(model.state_dict()) == names and torch.allclose(predict(model), expected, atol=1e-6)
 
 
-def test_a_processor_of_ones_own_is_used(model: TransformerMixin) -> None:
+def test_a_custom_attention_processor_is_used(model: TransformerMixin) -> None:
     class Silent:
         def __call__(self, attn: Any, hidden_states: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(hidden_states)
@@ -119,11 +120,44 @@ def test_a_processor_of_ones_own_is_used(model: TransformerMixin) -> None:
     assert len(model.attn_processors) == 3 and not torch.allclose(predict(model), expected)
 
 
+# Cost
+
+
+@torch.no_grad()
+def test_the_parts_of_the_cost_run_as_often_as_in_a_forward_pass(model: TransformerMixin) -> None:
+    names = ["transformer_blocks.0", *(["local"] if isinstance(model, PRDiTTransformerModel) else [])]
+    tokens = dict.fromkeys(names, 0.0)
+
+    def count(name: str, weight: float) -> Any:
+        def add(module: torch.nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+            tokens[name] += weight * output.shape[1]
+
+        return model.get_submodule(name).register_forward_hook(add)
+
+    length = math.prod(model.grid_of(model.config.sample_size))
+    for part, times in model.cost_parts(inputs(model)["hidden_states"]):
+        hooks = [count(name, times) for name in names]
+        part()
+        for hook in hooks:
+            hook.remove()
+    assert tokens == {name: (3 if name == "transformer_blocks.0" else 1) * length for name in names}
+
+
+@torch.no_grad()
+def test_the_patches_of_some_tokens_stand_for_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer_prdit, "PROBE_TOKENS", 2)
+    local_denoiser = PRDiTTransformerModel(
+        sample_size=(32, 16, 16), patch_size=8, num_layers=0, num_attention_heads=2, attention_head_dim=8
+    )
+    ((part, times),) = local_denoiser.cost_parts(torch.randn(1, 1, 32, 16, 16))
+    assert times == 8 and part()[0].shape == (1, 2, 1024)
+
+
 # Training
 
 
 def saved_bytes(model: TransformerMixin, **arguments: torch.Tensor) -> tuple[int, dict[str, torch.Tensor]]:
-    """What a forward pass keeps for the backward pass, and the gradients."""
+    """Return the bytes that a forward pass saves for the backward pass, and the gradients."""
     held = 0
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -268,7 +302,7 @@ def count_calls(model: TransformerMixin) -> list[int]:
 
 
 def drift(model: TransformerMixin, step: int) -> dict[str, torch.Tensor]:
-    """What a sampler's neighbouring steps look like: a little less noise each time."""
+    """Return the inputs of consecutive sampling steps, with a little less noise each time."""
     arguments = inputs(model)
     arguments["hidden_states"] = arguments["hidden_states"] * (1 - 0.002 * step)
     arguments["timestep"] = 200 - step * torch.ones(2, dtype=torch.long)
@@ -329,8 +363,8 @@ def _one_of_two(rank: int, port: int, model: TransformerMixin, arguments: dict, 
     torch.distributed.destroy_process_group()
 
 
-def test_context_parallelism_over_two_processes_is_one(tmp_path: Path, model: TransformerMixin) -> None:
-    """Ulysses; ring attention needs kernels that return log-sums, which torch has for GPUs only."""
+def test_context_parallelism_over_two_processes_gives_the_same_result(tmp_path: Path, model: TransformerMixin) -> None:
+    """Ulysses attention; ring attention needs kernels that return log-sums, which torch has for GPUs only."""
     arguments = inputs(model, 1)
     with torch.no_grad():
         expected = model(**arguments).sample

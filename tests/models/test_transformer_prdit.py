@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from cardiodit._util.memory import LiveMemory
-from cardiodit.convert.prdit_config import SIZES
+from cardiodit.convert.prdit import SIZES
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 
@@ -331,7 +331,7 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path: Path) -> None:
     "change, message",
     [
         (lambda w: w.pop("refiner_time.bias"), "missing: refiner_time.bias"),
-        (lambda w: w.update(pos_embed=torch.zeros(2)), "not known to the model: pos_embed"),
+        (lambda w: w.update(pos_embed=torch.zeros(2)), "unexpected: pos_embed"),
         (
             lambda w: w.update({"local.proj_out.bias": torch.zeros(2)}),
             "do not fit the config.json.*local.proj_out.bias",
@@ -352,10 +352,10 @@ def test_loading_is_strict(change: Callable, message: str, tmp_path: Path) -> No
     "settings, message",
     [
         ({"sample_size": (16, 20, 8)}, "20 voxels along width, which must be a multiple of 8"),
-        ({"sample_size": (16, 8)}, "A size is given as height, width, depth; got"),
+        ({"sample_size": (16, 8)}, "Expected a size along height, width, depth, got"),
         ({"patch_size": 11}, "patch_size=11 must be an even number of at least 8"),
         ({"patch_size": 6}, "patch_size=6 must be an even number of at least 8"),
-        ({"patch_size": 24}, "8 voxels along depth, too few for patches of 24, which show 8 on either side"),
+        ({"patch_size": 24}, "8 voxels along depth, too few for patches of 24, which extend 8 voxels beyond"),
         ({"prediction_type": "epsilon"}, "prediction_type='epsilon': this model predicts 'noise_and_image'"),
     ],
 )

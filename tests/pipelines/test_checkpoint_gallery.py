@@ -14,7 +14,7 @@ from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.nifti import read_nifti, write_nifti
-from cardiodit.models.fingerprint import fingerprint_of
+from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.pipelines.checkpoint_gallery import checkpoints_of, open_checkpoint
 
 from ..conftest import randomise

@@ -66,9 +66,9 @@ def test_adapters_are_safetensors_and_nothing_else(make_pipe: Callable, adapter:
     pipe.load_lora_weights(str(folder), weight_name=file.name)
     assert torch.allclose(latents(pipe), expected, atol=1e-6)
     torch.save({"transformer.x.lora_A.weight": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.bin")
-    with pytest.raises(CardioDiTError, match="may hold pickled code and is not opened"):
+    with pytest.raises(CardioDiTError, match="may contain pickled code, so it was not opened"):
         make_pipe().load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.bin")
-    with pytest.raises(CardioDiTError, match="may hold pickled code and is not opened"):
+    with pytest.raises(CardioDiTError, match="may contain pickled code, so it was not opened"):
         make_pipe().transformer.load_lora_adapter(tmp_path / "pytorch_lora_weights.bin")
     with pytest.raises(CardioDiTError, match="not LoRA weights"):
         pipe.load_lora_weights({"transformer.proj_out.weight": torch.zeros(1)})

@@ -19,8 +19,8 @@ from cardiodit.imaging import Geometry, Intensity, Preprocessing
 from cardiodit.imaging.manifest import Case, prepare_case, prepare_mask
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.volume import Volume
+from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.models.conditions import Conditions, as_model_sees
-from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.pipelines.mask_rows import MaskRows
 
 STEPS = Preprocessing(size=(16, 16, 2), frames=4, intensity=Intensity("minimum", "maximum"))
@@ -222,7 +222,7 @@ def test_nothing_is_generated_while_a_mask_is_wrong(
     assert "row 3:" in told and "mask2" in told and "nothing was generated" in told
     assert not (tmp_path / "out").exists()
     assert sample(model, table(most=9), tmp_path / "out") == 1
-    assert "9, which is no label" in capsys.readouterr().err
+    assert "9, which is not a label" in capsys.readouterr().err
 
 
 def test_volumes_that_the_model_cannot_make_are_listed_with_everything_else(
@@ -240,7 +240,7 @@ def test_volumes_that_the_model_cannot_make_are_listed_with_everything_else(
     assert "row 1:" not in told
     assert "row 2: A mask has the shape (16, 16, 2); (H, W, D, T) was expected" in told
     assert "row 3: width=20 cannot be generated: along width this model generates multiples of 8" in told
-    assert "row 4: The mask heart holds 9, which is no label" in told
+    assert "row 4: The mask heart holds 9, which is not a label" in told
     assert "row 5:" in told and "labels in 2 of its 4 frames" in told
 
 
@@ -434,9 +434,9 @@ def test_labels_become_channels_and_other_values_are_errors() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ([0, 0.5], "heart holds 0.5, which is no label"),
+        ([0, 0.5], "heart holds 0.5, which is not a label"),
         ([0, np.nan], "values from nan to nan"),
-        ([-1000, 400], "values from -1000 to 400. Labels, whole numbers from 0 to 255, were expected. Is it an image"),
+        ([-1000, 400], "values from -1000 to 400. Expected labels, which are integers from 0 to 255. Is it an image"),
         ([0, 300], "values from 0 to 300"),
         (["a", "b"], "voxels of type"),
     ],

@@ -1,4 +1,4 @@
-"""PRDiT's process: as recorded, on known answers, and without surprises in draws or memory."""
+"""PRDiT's scheduler against recorded values, on problems with known solutions, and its draws and memory."""
 
 import math
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_the_recorded_trajectory(name: str) -> None:
 
 
 def test_the_recorded_noise() -> None:
-    """Recorded is ε, of half the size of what is drawn."""
+    """The recorded ε is half of what is drawn."""
     golden, scheduler = expected("prdit"), NoiseAndImageScheduler()
     clean, drawn = golden["sampler_mu"], golden["q_noise"] / 0.5
     for timesteps in (123, torch.tensor(123), torch.tensor([123])):
@@ -87,7 +87,7 @@ def test_published_timesteps(steps: int, calls: int) -> None:
 
 @pytest.mark.parametrize("steps", [50, 37, 300, 999])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_model_that_knows_the_answer_is_led_there(solver: str, steps: int) -> None:
+def test_a_model_that_knows_the_answer_reaches_it(solver: str, steps: int) -> None:
     """Also where the number of steps does not divide T: the last step always ends at 0."""
     generator = torch.Generator().manual_seed(0)
     answer = torch.randn(2, 1, 8, 8, 8, generator=generator).clamp(-1, 1)
@@ -118,8 +118,8 @@ def test_a_known_gaussian_is_reached(solver: str, deviation: float) -> None:
         assert all(float(state.std()) == pytest.approx(0.5, rel=0.01) for state in states)
 
 
-def test_the_two_solvers_take_different_ways() -> None:
-    """Hot sampling goes twice as far and up again; what it draws moves every step but the last two."""
+def test_only_hot_sampling_adds_noise() -> None:
+    """Hot sampling steps twice as far and adds noise again, at every step but the last two."""
     answer, start = torch.zeros(1, 1, 8, 8, 8), 0.5 * torch.randn(1, 1, 8, 8, 8)
     scheduler = NoiseAndImageScheduler()
     scheduler.set_timesteps(50)
@@ -161,7 +161,7 @@ def test_memory_does_not_grow_with_the_steps(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_model_in_half_precision_leaves_the_sample_in_whole(solver: str) -> None:
+def test_a_half_precision_model_keeps_the_sample_in_float32(solver: str) -> None:
     """Steps of a thousandth would be lost in bfloat16."""
     answer, start = torch.full((1, 1, 4, 4, 4), 0.7), torch.zeros(1, 1, 4, 4, 4)
     scheduler = NoiseAndImageScheduler(solver=solver)
@@ -192,10 +192,10 @@ def test_tuple_output_and_model_input() -> None:
     assert scheduler.scale_model_input(sample, 500) is sample
 
 
-def test_what_cannot_be() -> None:
-    with pytest.raises(CardioDiTError, match="no solver 'ddim' between noise and image; choose one of hot, euler"):
+def test_invalid_settings_and_inputs_are_refused() -> None:
+    with pytest.raises(CardioDiTError, match="no solver 'ddim' for a NoiseAndImageScheduler; choose one of hot, euler"):
         NoiseAndImageScheduler(solver="ddim")
-    with pytest.raises(CardioDiTError, match="prediction_type='epsilon': this process needs 'noise_and_image'"):
+    with pytest.raises(CardioDiTError, match="prediction_type='epsilon': this scheduler needs 'noise_and_image'"):
         NoiseAndImageScheduler(prediction_type="epsilon")
     scheduler = NoiseAndImageScheduler()
     for steps in (0, 1, 1001, -3):
@@ -203,5 +203,5 @@ def test_what_cannot_be() -> None:
             scheduler.set_timesteps(steps)
     sample = torch.zeros(1, 2, 2, 2, 2)
     for channels in (1, 2, 3):
-        with pytest.raises(CardioDiTError, match=f"predicted {channels} channels for samples of 2; noise and image"):
+        with pytest.raises(CardioDiTError, match=f"predicted {channels} channels for samples of 2; expected noise"):
             scheduler.step(torch.zeros(1, channels, 2, 2, 2), 500, sample)

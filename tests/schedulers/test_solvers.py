@@ -1,10 +1,68 @@
+"""The noise schedule and DDPM steps against golden values, and all solvers on a problem with a known solution."""
+
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 
-from cardiodit import CardioDiTError, change_solver, make_scheduler
+from cardiodit import CardioDiTError, NoiseAndImageScheduler, change_solver, make_scheduler
 from cardiodit.pipelines.scheduler_utils import SchedulerStep, set_timesteps
 from cardiodit.schedulers import SOLVERS, cosine_betas
+from cardiodit.schedulers.solvers import ddim_step
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
+
+
+@pytest.fixture(params=["cardiodit", "cardiodit_labels"])
+def golden(request) -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / request.param / "dit_expected.safetensors")
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def converted(solver: str) -> DDPMScheduler:
+    return make_scheduler(solver, 300, cosine_betas(300))
+
+
+def test_betas_equal_the_authors_to_the_bit(golden) -> None:
+    assert torch.equal(torch.tensor(cosine_betas(300)), golden["betas"])
+    assert difference(converted("ddpm").alphas_cumprod, golden["alphas_cumprod"]) < 1e-6
+
+
+def test_the_schedule_of_diffusers_differs_only_in_its_last_beta(golden) -> None:
+    betas = make_scheduler("ddpm").betas
+    assert difference(betas[:-1], golden["betas"][:-1]) < 1e-6
+    assert betas[-1] == pytest.approx(0.999) and golden["betas"][-1] == pytest.approx(0.9999)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_noising(golden, solver) -> None:
+    noisy = converted(solver).add_noise(golden["hidden_states"], golden["noise"], golden["timestep"])
+    assert difference(noisy, golden["noisy"]) < 1e-5
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_velocity(golden, solver) -> None:
+    found = converted(solver).get_velocity(golden["hidden_states"], golden["noise"], golden["timestep"])
+    assert difference(found, golden["velocity"]) < 1e-5
+
+
+@pytest.mark.parametrize("timestep, tolerance", [(299, 1e-5), (150, 1e-5), (1, 1e-3), (0, 1e-3)])
+def test_ddpm_steps(golden, monkeypatch, timestep, tolerance) -> None:
+    """The recorded noise takes the place of the drawn one."""
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: golden[f"ddpm_step{timestep}_noise"]
+    )
+    scheduler = converted("ddpm")
+    scheduler.set_timesteps(300)
+    step = scheduler.step(golden["velocity"], timestep, golden["noisy"])
+    assert difference(step.pred_original_sample, golden[f"ddpm_step{timestep}_x0"]) < tolerance
+    assert difference(step.prev_sample, golden[f"ddpm_step{timestep}_prev"]) < tolerance
+
 
 CPU = torch.device("cpu")
 STD = 0.5
@@ -56,8 +114,8 @@ def test_solvers_reach_a_known_gaussian(solver: str, steps: int, tolerance: floa
     assert abs(float(found.mean())) < 0.02
 
 
-def test_ddim_as_diffusers_has_it_is_wrong_where_the_steps_do_not_divide() -> None:
-    """The reason for our own step: if this fails, diffusers has mended it and `ddim_step` can go."""
+def test_ddim_of_diffusers_is_wrong_if_the_steps_do_not_divide_the_schedule() -> None:
+    """The reason for our own step: if this fails, diffusers has fixed it and `ddim_step` can be removed."""
     scheduler = make_scheduler("ddim")
     sample = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()
     scheduler.set_timesteps(200)
@@ -68,9 +126,9 @@ def test_ddim_as_diffusers_has_it_is_wrong_where_the_steps_do_not_divide() -> No
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
-def test_our_ddim_step_is_diffusers_where_that_one_is_right(eta: float, prediction_type: str) -> None:
-    from cardiodit.schedulers.ddim import ddim_step
-
+def test_our_ddim_step_equals_that_of_diffusers_if_the_steps_divide_the_schedule(
+    eta: float, prediction_type: str
+) -> None:
     scheduler = make_scheduler("ddim", prediction_type=prediction_type)
     scheduler.set_timesteps(20)
     sample, output = torch.randn(2, 8, 2, 4, 4, 2), torch.randn(2, 8, 2, 4, 4, 2)
@@ -116,6 +174,10 @@ def test_settings_survive_saving_and_changing(solver: str, tmp_path) -> None:
 def test_unknown_solvers_and_schedules() -> None:
     with pytest.raises(CardioDiTError, match="no solver 'heun'; choose one of ddpm, ddim"):
         make_scheduler("heun")
+    with pytest.raises(CardioDiTError, match="no solver 'hot' for a DDIMScheduler; choose one of ddpm, ddim"):
+        change_solver(DDIMScheduler(), "hot")
+    with pytest.raises(CardioDiTError, match="no solver 'ddim' for a NoiseAndImageScheduler; choose one of hot, euler"):
+        change_solver(NoiseAndImageScheduler(), "ddim")
     with pytest.raises(CardioDiTError, match="'linear'"):
         change_solver(DDIMScheduler(), "dpm++")
     with pytest.raises(CardioDiTError, match="FlowMatchEulerDiscreteScheduler"):

@@ -29,9 +29,8 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.phantom import write_chests
-from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps
-from cardiodit.latents.masks import read_mask
-from cardiodit.models.fingerprint import fingerprint_of
+from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps, read_mask
+from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.training import train_tgca
 from cardiodit.training.adapter_data import leave_out
 from cardiodit.training.adapter_model import Steered, halvings, new_adapter
@@ -128,7 +127,7 @@ def test_the_base_is_the_same_to_the_bit_and_the_pipeline_is_steered(
     late = pipe(mask, control_guidance_start=1.0, **settings)
     assert torch.equal(late.volumes, unsteered)
     assert late.records[0]["control_guidance_start"] == 1.0
-    with pytest.raises(CardioDiTError, match="7, which is no label"):
+    with pytest.raises(CardioDiTError, match="7, which is not a label"):
         pipe(np.full_like(mask, 7), **settings)
     with pytest.raises(CardioDiTError, match="32"):
         pipe(mask[:15], height=32, **settings)
@@ -346,7 +345,7 @@ def test_a_base_of_volumes_is_the_same_to_the_bit(tmp_path: Path, make_vae: Call
     VolDiTPipeline(vae, make_dit_3d(dropout=0.2), make_scheduler()).save_pretrained(tmp_path / "base")
     manifests = (tmp_path / "latents/training/manifest.csv", tmp_path / "latents/validation/manifest.csv")
     config = merged(TGCA, {"label_column": None, "conditions": {"labels": [[2, 5]]}})
-    with pytest.raises(CardioDiTError, match=r"which are no labels of the adapter: it knows 2, 5"):
+    with pytest.raises(CardioDiTError, match=r"which are not labels of the adapter: its labels are 2, 5"):
         train_tgca.main(arguments_of(tmp_path, "strict", config, manifests, "--base", str(tmp_path / "base")))
     config = merged(config, {"conditions": {"labels": None}})
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -396,7 +395,7 @@ def test_what_is_wrong_with_masks_is_listed(
 ) -> None:
     with pytest.raises(CardioDiTError, match=r"phantom-0000 has no organ(.|\n)*condition_keys"):
         train_an_adapter("a", conditions={"keys": ["organ"], "labels": [[1]]})
-    with pytest.raises(CardioDiTError, match=r"holds 3, which is no label"):
+    with pytest.raises(CardioDiTError, match=r"holds 3, which is not a label"):
         train_an_adapter("b", conditions={"keys": ["mask"], "labels": [[1, 2]]})
     vae = VQModel4D.from_pretrained(cohorts.vae)
     with pytest.raises(CardioDiTError, match=r"names no mask"):
@@ -421,7 +420,7 @@ def test_labels_that_are_not_listed_become_background_where_asked(
     train_an_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     only_cavities = {"keys": ["mask"], "labels": [[1, 3]]}
-    with pytest.raises(CardioDiTError, match=r"holds 2, which is no label(.|\n)*conditions.other_labels background"):
+    with pytest.raises(CardioDiTError, match=r"holds 2, which is not a label(.|\n)*conditions.other_labels background"):
         train_an_adapter("strict", conditions=only_cavities)
     run = train_an_adapter("lax", conditions={**only_cavities, "other_labels": "background"})
     pipe = CardioDiTControlPipeline.from_pretrained(run / "pipeline")

@@ -1,4 +1,4 @@
-"""`cardiodit convert`: the authors' checkpoints."""
+"""`cardiodit convert`: checkpoints of the published systems' authors."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "convert",
-        "Make a pipeline folder of the checkpoints that the authors of a published system released or trained.",
+        "Convert checkpoints that the authors of a published system released, or that their code trained, into a "
+        "pipeline folder.",
         "cardiodit convert cardiodit --help",
     )
     systems = parser.add_subparsers(title="systems", metavar="SYSTEM", required=True)
@@ -25,12 +26,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         "    --spacing 1 1 10 --frame_time 0.03 --output_dir my-model",
     )
     _add_stages(cardiodit)
-    cardiodit.add_argument("--frame_time", type=float, metavar="S", help="seconds between frames")
+    cardiodit.add_argument(
+        "--frame_time", type=float, metavar="S", help="seconds between frames of the training volumes"
+    )
     cardiodit.set_defaults(run=run_cardiodit)
+
     voldit = add_command(
         systems,
         "voldit",
-        "Convert a VolDiT VQ-GAN and transformer, and with --tgca_ckpt the adapter that steers it by masks.",
+        "Convert a VolDiT VQ-GAN and transformer, and with --tgca_ckpt also the adapter that steers it with masks.",
         "cardiodit convert voldit --stage1_ckpt vqgan/best_model.pth --stage1_cfg vqgan_ds8.yaml \\\n"
         "    --diff_ckpt dit/best_model.pth --diff_cfg dit_ds8_b4.yaml --scale_factor 1.3 \\\n"
         "    --tgca_ckpt tgca/best_model.pth --tgca_cfg tgca_ds8.yaml \\\n"
@@ -38,34 +42,37 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     _add_stages(voldit)
     voldit.add_argument("--tgca_ckpt", type=Path, help="checkpoint of the adapter (.pth)")
-    voldit.add_argument("--tgca_cfg", type=Path, help="its YAML")
+    voldit.add_argument("--tgca_cfg", type=Path, help="YAML of the adapter")
     voldit.set_defaults(run=run_voldit)
+
     prdit = add_command(
         systems,
         "prdit",
-        "Convert a PRDiT checkpoint of either stage; its config is usually inside.",
+        "Convert a PRDiT checkpoint of either stage; it usually contains its config.",
         "cardiodit convert prdit --ckpt 008000.pt --preset prdit-lidc-128 --output_dir my-model",
     )
     prdit.add_argument("--ckpt", type=Path, required=True, help="checkpoint (.pt)")
-    prdit.add_argument("--cfg", type=Path, help="YAML of its training, where the checkpoint does not hold it")
+    prdit.add_argument("--cfg", type=Path, help="YAML of its training, if the checkpoint does not contain it")
     prdit.add_argument(
         "--size",
         type=int,
         nargs=3,
         metavar=("H", "W", "D"),
-        help="voxels of the training volumes; default: what the config says",
+        help="size of the training volumes in voxels; default: as in the config",
     )
     prdit.add_argument(
         "--preset",
         choices=PRESETS,
-        help="how the training volumes were prepared; without it samples carry no units",
+        help="preprocessing of the training volumes; without it samples have no units",
     )
     _add_source_and_output(prdit)
     prdit.set_defaults(run=run_prdit)
+
     weights = add_command(
         systems,
         "weights",
-        "Make a safetensors file of a published network's torch file, for `cardiodit evaluate`; only tensors are read.",
+        "Convert the torch file of a published network to safetensors, for `cardiodit evaluate`; only tensors are "
+        "read.",
         "cardiodit convert weights resnet_50_23dataset.pth --repo TencentMedicalNet/MedicalNet-Resnet50 \\\n"
         "    --output medicalnet50.safetensors",
     )
@@ -76,15 +83,15 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_stages(parser: argparse.ArgumentParser) -> None:
-    for name, what in [
+    for name, text in [
         ("stage1_ckpt", "checkpoint of the VQ-GAN (.pth)"),
-        ("stage1_cfg", "its YAML, compact or expanded"),
+        ("stage1_cfg", "YAML of the VQ-GAN, compact or expanded"),
         ("diff_ckpt", "checkpoint of the transformer (.pth)"),
-        ("diff_cfg", "its YAML, compact or expanded"),
+        ("diff_cfg", "YAML of the transformer, compact or expanded"),
     ]:
-        parser.add_argument(f"--{name}", type=Path, required=True, help=what)
+        parser.add_argument(f"--{name}", type=Path, required=True, help=text)
     parser.add_argument(
-        "--scale_factor", type=float, help="1 / standard deviation of the latents; default: the one in diff_cfg"
+        "--scale_factor", type=float, help="1 / standard deviation of the latents; default: as in diff_cfg"
     )
     _add_source_and_output(parser)
 
@@ -97,69 +104,66 @@ def _add_source_and_output(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=3,
         metavar=("H", "W", "D"),
-        help="voxel size in mm; without it samples carry no space",
+        help="voxel size of the training volumes in mm; without it samples have no scanner coordinates",
     )
-    parser.add_argument("--raw_weights", action="store_true", help="take the raw weights instead of the EMA")
+    parser.add_argument("--raw_weights", action="store_true", help="use the raw weights instead of the EMA weights")
 
 
 def _add_repository(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--repo", metavar="ORG/NAME", help="on the Hub, whose files these are; without it, they lie on this machine"
+        "--repo", metavar="ORG/NAME", help="repository on the Hub that contains the files; default: they are local"
     )
-    parser.add_argument("--revision", help="of the repository: a branch, a tag or a commit")
+    parser.add_argument("--revision", help="branch, tag or commit of the repository")
 
 
 def run_cardiodit(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.cardiodit import convert_cardiodit
 
-    _tell(convert_cardiodit(**_common(arguments), frame_time=arguments.frame_time))
+    _print_next_step(convert_cardiodit(**_stages(arguments), frame_time=arguments.frame_time))
 
 
 def run_voldit(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.voldit import convert_voldit
 
-    adapter: dict[str, Any] = {name: _fetched(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
-    folder = convert_voldit(**_common(arguments), **adapter)
-    _tell(folder, "--masks masks.csv " if arguments.tgca_ckpt else "")
+    adapter: dict[str, Any] = {name: _fetch(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
+    folder = convert_voldit(**_stages(arguments), **adapter)
+    _print_next_step(folder, "--masks masks.csv " if arguments.tgca_ckpt else "")
 
 
 def run_prdit(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.prdit import convert_prdit
 
     folder = convert_prdit(
-        ckpt=_required(arguments, "ckpt"),
-        cfg=_fetched(arguments, "cfg"),
-        output_dir=arguments.output_dir,
+        ckpt=_fetch_required(arguments, "ckpt"),
+        cfg=_fetch(arguments, "cfg"),
         size=None if arguments.size is None else tuple(arguments.size),
         preset=arguments.preset,
-        spacing=_spacing(arguments),
-        ema=not arguments.raw_weights,
+        **_common(arguments),
     )
-    _tell(folder)
+    _print_next_step(folder)
 
 
 def run_weights(arguments: argparse.Namespace) -> None:
-    from cardiodit.convert.weights import convert_weights
+    from cardiodit.convert.checkpoint import convert_weights
 
-    print(f"Wrote {convert_weights(_required(arguments, 'checkpoint'), arguments.output)}.")
+    print(f"Wrote {convert_weights(_fetch_required(arguments, 'checkpoint'), arguments.output)}.")
+
+
+def _stages(arguments: argparse.Namespace) -> dict[str, Any]:
+    files = {name: _fetch(arguments, name) for name in ("stage1_ckpt", "stage1_cfg", "diff_ckpt", "diff_cfg")}
+    return {**files, **_common(arguments), "scale_factor": arguments.scale_factor}
 
 
 def _common(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
-        **{name: _fetched(arguments, name) for name in ("stage1_ckpt", "stage1_cfg", "diff_ckpt", "diff_cfg")},
         "output_dir": arguments.output_dir,
-        "scale_factor": arguments.scale_factor,
-        "spacing": _spacing(arguments),
+        "spacing": None if arguments.spacing is None else tuple(arguments.spacing),
         "ema": not arguments.raw_weights,
     }
 
 
-def _spacing(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
-    return None if arguments.spacing is None else tuple(arguments.spacing)
-
-
-def _fetched(arguments: argparse.Namespace, name: str) -> Path | None:
-    """A file that was named, downloaded where it lies on the Hub."""
+def _fetch(arguments: argparse.Namespace, name: str) -> Path | None:
+    """Return the file of an option, downloaded if it is on the Hub."""
     file = getattr(arguments, name)
     if file is None or arguments.repo is None:
         return file
@@ -168,11 +172,11 @@ def _fetched(arguments: argparse.Namespace, name: str) -> Path | None:
     return download(arguments.repo, file.as_posix(), arguments.revision)
 
 
-def _required(arguments: argparse.Namespace, name: str) -> Path:
-    file = _fetched(arguments, name)
+def _fetch_required(arguments: argparse.Namespace, name: str) -> Path:
+    file = _fetch(arguments, name)
     assert file is not None  # the parser requires it
     return file
 
 
-def _tell(folder: Path, masks: str = "") -> None:
+def _print_next_step(folder: Path, masks: str = "") -> None:
     print(f"Wrote {folder}. Try it: cardiodit sample {folder} {masks}--output_dir samples")

@@ -1,4 +1,4 @@
-"""`cardiodit encode`: from images to latents."""
+"""`cardiodit encode`: encode images into latents."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import PRESETS
 
-# One process may have all the work that is left; the others wait for it longer than torch's ten minutes.
-PATIENCE = timedelta(days=7)
+# One process may have all the remaining work; the others must wait for it longer than torch's ten minutes.
+TIMEOUT = timedelta(days=7)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "encode",
-        "Encode every image of a manifest with a VQ model, for the training of a transformer. Run again, it goes on "
-        "where it stopped and encodes only what changed. `accelerate launch -m cardiodit encode ...` shares the work "
-        "among several GPUs.",
+        "Encode every image of a manifest with a VQ model, to train a transformer on the latents. Running it again "
+        "resumes an interrupted run and encodes only what changed. `accelerate launch -m cardiodit encode ...` uses "
+        "several GPUs.",
         "cardiodit encode --ids cohort/training.csv cohort/validation.csv --vae runs/vqgan --output_dir latents \\\n"
         "    --depth 10 --condition_keys mask",
     )
@@ -32,29 +32,27 @@ def add(commands: argparse._SubParsersAction) -> None:
         required=True,
         nargs="+",
         metavar="CSV",
-        help="manifest of the images; of several, each gets a folder of its name in the output folder",
+        help="manifest of the images; with several manifests, each gets its own folder in the output folder",
     )
-    parser.add_argument("--vae", required=True, help="folder of the VQ model, a pipeline or a run; org/name on the Hub")
+    parser.add_argument("--vae", required=True, help="VQ model: a folder, a pipeline, a run, or org/name on the Hub")
     parser.add_argument(
-        "--output_dir", type=Path, required=True, help="folder for the latents; may hold those of an earlier run"
+        "--output_dir", type=Path, required=True, help="folder for the latents; may contain those of an earlier run"
     )
     parser.add_argument(
         "--condition_keys",
         nargs="+",
         default=(),
         metavar="COLUMN",
-        help="columns of the manifest that name masks, to be prepared as the images are and kept beside the latents, "
-        "for the training of an adapter; a cine's label every frame, and hearts get ACDC's order by the column "
-        "mask_order",
+        help="columns of the manifest with masks, which are preprocessed like the images and stored with the latents, "
+        "to train an adapter; cine masks must label every frame, and the column mask_order is used to relabel hearts "
+        "in ACDC's order",
     )
     parser.add_argument("--depth", type=int, help="slices to crop or pad to; default: as in the preprocessing")
-    parser.add_argument("--preset", choices=PRESETS, help="preprocessing; default: that of the VQ model's training")
-    parser.add_argument(
-        "--batch_size", type=int, default=1, help="slices at once; the result is the same (%(default)s)"
-    )
+    parser.add_argument("--preset", choices=PRESETS, help="preprocessing; default: that of the VQ model")
+    parser.add_argument("--batch_size", type=int, default=1, help="slices encoded together, for speed (%(default)s)")
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU for each process if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: one GPU per process if available")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the VQ model (%(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -66,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cardiodit.latents import encode_cohort
 
     folders = folders_of(arguments.ids, arguments.output_dir)
-    state = join_processes(arguments.device, timeout=PATIENCE)
+    state = join_processes(arguments.device, timeout=TIMEOUT)
     vae = open_vae(arguments.vae)
     for manifest, folder in zip(arguments.ids, folders, strict=True):
         counts = encode_cohort(
@@ -90,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def folders_of(manifests: Sequence[Path], output_dir: Path) -> list[Path]:
-    """Where the latents of each manifest go: into the output folder, or of several into folders of their names."""
+    """Return the folder for each manifest's latents: the output folder, or with several manifests folders inside it."""
     if len(manifests) == 1:
         return [output_dir]
     names = [manifest.stem for manifest in manifests]
@@ -99,6 +97,6 @@ def folders_of(manifests: Sequence[Path], output_dir: Path) -> list[Path]:
     if len(set(names)) < len(names):
         raise CardioDiTError(
             f"--ids {' '.join(map(str, manifests))}: neither the files nor their folders have different names, so the "
-            "latents would get into one folder. Encode them one by one."
+            "latents would be written to one folder. Encode them one by one."
         )
     return [output_dir / name for name in names]

@@ -1,4 +1,4 @@
-"""`cardiodit scale-factor`: measured on latents, kept with the VQ model."""
+"""`cardiodit scale-factor`: measure the scaling factor of latents and store it with the VQ model."""
 
 import argparse
 from pathlib import Path
@@ -11,13 +11,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "scale-factor",
-        "Measure 1 / standard deviation of the training latents and write it into the VQ model's config, where "
-        "training and sampling find it.",
+        "Measure 1 / standard deviation of the training latents and write it into the VQ model's config, from which "
+        "training and sampling read it.",
         "cardiodit scale-factor --latents latents/training/manifest.csv --vae runs/vqgan",
     )
-    parser.add_argument("--latents", type=Path, required=True, help="manifest that `cardiodit encode` wrote")
-    parser.add_argument("--vae", required=True, help="folder of the VQ model, a pipeline or a run")
-    parser.add_argument("--limit", type=int, metavar="N", help="read only N files, evenly spread; default: all")
+    parser.add_argument("--latents", type=Path, required=True, help="manifest written by `cardiodit encode`")
+    parser.add_argument("--vae", required=True, help="VQ model: a folder, a pipeline or a run")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only N evenly spread files; default: all")
     parser.set_defaults(run=run)
 
 
@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise CardioDiTError(f"--limit {arguments.limit}: must be at least 1.")
     if not Path(arguments.vae).is_dir():
         raise CardioDiTError(
-            f"There is no folder {arguments.vae}. The factor is written into a local folder; a model on the Hub must "
-            "be downloaded first."
+            f"There is no folder {arguments.vae}. The factor is written into a local folder, so "
+            "a model on the Hub must be downloaded first."
         )
     folder = folder_of(arguments.vae, "vae")
     vae = open_vae(folder)

@@ -1,8 +1,9 @@
-"""CardioDiT's published checkpoints → a pipeline folder. The parts serve VolDiT's 3D models as well."""
+"""Conversion of CardioDiT's published checkpoints into a pipeline folder, with the steps that all converters share."""
 
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -13,20 +14,19 @@ import torch
 from cardiodit import __version__
 from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.hashing import sha256_of
-from cardiodit.convert.authors_config import (
+from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
+from cardiodit.convert.upstream_config import (
     DiTConfig,
     DiTParams,
     VQGANConfig,
     read_dit_config,
     read_vqgan_config,
 )
-from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
 from cardiodit.errors import CardioDiTError
 from cardiodit.models import DiT4DTransformerModel, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
-from cardiodit.models.positions import sincos_positions
-from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.models.transformer_dit import DiTTransformerModel, sincos_positions
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
 
@@ -34,11 +34,12 @@ Autoencoder = TypeVar("Autoencoder", bound=VQModel)
 Model = TypeVar("Model", bound=torch.nn.Module)
 Transformer = TypeVar("Transformer", bound=DiTTransformerModel)
 
-# Our modules, as patterns, and what the authors call them.
+# The authors' names of our modules, which are given as patterns.
 QUANTIZER_NAMES = {
     "quantizer.weight": "quantizer.quantizer.embedding.weight",
     "quantizer.ema_sums": "quantizer.quantizer.ema_w",
     "quantizer.ema_counts": "quantizer.quantizer.ema_cluster_size",
+    "quantizer.num_updates": None,
 }
 TRANSFORMER_NAMES = {
     r"patch_embed": r"x_embedder.proj",
@@ -56,6 +57,10 @@ TRANSFORMER_NAMES = {
 QKV = re.compile(r"\.attn\.to_([qkv])\.")
 POSITIONS = "pos_embed"
 LABELS = "y_embedder.embedding_table.weight"  # VolDiT has the table even without labels
+NO_SPACING = "No voxel spacing was given (mm): volumes sampled from this model will have no scanner coordinates."
+
+# From the models of both stages and the transformer's config: a pipeline, and the checkpoints of its other parts.
+Assemble = Callable[[Any, Any, Any, DiTConfig], tuple[Any, dict[str, Checkpoint]]]
 
 
 def convert_cardiodit(
@@ -69,46 +74,75 @@ def convert_cardiodit(
     frame_time: float | None = None,
     ema: bool = True,
 ) -> Path:
-    """Writes a `CardioDiTPipeline` folder from the authors' two checkpoints and configs.
+    """Write a `CardioDiTPipeline` folder from the authors' two checkpoints and configs.
 
     Args:
-        stage1_ckpt, stage1_cfg: the VQ-GAN's checkpoint and YAML.
-        diff_ckpt, diff_cfg: the transformer's checkpoint and YAML.
-        output_dir: a new or empty folder; written as a whole or not at all.
-        scale_factor: what latents were multiplied by in training; read from `diff_cfg` where it is not given.
-        spacing: voxel size in mm along H, W, D of the training volumes, if known.
+        stage1_ckpt, stage1_cfg: checkpoint and YAML of the VQ-GAN.
+        diff_ckpt, diff_cfg: checkpoint and YAML of the transformer.
+        output_dir: new or empty folder, which is written completely or not at all.
+        scale_factor: factor by which latents were multiplied in training; default: that in `diff_cfg`.
+        spacing: voxel size of the training volumes in mm along H, W, D, if known.
         frame_time: seconds between their frames, if known.
-        ema: take the EMA weights of the transformer where the checkpoint holds them.
+        ema: use the EMA weights of the transformer if the checkpoint contains them.
     """
-    vq_config, dit_config = read_vqgan_config(stage1_cfg), read_dit_config(diff_cfg)
-    check_stages_agree(vq_config, dit_config)
-    check_geometry(spacing, frame_time)
+    return convert_stages(
+        stage1=(stage1_ckpt, stage1_cfg, VQModel4D),
+        stage2=(diff_ckpt, diff_cfg, DiT4DTransformerModel),
+        assemble=lambda vae, transformer, scheduler, _: (CardioDiTPipeline(vae, transformer, scheduler), {}),
+        output_dir=output_dir,
+        scale_factor=scale_factor,
+        ema=ema,
+        geometry={"spacing": spacing, "frame_time": frame_time},
+    )
+
+
+def convert_stages(
+    stage1: tuple[str | PathLike, str | PathLike, type[VQModel]],
+    stage2: tuple[str | PathLike, str | PathLike, type[DiTTransformerModel]],
+    assemble: Assemble,
+    output_dir: str | PathLike,
+    scale_factor: float | None,
+    ema: bool,
+    geometry: dict[str, Any],
+    **vae_config: Any,
+) -> Path:
+    """Write a pipeline folder from a VQ-GAN and a transformer; `assemble` makes the pipeline from the models.
+
+    Each stage is given as checkpoint, YAML and class. `geometry` holds the VQ model's `spacing` and `frame_time`,
+    `vae_config` further keys of its config that the authors' files do not contain.
+    """
+    vq_config, dit_config = read_vqgan_config(stage1[1]), read_dit_config(stage2[1])
+    if vq_config.params.embedding_dim != dit_config.params.in_channels:
+        raise CardioDiTError(
+            f"The stages do not fit together: {vq_config.file} makes latents of {vq_config.params.embedding_dim} "
+            f"channels (embedding_dim), {dit_config.file} takes {dit_config.params.in_channels} (in_channels)."
+        )
+    check_geometry(**geometry)
     scaling_factor = choose_scale_factor(scale_factor, dit_config)
     with new_folder(Path(output_dir)) as folder:
-        stage1, stage2 = read_checkpoint(stage1_ckpt), read_checkpoint(diff_ckpt)
-        geometry: dict[str, Any] = {"spacing": spacing, "frame_time": frame_time}
-        pipeline = CardioDiTPipeline(
-            build_vq_model(stage1, vq_config, VQModel4D, scaling_factor=scaling_factor, **geometry),
-            build_transformer(stage2, dit_config, DiT4DTransformerModel, ema),
-            build_scheduler(dit_config),
+        vq_checkpoint, dit_checkpoint = read_checkpoint(stage1[0]), read_checkpoint(stage2[0])
+        vae = build_vq_model(
+            vq_checkpoint, vq_config, stage1[2], scaling_factor=scaling_factor, **geometry, **vae_config
         )
+        transformer = build_transformer(dit_checkpoint, dit_config, stage2[2], ema)
+        pipeline, other_checkpoints = assemble(vae, transformer, build_scheduler(dit_config), dit_config)
         pipeline.save_pretrained(folder)
-        discriminator = build_discriminator(stage1, vq_config)
+        discriminator = build_discriminator(vq_checkpoint, vq_config)
         if discriminator is not None:
             discriminator.save_pretrained(folder / "discriminator")
-        write_record(folder, stage2, ema, stage1)
-    if spacing is None:
-        print("No voxel spacing was given (mm): the volumes of this model carry no scanner space.")
+        write_record(folder, dit_checkpoint, ema, vq_checkpoint, **other_checkpoints)
+    if geometry["spacing"] is None:
+        print(NO_SPACING)
     return Path(output_dir)
 
 
 def load_vq_model(ckpt: str | PathLike, cfg: str | PathLike, kind: type[Autoencoder] = VQModel4D) -> Autoencoder:
-    """The VQ model of the authors' stage 1 checkpoint; `kind` is `VQModel3D` for VolDiT."""
+    """Load the VQ model of the authors' stage 1 checkpoint; `kind` is `VQModel3D` for VolDiT."""
     return build_vq_model(read_checkpoint(ckpt), read_vqgan_config(cfg), kind)
 
 
 def load_discriminator(ckpt: str | PathLike, cfg: str | PathLike) -> PatchDiscriminator | None:
-    """The discriminator of the authors' stage 1 checkpoint, or None where it holds none."""
+    """Load the discriminator of the authors' stage 1 checkpoint; None if it contains none."""
     return build_discriminator(read_checkpoint(ckpt), read_vqgan_config(cfg))
 
 
@@ -118,12 +152,12 @@ def load_transformer(
     ema: bool = True,
     kind: type[Transformer] = DiT4DTransformerModel,
 ) -> Transformer:
-    """The transformer of the authors' stage 2 checkpoint, with its EMA weights where it holds them."""
+    """Load the transformer of the authors' stage 2 checkpoint, with its EMA weights if it contains them."""
     return build_transformer(read_checkpoint(ckpt), read_dit_config(cfg), kind, ema)
 
 
 def build_vq_model(checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoencoder], **extra: Any) -> Autoencoder:
-    """`extra`: what the authors' files do not know, such as `scaling_factor` and `spacing`."""
+    """Build a VQ model; `extra` holds config keys that the authors' files lack, such as `scaling_factor`."""
     params = config.params
     model = construct(
         kind,
@@ -147,13 +181,10 @@ def build_vq_model(checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoe
         codebook_sync=False,
         **extra,
     )
-    ours = model.state_dict()
-    ours["quantizer.num_updates"].fill_(1)  # trained: its codes are not to be drawn from data again
-    names = {name: QUANTIZER_NAMES.get(name, name) for name in ours if name != "quantizer.num_updates"}
-    weights = checkpoint.weights()
-    check_names({names[name]: ours[name].shape for name in names}, weights, checkpoint, config.file)
-    model.load_state_dict({**ours, **{name: weights[theirs] for name, theirs in names.items()}})
-    return model.eval()
+    model.quantizer.num_updates.fill_(1)  # trained codes must not be initialised from data again
+    return load_weights(
+        model, checkpoint.weights(), lambda name: QUANTIZER_NAMES.get(name, name), checkpoint, config.file
+    )
 
 
 def build_discriminator(checkpoint: Checkpoint, config: VQGANConfig) -> PatchDiscriminator | None:
@@ -165,10 +196,7 @@ def build_discriminator(checkpoint: Checkpoint, config: VQGANConfig) -> PatchDis
             "describes it. Use the config that the checkpoint was trained with."
         )
     model = construct(PatchDiscriminator, config.file, **asdict(config.discriminator))
-    weights = checkpoint.tensors("discriminator")
-    check_names({name: value.shape for name, value in model.state_dict().items()}, weights, checkpoint, config.file)
-    model.load_state_dict(weights)
-    return model.eval()
+    return load_weights(model, checkpoint.tensors("discriminator"), str, checkpoint, config.file)
 
 
 def build_transformer(
@@ -179,7 +207,7 @@ def build_transformer(
     if len(params.input_size) != axes:
         raise CardioDiTError(
             f"{config.file}: input_size has {len(params.input_size)} numbers, but a model with {axes} "
-            "axes is converted here."
+            "axes was expected."
         )
     optional: dict[str, Any] = {"prediction_type": config.scheduler.prediction_type}
     if params.dropout is not None:
@@ -199,17 +227,15 @@ def build_transformer(
         learn_sigma=params.learn_sigma,
         **optional,
     )
-    weights = normalised(checkpoint.weights(ema), params)
-    expected = {transformer_name(ours): fused_shape(ours, value) for ours, value in model.state_dict().items()}
-    expected[POSITIONS] = torch.Size((1, math.prod(model.grid_of(params.input_size)), params.hidden_size))
-    check_names(expected, weights, checkpoint, config.file)
-    check_positions(weights[POSITIONS], model.grid_of(params.input_size), checkpoint)
-    model.load_state_dict({ours: part_of(ours, weights[transformer_name(ours)]) for ours in model.state_dict()})
-    return model.eval()
+    weights, grid = normalised(checkpoint.weights(ema), params), model.grid_of(params.input_size)
+    positions = {POSITIONS: torch.Size((1, math.prod(grid), params.hidden_size))}
+    model = load_weights(model, weights, transformer_name, checkpoint, config.file, positions)
+    check_positions(weights[POSITIONS], grid, checkpoint)
+    return model
 
 
 def construct(kind: type[Model], config: str, **arguments: Any) -> Model:
-    """A model from a config; numbers and names that only the layers themselves can judge are errors here."""
+    """Create a model from a config, and raise readable errors for values that its layers reject."""
     try:
         return kind(**arguments)
     except CardioDiTError:
@@ -220,7 +246,7 @@ def construct(kind: type[Model], config: str, **arguments: Any) -> Model:
 
 
 def build_scheduler(config: DiTConfig) -> Any:
-    """The published noise schedule to the last digit, sampled by our default solver."""
+    """Create our default solver with the exact noise schedule of the published models."""
     steps = config.scheduler.num_train_timesteps
     return make_scheduler(
         solver="dpm++",
@@ -233,8 +259,34 @@ def build_scheduler(config: DiTConfig) -> Any:
 # --- Names and shapes ---
 
 
+def load_weights(
+    model: Model,
+    weights: Weights,
+    author_name: Callable[[str], str | None],
+    checkpoint: Checkpoint,
+    config: str,
+    extra: dict[str, torch.Size] | None = None,
+) -> Model:
+    """Load the authors' weights into a model, and return it in eval mode; none may be missing or unexpected.
+
+    Args:
+        model: model to load.
+        weights: weights of the checkpoint.
+        author_name: the authors' name for each of our weights; None for those that the checkpoint does not contain.
+        checkpoint: the checkpoint, for error messages.
+        config: file name of the config, for error messages.
+        extra: shapes of further weights that the checkpoint contains, by the authors' names.
+    """
+    ours = model.state_dict()
+    names = {name: theirs for name in ours if (theirs := author_name(name)) is not None}
+    expected = {theirs: fused_shape(name, ours[name]) for name, theirs in names.items()}
+    check_names({**expected, **(extra or {})}, weights, checkpoint, config)
+    model.load_state_dict({**ours, **{name: part_of(name, weights[theirs]) for name, theirs in names.items()}})
+    return model.eval()
+
+
 def transformer_name(ours: str, names: dict[str, str] = TRANSFORMER_NAMES) -> str:
-    """What the authors call a weight of ours; their qkv stands for three of ours."""
+    """Return the authors' name of one of our weights; their qkv corresponds to three of ours."""
     module, _, leaf = ours.rpartition(".")
     for pattern, theirs in names.items():
         if match := re.fullmatch(pattern, module):
@@ -243,17 +295,18 @@ def transformer_name(ours: str, names: dict[str, str] = TRANSFORMER_NAMES) -> st
 
 
 def fused_shape(ours: str, value: torch.Tensor) -> torch.Size:
+    """Return the shape of the authors' weight that corresponds to one of ours."""
     return torch.Size((3 * value.shape[0], *value.shape[1:])) if QKV.search(ours) else value.shape
 
 
 def part_of(ours: str, theirs: torch.Tensor) -> torch.Tensor:
-    """A third of the authors' fused qkv where ours is one of the three; otherwise the whole."""
+    """Return the third of the authors' fused qkv that corresponds to our weight; any other weight as a whole."""
     match = QKV.search(ours)
     return theirs.chunk(3)["qkv".index(match[1])] if match else theirs
 
 
 def normalised(weights: Weights, params: DiTParams) -> Weights:
-    """VolDiT's convolutional patch embedding as the linear layer it is, and no label table without labels."""
+    """Convert VolDiT's convolutional patch embedding into a linear layer, and drop an unused label table."""
     weights = dict(weights)
     if params.num_classes == 0 and len(weights.get(LABELS, ())) == (params.class_dropout_prob > 0):
         weights.pop(LABELS, None)
@@ -264,24 +317,17 @@ def normalised(weights: Weights, params: DiTParams) -> Weights:
 
 
 def check_names(expected: dict[str, torch.Size], weights: Weights, checkpoint: Checkpoint, config: str) -> None:
-    """Every weight is there, none is left over, all have the shape that the config says."""
-    missing = [name for name in expected if name not in weights]
-    strangers = [name for name in weights if name not in expected]
-    reshaped = [
-        f"{name} {list(weights[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    problems = [
-        f"{label}: {some(names)}"
-        for label, names in [
-            ("missing", missing),
-            ("not expected", strangers),
-            ("of another shape", reshaped),
-        ]
-        if names
-    ]
-    if problems:
+    """Raise if a weight is missing, unexpected or of another shape than the config describes."""
+    found = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "wrong shape": [
+            f"{name} {list(weights[name].shape)} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in weights and weights[name].shape != shape
+        ],
+    }
+    if problems := [f"{label}: {some(names)}" for label, names in found.items() if names]:
         raise CardioDiTError(
             f"The weights in {checkpoint.file} are not those of the model that {config} describes. "
             f"{'; '.join(problems)}. Use the config that the checkpoint was trained with."
@@ -289,7 +335,7 @@ def check_names(expected: dict[str, torch.Size], weights: Weights, checkpoint: C
 
 
 def check_positions(table: torch.Tensor, grid: tuple[int, ...], checkpoint: Checkpoint) -> None:
-    """Positions are computed here, not stored; a checkpoint with other ones would give nonsense."""
+    """Raise if the stored positions differ from those that our models compute."""
     difference = (table[0].float() - sincos_positions(grid, table.shape[-1])).abs().max()
     if not difference <= 1e-4:
         raise CardioDiTError(
@@ -299,35 +345,28 @@ def check_positions(table: torch.Tensor, grid: tuple[int, ...], checkpoint: Chec
         )
 
 
-# --- What the two stages and the user say ---
+# --- Settings of the user ---
 
 
-def check_stages_agree(vq: VQGANConfig, dit: DiTConfig) -> None:
-    if vq.params.embedding_dim != dit.params.in_channels:
-        raise CardioDiTError(
-            f"The stages do not fit together: {vq.file} makes latents of {vq.params.embedding_dim} channels "
-            f"(embedding_dim), {dit.file} takes {dit.params.in_channels} (in_channels)."
-        )
-
-
-def choose_scale_factor(flag: float | None, config: DiTConfig) -> float:
-    """The flag, else the config's; without either the samples would be noise."""
-    said = config.training.scale_factor
-    value = said if flag is None else flag
+def choose_scale_factor(given: float | None, config: DiTConfig) -> float:
+    """Return the scale factor that was given, or else the config's."""
+    configured = config.training.scale_factor
+    value = configured if given is None else given
     if value is None:
         raise CardioDiTError(
-            f"{config.file} does not hold the scale factor, so it must be given (--scale_factor): the "
-            "number that latents were multiplied by when the transformer was trained, 1 / their standard "
-            "deviation. It is in the training's log or command; with a wrong one the samples are noise."
+            f"{config.file} does not hold the scale factor, so it must be given (--scale_factor): the number by which "
+            "latents were multiplied when the transformer was trained, 1 / their standard deviation. It is in the log "
+            "or the command of the training; with a wrong factor the samples are noise."
         )
     if not math.isfinite(value) or value <= 0:
         raise CardioDiTError(f"The scale factor must be a finite number above 0, found {value}.")
-    if flag is not None and said is not None and flag != said:
-        print(f"Using the scale factor {flag} that was given, not {said} from {config.file}.")
+    if None not in (given, configured) and given != configured:
+        print(f"Using the given scale factor {given}, not {configured} from {config.file}.")
     return value
 
 
-def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float | None) -> None:
+def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float | None = None) -> None:
+    """Raise if the spacing is not in positive mm or the frame time is not in plausible seconds."""
     if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)):
         raise CardioDiTError(f"The spacing must be three positive numbers, mm along H, W and D, found {list(spacing)}.")
     if frame_time is None:
@@ -336,8 +375,8 @@ def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float
         raise CardioDiTError(f"The frame time must be a positive number of seconds, found {frame_time}.")
     if frame_time > 1:
         raise CardioDiTError(
-            f"A frame time of {frame_time} s is longer than a heart beat; it is meant in seconds. "
-            f"If those were milliseconds, give {frame_time / 1000:g}."
+            f"A frame time of {frame_time} s is longer than a heart beat. It must be in seconds: for {frame_time} ms, "
+            f"give {frame_time / 1000:g}."
         )
 
 
@@ -347,7 +386,7 @@ def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float
 def write_record(
     folder: Path, transformer: Checkpoint, ema: bool, stage1: Checkpoint | None = None, **more: Checkpoint
 ) -> None:
-    """`conversion.json`: where the weights come from. Base names only, since paths may name people."""
+    """Write `conversion.json` with the origin of the weights; only base names, because paths can identify people."""
     record = {
         "cardiodit_version": __version__,
         **({} if stage1 is None else {"stage1": _origin(stage1)}),

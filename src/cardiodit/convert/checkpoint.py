@@ -1,4 +1,4 @@
-"""The authors' training checkpoints (`.pth`), read without running anything that is pickled inside."""
+"""Reading of torch checkpoints (`.pth`) without running pickled code, and their conversion to safetensors."""
 
 import pickle
 import zipfile
@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
 
 Weights = dict[str, torch.Tensor]
 
-# A NumPy number, such as a best loss, is plain data. NumPy 1 and 2 name the function that builds it apart.
+SUFFIX = ".safetensors"
+CONVERTED_FROM = "converted_from_sha256"  # metadata key of a converted file
+STATE_DICT_ENTRIES = ("state_dict", "model_state_dict", "model")  # where checkpoints keep their weights
+
+# NumPy numbers, such as a best loss, are plain data. NumPy 1 and 2 use different names for their constructor.
 NUMPY_NUMBERS: list[Any] = [
     *[(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
     *[
@@ -26,10 +33,9 @@ NUMPY_NUMBERS: list[Any] = [
 
 
 class StandIn:
-    """In the place of a pickled object that safe loading does not know: a dictionary of what the object held.
+    """Replacement for a pickled object that safe loading rejects: a dictionary with its items and attributes.
 
-    Its own class is neither looked up nor imported, so nothing of it runs. Its items are the dictionary's, its
-    attributes are the dictionary's attributes.
+    The object's class is neither looked up nor imported, so none of its code runs.
     """
 
     def __new__(cls, *_: Any) -> OrderedDict:  # type: ignore[misc]
@@ -38,39 +44,47 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The entries of a checkpoint, and the file they came from.
+    """The entries of a checkpoint file.
 
     Args:
-        path: of the file.
-        entries: what it holds.
-        strangers: classes and functions in it, by name, that were not looked up; `StandIn` is in their place.
+        path: the file.
+        entries: its content by name.
+        replaced: names of the classes and functions in it that were replaced by `StandIn`.
     """
 
     path: Path
     entries: dict[str, Any]
-    strangers: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
         return self.path.name
 
+    @property
+    def has_ema(self) -> bool:
+        return self.entries.get("ema") is not None
+
+    @property
+    def epoch(self) -> int | None:
+        epoch = self.entries.get("epoch")
+        return int(epoch) if isinstance(epoch, (int, np.integer)) else None
+
     def weights(self, ema: bool = False) -> Weights:
-        """The `model` entry; with `ema`, every weight of the EMA laid over it where there is one."""
+        """Return the `model` entry; with `ema`, weights of the EMA replace those of the model."""
         model = self.tensors("model")
         average = self.entries.get("ema") if ema else None
         if average is None:
             return model
-        shadow = self._average(average)
-        strangers = sorted(set(shadow) - set(model))
-        if strangers:
+        shadow = self._ema_weights(average)
+        if unexpected := sorted(set(shadow) - set(model)):
             raise CardioDiTError(
-                f"{self.file}: the EMA holds weights that the model does not have: {some(strangers)}. "
+                f"{self.file}: the EMA holds weights that the model does not have: {some(unexpected)}. "
                 "They come from different models."
             )
         return {**model, **shadow}
 
-    def _average(self, average: Any) -> Weights:
-        """Of the entry `ema`: those under `shadow`, which may be some, or else the entry itself, which has them all."""
+    def _ema_weights(self, average: Any) -> Weights:
+        """Return the EMA's weights: those under `shadow`, which may be incomplete, or a complete state dict."""
         if isinstance(average, dict) and isinstance(average.get("shadow"), dict):
             return self._tensors("ema.shadow", average["shadow"])
         if not is_table_of_tensors(average):
@@ -87,70 +101,79 @@ class Checkpoint:
         return weights
 
     def tensors(self, entry: str) -> Weights:
-        """The named tensors of an entry, without the prefixes that DDP and torch.compile put before names."""
+        """Return the tensors of an entry by name, without the prefixes of DDP and torch.compile."""
         if entry not in self.entries:
             raise CardioDiTError(
                 f"{self.file} has no entry '{entry}'; it holds {some(list(self.entries)) or 'nothing'}. "
-                "A training checkpoint of the authors, such as best_model.pth, was expected."
+                "Expected a training checkpoint of the authors, such as best_model.pth."
             )
         return self._tensors(entry, self.entries[entry])
 
     def _tensors(self, entry: str, values: Any) -> Weights:
         if values != {} and not is_table_of_tensors(values):
             raise CardioDiTError(f"{self.file}: the entry '{entry}' is not a table of tensors (a state dict).")
-        return {_plain_name(str(name)): value for name, value in values.items()}
-
-    @property
-    def has_ema(self) -> bool:
-        return self.entries.get("ema") is not None
-
-    @property
-    def epoch(self) -> int | None:
-        epoch = self.entries.get("epoch")
-        return int(epoch) if isinstance(epoch, (int, np.integer)) else None
+        return {_without_prefixes(str(name)): value for name, value in values.items()}
 
 
 def is_table_of_tensors(values: Any) -> bool:
-    """Whether this is a state dict, and not an empty one."""
+    """Return whether this is a non-empty state dict."""
     return isinstance(values, dict) and bool(values) and all(torch.is_tensor(value) for value in values.values())
 
 
 def read_checkpoint(path: str | PathLike, stand_ins: bool = False) -> Checkpoint:
-    """Opens a checkpoint; its tensors stay in the file until they are used, where the format allows.
+    """Open a checkpoint; if the format allows, its tensors stay in the file until they are used.
 
     Args:
-        path: of the file.
-        stand_ins: put `StandIn` in the place of objects that safe loading refuses, such as a config's, so that the
-            tensors beside them can be read.
+        path: checkpoint file.
+        stand_ins: replace objects that safe loading rejects, such as a config's, by `StandIn`, so that the tensors can
+            be read.
     """
     path = Path(path)
     is_zip = _check_file(path)
     try:
-        strangers = _strangers(path) if stand_ins and is_zip else ()
-        with torch.serialization.safe_globals([*NUMPY_NUMBERS, *((StandIn, name) for name in strangers)]):
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if stand_ins and is_zip else []
+        replaced = tuple(sorted(unsafe))
+        with torch.serialization.safe_globals([*NUMPY_NUMBERS, *((StandIn, name) for name in replaced)]):
             entries = torch.load(path, weights_only=True, map_location="cpu", mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise _explain_refusal(path, error) from error
-    except Exception as error:  # damaged bytes make torch fail in any way
+    except Exception as error:  # torch raises all kinds of errors on damaged files
         raise _damaged(path, str(error).splitlines()[0] if str(error) else "it ends too early") from error
     if not isinstance(entries, dict):
         raise CardioDiTError(f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint.")
-    return Checkpoint(path, entries, strangers)
+    return Checkpoint(path, entries, replaced)
 
 
-def _strangers(path: Path) -> tuple[str, ...]:
-    """Classes and functions in the file that safe loading does not know, found without loading it."""
-    with torch.serialization.safe_globals(NUMPY_NUMBERS):
-        return tuple(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
+def convert_weights(checkpoint: Path, output: Path) -> Path:
+    """Write the named tensors of a torch file (.pth, .pt) to a safetensors file under the same names.
+
+    Args:
+        checkpoint: torch file, of which only tensors are read.
+        output: new file that ends in .safetensors.
+    """
+    if output.suffix != SUFFIX:
+        raise CardioDiTError(f"The output {output} must be a file that ends in {SUFFIX}.")
+    if output.exists():
+        raise CardioDiTError(f"{output} exists already and is not replaced. Choose another name, or remove it.")
+    entries = read_checkpoint(checkpoint).entries
+    entries = next((entries[name] for name in STATE_DICT_ENTRIES if isinstance(entries.get(name), dict)), entries)
+    if not is_table_of_tensors(entries):
+        raise CardioDiTError(f"{checkpoint.name} is not a table of named tensors (a state dict).")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {str(name): value.clone().contiguous() for name, value in entries.items()}  # without shared memory
+    with atomic_file(output) as temporary:
+        save_file(tensors, temporary, {CONVERTED_FROM: sha256_of(checkpoint)})
+    return output
 
 
 def some(names: list[Any], limit: int = 12) -> str:
-    """Names for an error: the first ones, and how many more there are."""
+    """Return the first names, and the number of further ones, for an error message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, names[:limit])) + more
 
 
-def _plain_name(name: str) -> str:
+def _without_prefixes(name: str) -> str:
     name = name.replace("_orig_mod.", "")
     while name.startswith("module."):
         name = name.removeprefix("module.")
@@ -158,7 +181,7 @@ def _plain_name(name: str) -> str:
 
 
 def _check_file(path: Path) -> bool:
-    """Whether the file is of torch's current format, a zip archive; its checksums are verified here."""
+    """Return whether the file has torch's current format, a zip archive, after verifying its checksums."""
     try:
         with path.open("rb") as file:
             starts_as_zip = file.read(2) == b"PK"
@@ -184,10 +207,10 @@ def _damaged(path: Path, why: str) -> CardioDiTError:
 
 
 def _explain_refusal(path: Path, error: pickle.UnpicklingError) -> CardioDiTError:
-    """Safe loading fails on foreign objects, but also on bytes that are no pickle at all."""
+    """Tell unsafe objects from bytes that are not a pickle at all, as safe loading rejects both."""
     text = str(error)
     if "GLOBAL" not in text and "Unsupported class" not in text and "Can only" not in text:
-        return _damaged(path, "it is no pickle of tensors")
+        return _damaged(path, "it is not a pickle of tensors")
     objects = text.partition("GLOBAL ")[2].split(" ")[0] or "of an unknown class"
     return CardioDiTError(
         f"{path.name} contains arbitrary pickled objects ({objects}), which could run any code when loaded, "

@@ -1,30 +1,43 @@
-"""PRDiT's published checkpoints → a pipeline folder."""
+"""Conversion of PRDiT's published checkpoints into a pipeline folder.
+
+Configs are read from the checkpoints or from YAML, in whatever layout the authors used.
+"""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from cardiodit._util.atomic_io import new_folder
+from cardiodit._util.typed_yaml import read_yaml
 from cardiodit.convert.cardiodit import (
+    NO_SPACING,
+    TRANSFORMER_NAMES,
     check_geometry,
-    check_names,
     construct,
-    fused_shape,
-    part_of,
+    load_weights,
     transformer_name,
     write_record,
 )
 from cardiodit.convert.checkpoint import Checkpoint, Weights, is_table_of_tensors, read_checkpoint, some
-from cardiodit.convert.prdit_config import NAME, SIZES, PRDiTConfig, Size, read_prdit_config, understand
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 from cardiodit.models.transformer_prdit import TILE, PRDiTTransformerModel
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
 from cardiodit.schedulers.prdit_scheduler import NoiseAndImageScheduler
 
-# Our modules, as patterns, and what the authors call them.
+Size = tuple[int, int, int]
+KeyPath = tuple[str, ...]
+
+# Hidden width and heads by the size in a model's name, PRDiT-{size}/{patch}/{depth}.
+SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (1152, 16)}
+NAME = re.compile(rf"PRDiT-({'|'.join(SIZES)})/(\d+)/(\d+)")
+MODEL_KEYS = ("model", "model_name", "arch", "architecture")
+VOLUME_KEYS = ("image_size", "img_size", "input_size", "sample_size", "volume_size", "resolution")
+
+# The authors' names of our modules, which are given as patterns.
 NAMES = {
     r"time_embed": r"t_embedder.mlp.0",
     r"local_time": r"t_embedder.coarse_head",
@@ -36,13 +49,11 @@ NAMES = {
     r"local\.mlp_(\d)\.out": r"coarse.mlp_denoise.mlp\1.fc2",
     r"local\.proj_out": r"coarse.mlp_denoise.linear_final",
     r"patch_embed\.(\w+)": r"fine.patch_embedder.\1",
-    r"transformer_blocks\.(\d+)\.attn\.to_[qkv]": r"fine.blocks.\1.attn.qkv",
-    r"transformer_blocks\.(\d+)\.attn\.to_out\.0": r"fine.blocks.\1.attn.proj",
-    r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj": r"fine.blocks.\1.mlp.fc1",
-    r"transformer_blocks\.(\d+)\.ff\.net\.2": r"fine.blocks.\1.mlp.fc2",
-    r"transformer_blocks\.(\d+)\.modulation": r"fine.blocks.\1.adaLN_modulation.1",
-    r"modulation_out": r"fine.final_layer.adaLN_modulation.1",
-    r"proj_out": r"fine.final_layer.linear",
+    **{
+        pattern: f"fine.{name}"
+        for pattern, name in TRANSFORMER_NAMES.items()
+        if pattern.startswith("transformer_blocks") or pattern in ("modulation_out", "proj_out")
+    },
 }
 TIME, HEAD, EMBED = (
     "t_embedder.mlp.0.weight",
@@ -52,9 +63,41 @@ TIME, HEAD, EMBED = (
 BLOCK = re.compile(r"fine\.blocks\.(\d+)\.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PRDiTConfig:
+    """The values that a config contains; None for those that it does not.
+
+    Args:
+        source: name of the config in error messages.
+        name: name of the model, PRDiT-{size}/{patch}/{depth}.
+        size: voxels along the axes of the training volumes.
+        num_heads, in_channels, out_channels: attention heads and channels of the network.
+    """
+
+    source: str
+    name: str | None = None
+    size: Size | None = None
+    num_heads: int | None = None
+    in_channels: int | None = None
+    out_channels: int | None = None
+
+    def merged(self, other: "PRDiTConfig") -> "PRDiTConfig":
+        """Return the values of both configs, or raise if they contradict each other."""
+        values: dict[str, Any] = {"source": f"{self.source} and {other.source}"}
+        for field in fields(self):
+            own, others = getattr(self, field.name), getattr(other, field.name)
+            if field.name != "source" and None not in (own, others) and own != others:
+                raise CardioDiTError(
+                    f"{self.source} says {field.name} {own}, but {other.source} says {others}. "
+                    "Give the YAML of this training, or none (no --cfg)."
+                )
+            values.setdefault(field.name, others if own is None else own)
+        return PRDiTConfig(**values)
+
+
 @dataclass(frozen=True)
 class Widths:
-    """What the shapes of weights tell of their model."""
+    """Settings of a model that follow from the shapes of its weights."""
 
     hidden_size: int
     patch_size: int
@@ -72,23 +115,26 @@ def convert_prdit(
     spacing: tuple[float, float, float] | None = None,
     ema: bool = True,
 ) -> Path:
-    """Writes a `PRDiTPipeline` folder from the authors' checkpoint, of either stage.
+    """Write a `PRDiTPipeline` folder from the authors' checkpoint, of either stage.
 
     Args:
-        ckpt: the checkpoint; a config inside it is read where it is plain data.
-        output_dir: a new or empty folder; written as a whole or not at all.
-        cfg: the YAML of the training, where the checkpoint does not hold it.
-        size: voxels along the axes of the training volumes; read from the config where it is not given.
-        preset: how they were prepared, by its name in `cardiodit.imaging.PRESETS`, if known.
-        spacing: their voxel size in mm, if known; the preset's where it is not given.
-        ema: take the EMA weights where the checkpoint holds them.
+        ckpt: checkpoint; the config inside it is read if it is plain data.
+        output_dir: new or empty folder, which is written completely or not at all.
+        cfg: YAML of the training, if the checkpoint does not contain it.
+        size: voxels along the axes of the training volumes; default: those in the config.
+        preset: preprocessing of the training volumes, by its name in `cardiodit.imaging.PRESETS`, if known.
+        spacing: voxel size of the training volumes in mm, if known; default: that of the preset.
+        ema: use the EMA weights if the checkpoint contains them.
     """
-    given = None if cfg is None else read_prdit_config(cfg)
-    steps = None if preset is None else preset_named(preset)
-    check_geometry(spacing, None)
+    given = None if cfg is None else find_settings(read_yaml(cfg), Path(cfg).name)
+    if preset is not None and preset not in PRESETS:
+        raise CardioDiTError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    steps = None if preset is None else PRESETS[preset]
+    check_geometry(spacing)
     with new_folder(Path(output_dir)) as folder:
-        checkpoint = as_entries(read_checkpoint(ckpt, stand_ins=True), ema)
-        config = config_of(checkpoint, given)
+        checkpoint = with_model_entry(read_checkpoint(ckpt, stand_ins=True), ema)
+        config = find_settings(checkpoint.entries.get("config"), checkpoint.file)
+        config = config if given is None else config.merged(given)
         size = choose_size(size, config, checkpoint)
         spacing = choose_spacing(spacing, size, steps, preset)
         transformer = build_prdit(
@@ -101,15 +147,25 @@ def convert_prdit(
         )
         PRDiTPipeline(transformer, NoiseAndImageScheduler()).save_pretrained(folder)
         write_record(folder, checkpoint, ema)
-    tell_what_is_missing(checkpoint, config, spacing, steps)
+    if checkpoint.replaced:
+        print(
+            f"{checkpoint.file} also contains objects of {', '.join(checkpoint.replaced)}: their code was not run, and "
+            "only plain values of the config were read from them."
+        )
+    if config.name is None:
+        print("No config names the model: its width, patch and depth were derived from the weights.")
+    if spacing is None:
+        print(NO_SPACING)
+    if steps is None:
+        print("No preset was given: the preprocessing and the units of the training volumes are unknown.")
     return Path(output_dir)
 
 
 def build_prdit(checkpoint: Checkpoint, config: PRDiTConfig, ema: bool = True, **extra: Any) -> PRDiTTransformerModel:
-    """`extra`: what the weights do not tell, such as `sample_size` and `spacing`."""
+    """Build the model; `extra` holds config keys that do not follow from the weights, such as `sample_size`."""
     weights = checkpoint.weights(ema)
     widths = widths_of(weights, checkpoint)
-    heads = check_said(widths, config, checkpoint)
+    heads = choose_heads(widths, config, checkpoint)
     model = construct(
         PRDiTTransformerModel,
         config.source,
@@ -121,36 +177,26 @@ def build_prdit(checkpoint: Checkpoint, config: PRDiTConfig, ema: bool = True, *
         mlp_ratio=widths.mlp_ratio,
         **extra,
     )
-    ours = model.state_dict()
-    names = {name: transformer_name(name, NAMES) for name in ours}
-    expected = {names[name]: fused_shape(name, value) for name, value in ours.items()}
-    check_names(expected, weights, checkpoint, config.source)
-    model.load_state_dict({name: part_of(name, weights[theirs]) for name, theirs in names.items()})
-    return model.eval()
+    return load_weights(model, weights, lambda name: transformer_name(name, NAMES), checkpoint, config.source)
 
 
-# --- What the checkpoint holds ---
+# --- Content of the checkpoint ---
 
 
-def as_entries(checkpoint: Checkpoint, ema: bool) -> Checkpoint:
-    """A checkpoint with an entry `model`: the authors also sample from bare weights, and from the EMA alone."""
+def with_model_entry(checkpoint: Checkpoint, ema: bool) -> Checkpoint:
+    """Add an entry `model` to a checkpoint of bare weights or of EMA weights alone, as the authors' script accepts."""
     entries = checkpoint.entries
     if is_table_of_tensors(entries):
         entries = {"model": entries}
     elif "model" not in entries and ema and is_table_of_tensors(entries.get("ema")):
         entries = {**entries, "model": entries["ema"]}
-    return Checkpoint(checkpoint.path, entries, checkpoint.strangers)
-
-
-def config_of(checkpoint: Checkpoint, given: PRDiTConfig | None) -> PRDiTConfig:
-    """What the config inside the checkpoint and the one that was given say."""
-    inside = understand(checkpoint.entries.get("config"), checkpoint.file)
-    return inside if given is None else inside.beside(given)
+    return Checkpoint(checkpoint.path, entries, checkpoint.replaced)
 
 
 def widths_of(weights: Weights, checkpoint: Checkpoint) -> Widths:
+    """Derive the settings of the model from the shapes of its weights."""
     if missing := [name for name in (TIME, HEAD) if name not in weights or weights[name].ndim != 2]:
-        hint = f" Objects of {some(list(checkpoint.strangers))} in it were not opened." if checkpoint.strangers else ""
+        hint = f" Objects of {some(list(checkpoint.replaced))} in it were not opened." if checkpoint.replaced else ""
         raise CardioDiTError(
             f"{checkpoint.file} holds no PRDiT: {some(missing)} missing among its {len(weights)} weights.{hint}"
         )
@@ -160,26 +206,26 @@ def widths_of(weights: Weights, checkpoint: Checkpoint) -> Widths:
     if channels * 2 * TILE**3 != features or channels * patch**3 != width:
         raise CardioDiTError(
             f"{checkpoint.file} holds another variant of PRDiT: it predicts {features} values for each patch of "
-            f"{width} voxels. Expected were {2 * TILE**3} for each channel, the noise and the image of {TILE}³ voxels."
+            f"{width} voxels. Expected {2 * TILE**3} per channel: the noise and the image of {TILE}³ voxels."
         )
     blocks = {match[1] for name in weights if (match := BLOCK.match(name))}
     inner = len(weights[EMBED]) if EMBED in weights else 4 * hidden_size
     return Widths(hidden_size, patch, channels, len(blocks), inner / hidden_size)
 
 
-def check_said(widths: Widths, config: PRDiTConfig, checkpoint: Checkpoint) -> int:
-    """Compares what is said with what the weights tell; returns the heads, which they do not tell."""
+def choose_heads(widths: Widths, config: PRDiTConfig, checkpoint: Checkpoint) -> int:
+    """Check the config against the weights, and return the number of heads, which does not follow from them."""
     published = dict(SIZES.values())
     heads = published.get(widths.hidden_size, config.num_heads)
     if heads is None:
         raise CardioDiTError(
-            f"{checkpoint.file}: no published PRDiT is {widths.hidden_size} wide, so that its heads are not known. "
+            f"{checkpoint.file}: no published PRDiT is {widths.hidden_size} wide, so its number of heads is unknown. "
             "Give the YAML of its training (--cfg), with model.num_heads."
         )
     if widths.hidden_size % heads:
         raise CardioDiTError(f"{config.source}: num_heads {heads} does not divide the width {widths.hidden_size}.")
     name = config.name and NAME.fullmatch(config.name)
-    facts = [
+    settings = [
         ("width", SIZES[name[1]][0] if name else None, widths.hidden_size),
         ("patch", int(name[2]) if name else None, widths.patch_size),
         ("depth", int(name[3]) if name else None, widths.num_layers),
@@ -188,48 +234,42 @@ def check_said(widths: Widths, config: PRDiTConfig, checkpoint: Checkpoint) -> i
         ("num_heads", config.num_heads, heads),
     ]
     problems = Problems(f"The weights in {checkpoint.file} are not those of the model that {config.source} describes")
-    for what, said, found in facts:
-        if said is not None and said != found:
-            problems.add(f"{what}: {said} by the config, {found} by the weights.")
+    for label, configured, actual in settings:
+        if configured is not None and configured != actual:
+            problems.add(f"{label}: {configured} by the config, {actual} by the weights.")
     problems.raise_if_any("Use the config that the checkpoint was trained with, or none (no --cfg).")
     return heads
 
 
-# --- What the user says ---
-
-
-def preset_named(preset: str) -> Preprocessing:
-    if preset not in PRESETS:
-        raise CardioDiTError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    return PRESETS[preset]
+# --- Settings of the user ---
 
 
 def choose_size(given: Size | None, config: PRDiTConfig, checkpoint: Checkpoint) -> Size:
-    """What was given, else the config's. The weights fit volumes of any size, so they do not tell."""
+    """Return the given size, or else the config's; the weights fit volumes of any size."""
     if given is not None:
         if config.size not in (None, given):
-            print(f"Using the size {_by(given)} that was given, not {_by(config.size)} from {config.source}.")
+            print(f"Using the given size {_by(given)}, not {_by(config.size)} from {config.source}.")
         return given
     if config.size is not None:
         return config.size
-    hint = f" Its config ({', '.join(checkpoint.strangers)}) is no plain data." if checkpoint.strangers else ""
+    hint = f" Its config ({', '.join(checkpoint.replaced)}) is not plain data." if checkpoint.replaced else ""
     raise CardioDiTError(
-        f"{config.source} does not say how large the volumes were that it was trained on.{hint} Give the YAML of its "
-        "training (--cfg), where that has data.image_size, or their size in voxels (--size, such as 128 128 128)."
+        f"The size of the training volumes is not in {config.source}.{hint} Give the YAML of its training (--cfg) if "
+        "that has data.image_size, or the size in voxels (--size, such as 128 128 128)."
     )
 
 
 def choose_spacing(
     given: tuple[float, float, float] | None, size: Size, steps: Preprocessing | None, preset: str | None
 ) -> tuple[float, float, float] | None:
-    """What was given, else the preset's, which must make volumes of the model's size and spacing."""
+    """Return the given spacing, or else the preset's; the preset must fit the model's size and the given spacing."""
     if steps is None:
         return given
-    made = [None if length is None else length // steps.pool for length in steps.size]
-    if any(length is not None and length != wanted for length, wanted in zip(made, size, strict=True)):
+    preset_size = [None if length is None else length // steps.pool for length in steps.size]
+    if any(length not in (None, expected) for length, expected in zip(preset_size, size, strict=True)):
         raise CardioDiTError(
-            f"The preset {preset} makes volumes of {_by(made)} voxels, but the model was trained on {_by(size)}. "
-            "Choose the preset of its training, or another --size."
+            f"The preset {preset} makes volumes of {_by(preset_size)} voxels, but the model was trained on {_by(size)}."
+            " Choose the preset of its training, or another --size."
         )
     height, width, depth = steps.spacing
     if height is None or width is None or depth is None:
@@ -240,24 +280,67 @@ def choose_spacing(
     return known
 
 
-def tell_what_is_missing(
-    checkpoint: Checkpoint,
-    config: PRDiTConfig,
-    spacing: tuple[float, float, float] | None,
-    steps: Preprocessing | None,
-) -> None:
-    if checkpoint.strangers:
-        print(
-            f"{checkpoint.file} also holds objects of {', '.join(checkpoint.strangers)}: their code was not run, and "
-            "of their content only plain values of the config were read."
-        )
-    if config.name is None:
-        print("No config names the model: its width, patch and depth are those of the weights.")
-    if spacing is None:
-        print("No voxel spacing was given (mm): the volumes of this model carry no scanner space.")
-    if steps is None:
-        print("No preset was given: the model does not say how its training volumes were prepared, nor in which units.")
-
-
 def _by(lengths: Any) -> str:
     return " × ".join(str(length) for length in lengths)
+
+
+# --- Configs ---
+
+
+def find_settings(config: Any, source: str) -> PRDiTConfig:
+    """Search a config, made of dictionaries or of objects with attributes, for the settings of the model."""
+    leaves = [(path, value) for path, value in _leaves(config) if value is not None]
+
+    def search(matches: Callable[[KeyPath], bool], parse: Callable[[Any, str], Any]) -> Any:
+        """Return the value that all matching keys share; None without a match."""
+        keys = [(".".join(path), value) for path, value in leaves if matches(path)]
+        found = [(key, parse(value, f"{source}: {key}")) for key, value in keys]
+        for key, value in found[1:]:
+            if value != found[0][1]:
+                raise CardioDiTError(f"{source} contradicts itself: {found[0][0]} is {found[0][1]}, {key} is {value}.")
+        return found[0][1] if found else None
+
+    return PRDiTConfig(
+        source=source,
+        name=search(_is_model_name, _parse_name),
+        size=search(lambda path: path[-1] in VOLUME_KEYS, _parse_size),
+        num_heads=search(lambda path: path[-1] == "num_heads", _parse_count),
+        in_channels=search(lambda path: path[-1] == "in_channels", _parse_count),
+        out_channels=search(lambda path: path[-1] == "out_channels", _parse_count),
+    )
+
+
+def _leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the values of a config with the keys that lead to them."""
+    if isinstance(value, dict):
+        for key, item in {**getattr(value, "__dict__", {}), **value}.items():
+            yield from _leaves(item, (*path, str(key)))
+    elif path:
+        yield path, value
+
+
+def _is_model_name(path: KeyPath) -> bool:
+    return path[-1] in MODEL_KEYS or (path[-1] == "name" and len(path) > 1 and path[-2] in MODEL_KEYS)
+
+
+def _parse_name(value: Any, key: str) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise CardioDiTError(
+            f"{key} is {value!r}, which is not a model that can be converted; expected "
+            f"PRDiT-{{size}}/{{patch}}/{{depth}} with a size of {', '.join(SIZES)}."
+        )
+    return value
+
+
+def _parse_size(value: Any, key: str) -> Size:
+    values = (value,) * 3 if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(values) != 3:
+        raise CardioDiTError(f"{key} is {value!r}; expected a number of voxels or a list of three.")
+    height, width, depth = (_parse_count(length, key) for length in values)
+    return height, width, depth
+
+
+def _parse_count(value: Any, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CardioDiTError(f"{key} is {value!r}; expected a positive integer.")
+    return value

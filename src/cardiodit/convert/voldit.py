@@ -1,49 +1,30 @@
-"""VolDiT's published checkpoints, with or without its adapter → a pipeline folder."""
+"""Conversion of VolDiT's published checkpoints, with or without the adapter, into a pipeline folder."""
 
-import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cardiodit._util.atomic_io import new_folder
-from cardiodit.convert.authors_config import (
-    DiTConfig,
-    TGCAConfig,
-    read_dit_config,
-    read_tgca_config,
-    read_vqgan_config,
-)
-from cardiodit.convert.cardiodit import (
-    build_discriminator,
-    build_scheduler,
-    build_transformer,
-    build_vq_model,
-    check_geometry,
-    check_names,
-    check_stages_agree,
-    choose_scale_factor,
-    construct,
-    write_record,
-)
+from cardiodit.convert.cardiodit import build_transformer, construct, convert_stages, load_weights, transformer_name
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
+from cardiodit.convert.upstream_config import DiTConfig, TGCAConfig, read_tgca_config
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
-from cardiodit.models.adapter_tgca import TGCAAdapterModel
-from cardiodit.models.fingerprint import fingerprint_of
+from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
 from cardiodit.pipelines.pipeline_voldit import VolDiTControlPipeline, VolDiTPipeline
 
-BASE = "base_model."
-SCALES = "adapter_scales."
+BASE_PREFIX = "base_model."
+SCALES_PREFIX = "adapter_scales."
 HEAD = ("modulation_out", "proj_out")
-# Our weights, as patterns, and what the authors call them; a scale is one of a list in both.
+# The authors' names of our modules, which are given as patterns.
 ADAPTER_NAMES = {
-    r"condition_embed\.conv_(in|out)\.(\w+)": r"condition_embedder.conv_\1.conv.\2",
-    r"condition_embed\.blocks\.(\d+)\.(\w+)": r"condition_embedder.blocks.\1.conv.\2",
-    r"time_gate\.(\w+)": r"time_gate.\1",
-    r"scales\.(\d+)": r"adapter_scales.\1",
+    r"condition_embed\.conv_(in|out)": r"condition_embedder.conv_\1.conv",
+    r"condition_embed\.blocks\.(\d+)": r"condition_embedder.blocks.\1.conv",
+    r"time_gate": r"time_gate",
+    r"scales": r"adapter_scales",
 }
 
 
@@ -59,51 +40,46 @@ def convert_voldit(
     spacing: tuple[float, float, float] | None = None,
     ema: bool = True,
 ) -> Path:
-    """Writes a `VolDiTPipeline` folder, or with an adapter a `VolDiTControlPipeline` folder.
+    """Write a `VolDiTPipeline` folder, or with an adapter a `VolDiTControlPipeline` folder.
 
     Args:
-        stage1_ckpt, stage1_cfg, diff_ckpt, diff_cfg: checkpoints and YAML of the VQ-GAN and of the transformer.
-        output_dir: a new or empty folder; written as a whole or not at all.
-        scale_factor: what latents were multiplied by in training; read from `diff_cfg` where it is not given.
-        tgca_ckpt, tgca_cfg: of the adapter.
-        spacing: voxel size in mm along H, W, D of the training volumes, if known.
-        ema: take the EMA weights of the transformer where the checkpoint holds them.
+        stage1_ckpt, stage1_cfg: checkpoint and YAML of the VQ-GAN.
+        diff_ckpt, diff_cfg: checkpoint and YAML of the transformer.
+        output_dir: new or empty folder, which is written completely or not at all.
+        scale_factor: factor by which latents were multiplied in training; default: that in `diff_cfg`.
+        tgca_ckpt, tgca_cfg: checkpoint and YAML of the adapter.
+        spacing: voxel size of the training volumes in mm along H, W, D, if known.
+        ema: use the EMA weights of the transformer if the checkpoint contains them.
     """
     if (tgca_ckpt is None) != (tgca_cfg is None):
         raise CardioDiTError("An adapter needs both its checkpoint (tgca_ckpt) and its config (tgca_cfg).")
-    vq_config, dit_config = read_vqgan_config(stage1_cfg), read_dit_config(diff_cfg)
     adapter_config = read_tgca_config(tgca_cfg) if tgca_cfg is not None else None
-    check_stages_agree(vq_config, dit_config)
-    check_geometry(spacing, None)
-    scaling_factor = choose_scale_factor(scale_factor, dit_config)
-    with new_folder(Path(output_dir)) as folder:
-        stage1, stage2 = read_checkpoint(stage1_ckpt), read_checkpoint(diff_ckpt)
+
+    def assemble(
+        vae: VQModel3D, transformer: DiT3DTransformerModel, scheduler: Any, dit_config: DiTConfig
+    ) -> tuple[VolDiTPipeline | VolDiTControlPipeline, dict[str, Checkpoint]]:
+        if tgca_ckpt is None or adapter_config is None:
+            return VolDiTPipeline(vae, transformer, scheduler), {}
+        checkpoint = read_checkpoint(tgca_ckpt)
+        transformer = fine_tuned_base(transformer, checkpoint, adapter_config, dit_config)
+        adapter = build_adapter(checkpoint, adapter_config, transformer)
+        return VolDiTControlPipeline(vae, transformer, scheduler, adapter), {"adapter": checkpoint}
+
+    return convert_stages(
+        stage1=(stage1_ckpt, stage1_cfg, VQModel3D),
+        stage2=(diff_ckpt, diff_cfg, DiT3DTransformerModel),
+        assemble=assemble,
+        output_dir=output_dir,
+        scale_factor=scale_factor,
+        ema=ema,
+        geometry={"spacing": spacing},
         # The base was trained on volumes resized to one size, the adapter on cropped and padded ones.
-        steps = PRESETS["voldit" if tgca_ckpt is None else "voldit-tgca"].to_dict()
-        vae = build_vq_model(
-            stage1, vq_config, VQModel3D, scaling_factor=scaling_factor, spacing=spacing, preprocessing=steps
-        )
-        transformer = build_transformer(stage2, dit_config, DiT3DTransformerModel, ema)
-        scheduler = build_scheduler(dit_config)
-        adapters = {}
-        if tgca_ckpt is not None and adapter_config is not None:
-            adapters["adapter"] = checkpoint = read_checkpoint(tgca_ckpt)
-            transformer = free_blocks(transformer, checkpoint, adapter_config, dit_config)
-            adapter = build_adapter(checkpoint, adapter_config, transformer)
-            VolDiTControlPipeline(vae, transformer, scheduler, adapter).save_pretrained(folder)
-        else:
-            VolDiTPipeline(vae, transformer, scheduler).save_pretrained(folder)
-        discriminator = build_discriminator(stage1, vq_config)
-        if discriminator is not None:
-            discriminator.save_pretrained(folder / "discriminator")
-        write_record(folder, stage2, ema, stage1, **adapters)
-    if spacing is None:
-        print("No voxel spacing was given (mm): the volumes of this model carry no scanner space.")
-    return Path(output_dir)
+        preprocessing=PRESETS["voldit" if tgca_ckpt is None else "voldit-tgca"].to_dict(),
+    )
 
 
 def build_adapter(checkpoint: Checkpoint, config: TGCAConfig, transformer: DiT3DTransformerModel) -> TGCAAdapterModel:
-    """The adapter of the authors' checkpoint, acting as their released code does."""
+    """Build the adapter of the authors' checkpoint, which computes what their released code computes."""
     base, layers = transformer.config, config.params.inject_layers
     model = construct(
         TGCAAdapterModel,
@@ -116,61 +92,53 @@ def build_adapter(checkpoint: Checkpoint, config: TGCAConfig, transformer: DiT3D
         normalise_control=True,
         fingerprint=fingerprint_of(transformer),
     )
-    weights = {name: value for name, value in checkpoint.weights().items() if not name.startswith(BASE)}
+    weights = {name: value for name, value in checkpoint.weights().items() if not name.startswith(BASE_PREFIX)}
     weights = scales_in_order(weights, model.injected, base.num_layers)
-    ours = model.state_dict()
-    names = {name: adapter_name(name) for name in ours}
-    check_names({names[name]: value.shape for name, value in ours.items()}, weights, checkpoint, config.file)
-    model.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
-    return model.eval()
+    return load_weights(model, weights, lambda name: transformer_name(name, ADAPTER_NAMES), checkpoint, config.file)
 
 
 def scales_in_order(weights: Weights, injected: Sequence[int], num_layers: int) -> Weights:
-    """Scales by their place among the steered blocks, where the checkpoint has them by the blocks' numbers.
+    """Number the scales by the order of the steered blocks, if the checkpoint numbers them by block.
 
-    It may then hold those of all blocks, steered or not.
+    Such a checkpoint may hold the scales of all blocks, steered or not.
     """
-    held = {block: weights[f"{SCALES}{block}"] for block in range(num_layers) if f"{SCALES}{block}" in weights}
-    if list(held) == list(range(len(injected))) or not set(injected) <= set(held):
+    names = {block: f"{SCALES_PREFIX}{block}" for block in range(num_layers) if f"{SCALES_PREFIX}{block}" in weights}
+    if list(names) == list(range(len(injected))) or not set(injected) <= set(names):
         return weights
-    others = {name: value for name, value in weights.items() if name not in {f"{SCALES}{block}" for block in held}}
-    return {**others, **{f"{SCALES}{place}": held[block] for place, block in enumerate(injected)}}
+    others = {name: value for name, value in weights.items() if name not in names.values()}
+    return {**others, **{f"{SCALES_PREFIX}{index}": weights[names[block]] for index, block in enumerate(injected)}}
 
 
-def adapter_name(ours: str) -> str:
-    """What the authors call a weight of ours."""
-    for pattern, theirs in ADAPTER_NAMES.items():
-        if match := re.fullmatch(pattern, ours):
-            return match.expand(theirs)
-    raise KeyError(ours)
-
-
-def free_blocks(
+def fine_tuned_base(
     transformer: DiT3DTransformerModel, checkpoint: Checkpoint, config: TGCAConfig, dit_config: DiTConfig
 ) -> DiT3DTransformerModel:
-    """The base with the blocks that the adapter's training was allowed to change, as it left them.
+    """Return the base with the blocks that the adapter's training was allowed to change, as the checkpoint has them.
 
-    Any other difference between the base inside the adapter's checkpoint and the one that is given is an error.
+    Raise if the base inside the adapter's checkpoint differs from the one that is given in any other block.
     """
-    inside = {name.removeprefix(BASE): v for name, v in checkpoint.weights().items() if name.startswith(BASE)}
+    inside = {
+        name.removeprefix(BASE_PREFIX): value
+        for name, value in checkpoint.weights().items()
+        if name.startswith(BASE_PREFIX)
+    }
     last, count = config.params.finetune_last_n_blocks, transformer.config.num_layers
     if not inside and last:
         raise CardioDiTError(
             f"{checkpoint.file} holds the adapter alone, but {config.file} says that its training also changed the "
             f"last {last} blocks of the transformer (finetune_last_n_blocks). Give the checkpoint that holds them, as "
-            f"{BASE}*."
+            f"{BASE_PREFIX}*."
         )
     if not inside:
         return transformer
-    held = build_transformer(Checkpoint(checkpoint.path, {"model": inside}), dit_config, DiT3DTransformerModel, False)
-    ours, theirs = transformer.state_dict(), held.state_dict()
-    free = [f"transformer_blocks.{i}." for i in range(max(0, count - last), count)] if last else []
-    allowed = (*free, *HEAD) if last else ()
+    base = build_transformer(Checkpoint(checkpoint.path, {"model": inside}), dit_config, DiT3DTransformerModel, False)
+    ours, theirs = transformer.state_dict(), base.state_dict()
+    blocks = [f"transformer_blocks.{i}." for i in range(max(0, count - last), count)]
+    allowed = (*blocks, *HEAD) if last else ()
     changed = [name for name, value in theirs.items() if not torch.allclose(value, ours[name], rtol=1e-4, atol=1e-6)]
-    if strangers := [name for name in changed if not name.startswith(allowed)]:
+    if unexpected := [name for name in changed if not name.startswith(allowed)]:
+        allowed_parts = f"only the last {last} blocks and the head" if last else "none"
         raise CardioDiTError(
-            f"{checkpoint.file}: the transformer inside it is not the one that is given: {some(strangers)} differ, and "
-            f"its training was allowed to change {f'only the last {last} blocks and the head' if last else 'none'}. "
-            "Give the checkpoint that the adapter was trained on."
+            f"{checkpoint.file} contains another transformer than the one given: {some(unexpected)} differ, and the "
+            f"adapter's training was allowed to change {allowed_parts}. Give the adapter's own transformer."
         )
-    return held if last else transformer
+    return base if last else transformer

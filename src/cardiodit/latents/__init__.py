@@ -1,22 +1,30 @@
-"""What a transformer is trained on: the latents of a cohort, each in a file that says what it was made of."""
+"""Latents of a cohort: the files, the encoder that writes them, and the data set that a transformer is trained on."""
 
-from cardiodit.latents.dataset import LatentCohort
-from cardiodit.latents.encoder import Counts, encode_cohort
-from cardiodit.latents.file import LatentHeader, read_header, read_latent, write_latent
-from cardiodit.latents.identity import identity_of_source, identity_of_steps, identity_of_vae
-from cardiodit.latents.scale import measure_scale, write_scale
+from cardiodit.latents.dataset import LatentCohort, measure_scale, read_mask, write_scale
+from cardiodit.latents.encoder import Counts, encode_cohort, encode_volume
+from cardiodit.latents.file import (
+    LatentHeader,
+    identity_of_source,
+    identity_of_steps,
+    identity_of_vae,
+    read_header,
+    read_latent,
+    write_latent,
+)
 
 __all__ = [
     "Counts",
     "LatentCohort",
     "LatentHeader",
     "encode_cohort",
+    "encode_volume",
     "identity_of_source",
     "identity_of_steps",
     "identity_of_vae",
     "measure_scale",
     "read_header",
     "read_latent",
+    "read_mask",
     "write_latent",
     "write_scale",
 ]

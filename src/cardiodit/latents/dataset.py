@@ -1,28 +1,35 @@
-"""A cohort's latents as a data set: all files checked when it is opened, each read when it is asked for."""
+"""A cohort's latents as a data set, the masks stored with them, and the scaling factor measured on them."""
 
+import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.geometry import Triple, common_spacing
 from cardiodit.imaging.manifest import Case, read_table
+from cardiodit.imaging.nifti import read_labels
 from cardiodit.imaging.preprocessing import Preprocessing
-from cardiodit.latents.encoder import COLUMN
-from cardiodit.latents.file import LatentHeader, read_header, read_latent
-from cardiodit.latents.identity import identity_of
+from cardiodit.latents.file import LatentHeader, identity_of, read_header, read_latent
+
+COLUMN = "latent"  # of a manifest of latents
 
 
 class LatentCohort(Dataset[torch.Tensor]):
-    """The latents that a manifest of `cardiodit encode` names, in its order, not multiplied by the scaling factor.
+    """The latents of a manifest written by `cardiodit encode`, in its order, not multiplied by the scaling factor.
+
+    All headers are checked when the cohort is opened; latents are read when they are accessed.
 
     Args:
-        cases: a row each; `image` is the latent file.
-        headers: what each file says of itself.
+        cases: rows of the manifest; `image` is the latent file.
+        headers: headers of the latent files.
     """
 
     def __init__(self, cases: Sequence[Case], headers: Sequence[LatentHeader]) -> None:
@@ -31,11 +38,11 @@ class LatentCohort(Dataset[torch.Tensor]):
 
     @classmethod
     def open(cls, manifest: Path | str, vae_identity: str | None = None) -> Self:
-        """Reads the manifest and every header; all problems come in one error.
+        """Read the manifest and every header, and report all problems in one error.
 
         Args:
-            manifest: with a column `latent`; relative paths are relative to it.
-            vae_identity: that of the VQ model which must have made the latents (`identity_of_vae`).
+            manifest: CSV with a column `latent`; relative paths are relative to the manifest.
+            vae_identity: identity of the VQ model that must have made the latents (`identity_of_vae`).
         """
         manifest = Path(manifest)
         problems = Problems(f"The latents of {manifest} cannot be used")
@@ -48,10 +55,10 @@ class LatentCohort(Dataset[torch.Tensor]):
                 problems.add(f"{case.image} does not exist")
             except (CardioDiTError, OSError) as error:
                 problems.add(str(error))
-        _check_alike(headers, vae_identity, problems)
+        _check_consistency(headers, vae_identity, problems)
         problems.raise_if_any(
-            "`cardiodit encode --ids IMAGES.csv --vae MODEL --output_dir "
-            f"{manifest.parent}` encodes what is missing, damaged or of another VQ model anew, and keeps the rest."
+            f"`cardiodit encode --ids IMAGES.csv --vae MODEL --output_dir {manifest.parent}` keeps what is usable and "
+            "encodes again what is missing, damaged or from another VQ model."
         )
         return cls(cases, headers)
 
@@ -61,33 +68,33 @@ class LatentCohort(Dataset[torch.Tensor]):
 
     @property
     def size(self) -> tuple[int, ...]:
-        """`(D, h, w, t)` of a cine's latents, `(h, w, d)` of a volume's."""
+        """Size of the latents: `(D, h, w, t)` for cine, `(h, w, d)` for volumes."""
         return self.headers[0].shape[1:]
 
     @property
     def identity(self) -> str:
-        """Of all latents and their order: the same data, whatever the files and folders are called."""
-        told = [header.to_dict() for header in self.headers]
-        return identity_of([{key: value for key, value in one.items() if key != "steps"} for one in told])
+        """Hash of all latents and their order, independent of the names of files and folders."""
+        headers = [header.to_dict() for header in self.headers]
+        return identity_of([{key: value for key, value in header.items() if key != "steps"} for header in headers])
 
     @property
     def preprocessing(self) -> str:
-        """Its identity, which all have."""
+        """Identity of the preprocessing that all latents share."""
         return self.headers[0].preprocessing
 
     @property
     def steps(self) -> Preprocessing | None:
-        """The preprocessing itself; None where an older version, which did not keep it, wrote the latents."""
-        told = self.headers[0].steps
-        return None if told is None else Preprocessing.from_dict(told)
+        """The preprocessing; None if an older version, which did not store it, wrote the latents."""
+        steps = self.headers[0].steps
+        return None if steps is None else Preprocessing.from_dict(steps)
 
     @property
     def spacing(self) -> Triple | None:
-        """Voxel size in mm of the prepared volumes; None where one is unknown or they are not all the same."""
+        """Voxel size of the preprocessed volumes in mm; None if one is unknown or they differ."""
         return common_spacing([header.geometry for header in self.headers])
 
     def labels(self, column: str = "label") -> list[str]:
-        """A column of the manifest as written; an error where a row has none."""
+        """Return a column of the manifest, or raise if it is empty in any row."""
         labels = [case.row.get(column, "") for case in self.cases]
         if empty := [case.image.name for case, label in zip(self.cases, labels, strict=True) if not label]:
             columns = ", ".join(self.cases[0].row)
@@ -103,7 +110,7 @@ class LatentCohort(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         header, latents = read_latent(self.cases[index].image)
         if header != self.headers[index]:
-            raise CardioDiTError(f"{self.cases[index].image} was encoded anew while it was in use. Start again.")
+            raise CardioDiTError(f"{self.cases[index].image} was encoded again while it was in use. Start again.")
         return latents
 
 
@@ -116,18 +123,17 @@ def _read_cases(manifest: Path, problems: Problems) -> list[Case]:
             problems.add(f"line {line}: the column {COLUMN!r} is empty")
             continue
         if name in lines:
-            problems.add(f"line {line}: {name} is that of line {lines[name]}")
+            problems.add(f"line {line}: {name} is already in line {lines[name]}")
         lines.setdefault(name, line)
         cases.append(Case(manifest.parent / name, row.get("subject") or name, row, manifest.parent))
     return cases
 
 
-def _check_alike(headers: Sequence[LatentHeader], vae_identity: str | None, problems: Problems) -> None:
-    """One VQ model, the expected one; one preprocessing, one precision, one shape."""
-    strangers = sum(header.vae != vae_identity for header in headers) if vae_identity else 0
-    if strangers:
-        problems.add(f"{strangers} of {len(headers)} were made by another VQ model than the one given")
-    for name, text in [
+def _check_consistency(headers: Sequence[LatentHeader], vae_identity: str | None, problems: Problems) -> None:
+    """Check that all latents share one VQ model, the expected one, and one preprocessing, precision and shape."""
+    if vae_identity and (unexpected := sum(header.vae != vae_identity for header in headers)):
+        problems.add(f"{unexpected} of {len(headers)} were made by another VQ model than the one given")
+    for name, plural in [
         ("vae", "VQ models"),
         ("preprocessing", "preprocessings"),
         ("precision", "precisions"),
@@ -135,9 +141,43 @@ def _check_alike(headers: Sequence[LatentHeader], vae_identity: str | None, prob
     ]:
         counts = Counter(getattr(header, name) for header in headers)
         if len(counts) > 1:
-            kinds = ", ".join(f"{number} of {_short(value)}" for value, number in counts.most_common())
-            problems.add(f"they are of {len(counts)} {text}: {kinds}")
+            values = [f"{n} with {v[:12] if isinstance(v, str) else v}" for v, n in counts.most_common()]
+            problems.add(f"they have {len(counts)} different {plural}: {', '.join(values)}")
 
 
-def _short(value: str | tuple[int, ...]) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask stored with latents, `(H, W, D, T)` or `(H, W, D)`, aligned with the model's volumes."""
+    return read_labels(path).voxels
+
+
+def measure_scale(tensors: Iterable[torch.Tensor]) -> float:
+    """Return 1 / standard deviation of all values, in one pass with one tensor in memory at a time.
+
+    Means and sums of squared deviations are merged as in Chan, Golub and LeVeque 1983: sums of squares would lose all
+    precision if the mean is large.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for tensor in tensors:
+        values = tensor.double()
+        new_count, new_mean = values.numel(), values.mean().item()
+        new_squares = (values - new_mean).square().sum().item()
+        total, difference = count + new_count, new_mean - mean
+        squares += new_squares + difference**2 * count * new_count / total
+        mean += difference * new_count / total
+        count = total
+    deviation = math.sqrt(squares / (count - 1)) if count > 1 else 0.0
+    if not math.isfinite(deviation) or deviation == 0:
+        raise CardioDiTError(
+            f"The standard deviation of {count} latent values is {deviation:g}, so there is no scaling factor. "
+            "A VQ model whose latents are constant or not finite is broken."
+        )
+    return 1 / deviation
+
+
+def write_scale(vae_folder: Path, value: float) -> None:
+    """Write the scaling factor into the config of a VQ model's folder."""
+    path = Path(vae_folder) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["scaling_factor"] = value
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

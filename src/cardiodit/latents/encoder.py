@@ -1,10 +1,10 @@
-"""Encodes a cohort into a folder of latents, and goes on where it stopped."""
+"""The encoder: one function for one volume, which online training calls too, and a resumable run over a cohort."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,24 +12,92 @@ import torch
 from cardiodit._util.memory import set_tiling
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
+from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, read_table, write_manifest
-from cardiodit.imaging.masks import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order
+from cardiodit.imaging.masks import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order, read_label_map
+from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import StorageOrder
-from cardiodit.latents.file import DamagedLatentError, LatentHeader, read_header, write_latent
-from cardiodit.latents.identity import identity_of_source, identity_of_steps, identity_of_vae
-from cardiodit.latents.masks import FOLDER, MaskStore
-from cardiodit.latents.volume_encoder import encode_volume
+from cardiodit.imaging.preprocessing import Prepared
+from cardiodit.latents.dataset import COLUMN, read_mask
+from cardiodit.latents.file import (
+    DamagedLatentError,
+    LatentHeader,
+    identity_of,
+    identity_of_source,
+    identity_of_steps,
+    identity_of_vae,
+    read_header,
+    write_latent,
+)
 from cardiodit.models import VQModel3D, VQModel4D
+from cardiodit.models.autoencoder_vq import VQModel, slices_of, stack_slices
 
-MANIFEST = "manifest.csv"
-COLUMN = "latent"
-LEFTOVER = re.compile(r"\.tmp-[0-9a-f]{8}-([0-9a-f]{20}\.(safetensors|nii\.gz)|manifest\.csv)")
+MANIFEST, MASK_FOLDER = "manifest.csv", "masks"
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-([0-9a-f]{20}\.(safetensors|nii\.gz)|manifest\.csv)")
 NEW, KEPT, CHANGED, REPAIRED = "new", "kept", "changed", "repaired"
+
+
+@torch.no_grad()
+def encode_volume(
+    vae: VQModel,
+    volume: torch.Tensor,
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.float32,
+    tiling: str = "auto",
+) -> torch.Tensor:
+    """Return the quantised latents of a volume in float32, not multiplied by the scaling factor.
+
+    The result depends only on the arguments and the device, not on other volumes or on what the process has
+    configured, so that latents encoded in training equal those of `cardiodit encode` to the bit.
+
+    Args:
+        vae: VQ model in float32 and in eval mode, so that its codebook does not change; it computes on its device.
+        volume: `(1, D, H, W, T)` for a VQModel4D, `(1, H, W, D)` for a VQModel3D.
+        batch_size: slices of a cine encoded together, if they fit into the memory that "auto" allows.
+        dtype: precision in which the VQ model computes; its weights and codes stay in float32.
+        tiling: "on" encodes in tiles, "off" in one piece, "auto" in tiles what is large, see `set_tiling`.
+    """
+    is_cine = volume.ndim == 5
+    if is_cine != isinstance(vae, VQModel4D):
+        kind, expected = ("is a cine", "volumes") if is_cine else ("is 3D", "cines")
+        raise CardioDiTError(f"The image {kind}, and a {type(vae).__name__} encodes {expected}.")
+    size = (*volume.shape[2:4], volume.shape[1], volume.shape[4]) if is_cine else volume.shape[1:]  # (H, W, D[, T])
+    if tiling == "auto" and batch_size > 1 and set_tiling(vae, size, tiling, batch_size):
+        batch_size = 1  # saves memory without changing the result, as tiles would
+    set_tiling(vae, size, tiling)
+    items = slices_of(volume[None]) if is_cine else volume[None]
+    with _fixed_kernels():
+        codes = torch.cat([_codes(vae, batch, dtype) for batch in items.split(batch_size)])
+    return (stack_slices(codes, volume.shape[1]) if is_cine else codes)[0].contiguous()
+
+
+def _codes(vae: VQModel, batch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Look up the codes: the straight-through output of the quantiser differs from them by a rounding."""
+    with torch.autocast(vae.device.type, dtype, enabled=dtype != torch.float32):
+        encoded = vae.encode(batch.to(vae.device)).latents
+    if not torch.isfinite(encoded).all():
+        raise CardioDiTError(
+            f"The VQ model produced values that are not finite (in {dtype}). Encode in float32; if that does not "
+            "help, its weights are broken."
+        )
+    return vae.quantizer.embed(vae.quantizer(encoded.float(), may_learn=False).indices).float()
+
+
+@contextmanager
+def _fixed_kernels() -> Iterator[None]:
+    """Use torch's default precision and deterministic GPU kernels, whatever training has configured (`allow_tf32`)."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many files were made, and why."""
+    """Number of latent files by what was done."""
 
     new: int = 0
     kept: int = 0
@@ -38,21 +106,21 @@ class Counts:
 
     def __str__(self) -> str:
         return (
-            f"{self.new} new, {self.kept} kept, {self.changed} changed (of another VQ model, preprocessing or "
-            f"precision before), {self.repaired} repaired (damaged before)"
+            f"{self.new} new, {self.kept} kept, {self.changed} changed (encoded before with another VQ model, "
+            f"preprocessing or precision), {self.repaired} repaired (damaged before)"
         )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one row of the manifest: a file, or a problem."""
+    """Result for one row of the manifest: a latent file, or a problem."""
 
     row: int
-    what: str = ""
+    status: str = ""
     source: str = ""
     shape: tuple[int, ...] = ()
     problem: str = ""
-    masks: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)  # file by column
 
 
 def encode_cohort(
@@ -71,53 +139,57 @@ def encode_cohort(
     condition_keys: Sequence[str] = (),
     tiling: str = "auto",
 ) -> Counts:
-    """Writes a latent file for each image of a manifest, and a manifest of them once every row has its file.
+    """Write a latent file for each image of a manifest, and a manifest of the latents once all are complete.
 
-    A file that was made of the same source with the same VQ model and preprocessing is kept. Images that cannot be
-    read or prepared are named in one error, after all others have been encoded.
+    A file that was made from the same source with the same VQ model and preprocessing is kept. Images that cannot be
+    read or preprocessed are reported in one error, after all others have been encoded.
 
     Args:
-        manifest: of the images.
-        vae: in float32; its scaling factor does not matter.
-        output_dir: folder of the latents; may hold those of an earlier run.
-        depth: slices to crop or pad every volume to, in place of the preprocessing's own number.
-        steps: the preprocessing; by default the one that the VQ model was trained with.
-        batch_size: slices at once.
-        device, dtype: where, and in which precision, the VQ model computes.
-        process_index, num_processes: this process takes every `num_processes`-th row. The first one reports, raises
-            what was wrong with any image, and writes the manifest.
-        gather: collects lists from all processes and returns the whole to each, like accelerate's `gather_object`.
-        report: is told what happens, a sentence at a time.
-        condition_keys: columns of the manifest that name masks, which are prepared as the images are and kept beside
-            the latents, the parts of hearts in ACDC's order.
+        manifest: manifest of the images.
+        vae: VQ model in float32; its scaling factor does not matter.
+        output_dir: folder of the latents; may contain those of an earlier run.
+        depth: number of slices to crop or pad every volume to, instead of that of the preprocessing.
+        steps: preprocessing; default: that of the VQ model's training.
+        batch_size: slices of a cine encoded together.
+        device: device of the VQ model.
+        dtype: precision in which the VQ model computes.
+        process_index: number of this process; the first one reports, raises all problems and writes the manifest.
+        num_processes: number of processes; each encodes every `num_processes`-th row.
+        gather: concatenates lists of all processes and returns the result to each, like accelerate's `gather_object`.
+        report: receives progress messages, one sentence each.
+        condition_keys: columns of masks, which are preprocessed like the images and stored with the latents, with the
+            labels of the heart in ACDC's order.
         tiling: "on" encodes in tiles, "off" in one piece, "auto" in tiles what is large, see `set_tiling`.
 
     Returns the counts of all processes.
     """
     if process_index > 0:
-        report = _say_nothing
+        report = _no_report
     cases = read_manifest(manifest)
-    _look_at_orders(cases, condition_keys, report)
-    encoder = CohortEncoder(
-        vae, _steps(vae, steps, depth, report), output_dir, batch_size, device, dtype, tuple(condition_keys), tiling
-    )
-    _refuse_foreign_manifest(output_dir / MANIFEST)
+    _check_label_orders(cases, condition_keys, report)
+    steps = _choose_steps(vae, steps, depth, report)
+    encoder = CohortEncoder(vae, steps, output_dir, batch_size, device, dtype, tuple(condition_keys), tiling)
+    target = output_dir / MANIFEST
+    if target.exists() and any(COLUMN not in row or "image" in row for _, row in read_table(target, ())):
+        raise CardioDiTError(
+            f"{target} is not a manifest of latents and would be overwritten. Choose another output folder."
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
-    own = range(process_index, len(cases), num_processes)
+    own_rows = range(process_index, len(cases), num_processes)
     outcomes: list[Outcome] = []
-    for number, row in enumerate(own, start=1):
+    for number, row in enumerate(own_rows, start=1):
         outcomes.append(encoder.encode(row, cases[row]))
-        _refuse_another_size(outcomes, outcomes[-1], cases)
-        report(f"{number} of {len(own)}: {cases[row].image.name} {outcomes[-1].what or 'cannot be encoded'}")
+        _check_same_size(outcomes, outcomes[-1], cases)
+        report(f"{number} of {len(own_rows)}: {cases[row].image.name} {outcomes[-1].status or 'cannot be encoded'}")
     outcomes = sorted(gather(outcomes), key=lambda outcome: outcome.row)
     if process_index == 0:
         _finish(outcomes, cases, manifest, output_dir, report)
-    counts = Counter(outcome.what for outcome in outcomes)
+    counts = Counter(outcome.status for outcome in outcomes)
     return Counts(counts[NEW], counts[KEPT], counts[CHANGED], counts[REPAIRED])
 
 
 class CohortEncoder:
-    """Makes the latent file of one image after the other."""
+    """Encode one image after the other into a folder; the arguments are those of `encode_cohort`."""
 
     def __init__(
         self,
@@ -137,33 +209,42 @@ class CohortEncoder:
                 f"The VQ model is in {vae.dtype}. Open it in float32, and give dtype={vae.dtype} here."
             )
         self.vae, self.steps, self.output_dir = vae.to(device).eval(), steps, output_dir
-        self.batch_size, self.dtype, self.tiling = batch_size, dtype, tiling
+        self.batch_size, self.dtype, self.tiling, self.condition_keys = batch_size, dtype, tiling, condition_keys
         self.origin = {
             "vae": identity_of_vae(vae),
             "preprocessing": identity_of_steps(steps),
             "precision": str(dtype).removeprefix("torch."),
         }
-        self.masks = MaskStore(output_dir, condition_keys, self.origin["preprocessing"])
 
     def encode(self, row: int, case: Case) -> Outcome:
-        """Makes the file unless a sound one of the same origin is there; what is wrong with the image is returned."""
+        """Write the latent file and the masks, unless valid ones of the same origin exist, and return the outcome."""
         try:
             volume = read_case(case)
             order = order_of_case(case, volume, self.steps)
             source = identity_of_source(volume, order)
             path = self.output_dir / file_name(source)
-            masks = self.masks.store(case, source, partial(self.steps, volume, order))
-            what, shape = self._look(path, source)
-            if what == KEPT:
-                return Outcome(row, what, source, shape, masks=masks)
-            latents, header = self._encode(volume, order, source)
+            masks = self._store_masks(case, volume, order, source)
+            status, shape = self._status(path, source)
+            if status == KEPT:
+                return Outcome(row, status, source, shape, masks=masks)
+            prepared = self.steps(volume, order)
+            latents = encode_volume(self.vae, prepared.tensor(), self.batch_size, self.dtype, self.tiling).cpu()
         except (CardioDiTError, OSError) as error:
-            where = "" if str(case.image) in str(error) else f"{case.image} cannot be encoded. "
-            return Outcome(row, problem=f"{where}{error}")
+            prefix = "" if str(case.image) in str(error) else f"{case.image} cannot be encoded. "
+            return Outcome(row, problem=f"{prefix}{error}")
+        header = LatentHeader(
+            **self.origin,
+            source=source,
+            geometry=prepared.volume.geometry,
+            shape=tuple(latents.shape),
+            frames=prepared.volume.voxels.shape[3] if prepared.volume.is_cine else 1,
+            steps=self.steps.to_dict(),
+        )
         write_latent(path, latents, header)
-        return Outcome(row, what, source, header.shape, masks=masks)
+        return Outcome(row, status, source, header.shape, masks=masks)
 
-    def _look(self, path: Path, source: str) -> tuple[str, tuple[int, ...]]:
+    def _status(self, path: Path, source: str) -> tuple[str, tuple[int, ...]]:
+        """Return the status of a latent file, and the shape of the latents it contains."""
         if not path.exists():
             return NEW, ()
         try:
@@ -174,33 +255,58 @@ class CohortEncoder:
         is_same = header.steps is not None and all(getattr(header, name) == value for name, value in expected.items())
         return (KEPT if is_same else CHANGED), header.shape
 
-    def _encode(self, volume: Volume, order: StorageOrder, source: str) -> tuple[torch.Tensor, LatentHeader]:
-        prepared = self.steps(volume, order)
-        at_once = self.batch_size if prepared.volume.is_cine else 1
-        set_tiling(self.vae, prepared.volume.voxels.shape, self.tiling, at_once)
-        latents = encode_volume(self.vae, prepared.tensor(), self.batch_size, self.dtype)
-        shape = prepared.volume.voxels.shape
-        header = LatentHeader(
-            **self.origin,
-            source=source,
-            geometry=prepared.volume.geometry,
-            shape=tuple(latents.shape),
-            frames=shape[3] if prepared.volume.is_cine else 1,
-            steps=self.steps.to_dict(),
-        )
-        return latents, header
+    def _store_masks(self, case: Case, volume: Volume, order: StorageOrder, source: str) -> dict[str, str]:
+        """Write the masks of a row that are not stored yet; return their files by column, relative to the folder."""
+        files: dict[str, str] = {}
+        prepared: Prepared | None = None
+        for key in self.condition_keys:
+            mask_path = case.path(key)
+            if mask_path is None:
+                raise CardioDiTError(f"The column {key!r} names no mask for {case.image.name}.")
+            labels = read_label_map(mask_path, order_of_row(case.row, key))
+            identity = identity_of(
+                {
+                    "key": key,
+                    "voxels": content_of(labels.voxels),
+                    "geometry": labels.geometry.to_dict(),
+                    "image": source,
+                    "preprocessing": self.origin["preprocessing"],
+                }
+            )
+            files[key] = f"{MASK_FOLDER}/{identity[:20]}.nii.gz"
+            path = self.output_dir / files[key]
+            if _is_readable_mask(path):
+                continue
+            prepared = prepared or self.steps(volume, order)
+            voxels = prepared.apply_to_mask(labels)
+            if voxels.shape != prepared.volume.voxels.shape:
+                raise CardioDiTError(
+                    f"The mask {mask_path} becomes {voxels.shape}, its image {prepared.volume.voxels.shape}: a cine "
+                    "needs a mask of every frame."
+                )
+            path.parent.mkdir(exist_ok=True)
+            write_nifti(path, voxels, prepared.volume.geometry)
+        return files
 
 
 def file_name(source: str) -> str:
-    """Tells nothing of whose image it is, and is the same wherever and under whatever name the image lies."""
+    """Return the name of a latent file, which does not identify the subject or depend on the image's file name."""
     return f"{source[:20]}.safetensors"
 
 
-def _say_nothing(sentence: str) -> None:
-    """The report of all processes but the first."""
+def _is_readable_mask(path: Path) -> bool:
+    try:
+        read_mask(path)
+    except (CardioDiTError, OSError):
+        return False
+    return True
 
 
-def _steps(
+def _no_report(sentence: str) -> None:
+    """Ignore the progress messages of all processes but the first."""
+
+
+def _choose_steps(
     vae: VQModel4D | VQModel3D, given: Preprocessing | None, depth: int | None, report: Callable[[str], None]
 ) -> Preprocessing:
     own = None if vae.config.preprocessing is None else Preprocessing.from_dict(vae.config.preprocessing)
@@ -215,24 +321,17 @@ def _steps(
     return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
 
 
-def _look_at_orders(cases: Sequence[Case], keys: Sequence[str], report: Callable[[str], None]) -> None:
-    """Says how many masks get other labels than they have, so that all hearts have the same."""
+def _check_label_orders(cases: Sequence[Case], keys: Sequence[str], report: Callable[[str], None]) -> None:
+    """Report how many masks are relabelled so that all hearts have the same labels."""
     check_orders([case.row for case in cases], keys)
     orders = Counter(order_of_row(case.row, key) or ACDC_ORDER for case in cases for key in keys if case.path(key))
     for order, number in orders.items():
         if parse_order(order) != OURS:
-            report(f"Labels {order}, of {number} of {orders.total()} masks, become those of ACDC, {ACDC_ORDER}.")
+            report(f"Relabelling {number} of {orders.total()} masks from {order} to ACDC's {ACDC_ORDER}.")
 
 
-def _refuse_foreign_manifest(path: Path) -> None:
-    if path.exists() and any(COLUMN not in row or "image" in row for _, row in read_table(path, ())):
-        raise CardioDiTError(
-            f"{path} would be overwritten, and it is no manifest of latents. Choose another output folder."
-        )
-
-
-def _refuse_another_size(outcomes: Sequence[Outcome], new: Outcome, cases: Sequence[Case]) -> None:
-    """Batches need one size; noticed at the second image, not when all are encoded."""
+def _check_same_size(outcomes: Sequence[Outcome], new: Outcome, cases: Sequence[Case]) -> None:
+    """Raise at the first image of another size, because latents of different sizes cannot be batched."""
     first = next((outcome for outcome in outcomes if outcome.shape), new)
     if new.shape and new.shape != first.shape:
         raise CardioDiTError(
@@ -244,14 +343,14 @@ def _refuse_another_size(outcomes: Sequence[Outcome], new: Outcome, cases: Seque
 def _finish(
     outcomes: Sequence[Outcome], cases: Sequence[Case], manifest: Path, output_dir: Path, report: Callable[[str], None]
 ) -> None:
-    """When all processes are done: tidies up, raises what was wrong, or writes the manifest."""
-    for path in [*output_dir.iterdir(), *output_dir.glob(f"{FOLDER}/.*")]:
-        if LEFTOVER.fullmatch(path.name):
+    """Remove temporary files, then raise all problems or write the manifest, once all processes have finished."""
+    for path in [*output_dir.iterdir(), *output_dir.glob(f"{MASK_FOLDER}/.*")]:
+        if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
-            report(f"Removed {path.name}, which a run that was stopped had left.")
+            report(f"Removed {path.name}, left over from an interrupted run.")
     _raise_problems(outcomes, cases, manifest, output_dir)
     for outcome in outcomes:
-        _refuse_another_size(outcomes, outcome, cases)
+        _check_same_size(outcomes, outcome, cases)
     names = [file_name(outcome.source) for outcome in outcomes]
     rows = [
         {
@@ -265,7 +364,7 @@ def _finish(
     write_manifest(output_dir / MANIFEST, rows)
     unneeded = sorted({path.name for path in output_dir.glob("[!.]*.safetensors")} - set(names))
     if unneeded:
-        report(f"Of no image in {manifest}, and left where they are: {', '.join(unneeded)}.")
+        report(f"Kept latent files that belong to no image in {manifest}: {', '.join(unneeded)}.")
 
 
 def _raise_problems(outcomes: Sequence[Outcome], cases: Sequence[Case], manifest: Path, output_dir: Path) -> None:
@@ -279,6 +378,6 @@ def _raise_problems(outcomes: Sequence[Outcome], cases: Sequence[Case], manifest
         else:
             first[outcome.source] = outcome
     problems.raise_if_any(
-        f"The others are encoded in {output_dir} and are kept. Mend these or take them out of the manifest, and run "
-        "the same again."
+        f"The others are encoded in {output_dir} and are kept. Fix these or remove them from the manifest, and run "
+        "the same command again."
     )

@@ -1,5 +1,11 @@
-"""The latent file: a tensor, and in the file's header what it was made of. It names no path and no subject."""
+"""The latent file: a tensor with a header that identifies what it was made from, without any path or subject.
 
+Identities are hashes that tell whether latents still belong to their source, VQ model and preprocessing. They leave out
+settings at their default values, so that settings added in later versions change no identity.
+"""
+
+import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,29 +16,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.hashing import add_weights
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging import Geometry
+from cardiodit.imaging import Geometry, Preprocessing, Volume
+from cardiodit.imaging.checks import content_of
+from cardiodit.imaging.orientation import StorageOrder
+from cardiodit.models import VQModel3D, VQModel4D
 
 SCHEMA = 1
 TENSOR = "latents"
-METADATA = "cardiodit_latent"  # one entry only: safetensors writes several in an order that changes from run to run
+METADATA = "cardiodit_latent"  # a single entry, because safetensors writes several in an arbitrary order
 
 
 class DamagedLatentError(CardioDiTError):
-    """A file that was cut short or is no latent file, so that nothing is lost when it is made anew."""
+    """The file is truncated or not a latent file, so that it can safely be replaced."""
 
 
 @dataclass(frozen=True)
 class LatentHeader:
-    """What a latent file says of itself.
+    """Header of a latent file.
 
     Args:
-        vae, preprocessing, source: identities of what the latents were made with and of.
-        precision: of the VQ model's arithmetic; the latents are float32.
-        geometry: of the prepared volume that was encoded.
-        shape: of the latents.
-        frames: of the prepared cine, in voxels' time, all of them valid; 1 for a volume that does not beat.
-        steps: the preprocessing itself (`Preprocessing.to_dict`); None in files of older versions.
+        vae: identity of the VQ model.
+        preprocessing: identity of the preprocessing.
+        source: identity of the encoded image.
+        precision: precision in which the VQ model computed; the latents themselves are float32.
+        geometry: geometry of the preprocessed volume.
+        shape: shape of the latents.
+        frames: frames of the preprocessed cine, all of them valid; 1 for a static volume.
+        steps: the preprocessing (`Preprocessing.to_dict`); None in files of older versions.
     """
 
     vae: str
@@ -51,37 +63,36 @@ class LatentHeader:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         names = ("vae", "preprocessing", "source", "precision", "frames")
         geometry, shape = Geometry.from_dict(values["geometry"]), tuple(values["shape"])
-        told = {name: values[name] for name in names}
-        return cls(**told, geometry=geometry, shape=shape, steps=values.get("steps"))
+        return cls(**{n: values[n] for n in names}, geometry=geometry, shape=shape, steps=values.get("steps"))
 
 
 def write_latent(path: Path, latents: torch.Tensor, header: LatentHeader) -> None:
-    """Writes latents `(C, D, h, w, t)` of a cine or `(C, h, w, d)`, quantised, not multiplied by the scaling factor."""
+    """Write quantised, unscaled latents, `(C, D, h, w, t)` of a cine or `(C, h, w, d)` of a volume."""
     if latents.dtype != torch.float32 or tuple(latents.shape) != header.shape:
         raise CardioDiTError(
-            f"Latents of shape {header.shape} in float32 were expected, got {tuple(latents.shape)} in {latents.dtype}."
+            f"Expected latents of shape {header.shape} in float32, got {tuple(latents.shape)} in {latents.dtype}."
         )
     with atomic_file(path) as temporary:
         save_file({TENSOR: latents.contiguous()}, temporary, {METADATA: json.dumps(header.to_dict(), sort_keys=True)})
 
 
 def read_header(path: Path) -> LatentHeader:
-    """Reads no latents, and yet notices a file that was cut short."""
-    return _read(path, wants_latents=False)[0]
+    """Read the header only; a truncated file is noticed nevertheless."""
+    return _read(path, with_latents=False)[0]
 
 
 def read_latent(path: Path) -> tuple[LatentHeader, torch.Tensor]:
-    """The header, and the latents as they were written: not multiplied by the scaling factor."""
-    return _read(path, wants_latents=True)
+    """Read the header and the latents, which are not multiplied by the scaling factor."""
+    return _read(path, with_latents=True)
 
 
-def _read(path: Path, wants_latents: bool) -> tuple[LatentHeader, torch.Tensor]:
+def _read(path: Path, with_latents: bool) -> tuple[LatentHeader, torch.Tensor]:
     try:
-        with safe_open(path, "pt") as file:  # compares the file's size with that of its tensors
-            header = _header(path, file.metadata() or {})
+        with safe_open(path, "pt") as file:  # checks that the file has the size that its tensors need
+            header = _parse_header(path, file.metadata() or {})
             stored = file.get_slice(TENSOR)
             shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-            latents = file.get_tensor(TENSOR) if wants_latents else torch.empty(0)
+            latents = file.get_tensor(TENSOR) if with_latents else torch.empty(0)
     except SafetensorError as error:
         raise DamagedLatentError(f"{path} is damaged or was cut short ({error}).") from error
     if (shape, dtype) != (header.shape, "F32"):
@@ -89,15 +100,59 @@ def _read(path: Path, wants_latents: bool) -> tuple[LatentHeader, torch.Tensor]:
     return header, latents
 
 
-def _header(path: Path, metadata: dict[str, str]) -> LatentHeader:
+def _parse_header(path: Path, metadata: dict[str, str]) -> LatentHeader:
     try:
         values = json.loads(metadata[METADATA])
         schema = int(values["schema"])
         if schema <= SCHEMA:
             return LatentHeader.from_dict(values)
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedLatentError(f"{path} is no latent file of ours, or its header is damaged.") from error
+        raise DamagedLatentError(f"{path} is not a latent file of cardiodit, or its header is damaged.") from error
     raise CardioDiTError(
         f"{path} was written by a newer version of cardiodit (schema {schema}, this version knows {SCHEMA}). "
         "Update cardiodit, or encode into another folder."
     )
+
+
+def identity_of_vae(vae: VQModel4D | VQModel3D) -> str:
+    """Hash the weights and the config of a VQ model, without its scaling factor, which changes no latent."""
+    parameters = inspect.signature(type(vae).__init__).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    config = {key: value for key, value in vae.config.items() if key != "scaling_factor" and not key.startswith("_")}
+    digest = hashlib.sha256(f"{type(vae).__name__} {identity_of(_non_defaults(config, defaults))}".encode())
+    add_weights(digest, vae.state_dict())
+    return digest.hexdigest()
+
+
+def identity_of_steps(steps: Preprocessing) -> str:
+    """Hash the settings that change voxels, without the units that -1 and 1 typically stand for."""
+    settings, defaults = steps.to_dict(), Preprocessing().to_dict()
+    for values in (settings, defaults):
+        del values["intensity"]["typical"]
+    return identity_of(_non_defaults(settings, defaults))
+
+
+def identity_of_source(volume: Volume, order: StorageOrder) -> str:
+    """Hash the stored voxels, their geometry and their storage order, but not the file's name or compression."""
+    return identity_of(
+        {
+            "voxels": content_of(volume.voxels),
+            "dtype": volume.voxels.dtype.str,
+            "geometry": volume.geometry.to_dict(),
+            "order": [order.axes, order.flips, order.first_frame],
+        }
+    )
+
+
+def identity_of(value: Any) -> str:
+    """Hash a value so that equal JSON gives equal hashes: 1 and 1.0, tuples and lists, keys in any order."""
+    same_numbers = json.loads(json.dumps(value), parse_int=float)
+    return hashlib.sha256(json.dumps(same_numbers, sort_keys=True).encode()).hexdigest()
+
+
+def _non_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in defaults or identity_of(value) != identity_of(defaults[key])
+    }

@@ -1,4 +1,4 @@
-"""Networks, each a diffusers model."""
+"""Networks, each a diffusers `ModelMixin`."""
 
 from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
 from cardiodit.models.transformer_dit import DiT3DTransformerModel, DiT4DTransformerModel

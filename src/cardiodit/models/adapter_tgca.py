@@ -1,10 +1,11 @@
-"""TGCA, VolDiT's timestep-gated control adapter: masks steer a frozen transformer, over three axes or four.
+"""TGCA, VolDiT's timestep-gated control adapter, with which masks steer a frozen transformer over three or four axes.
 
-Masks become tokens of the transformer's grid once; at every step a gate that knows the time lets so much of them into
-each block, before its attention. Over cine a mask is looked at slice by slice, over rows, columns and frames, as the VQ
-model looks at images, so that one adapter serves both transformers.
+Masks are embedded once as tokens of the transformer's grid. At every step a gate that depends on the timestep scales
+what is added to each block before its attention. A cine's mask is embedded slice by slice, over rows, columns and
+frames, as the VQ model encodes images, so that one adapter serves both transformers.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,29 +21,40 @@ from cardiodit.models.conditions import Conditions
 from cardiodit.models.loading import StrictModelMixin
 from cardiodit.models.transformer_dit import DiTTransformerModel
 
-SEEN_AT_ONCE = 3  # axes of a convolution; further ones, a cine's slices, are looked at one by one
-PUBLISHED_FIRST_SCALE = 0.1
+SEEN_AT_ONCE = 3  # axes of a convolution; the slices of a cine are embedded one by one
+PUBLISHED_INITIAL_SCALE = 0.1
+
+FINGERPRINT_VERSION = 2  # version 1 could not tell tensors of the same size apart
+FINGERPRINT_NUMBERS = 64  # the distance of two fingerprints is that of the weights within 9%
+# Rounding to bfloat16 moves weights by 0.0017 to 0.0019 of their norm, to float16 by 0.0002; one step of AdamW at 2e-4
+# by 0.004 and more, 24 steps by 0.05. Training that moves them by less than TOLERANCE, such as 24 steps at 1e-5, cannot
+# be told apart from rounding.
+TOLERANCE = 0.003
+# Quantising the phantom model to 8 bits moves its weights by 0.004, to 4 bits by 0.06, and coarser quantisation by
+# more, which much fine-tuning does not exceed. Exchanging two blocks moves them by 0.7; another model differs by 1.4.
+QUANTISED_TOLERANCE = 0.4
+SMALLEST = 2**-14  # float16 represents smaller values less precisely or not at all
 
 Controls = list[torch.Tensor | None]
 
 
 class TGCAAdapterModel(StrictModelMixin):
-    """The adapter alone; its base is a `DiT3DTransformerModel` or a `DiT4DTransformerModel`.
+    """The adapter, without its base: a `DiT3DTransformerModel` or `DiT4DTransformerModel`.
 
     Args:
         hidden_size: width of the base's tokens.
-        num_layers: blocks of the base.
-        num_axes: of the base's latents, 3 or 4.
-        condition_channels: of the masks, see `cardiodit.models.conditions`.
-        condition_keys: names of the masks, as columns of a manifest have them.
-        condition_labels: of each mask, the labels that become channels; None where a mask is a channel as it is.
-        inject_layers: blocks that are steered: None for all, a number for the last so many, or a list.
-        channels: widths while the masks are made smaller; each level but the first one has a stride.
-        strides: of these levels, along the last three axes.
-        normalise_control: as the released code has it: what enters a block is normalised first, so that neither gate
-            nor scale has an effect. For the authors' checkpoints only.
-        fingerprint: of the base that it was trained on, see `fingerprint_of`.
-        other_labels: what becomes of labels that are not listed: "refuse" makes them an error, "background" 0.
+        num_layers: number of blocks of the base.
+        num_axes: number of axes of the base's latents, 3 or 4.
+        condition_channels: number of mask channels, see `Conditions`.
+        condition_keys: names of the masks, which are columns of a manifest.
+        condition_labels: labels of each mask that become channels of their own; None if each mask is one channel.
+        inject_layers: blocks that are steered: None for all, a number for the last blocks, or a list of block numbers.
+        channels: width of each level of the mask embedding; every level but the first has a stride.
+        strides: strides of these levels along the last three axes.
+        normalise_control: normalise the control before each block, as in the released code, which cancels the effect of
+            gate and scale; only for the authors' checkpoints.
+        fingerprint: fingerprint of the base that the adapter was trained with, see `fingerprint_of`.
+        other_labels: treatment of labels that are not listed: "refuse" raises an error, "background" sets them to 0.
     """
 
     _keep_in_fp32_modules = ["time_gate"]
@@ -54,11 +66,11 @@ class TGCAAdapterModel(StrictModelMixin):
         num_layers: int = 12,
         num_axes: int = 3,
         condition_channels: int = 1,
-        condition_keys: list[str] | None = None,
-        condition_labels: list[list[int]] | None = None,
-        inject_layers: int | list[int] | None = None,
+        condition_keys: tuple[str, ...] | None = None,
+        condition_labels: tuple[tuple[int, ...], ...] | None = None,
+        inject_layers: int | tuple[int, ...] | None = None,
         channels: tuple[int, ...] = (8, 16, 32, 64, 128),
-        strides: Sequence[Sequence[int]] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        strides: tuple[tuple[int, ...], ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
         normalise_control: bool = False,
         fingerprint: str | None = None,
         other_labels: str = "refuse",
@@ -66,7 +78,7 @@ class TGCAAdapterModel(StrictModelMixin):
         super().__init__()
         if len(strides) != len(channels) - 1:
             raise CardioDiTError(
-                f"strides={strides} must have one entry for each of channels={channels} but the first."
+                f"strides={strides} must have one entry for each of channels={channels} except the first."
             )
         self.conditions = Conditions(
             tuple(condition_keys or (f"mask{i}" for i in range(condition_channels))),
@@ -75,19 +87,19 @@ class TGCAAdapterModel(StrictModelMixin):
         )
         if self.conditions.channels != condition_channels:
             raise CardioDiTError(
-                f"condition_channels={condition_channels}, but the masks {', '.join(self.conditions.keys)} become "
+                f"condition_channels={condition_channels}, but the masks {', '.join(self.conditions.keys)} have "
                 f"{self.conditions.channels} channels."
             )
         self.injected = injected_layers(inject_layers, num_layers)
         self.condition_embed = ConditionEmbed(condition_channels, hidden_size, channels, strides)
         self.time_gate = nn.Linear(hidden_size, 1)
-        first = PUBLISHED_FIRST_SCALE if normalise_control else 1.0
-        self.scales = nn.ParameterList(nn.Parameter(torch.full((1,), first)) for _ in self.injected)
+        scale = PUBLISHED_INITIAL_SCALE if normalise_control else 1.0
+        self.scales = nn.ParameterList(nn.Parameter(torch.full((1,), scale)) for _ in self.injected)
         nn.init.zeros_(self.time_gate.weight)
         nn.init.zeros_(self.time_gate.bias)
 
     def embed(self, condition: torch.Tensor, base: DiTTransformerModel, grid: Sequence[int]) -> torch.Tensor:
-        """Masks `(B, K, *size)` → tokens `(B, L, hidden)` of the base's grid, the same at every step."""
+        """Embed masks `(B, K, *size)` as tokens `(B, L, hidden)` of the base's grid, which serve for all steps."""
         if condition.ndim != 2 + self.config.num_axes or condition.shape[1] != self.config.condition_channels:
             keys = self.config.condition_keys or f"{self.config.condition_channels} channels"
             raise CardioDiTError(
@@ -104,15 +116,15 @@ class TGCAAdapterModel(StrictModelMixin):
         tokens = features.movedim(2, -1).flatten(1, -2)
         if self.config.normalise_control:
             return tokens
-        return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)  # gate and scale alone say how much
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)  # only gate and scale set the strength
 
     def forward(self, tokens: torch.Tensor, time: torch.Tensor, conditioning_scale: float = 1.0) -> Controls:
-        """What is added in each block of the base.
+        """Return what is added in each block of the base, or None for blocks that are not steered.
 
         Args:
-            tokens: of the masks, from `embed`.
-            time: `(B, hidden)`, the base's `embed_time`.
-            conditioning_scale: how much of it; 0 is the base alone.
+            tokens: embedded masks, from `embed`.
+            time: time embedding `(B, hidden)`, from the base's `embed_time`.
+            conditioning_scale: strength of the control; 0 leaves the base alone.
         """
         gate = self.gate(time).to(tokens.dtype)[:, :, None]
         controls: Controls = [None] * self.config.num_layers
@@ -124,12 +136,12 @@ class TGCAAdapterModel(StrictModelMixin):
         return controls
 
     def gate(self, time: torch.Tensor) -> torch.Tensor:
-        """How open each sample is at its time, `(B, 1)` in 0 to 1."""
+        """Return the gate of each sample at its timestep, `(B, 1)` between 0 and 1."""
         return torch.sigmoid(self.time_gate(time.to(self.time_gate.weight.dtype)))
 
 
 class ConditionEmbed(nn.Module):
-    """Masks → features, halved again and again; nothing comes out before training."""
+    """Convolutions that embed masks at the resolution of the latents; the output is zero before training."""
 
     def __init__(
         self, condition_channels: int, hidden_size: int, channels: Sequence[int], strides: Sequence[Sequence[int]]
@@ -142,7 +154,7 @@ class ConditionEmbed(nn.Module):
             h, w, t = stride
             self.blocks.append(nn.Conv3d(width, wider, 3, stride=(h, w, t), padding=1))
         for conv in (self.conv_in, *self.blocks):
-            # By PyTorch's own draw, 0.0004 of what differs between two masks comes through.
+            # With PyTorch's default initialisation only 0.0004 of the difference between two masks would be kept.
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)
         self.conv_out = nn.Conv3d(channels[-1], hidden_size, 3, padding=1)
@@ -158,10 +170,10 @@ class ConditionEmbed(nn.Module):
 
 
 def shrink(conv: Any, x: torch.Tensor) -> torch.Tensor:
-    """A convolution with a stride.
+    """Apply a convolution with a stride.
 
-    On CPU, torch 2.13 leaves what it computes in bfloat16 unwritten where a stride makes the last axis 1 long, under
-    autocast, too. So one place more is computed there, and left away.
+    In bfloat16 on the CPU, also under autocast, torch 2.13 does not write the result if a stride makes the last axis 1
+    long. There, one more position is computed and dropped.
     """
     length, stride = x.shape[-1], conv.stride[-1]
     if x.device.type != "cpu" or stride == 1 or length > stride:
@@ -169,14 +181,66 @@ def shrink(conv: Any, x: torch.Tensor) -> torch.Tensor:
     return conv(F.pad(x, (0, 2 * stride - length)))[..., :1]
 
 
-def injected_layers(asked: int | Sequence[int] | None, num_layers: int) -> list[int]:
-    """Numbers of the blocks: None for all, a number for the last so many, or a list."""
-    if asked is None:
-        return list(range(num_layers))
-    layers = list(range(num_layers))[-asked:] if isinstance(asked, int) and 0 < asked <= num_layers else asked
-    if isinstance(layers, int) or not layers or not set(layers) <= set(range(num_layers)):
+def injected_layers(inject_layers: int | Sequence[int] | None, num_layers: int) -> list[int]:
+    """Return the numbers of the steered blocks: None means all, a number the last blocks, or they are listed."""
+    numbers = list(range(num_layers))
+    if inject_layers is None:
+        return numbers
+    if isinstance(inject_layers, int):
+        layers: Sequence[int] = numbers[-inject_layers:] if 0 < inject_layers <= num_layers else []
+    else:
+        layers = inject_layers
+    if not layers or not set(layers) <= set(numbers):
         raise CardioDiTError(
-            f"inject_layers={asked}: expected null, how many of the last of the {num_layers} blocks, or a list of "
-            f"their numbers from 0 to {num_layers - 1}."
+            f"inject_layers={inject_layers}: expected null, a number of blocks from 1 to {num_layers} counted from the "
+            f"last, or a list of block numbers from 0 to {num_layers - 1}."
         )
     return sorted(set(layers))
+
+
+@torch.no_grad()
+def fingerprint_of(model: nn.Module) -> str:
+    """Return a few numbers that identify the weights of a model up to rounding, so that an adapter can check its base.
+
+    Every tensor contributes equally, whatever its size.
+    """
+    sums, tensors = torch.zeros(FINGERPRINT_NUMBERS, dtype=torch.float64), 0
+    for name, parameter in getattr(model, "_orig_mod", model).named_parameters():  # torch.compile wraps the model
+        plain = parameter.detach().dequantize() if _is_quantised(parameter) else parameter.detach()
+        weights = F.hardshrink(plain.to("cpu", torch.float32).flatten(), SMALLEST)
+        norm = float(weights.norm())
+        if norm > 0:
+            sums += _signed_sums(name, weights) / norm
+            tensors += 1
+    numbers = (sums / math.sqrt(max(tensors, 1))).tolist()
+    return " ".join([f"{FINGERPRINT_VERSION}:", *(f"{number:.6f}" for number in numbers)])
+
+
+def _signed_sums(name: str, weights: torch.Tensor) -> torch.Tensor:
+    """Sum every 64th weight, with random signs that depend on the tensor's name."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+    signs = torch.randint(2, weights.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8) * 2 - 1
+    signed = F.pad(weights * signs, (0, -len(weights) % FINGERPRINT_NUMBERS))
+    return signed.view(-1, FINGERPRINT_NUMBERS).sum(dim=0, dtype=torch.float64)
+
+
+def _is_quantised(parameter: torch.Tensor) -> bool:
+    """Return whether torchao stores this weight as integers with scales."""
+    return type(parameter.data).__module__.startswith("torchao.")
+
+
+def is_readable(fingerprint: Any) -> bool:
+    """Return whether this is a fingerprint of the current version; others cannot be compared."""
+    return isinstance(fingerprint, str) and fingerprint.startswith(f"{FINGERPRINT_VERSION}:")
+
+
+def distance(first: str, second: str) -> float:
+    """Return the distance between the weights of two fingerprints, relative to their norm."""
+    numbers = [[float(number) for number in text.split()[1:]] for text in (first, second)]
+    return math.dist(*numbers)
+
+
+def fits(fingerprint: str, model: nn.Module) -> bool:
+    """Return whether a model has the weights of a fingerprint, up to rounding to the model's precision."""
+    tolerance = QUANTISED_TOLERANCE if any(map(_is_quantised, model.parameters())) else TOLERANCE
+    return distance(fingerprint, fingerprint_of(model)) <= tolerance

@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -14,10 +17,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.codebook import EMACodebook, QuantizerOutput
 from cardiodit.models.loading import StrictModelMixin
-from cardiodit.models.tiling import AxisTiles, run_tiled
 
-# One number for all axes or one for each: stride, kernel, dilation, padding (and output padding going up).
-LayerParameters = Sequence[int | Sequence[int]]
+PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each axis
+Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding in the decoder)
 
 TILE_LATENTS, STRIDE_LATENTS = 40, 24  # two tiles an axis at the published 64; an overlap of 16 latents
 
@@ -32,10 +34,10 @@ def stack_slices(slices: torch.Tensor, depth: int) -> torch.Tensor:
     return slices.unflatten(0, (-1, depth)).movedim(1, 2)
 
 
-def per_level(parameters: LayerParameters | Sequence[LayerParameters], levels: int, numbers: int) -> list:
-    """One entry for each level, as MONAI wants it; a flat list of numbers stands for every level."""
+def per_level(parameters: Sequence, levels: int, numbers: int) -> list:
+    """Return one list of layer parameters for each level, as MONAI expects; a flat list is used for every level."""
     is_flat = all(isinstance(value, int) for value in parameters)
-    entries = [list(parameters)] * levels if is_flat else [list(entry) for entry in parameters]  # type: ignore[arg-type]
+    entries = [list(parameters)] * levels if is_flat else [list(entry) for entry in parameters]
     if len(entries) != levels or any(len(entry) != numbers for entry in entries):
         raise CardioDiTError(
             f"Expected {numbers} numbers for each of the {levels} levels of the VQ model, or {numbers} numbers for "
@@ -45,31 +47,42 @@ def per_level(parameters: LayerParameters | Sequence[LayerParameters], levels: i
 
 
 def along(value: int | Sequence[int], axis: int) -> int:
+    """Return a layer parameter along one axis."""
     return value if isinstance(value, int) else value[axis]
 
 
 class VQModel(StrictModelMixin, AutoencoderMixin):
-    """What the 3D and the 4D model share: a convolutional coder over three axes with an EMA codebook.
+    """Convolutional autoencoder over three axes with an EMA codebook, shared by the 3D and the 4D model.
 
     Args:
-        in_channels, out_channels: image channels.
-        channels, num_res_channels: widths of the levels and of their residual units.
-        num_res_layers: residual units a level.
-        downsample_parameters: stride, kernel, dilation, padding; once or for each level, a number or one for each axis.
-        upsample_parameters: the same with an output padding, in the decoder's order.
-        num_embeddings, embedding_dim: size of the codebook.
-        commitment_cost, decay, epsilon: of the codebook's loss and its moving averages.
-        dropout: in the residual units while training.
-        codebook_warm_counts, codebook_data_init, codebook_restart, codebook_sync: see `EMACodebook`.
-        scaling_factor: 1 / standard deviation of the latents; the transformer sees latents times this.
-        spacing: voxel size in mm along H, W, D; None when unknown.
-        frame_time: seconds between frames; None when unknown, or where nothing moves.
-        preprocessing: what was done to the training volumes, as `cardiodit.imaging.Preprocessing.to_dict()` says it.
+        in_channels: channels of the input image.
+        out_channels: channels of the reconstruction.
+        channels: width of each level; each level halves the image unless `downsample_parameters` says otherwise.
+        num_res_channels: width of the residual units of each level.
+        num_res_layers: residual units per level.
+        downsample_parameters: stride, kernel, dilation and padding of the downsampling convolutions, once for all
+            levels or for each level; each is one number, or one for each axis.
+        upsample_parameters: stride, kernel, dilation, padding and output padding of the upsampling convolutions, in
+            the decoder's order.
+        num_embeddings: codes in the codebook.
+        embedding_dim: latent channels, which is the length of a code.
+        commitment_cost: weight of the commitment loss, which pulls the encoder towards its codes.
+        decay: decay of the codebook's moving averages.
+        epsilon: Laplace smoothing of the codebook's counts.
+        dropout: dropout probability in the residual units.
+        codebook_warm_counts: start the codebook's counts at one; false as published, where they start at zero.
+        codebook_data_init: initialise the codes from the first training batch; false as published.
+        codebook_restart: move unused codes to vectors of the current batch; false as published.
+        codebook_sync: share codebook statistics between processes; false as published.
+        scaling_factor: 1 / standard deviation of the latents; the transformer sees latents multiplied by it.
+        spacing: voxel size of the training volumes in mm along H, W, D; None if unknown.
+        frame_time: seconds between frames; None if unknown or for static volumes.
+        preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`.
     """
 
     axis_names: tuple[str, str, str]
     tiled_axes: tuple[str, ...]
-    takes: dict[int, str]  # what a tensor with so many axes is
+    accepted_inputs: dict[int, str]  # meaning of a tensor by its number of axes
 
     _supports_gradient_checkpointing = True
     _keep_in_fp32_modules = ["quantizer"]
@@ -83,8 +96,8 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         channels: tuple[int, ...] = (128, 256),
         num_res_channels: tuple[int, ...] = (256, 256),
         num_res_layers: int = 2,
-        downsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1),
-        upsample_parameters: LayerParameters | Sequence[LayerParameters] = (2, 4, 1, 1, 0),
+        downsample_parameters: Level | tuple[Level, ...] = (2, 4, 1, 1),
+        upsample_parameters: Level | tuple[Level, ...] = (2, 4, 1, 1, 0),
         num_embeddings: int = 16384,
         embedding_dim: int = 8,
         commitment_cost: float = 0.25,
@@ -98,7 +111,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         scaling_factor: float = 1.0,
         spacing: tuple[float, float, float] | None = None,
         frame_time: float | None = None,
-        preprocessing: dict | None = None,
+        preprocessing: dict[str, Any] | None = None,
     ) -> None:
         from monai.networks.nets.vqvae import Decoder, Encoder  # takes a second to import
 
@@ -110,28 +123,23 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
             )
         self.down = per_level(downsample_parameters, levels, numbers=4)
         self.up = per_level(upsample_parameters, levels, numbers=5)
+        shared = {
+            "spatial_dims": 3,
+            "channels": channels,
+            "num_res_layers": num_res_layers,
+            "num_res_channels": num_res_channels,
+            "dropout": dropout,
+            "act": "RELU",
+        }
         self.encoder = Encoder(
-            spatial_dims=3,
-            in_channels=in_channels,
-            out_channels=embedding_dim,
-            channels=channels,
-            num_res_layers=num_res_layers,
-            num_res_channels=num_res_channels,
-            downsample_parameters=self.down,
-            dropout=dropout,
-            act="RELU",
+            in_channels=in_channels, out_channels=embedding_dim, downsample_parameters=self.down, **shared
         )
         self.decoder = Decoder(
-            spatial_dims=3,
             in_channels=embedding_dim,
             out_channels=out_channels,
-            channels=channels,
-            num_res_layers=num_res_layers,
-            num_res_channels=num_res_channels,
             upsample_parameters=self.up,
-            dropout=dropout,
-            act="RELU",
             output_act=None,
+            **shared,
         )
         self.quantizer = EMACodebook(
             num_embeddings,
@@ -146,12 +154,12 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         )
         self.gradient_checkpointing = False
         self.use_slicing = False
-        self.enable_tiling()  # sets the sizes of the tiles
+        self.enable_tiling()  # sets the tile sizes
         self.use_tiling = False
 
     @property
     def scale_factors(self) -> tuple[int, int, int]:
-        """Voxels a latent along each of the three axes."""
+        """Voxels per latent along each of the three axes."""
         height, width, last = (math.prod(along(entry[0], axis) for entry in self.down) for axis in range(3))
         return height, width, last
 
@@ -164,21 +172,26 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         tile_sample_min_depth: int | None = None,
         tile_sample_stride_depth: int | None = None,
     ) -> None:
-        """Code what is larger than a tile piece by piece. Sizes in voxels; the rest of a tile's size overlaps.
+        """Encode and decode in overlapping tiles whatever is larger than one tile.
 
-        Of a cine, planes are tiled, frames are not; a volume is tiled along its depth, too.
+        Cine slices are tiled in the plane but not over frames; volumes are also tiled along their depth.
+
+        Args:
+            tile_sample_min_height, tile_sample_min_width, tile_sample_min_depth: tile size in voxels.
+            tile_sample_stride_height, tile_sample_stride_width, tile_sample_stride_depth: distance between
+                neighbouring tiles in voxels; smaller than the tile, so that tiles overlap.
         """
         self.use_tiling = True
-        asked = {
+        requested = {
             "height": (tile_sample_min_height, tile_sample_stride_height),
             "width": (tile_sample_min_width, tile_sample_stride_width),
             "depth": (tile_sample_min_depth, tile_sample_stride_depth),
         }
-        self.tile_sizes: dict[str, tuple[int, int]] = {}  # by axis: a tile, and from one tile to the next
-        for axis, (tile, stride) in asked.items():
+        self.tile_sizes: dict[str, tuple[int, int]] = {}  # by axis: tile size and stride in voxels
+        for axis, (tile, stride) in requested.items():
             if axis not in self.tiled_axes:
                 if tile or stride:
-                    raise CardioDiTError(f"A {type(self).__name__} has no {axis} that could be tiled.")
+                    raise CardioDiTError(f"A {type(self).__name__} has no {axis} axis that can be tiled.")
                 continue
             tile = tile or TILE_LATENTS * self.scale_factors[self.axis_names.index(axis)]
             stride = stride or tile * STRIDE_LATENTS // TILE_LATENTS
@@ -191,21 +204,26 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
-        """Codes `(B, C, *size)` in [-1, 1] into latents before quantisation."""
+        """Encode images `(B, C, *size)` in [-1, 1] into latents before quantisation."""
         self._check_axes(x)
-        self._check_size(x)
+        for name, length, factor in zip(self.axis_names, x.shape[-3:], self.scale_factors, strict=True):
+            if length % factor or length < factor:
+                raise CardioDiTError(
+                    f"The {name} axis has size {length}; {type(self).__name__} divides it by {factor}, so it must "
+                    f"be a multiple of {factor}. Crop or pad the image."
+                )
         latents = self._by_batch(self._encode, x)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     def quantize(self, z: torch.Tensor) -> QuantizerOutput:
-        """Nearest codes of latents `(B, C, *size)`: quantised latents, their indices and the commitment loss."""
+        """Replace latents `(B, C, *size)` by their nearest codes; also return the indices and the commitment loss."""
         return self.quantizer(z)
 
     @apply_forward_hook
     def decode(
         self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
-        """Decodes latents; they are quantised first unless told otherwise. Never moves the codebook."""
+        """Decode latents, quantising them first unless `force_not_quantize`. The codebook never learns from this."""
         self._check_axes(h)
         commit_loss = None
         if not force_not_quantize:
@@ -217,58 +235,60 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     def forward(
         self, sample: torch.Tensor, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode, quantise, decode; in training mode this is what the codebook learns from."""
+        """Encode, quantise and decode; in training mode this also updates the codebook."""
         quantized = self.quantize(self.encode(sample).latents)
         decoded = self.decode(quantized.latents, force_not_quantize=True).sample
         output = DecoderOutput(sample=decoded, commit_loss=quantized.commitment_loss)
         return output if return_dict else (output.sample, output.commit_loss)
 
     def _by_batch(self, coder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """All items of a batch at once, or one at a time with slicing."""
+        """Apply `coder` to the whole batch, or with slicing to one item at a time."""
         if self.use_slicing and len(x) > 1:
             return torch.cat([coder(item) for item in x.split(1)])
         return coder(x)
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        factors = self._tiled_factors()
+        return self._run(self.encoder.blocks, x, self._encoder_radius, factors, [1] * len(factors))
+
+    def _decode(self, h: torch.Tensor) -> torch.Tensor:
+        factors = self._tiled_factors()
+        return self._run(self.decoder.blocks, h, self._decoder_radius, [1] * len(factors), factors)
+
+    def _run(
+        self,
+        blocks: nn.ModuleList,
+        x: torch.Tensor,
+        radius: Callable[[int], float],
+        in_scale: Sequence[int],
+        out_scale: Sequence[int],
+    ) -> torch.Tensor:
+        """Apply the blocks of the encoder or decoder to the whole input or, with tiling, to each tile."""
+
         def network(tile: torch.Tensor) -> torch.Tensor:
-            return self._run(self.encoder.blocks, tile)
+            for block in blocks:
+                if torch.is_grad_enabled() and self.gradient_checkpointing:
+                    tile = self._gradient_checkpointing_func(block, tile)
+                else:
+                    tile = block(tile)
+            return tile
 
         if not self.use_tiling:
             return network(x)
-        tiles, factors = self._tiles(self._encoder_radius), self._tiled_factors()
-        return run_tiled(network, x, tiles, factors, [1] * len(tiles))
-
-    def _decode(self, h: torch.Tensor) -> torch.Tensor:
-        def network(tile: torch.Tensor) -> torch.Tensor:
-            return self._run(self.decoder.blocks, tile)
-
-        if not self.use_tiling:
-            return network(h)
-        tiles, factors = self._tiles(self._decoder_radius), self._tiled_factors()
-        return run_tiled(network, h, tiles, [1] * len(tiles), factors)
-
-    def _run(self, blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
-        for block in blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x)
-            else:
-                x = block(x)
-        return x
-
-    def _tiled_factors(self) -> list[int]:
-        """Voxels a latent along the axes that are tiled, which come first."""
-        return [self.scale_factors[self.axis_names.index(axis)] for axis in self.tile_sizes]
-
-    def _tiles(self, radius: Callable[[int], float]) -> list[AxisTiles]:
         sizes = zip(self.tile_sizes.values(), self._tiled_factors(), strict=True)
-        return [
+        tiles = [
             AxisTiles(max(1, tile // factor), max(1, stride // factor), math.ceil(radius(axis)))
             for axis, ((tile, stride), factor) in enumerate(sizes)
         ]
+        return run_tiled(network, x, tiles, in_scale, out_scale)
+
+    def _tiled_factors(self) -> list[int]:
+        """Voxels per latent along the tiled axes, which come first."""
+        return [self.scale_factors[self.axis_names.index(axis)] for axis in self.tile_sizes]
 
     def _encoder_radius(self, axis: int) -> float:
-        """How many latents away a voxel can still change a latent: half the receptive field."""
-        radius, voxels = 0.0, 1  # in voxels; voxels a sample of the current level
+        """Half the encoder's receptive field, in latents."""
+        radius, voxels = 0.0, 1  # in voxels; voxels per sample of the current level
         for stride, kernel, dilation, _ in self.down:
             radius += along(dilation, axis) * (along(kernel, axis) - 1) / 2 * voxels
             voxels *= along(stride, axis)
@@ -276,8 +296,8 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         return (radius + voxels) / voxels
 
     def _decoder_radius(self, axis: int) -> float:
-        """How many latents away a latent can still change a voxel."""
-        radius, latents = 1.0, 1.0  # in latents; latents a sample of the current level
+        """Half the decoder's receptive field, in latents."""
+        radius, latents = 1.0, 1.0  # in latents; latents per sample of the current level
         for stride, kernel, dilation, _, _ in self.up:
             radius += 2 * self.config.num_res_layers * latents
             latents /= along(stride, axis)
@@ -285,30 +305,23 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         return radius
 
     def _check_axes(self, x: torch.Tensor) -> None:
-        if x.ndim not in self.takes:
+        if x.ndim not in self.accepted_inputs:
             raise CardioDiTError(
-                f"{type(self).__name__} takes {' or '.join(self.takes.values())}, got {x.ndim} axes: {tuple(x.shape)}."
+                f"{type(self).__name__} takes {' or '.join(self.accepted_inputs.values())}, got {x.ndim} axes: "
+                f"{tuple(x.shape)}."
             )
-
-    def _check_size(self, x: torch.Tensor) -> None:
-        for name, length, factor in zip(self.axis_names, x.shape[-3:], self.scale_factors, strict=True):
-            if length % factor or length < factor:
-                raise CardioDiTError(
-                    f"The {name} axis has size {length}; {type(self).__name__} divides it by {factor}, so it must "
-                    f"be a multiple of {factor}. Crop or pad the image."
-                )
 
 
 class VQModel4D(VQModel):
-    """CardioDiT's autoencoder: each 2D+t slice is coded by itself.
+    """CardioDiT's autoencoder, which encodes each 2D+t slice of a cine separately.
 
     `encode`, `decode` and `forward` take slices `(B, C, H, W, T)` and whole cine volumes `(B, C, D, H, W, T)`.
-    The defaults are the published size. Arguments: see `VQModel`.
+    The default arguments give the published size; they are documented in `VQModel`.
     """
 
     axis_names = ("height", "width", "frames")
     tiled_axes = ("height", "width")
-    takes = {5: "slices (B, C, H, W, T)", 6: "volumes (B, C, D, H, W, T)"}
+    accepted_inputs = {5: "slices (B, C, H, W, T)", 6: "volumes (B, C, D, H, W, T)"}
 
     def _by_batch(self, coder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 5:
@@ -317,8 +330,88 @@ class VQModel4D(VQModel):
 
 
 class VQModel3D(VQModel):
-    """VolDiT's and MedLoRD's autoencoder over volumes `(B, C, H, W, D)`, in NIfTI order. Arguments: see `VQModel`."""
+    """VolDiT's and MedLoRD's autoencoder for volumes `(B, C, H, W, D)` in NIfTI order.
+
+    The arguments are documented in `VQModel`.
+    """
 
     axis_names = ("height", "width", "depth")
     tiled_axes = ("height", "width", "depth")
-    takes = {5: "volumes (B, C, H, W, D)"}
+    accepted_inputs = {5: "volumes (B, C, H, W, D)"}
+
+
+@dataclass(frozen=True)
+class AxisTiles:
+    """Tiling of one axis, in latents.
+
+    Args:
+        tile: size of a tile.
+        stride: distance between the starts of neighbouring tiles.
+        margin: distance from a cut edge within which a tile's result is wrong.
+    """
+
+    tile: int
+    stride: int
+    margin: int
+
+    def starts(self, length: int) -> list[int]:
+        """Return the start of each tile; the last tile ends with the axis, so that all have the same size."""
+        if length <= self.tile:
+            return [0]
+        return [*range(0, length - self.tile, self.stride), length - self.tile]
+
+    def window(self, start: int, length: int, scale: int) -> torch.Tensor:
+        """Return the blending weights of the tile at `start`, with `scale` samples per latent.
+
+        They rise from 0 to 1 over the overlap with a neighbour, but only outside the margin: where the overlap is at
+        least twice the margin, the blended result equals the untiled one.
+        """
+        starts = self.starts(length)
+        size = min(self.tile, length)
+        weight = torch.ones(size * scale)
+        position = starts.index(start)
+        if position > 0:
+            weight *= self._ramp(starts[position - 1] + size - start, size, scale)
+        if position < len(starts) - 1:
+            weight *= self._ramp(start + size - starts[position + 1], size, scale).flip(0)
+        return weight
+
+    def _ramp(self, overlap: int, size: int, scale: int) -> torch.Tensor:
+        overlap, margin = overlap * scale, self.margin * scale
+        margin = min(margin, (overlap - 1) // 2)
+        return ((torch.arange(size * scale) + 0.5 - margin) / (overlap - 2 * margin)).clamp(0, 1)
+
+
+def run_tiled(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    axes: Sequence[AxisTiles],
+    in_scale: Sequence[int],
+    out_scale: Sequence[int],
+) -> torch.Tensor:
+    """Compute `network(x)` for x `(B, C, *size)` in overlapping tiles along the first axes, and blend the seams.
+
+    `in_scale` and `out_scale` are the samples per latent of x and of the result along these axes.
+    """
+    lengths = [x.shape[2 + i] // scale for i, scale in enumerate(in_scale)]
+    size = [length * scale for length, scale in zip(lengths, out_scale, strict=True)]
+    total = weights = None
+    for starts in product(*(tiles.starts(length) for tiles, length in zip(axes, lengths, strict=True))):
+        source = [slice(a * s, (a + t.tile) * s) for a, t, s in zip(starts, axes, in_scale, strict=True)]
+        tile = network(x[(slice(None), slice(None), *source)])
+        window = torch.ones((), device=tile.device)  # product of the weights along each axis
+        for start, tiles, length, samples in zip(starts, axes, lengths, out_scale, strict=True):
+            window = window[..., None] * tiles.window(start, length, samples).to(tile.device)
+        if total is None or weights is None:
+            total = torch.zeros(*tile.shape[:2], *size, *tile.shape[2 + len(axes) :], device=tile.device)
+            weights = torch.zeros(size, device=tile.device)
+        target = tuple(slice(a * s, a * s + n) for a, s, n in zip(starts, out_scale, window.shape, strict=True))
+        total[(slice(None), slice(None), *target)] += tile * _broadcastable(window, tile)
+        weights[target] += window
+    assert total is not None and weights is not None  # there is at least one tile
+    return total.div_(_broadcastable(weights, total)).to(x.dtype)
+
+
+def _broadcastable(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Append an axis of length one for each axis of x that is not tiled."""
+    return weights.reshape(*weights.shape, *[1] * (x.ndim - 2 - weights.ndim))

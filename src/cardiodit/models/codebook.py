@@ -1,8 +1,8 @@
-"""The codebook of a VQ model, learned by moving averages and kept in use.
+"""Codebook of a VQ model, learned by exponential moving averages.
 
-The rule is that of van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1. With counts that start at zero
-it divides by almost nothing, so that a code which no vector chose at first leaves the data for good. Four
-corrections keep codes in use and processes in step; each can be switched off.
+The update rule is that of van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1. If counts start at zero, the rule
+divides by almost zero and moves every code that no vector chose at first far away from the data for good. Four
+corrections keep codes in use and processes synchronised; each can be switched off.
 """
 
 from collections.abc import Callable
@@ -20,23 +20,23 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 
 # Distances held at a time: 16 MiB in float32, where 131,072 vectors and 16,384 codes would take 8 GiB. Larger
-# blocks fall out of a processor's cache and are several times slower there.
+# blocks do not fit into a processor's cache and are several times slower.
 MAX_DISTANCES = 2**22
-# A code is dead when its count is below half of what a restarted code is credited with. At decay 0.99 a code
-# that nothing chooses gets there in ln 2 / 0.01 = 69 steps, time enough to be chosen.
+# A code is dead when its count is below this share of the count that a restarted code is given. At decay 0.99 a
+# code that is never chosen gets there in ln 2 / 0.01 = 69 steps, which is enough time to be chosen.
 DEAD_BELOW = 0.5
-# Spread of codes that had to share one vector, as a share of the standard deviation of the vectors.
+# Noise added to codes that start from the same vector, as a share of the standard deviation of the vectors.
 JITTER = 0.01
 
 
 @dataclass
 class QuantizerOutput(BaseOutput):
-    """What `EMACodebook` returns.
+    """Output of `EMACodebook`.
 
     Args:
-        latents: `(B, C, *spatial)`, quantised; its gradient is that of the input (straight-through).
-        indices: `(B, *spatial)`, int64, the code of each vector.
-        commitment_loss: scalar, float32, already multiplied by the commitment cost.
+        latents: quantised latents `(B, C, *spatial)`, with the gradient of the input (straight-through).
+        indices: code of each vector `(B, *spatial)`, int64.
+        commitment_loss: scalar in float32, already multiplied by the commitment cost.
     """
 
     latents: Tensor
@@ -45,22 +45,22 @@ class QuantizerOutput(BaseOutput):
 
 
 class EMACodebook(nn.Module):
-    """Replaces each vector by its nearest code; in training mode each forward also moves the codes.
+    """Replace each vector by its nearest code; in training mode each forward pass also updates the codes.
 
-    All arithmetic is float32, and the module's tensors stay float32 when it is cast (`.half()`,
-    `.to(dtype)`): half precision is too coarse for a moving average and too small for counts.
+    All arithmetic is in float32, and the module's tensors stay in float32 when it is cast (`.half()`, `.to(dtype)`):
+    half precision is too coarse for moving averages and too small for counts.
 
     Args:
         num_embeddings: number of codes, K.
         embedding_dim: channels of a code, C.
-        commitment_cost: weight of the loss that pulls the encoder to its codes.
-        decay: of the moving averages.
-        epsilon: smooths the counts (Laplace).
-        warm_counts: counts start at one instead of zero, so that codes stand still until they are chosen.
-        data_init: the first training forward draws the codes from its batch.
-        restart_dead: codes that are hardly chosen any more move to vectors of the current batch.
-        sync: statistics and draws are shared by all processes, so that their codebooks stay identical.
-        seed: every draw depends on it and on the number of updates alone.
+        commitment_cost: weight of the loss that pulls the encoder towards its codes.
+        decay: decay of the moving averages.
+        epsilon: Laplace smoothing of the counts.
+        warm_counts: start the counts at one instead of zero, so that codes do not move until they are chosen.
+        data_init: draw the codes from the batch of the first training forward pass.
+        restart_dead: move codes that are rarely chosen to vectors of the current batch.
+        sync: share statistics and draws between processes, so that their codebooks stay identical.
+        seed: random seed; every draw depends only on it and on the number of updates.
     """
 
     ema_sums: Tensor
@@ -91,8 +91,8 @@ class EMACodebook(nn.Module):
         self.sync = sync
         self.seed = seed
 
-        # Devices and dtypes are named because loaders build models under `torch.device("meta")` and a half
-        # precision default: the draw needs a real device, and buffers stay real, as in init_empty_weights.
+        # Devices and dtypes are explicit because loaders build models under `torch.device("meta")` and with a
+        # half-precision default: the draw needs a real device, and buffers stay real, as in init_empty_weights.
         device = torch.get_default_device()
         codes = torch.randn(
             num_embeddings, embedding_dim, generator=generator_for(seed, 0), device="cpu", dtype=torch.float32
@@ -105,9 +105,9 @@ class EMACodebook(nn.Module):
         self.register_buffer("num_updates", torch.zeros((), device=real, dtype=torch.int64))
 
     def forward(self, z: Tensor, may_learn: bool = True) -> QuantizerOutput:
-        """Quantise `z` of shape `(B, C, *spatial)`, any number of spatial axes.
+        """Quantise `z` `(B, C, *spatial)` with any number of spatial axes.
 
-        `may_learn=False` leaves the codes where they are in training mode too: what is only decoded teaches nothing.
+        `may_learn=False` leaves the codes unchanged even in training mode, for latents that are only decoded.
         """
         if z.ndim < 2 or z.shape[1] != self.embedding_dim:
             raise CardioDiTError(
@@ -116,13 +116,13 @@ class EMACodebook(nn.Module):
         with _without_autocast(z.device.type):
             vectors = z.float()
             flat = vectors.detach().movedim(1, -1).reshape(-1, self.embedding_dim)  # (N, C)
-            learns = self.training and may_learn
-            if learns:
+            is_learning = self.training and may_learn
+            if is_learning:
                 self._prepare_update(flat)
             indices = self.nearest(flat)  # (N,)
             spatial_indices = indices.view(z.shape[0], *z.shape[2:])  # (B, *spatial)
             quantized = self.embed(spatial_indices).detach().float()  # (B, C, *spatial)
-            if learns:
+            if is_learning:
                 self._update(flat, indices)
             loss = self.commitment_cost * F.mse_loss(vectors, quantized)
             latents = vectors + (quantized - vectors).detach()
@@ -130,13 +130,13 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def nearest(self, flat: Tensor) -> Tensor:
-        """The index `(N,)` of the code nearest to each vector of `flat` `(N, C)`; of equals, the lowest."""
+        """Return the index `(N,)` of the code nearest to each vector of `flat` `(N, C)`, the lowest in a tie."""
         with _without_autocast(flat.device.type):
             codes = self.weight.float()
             # ||z - e||^2 = ||z||^2 + 2 (||e||^2 / 2 - z.e), and ||z||^2 is the same for all codes
             half_norms = codes.square().sum(dim=1) / 2  # (K,)
             rows = max(1, min(len(flat), MAX_DISTANCES // self.num_embeddings))
-            # One buffer for all blocks: freed and allocated anew between small results, it would fragment the heap.
+            # One buffer for all blocks: allocating it again between small results would fragment the heap.
             distances = flat.new_empty(rows, self.num_embeddings, dtype=torch.float32)
             smallest = flat.new_empty(len(flat), dtype=torch.float32)
             indices = flat.new_empty(len(flat), dtype=torch.int64)
@@ -148,13 +148,13 @@ class EMACodebook(nn.Module):
         return indices
 
     def embed(self, indices: Tensor) -> Tensor:
-        """The codes `(B, C, *spatial)` of `indices` `(B, *spatial)`."""
+        """Return the codes `(B, C, *spatial)` of `indices` `(B, *spatial)`."""
         return F.embedding(indices, self.weight).movedim(-1, 1)
 
     @torch.no_grad()
     def _prepare_update(self, flat: Tensor) -> None:
         if self.weight.dtype != torch.float32:
-            self.float()  # loaders assign half precision tensors past `_apply`
+            self.float()  # loaders assign half-precision tensors without calling `_apply`
         if self.data_init and self.num_updates == 0:
             codes = self._draw(flat, self.num_embeddings)
             self.weight.copy_(codes)
@@ -162,8 +162,11 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, flat: Tensor, indices: Tensor) -> None:
-        """Equations 6 to 8 of appendix A.1, with smoothed counts."""
-        counts, sums = self._statistics(flat, indices)
+        """Apply equations 6 to 8 of appendix A.1 with smoothed counts, over the vectors of all processes."""
+        counts = torch.bincount(indices, minlength=self.num_embeddings).to(flat.dtype)
+        sums = torch.zeros_like(self.ema_sums).index_add_(0, indices, flat)
+        both = self._sum_over_processes(torch.cat([counts.unsqueeze(1), sums], dim=1))  # (K, 1 + C)
+        counts, sums = both[:, 0], both[:, 1:]
         self.num_updates += 1
         self.ema_counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.ema_sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
@@ -173,79 +176,67 @@ class EMACodebook(nn.Module):
         if self.restart_dead:
             self._restart_dead(flat)
 
-    def _statistics(self, flat: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """How many vectors chose each code `(K,)`, and their sum `(K, C)`, over all processes."""
-        counts = torch.bincount(indices, minlength=self.num_embeddings).to(flat.dtype)
-        sums = torch.zeros_like(self.ema_sums).index_add_(0, indices, flat)
-        both = self._sum_over_processes(torch.cat([counts.unsqueeze(1), sums], dim=1))  # (K, 1 + C)
-        return both[:, 0], both[:, 1:]
-
     def _restart_dead(self, flat: Tensor) -> None:
-        """Move codes that are hardly chosen to vectors of this batch.
+        """Move codes that are rarely chosen to vectors of this batch.
 
-        The measure is the mean count, at most one. A fixed threshold would call every code dead where a batch
-        has fewer vectors than codes, since the counts then average less than one; the running mean, unlike
-        the size of this batch, is not upset by batches of unequal size. The counts are the synchronised ones,
-        so that every process takes the same decision and joins the same draw.
+        The threshold is relative to the mean count, at most one. A fixed threshold would declare every code dead when
+        a batch has fewer vectors than codes, since the counts then average less than one; the running mean, unlike the
+        size of this batch, is robust to batches of unequal size. The counts are synchronised, so that every process
+        makes the same decision and takes part in the same draw.
         """
-        credit = self.ema_counts.mean().clamp(max=1)
-        dead = (self.ema_counts < DEAD_BELOW * credit).nonzero().squeeze(1)
+        initial_count = self.ema_counts.mean().clamp(max=1)
+        dead = (self.ema_counts < DEAD_BELOW * initial_count).nonzero().squeeze(1)
         if len(dead) == 0:
             return
         codes = self._draw(flat, len(dead))
         self.weight[dead] = codes
-        self.ema_sums[dead] = codes * credit
-        self.ema_counts[dead] = credit
+        self.ema_sums[dead] = codes * initial_count
+        self.ema_counts[dead] = initial_count
 
     def _draw(self, flat: Tensor, count: int) -> Tensor:
-        """Draw `count` vectors `(count, C)` of the batch of all processes; each process gets the same ones.
+        """Draw `count` vectors `(count, C)` from the batches of all processes; each process gets the same ones.
 
-        They are distinct as long as there are enough; otherwise they repeat evenly, a little noise apart.
+        They are distinct if there are enough; otherwise they repeat evenly, with a little noise added.
         """
-        rank, sizes = self._batch_sizes(flat)
+        rank, sizes = 0, [len(flat)]
+        if self._is_distributed():
+            rank = dist.get_rank()
+            own_size = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=flat.device)
+            own_size[rank] = len(flat)
+            sizes = self._sum_over_processes(own_size).tolist()
         first, total = sum(sizes[:rank]), sum(sizes)
         generator = generator_for(self.seed, int(self.num_updates))
         order = torch.randperm(total, generator=generator, device="cpu")
         chosen = order.repeat(-(-count // total))[:count].to(flat.device) - first  # (count,)
-        mine = (chosen >= 0) & (chosen < len(flat))
+        own = (chosen >= 0) & (chosen < len(flat))
         drawn = flat.new_zeros(count, self.embedding_dim)
-        drawn[mine] = flat[chosen[mine]]
+        drawn[own] = flat[chosen[own]]
         drawn = self._sum_over_processes(drawn)  # one process contributes each row, the others zeros
         if count > total:
             noise = torch.randn(drawn.shape, generator=generator, device="cpu", dtype=drawn.dtype)
             drawn += JITTER * drawn.std(dim=0, correction=0) * noise.to(drawn.device)
         return drawn
 
-    def _batch_sizes(self, flat: Tensor) -> tuple[int, list[int]]:
-        """This process's place, and the number of vectors in each process."""
-        if not self._shared():
-            return 0, [len(flat)]
-        rank = dist.get_rank()
-        sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=flat.device)
-        sizes[rank] = len(flat)
-        return rank, self._sum_over_processes(sizes).tolist()
-
     def _sum_over_processes(self, values: Tensor) -> Tensor:
-        if self._shared():
+        if self._is_distributed():
             dist.all_reduce(values)
         return values
 
-    def _shared(self) -> bool:
+    def _is_distributed(self) -> bool:
         return self.sync and dist.is_available() and dist.is_initialized()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_float32(tensor: Tensor) -> Tensor:
             result = fn(tensor)
-            wrong = result.is_floating_point() and result.dtype != torch.float32
-            return tensor.to(device=result.device, dtype=torch.float32) if wrong else result
+            was_cast = result.is_floating_point() and result.dtype != torch.float32
+            return tensor.to(device=result.device, dtype=torch.float32) if was_cast else result
 
         return super()._apply(keep_float32, recurse)
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy: as many codes, used equally often, would carry as much."""
-    shares = counts / counts.sum()
-    return torch.exp(torch.special.entr(shares).sum())
+    """Return exp(entropy) of code counts: the number of equally used codes that would carry as much information."""
+    return torch.exp(torch.special.entr(counts / counts.sum()).sum())
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:

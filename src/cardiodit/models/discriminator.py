@@ -1,6 +1,5 @@
 """The PatchGAN discriminator (Isola et al., arXiv:1611.07004; MONAI's layers) as a diffusers model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,17 +10,23 @@ from cardiodit.models.loading import StrictModelMixin
 
 
 class PatchDiscriminator(StrictModelMixin):
-    """Says for every patch of an image `(B, C, *size)` whether it looks real.
+    """Classify every patch of an image `(B, C, *size)` as real or generated.
 
     The weights are named as in `monai.networks.nets.PatchDiscriminator`.
 
     Args:
-        spatial_dims: axes of the image.
-        num_channels: width of the first layer; every further layer has twice the width.
-        in_channels, out_channels: of the image, and of the verdict.
-        num_layers_d: layers between the first and the last; all but the last of them halve the size.
-        kernel_size, padding, bias, norm, activation, dropout: of the convolutions.
-        last_conv_kernel_size: of the last one, if it differs.
+        spatial_dims: number of axes of the image.
+        num_channels: width of the first layer; it doubles with every further layer.
+        in_channels: channels of the image.
+        out_channels: channels of the output.
+        num_layers_d: layers between the first and the last; all but the last of them halve the image.
+        kernel_size: kernel size of the convolutions.
+        norm: normalisation layer, by its name in MONAI, or name and settings.
+        bias: whether the convolutions have a bias.
+        padding: padding of the convolutions.
+        activation: activation, by its name in MONAI, or name and settings.
+        dropout: dropout probability in the layers.
+        last_conv_kernel_size: kernel size of the last convolution, if it differs.
     """
 
     @register_to_config
@@ -33,10 +38,10 @@ class PatchDiscriminator(StrictModelMixin):
         out_channels: int = 1,
         num_layers_d: int = 3,
         kernel_size: int = 3,
-        norm: str | Sequence[Any] = "BATCH",
+        norm: str | tuple[Any, ...] = "BATCH",
         bias: bool = False,
-        padding: int | Sequence[int] = 1,
-        activation: str | Sequence[Any] = ("LEAKYRELU", {"negative_slope": 0.2}),
+        padding: int | tuple[int, ...] = 1,
+        activation: str | tuple[Any, ...] = ("LEAKYRELU", {"negative_slope": 0.2}),
         dropout: float = 0.0,
         last_conv_kernel_size: int | None = None,
     ) -> None:
@@ -61,7 +66,7 @@ class PatchDiscriminator(StrictModelMixin):
             self.add_module(name, layer)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The output of every layer; the last one holds the logits `(B, out_channels, *patches)`."""
+        """Return the output of every layer; the last one is the logits `(B, out_channels, *patches)`."""
         outputs = []
         for layer in self.children():
             x = layer(x)

@@ -1,4 +1,4 @@
-"""Strict loading, shared by all our models: safetensors only, and every weight accounted for."""
+"""Strict loading of model folders, and the base class of our transformers."""
 
 import json
 from os import PathLike
@@ -7,19 +7,24 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
 from safetensors import SafetensorError
 
 from cardiodit.errors import CardioDiTError
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-ALIGNMENT = 64  # bytes, as torch's own allocations
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+ALIGNMENT = 64  # bytes, as in torch's own allocations
+GPU_ONLY_BACKENDS = ("_native_cudnn", "_native_efficient")  # torch kernels that diffusers also offers without a GPU
 
 
 class ConfigWithoutOrigin(ConfigMixin):
-    """A config that forgets on disk from which folder it was opened: paths can tell of patients."""
+    """A config that does not save the path it was loaded from, because paths can identify patients."""
 
     def to_json_string(self) -> str:
-        """The config's file."""
+        """Return the text of the config file."""
         values = json.loads(super().to_json_string())
         origin = Path(values.get("_name_or_path") or "")
         if origin.is_absolute() or origin.exists():
@@ -28,75 +33,96 @@ class ConfigWithoutOrigin(ConfigMixin):
 
 
 class StrictModelMixin(ModelMixin, ConfigWithoutOrigin):
-    """A diffusers model whose `from_pretrained` refuses weights that do not belong to its config.
+    """A diffusers model whose `from_pretrained` rejects weights that do not match its config.
 
-    diffusers only warns when names differ and then runs with random weights in their place.
+    diffusers itself only warns about missing weights and continues with random ones.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Any:
-        wants_info = kwargs.pop("output_loading_info", False)
+        return_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # never fall back to pickles
-        where = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        folder = str(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except Exception as error:
-            raise _explain(error, cls.__name__, where) from error
-        _refuse_strangers(info, cls.__name__, where)
+            raise _explain(error, cls.__name__, folder) from error
+        _check_loading_info(info, cls.__name__, folder)
         _align(model)
-        return (model, info) if wants_info else model
+        return (model, info) if return_info else model
 
 
-def _align(model: torch.nn.Module) -> None:
-    """Weights begin where torch would lay them, not where they lie in their file.
+class TransformerMixin(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """Base class of our transformers: attention backends, LoRA adapters, caches and strict loading."""
 
-    On some processors the order of sums depends on it, and a model that was loaded would differ in its last bits from
-    the same one that was made here.
-    """
-    for weight in (*model.parameters(), *model.buffers()):
-        plain = type(weight.data) is torch.Tensor and weight.device.type == "cpu"
-        if plain and weight.layout == torch.strided and weight.data_ptr() % ALIGNMENT:
-            weight.data = weight.data.clone()
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Older versions of diffusers look up by class name how an adapter's scale is distributed over its blocks.
+        _SET_ADAPTER_SCALE_FN_MAPPING.setdefault(cls.__name__, lambda _, scales: scales)
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Select diffusers' attention kernels; reject GPU kernels here rather than at the first forward pass."""
+        if backend.lower() in GPU_ONLY_BACKENDS and not torch.cuda.is_available():
+            raise CardioDiTError(
+                f"The attention backend {backend!r} needs a CUDA GPU, and none was found. Use 'native'."
+            )
+        super().set_attention_backend(backend)
+
+    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> None:
+        """Load an adapter from a folder, file, Hub repository or dictionary, never from a pickle."""
+        refuse_pickles(pretrained_model_name_or_path_or_dict, kwargs.get("weight_name"))
+        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **{**kwargs, "use_safetensors": True})
 
 
 def refuse_pickles(*names: Any) -> None:
-    """diffusers opens an adapter's file as a pickle when its name is not one of a safetensors file."""
+    """Raise if a name is that of a pickle file, which diffusers would open as an adapter."""
     for name in names:
         path = Path(name) if isinstance(name, str | PathLike) else None
-        if path is not None and path.suffix in PICKLES:
-            raise CardioDiTError(f"{path} may hold pickled code and is not opened; adapters are read from safetensors.")
+        if path is not None and path.suffix in PICKLE_SUFFIXES:
+            raise CardioDiTError(
+                f"{path} may contain pickled code, so it was not opened. Adapters are only read from safetensors files."
+            )
 
 
-def _describe(path: str | PathLike, subfolder: str | None) -> str:
-    return str(Path(path, subfolder)) if subfolder else str(path)
+def _align(model: torch.nn.Module) -> None:
+    """Copy weights that are not aligned in memory as torch would allocate them.
+
+    On some processors the order of summation depends on the alignment, so a loaded model would differ in its last
+    bits from the same model built in this process.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        is_plain = type(weight.data) is torch.Tensor and weight.device.type == "cpu"
+        if is_plain and weight.layout == torch.strided and weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
-def _explain(error: Exception, model: str, where: str) -> Exception:
-    """Damaged files and foreign shapes in a sentence; every other error as it came."""
+def _explain(error: Exception, model: str, folder: str) -> Exception:
+    """Describe damaged files and mismatched shapes in plain words; return any other error unchanged."""
     text = str(error)
     if isinstance(error, SafetensorError) or "Unable to load weights" in text:
-        return CardioDiTError(f"The weights in {where} are damaged or cut short. Copy or download the folder again.")
+        return CardioDiTError(f"The weights in {folder} are damaged or cut short. Copy or download the folder again.")
     if "expected shape" in text or "size mismatch" in text:
-        return CardioDiTError(
-            f"The weights in {where} do not fit the config.json beside them ({model}): {text.split('. If')[0]}. "
-            "Weights and config must come from the same model."
-        )
+        return _mismatch(folder, model, text.split(". If")[0])
     return error
 
 
-def _refuse_strangers(info: dict[str, list], model: str, where: str) -> None:
+def _check_loading_info(info: dict[str, list], model: str, folder: str) -> None:
     problems = [
         f"{label}: {', '.join(sorted(map(str, info[key]))[:8])}{' …' if len(info[key]) > 8 else ''}"
         for key, label in [
             ("missing_keys", "missing"),
-            ("unexpected_keys", "not known to the model"),
-            ("mismatched_keys", "of another shape"),
+            ("unexpected_keys", "unexpected"),
+            ("mismatched_keys", "wrong shape"),
         ]
         if info.get(key)
     ]
     if problems:
-        raise CardioDiTError(
-            f"The weights in {where} do not fit the config.json beside them ({model}). "
-            f"{'; '.join(problems)}. Weights and config must come from the same model."
-        )
+        raise _mismatch(folder, model, "; ".join(problems))
+
+
+def _mismatch(folder: str, model: str, problem: str) -> CardioDiTError:
+    return CardioDiTError(
+        f"The weights in {folder} do not fit the config.json next to them ({model}). {problem}. "
+        "Weights and config must come from the same model."
+    )

@@ -1,6 +1,7 @@
-"""A small 3D U-Net that names the parts of a heart, so that what was generated can be measured."""
+"""Small 3D U-Net that segments the heart, so that generated volumes can be measured."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +12,17 @@ from diffusers.configuration_utils import register_to_config
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import StrictModelMixin
 
-STRIDES = ((1, 1, 1), (2, 2, 1), (2, 2, 1))  # H, W and D: slices are few and far from each other
+STRIDES = ((1, 1, 1), (2, 2, 1), (2, 2, 1))  # along H, W, D; slices are few and far apart
 
 
 class HeartSegmenter(StrictModelMixin):
-    """Names every voxel of one frame: background 0, right ventricle 1, myocardium 2, left ventricle 3.
+    """Label every voxel of a frame: background 0, right ventricle 1, myocardium 2, left ventricle 3.
 
     Args:
-        channels: widths of the levels; the first sees all voxels, the second and the third half and a quarter of them
-            along H and W.
-        num_labels: with the background.
-        preprocessing: what was done to the training volumes, as `cardiodit.imaging.Preprocessing.to_dict()` says it.
-        spacing: their voxel size in mm along H, W, D; None when they differed.
+        channels: width of each level; the resolution along H and W is halved at the second and at the third level.
+        num_labels: number of labels, including the background.
+        preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`.
+        spacing: voxel size of the training volumes in mm along H, W, D; None if they differed.
     """
 
     @register_to_config
@@ -30,7 +30,7 @@ class HeartSegmenter(StrictModelMixin):
         self,
         channels: tuple[int, int, int, int] = (16, 32, 64, 64),
         num_labels: int = 4,
-        preprocessing: dict | None = None,
+        preprocessing: dict[str, Any] | None = None,
         spacing: tuple[float, float, float] | None = None,
     ) -> None:
         from monai.networks.nets.unet import UNet  # takes a second to import
@@ -39,17 +39,17 @@ class HeartSegmenter(StrictModelMixin):
         self.net = UNet(3, 1, num_labels, channels=channels, strides=STRIDES, num_res_units=1, norm="INSTANCE")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`(B, 1, H, W, D)` in [-1, 1] → logits `(B, labels, H, W, D)`."""
+        """Images `(B, 1, H, W, D)` in [-1, 1] → logits `(B, labels, H, W, D)`."""
         height, width = images.shape[2:4]
-        padding = [-n % 4 for n in (width, height)]
-        padded = F.pad(images, (0, 0, 0, padding[0], 0, padding[1]), mode="replicate") if any(padding) else images
+        bottom, right = -height % 4, -width % 4
+        padded = F.pad(images, (0, 0, 0, right, 0, bottom), mode="replicate") if bottom or right else images
         return self.net(padded)[:, :, :height, :width]
 
     @torch.no_grad()
     def segment(self, cine: np.ndarray | torch.Tensor, batch_size: int = 16) -> np.ndarray:
-        """Labels (uint8) of a cine `(H, W, D, T)` in [-1, 1], frame by frame."""
+        """Return the labels (uint8) of a cine `(H, W, D, T)` in [-1, 1], segmented frame by frame."""
         if cine.ndim != 4:
-            raise CardioDiTError(f"A cine (H, W, D, T) can be segmented, this has the shape {tuple(cine.shape)}.")
+            raise CardioDiTError(f"Expected a cine (H, W, D, T) to segment, got the shape {tuple(cine.shape)}.")
         frames = torch.as_tensor(cine).movedim(3, 0)[:, None].to(self.device, self.dtype)  # (T, 1, H, W, D)
         was_training = self.training
         self.eval()
@@ -59,10 +59,10 @@ class HeartSegmenter(StrictModelMixin):
 
 
 def dice(first: np.ndarray, second: np.ndarray, labels: Sequence[int] = (1, 2, 3)) -> dict[int, float]:
-    """Overlap of two label maps, label by label; 1 where neither has it."""
-    found = {}
+    """Return the Dice coefficient of two label maps for each label; 1 for labels that neither contains."""
+    scores = {}
     for label in labels:
         a, b = first == label, second == label
         total = int(a.sum() + b.sum())
-        found[label] = 1.0 if total == 0 else float(2 * (a & b).sum() / total)
-    return found
+        scores[label] = 1.0 if total == 0 else float(2 * (a & b).sum() / total)
+    return scores

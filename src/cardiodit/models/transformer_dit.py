@@ -1,12 +1,12 @@
-"""Diffusion transformers for 3D volumes and 4D cine, on one core for any number of axes.
+"""Diffusion transformers for 3D volumes and 4D cine, with one implementation for any number of axes.
 
 Peebles and Xie, "Scalable Diffusion Models with Transformers" (arXiv:2212.09748), with the patches, positions
-and heads of VolDiT (three axes) and CardioDiT (four axes). Nothing below knows how many axes there are except
-the two classes at the end.
+and heads of VolDiT (three axes) and CardioDiT (four axes). Only the two classes at the end of this file depend on the
+number of axes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn as nn
@@ -21,15 +21,16 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.positions import sincos_positions
-from cardiodit.models.transformer_mixin import TransformerMixin
+from cardiodit.models.loading import TransformerMixin
 
 TIME_FEATURES = 256
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
+CostPart = tuple[Callable[[], object], float]  # a piece of a forward pass, and how often it runs in one
+
 
 def patchify(volume: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
-    """(B, C, *size) → (B, tokens, C·∏patch): tokens in grid order, features of a patch as (c, *patch)."""
+    """(B, C, *size) → (B, tokens, C·∏patch), with tokens in grid order and a patch's features ordered (c, *patch)."""
     n = len(patch)
     split = [part for size, p in zip(volume.shape[2:], patch, strict=True) for part in (size // p, p)]
     volume = volume.reshape(*volume.shape[:2], *split)
@@ -39,12 +40,38 @@ def patchify(volume: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
 
 
 def unpatchify(tokens: torch.Tensor, grid: Sequence[int], patch: Sequence[int]) -> torch.Tensor:
-    """(B, tokens, ∏patch·C) → (B, C, *size): features of a predicted patch come as (*patch, c)."""
+    """(B, tokens, ∏patch·C) → (B, C, *size), with the features of a predicted patch ordered (*patch, c)."""
     n = len(patch)
     volume = tokens.reshape(tokens.shape[0], *grid, *patch, -1)
     interleaved = [axis for i in range(n) for axis in (1 + i, 1 + n + i)]
     volume = volume.permute(0, 2 * n + 1, *interleaved)
     return volume.reshape(*volume.shape[:2], *(g * p for g, p in zip(grid, patch, strict=True)))
+
+
+def sincos_positions(
+    grid: Sequence[int],
+    dim: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return fixed sine-cosine positions of all tokens of a grid with any number of axes.
+
+    Each axis gets an equal, even number of features, rounded up: first all sines, then all cosines of the positions
+    0, 1, …; features beyond `dim` are cut off. Returns (tokens, dim), last axis fastest.
+    """
+    half = math.ceil(dim / (2 * len(grid)))
+    frequencies = torch.tensor([10000 ** (-i / half) for i in range(half)], device=device)
+    features = []
+    for axis, length in enumerate(grid):
+        angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+        features.append(expand_axis(torch.cat([angles.sin(), angles.cos()], dim=-1), axis, grid))
+    return torch.cat(features, dim=-1).flatten(0, -2)[:, :dim].to(dtype)
+
+
+def expand_axis(features: torch.Tensor, axis: int, grid: Sequence[int]) -> torch.Tensor:
+    """Repeat the features (length, width) of one axis over the other axes of the grid: (*grid, width)."""
+    shape = [length if a == axis else 1 for a, length in enumerate(grid)]
+    return features.view(*shape, -1).expand(*grid, -1)
 
 
 def modulate(tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -54,13 +81,13 @@ def modulate(tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> 
 
 
 def by_head(tokens: torch.Tensor, heads: int) -> torch.Tensor:
-    """(B, L, C) → (B, L, H, D); on CPU with each head's tokens side by side, which its attention is 8% quicker for."""
+    """(B, L, C) → (B, L, H, D); on the CPU each head's tokens are contiguous, which makes attention 8% faster."""
     tokens = tokens.unflatten(-1, (heads, -1))
     return tokens.transpose(1, 2).contiguous().transpose(1, 2) if tokens.device.type == "cpu" else tokens
 
 
 class DiTAttnProcessor:
-    """Self-attention over all tokens through diffusers' choice of backends."""
+    """Self-attention over all tokens through the attention backends of diffusers."""
 
     _attention_backend = None
     _parallel_config = None
@@ -69,11 +96,7 @@ class DiTAttnProcessor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
-            query, key, value = (
-                attn.to_q(hidden_states),
-                attn.to_k(hidden_states),
-                attn.to_v(hidden_states),
-            )
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (by_head(x, attn.heads) for x in (query, key, value))  # (B, L, H, D)
         hidden_states = dispatch_attention_fn(
             query,
@@ -96,7 +119,7 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
     use_bias = True
     is_cross_attention = False
     processor: DiTAttnProcessor
-    to_qkv: nn.Linear  # in place of to_q, to_k and to_v while they are fused
+    to_qkv: nn.Linear  # replaces to_q, to_k and to_v while they are fused
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -113,7 +136,7 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
 
 
 class DiTBlock(nn.Module):
-    """adaLN-zero block: attention and MLP, each shifted, scaled and gated by the conditioning."""
+    """adaLN-Zero block: attention and MLP, each shifted, scaled and gated by the conditioning."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0, activation: str = "gelu") -> None:
         super().__init__()
@@ -125,7 +148,13 @@ class DiTBlock(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, conditioning: torch.Tensor, control: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """hidden_states (B, L, C), conditioning (B, C), control (B, L, C): what an adapter adds before attention."""
+        """Transform tokens (B, L, C).
+
+        Args:
+            hidden_states: tokens (B, L, C).
+            conditioning: embedding of time and label (B, C).
+            control: adapter output that is added before attention (B, L, C).
+        """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(conditioning)).chunk(6, dim=-1)
         modulated = modulate(hidden_states, shift_a, scale_a)
         attended = self.attn(modulated if control is None else modulated + control)
@@ -134,28 +163,33 @@ class DiTBlock(nn.Module):
         return torch.addcmul(hidden_states, gate_m.unsqueeze(1), transformed)
 
 
-# FirstBlockCache and its kin find out by this what a block takes and returns.
+# FirstBlockCache and similar hooks look up here what a block takes and returns.
 TransformerBlockRegistry.register(DiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
+def block_cost(blocks: nn.ModuleList, tokens: torch.Tensor) -> CostPart:
+    """Return one block on tokens (B, L, C), with the number of blocks."""
+    return lambda: blocks[0](tokens, tokens[:, 0]), len(blocks)
+
+
 class DiTTransformerModel(TransformerMixin):
-    """The n-axis core. Use `DiT3DTransformerModel` or `DiT4DTransformerModel`.
+    """Base class for any number of axes; use `DiT3DTransformerModel` or `DiT4DTransformerModel`.
 
     Args:
-        sample_size: latent size the model was trained on, a number for each of the axes in `axis_names`; another
-            one may be given at any call. Default: as published.
-        patch_size: patch along the same axes. Default: as published.
+        sample_size: size of the training latents along `axis_names`; other sizes may be used at any call. Default:
+            the published size.
+        patch_size: size of a patch along the same axes. Default: the published size.
         in_channels: latent channels.
-        num_layers: transformer blocks.
-        num_attention_heads: heads; the hidden width is `num_attention_heads * attention_head_dim`.
-        attention_head_dim: width of a head.
-        mlp_ratio: width of the MLP over the hidden width.
-        num_classes: labels, 0 for none.
-        class_dropout_prob: share of labels dropped while training; above 0 the model has a null label.
-        class_names: names of the labels, to be used in place of numbers.
-        learn_sigma: the model also predicts log σ, in a second half of the channels.
-        dropout: in attention and MLP while training.
-        prediction_type: what the model was trained to predict: "v_prediction", "epsilon" or "sample".
+        num_layers: number of transformer blocks.
+        num_attention_heads: attention heads; the hidden width is `num_attention_heads * attention_head_dim`.
+        attention_head_dim: width of an attention head.
+        mlp_ratio: width of the MLP relative to the hidden width.
+        num_classes: number of class labels, 0 for none.
+        class_dropout_prob: share of class labels dropped in training, for guidance; above 0 the model has a null label.
+        class_names: names of the class labels, which may be used instead of numbers.
+        learn_sigma: also predict log σ, as a second half of the output channels.
+        dropout: dropout probability in attention and MLP.
+        prediction_type: training target of the model: "v_prediction", "epsilon" or "sample".
     """
 
     axis_names: tuple[str, ...] = ()
@@ -167,7 +201,7 @@ class DiTTransformerModel(TransformerMixin):
     _repeated_blocks = ["DiTBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "class_embed", "modulation", "proj_out"]
     _keep_in_fp32_modules = ["time_embed"]
-    # Tokens are split over processes before the first block and put together after the head.
+    # Tokens are split over processes before the first block and gathered after the head.
     _cp_plan = {
         "transformer_blocks.0": {
             "hidden_states": ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
@@ -178,8 +212,8 @@ class DiTTransformerModel(TransformerMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: Sequence[int] | None = None,
-        patch_size: Sequence[int] | None = None,
+        sample_size: tuple[int, ...] | None = None,
+        patch_size: tuple[int, ...] | None = None,
         in_channels: int = 8,
         num_layers: int = 12,
         num_attention_heads: int = 12,
@@ -187,20 +221,20 @@ class DiTTransformerModel(TransformerMixin):
         mlp_ratio: float = 4.0,
         num_classes: int = 0,
         class_dropout_prob: float = 0.0,
-        class_names: list[str] | None = None,
+        class_names: tuple[str, ...] | None = None,
         learn_sigma: bool = False,
         dropout: float = 0.0,
         prediction_type: str = "v_prediction",
     ) -> None:
         super().__init__()
-        sample_size = self._one_for_each_axis("sample_size", sample_size, self.published_sample_size)
-        self.patch_size = self._one_for_each_axis("patch_size", patch_size, self.published_patch_size)
+        sample_size = self._per_axis("sample_size", sample_size, self.published_sample_size)
+        self.patch_size = self._per_axis("patch_size", patch_size, self.published_patch_size)
         if class_names is not None and len(class_names) != num_classes:
             raise CardioDiTError(f"class_names has {len(class_names)} names for num_classes={num_classes} labels.")
         if prediction_type not in PREDICTION_TYPES:
             raise CardioDiTError(f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}.")
         self.register_to_config(sample_size=sample_size, patch_size=self.patch_size)
-        self.grid_of(sample_size)  # fails early when the patch does not divide the size
+        self.grid_of(sample_size)  # fails early if the patch does not divide the size
         hidden_size = num_attention_heads * attention_head_dim
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         voxels = math.prod(self.patch_size)
@@ -220,7 +254,7 @@ class DiTTransformerModel(TransformerMixin):
         self.gradient_checkpointing = False
         self._initialise()
 
-    def _one_for_each_axis(self, name: str, given: Sequence[int] | None, published: tuple[int, ...]) -> tuple[int, ...]:
+    def _per_axis(self, name: str, given: Sequence[int] | None, published: tuple[int, ...]) -> tuple[int, ...]:
         values = published if given is None else tuple(given)
         if len(values) != len(self.axis_names):
             raise CardioDiTError(
@@ -230,7 +264,7 @@ class DiTTransformerModel(TransformerMixin):
         return values
 
     def _initialise(self) -> None:
-        """DiT's initialisation: every block starts as the identity, the prediction as zero."""
+        """Initialise as in DiT: every block starts as the identity, and the prediction starts at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -245,18 +279,18 @@ class DiTTransformerModel(TransformerMixin):
 
     @property
     def token_size(self) -> tuple[int, ...]:
-        """Latents along each axis that a token stands for."""
+        """Latents per token along each axis."""
         return self.patch_size
 
     @property
     def null_label(self) -> int | None:
-        """The label that means "no label", when the model was trained with label dropout."""
+        """The label that means "no label", if the model was trained with label dropout."""
         if self.class_embed is None or self.config.class_dropout_prob <= 0:
             return None
         return self.config.num_classes
 
     def grid_of(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The token grid of a latent of this size; an axis that the patch does not divide is an error."""
+        """Return the token grid for latents of this size, or raise if the patch does not divide an axis."""
         for name, length, patch in zip(self.axis_names, size, self.patch_size, strict=True):
             if length % patch or length < patch:
                 raise CardioDiTError(
@@ -273,17 +307,17 @@ class DiTTransformerModel(TransformerMixin):
         return_dict: bool = True,
         block_controls: Sequence[torch.Tensor | None] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predicts from a noisy latent.
+        """Predict the training target (`prediction_type`) from noisy latents.
 
         Args:
-            hidden_states: `(B, C, *size)`; the size may differ from the trained one.
+            hidden_states: noisy latents `(B, C, *size)`; the size may differ from that in training.
             timestep: one number, or one for each sample `(B,)`.
-            class_labels: `(B,)` integers; `null_label` stands for none. Without it no label is added.
-            return_dict: a `Transformer2DModelOutput` (default) or a tuple.
-            block_controls: of an adapter (`TGCAAdapterModel`), for each block `(B, L, hidden)` or None.
+            class_labels: integers `(B,)`, where `null_label` means none; without them no label is added.
+            return_dict: return a `Transformer2DModelOutput` (default) or a tuple.
+            block_controls: output of an adapter (`TGCAAdapterModel`): `(B, L, hidden)` or None for each block.
 
         Returns:
-            `sample` of the shape of `hidden_states`; with `learn_sigma` twice the channels, the prediction first.
+            `sample`, with the shape of `hidden_states`; with `learn_sigma` twice the channels, the prediction first.
         """
         if hidden_states.ndim != 2 + len(self.axis_names):
             raise CardioDiTError(
@@ -315,15 +349,15 @@ class DiTTransformerModel(TransformerMixin):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def embed_time(self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
-        """The time as a vector for each sample, (B, hidden); an adapter's gate sees it too."""
+        """Return the time embedding of each sample, (B, hidden), which an adapter's gate uses too."""
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])
-        time_features = self.time_proj(timestep).to(self.time_embed.linear_1.weight.dtype)  # float32, see above
+        time_features = self.time_proj(timestep).to(self.time_embed.linear_1.weight.dtype)  # float32
         return self.time_embed(time_features).to(hidden_states.dtype)
 
     def _condition(
         self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Time and label as one vector for each sample, (B, hidden)."""
+        """Return the embedding of time and label of each sample, (B, hidden)."""
         conditioning = self.embed_time(hidden_states, timestep)
         if class_labels is None:
             return conditioning
@@ -331,11 +365,21 @@ class DiTTransformerModel(TransformerMixin):
             raise CardioDiTError("class_labels were given, but this model was trained without labels (num_classes=0).")
         return conditioning + self.class_embed(class_labels).to(conditioning.dtype)
 
+    def cost_parts(self, latents: torch.Tensor) -> list[CostPart]:
+        """Return the pieces of a forward pass over `latents` that can be timed, each with how often it runs.
+
+        Everything but the blocks takes about one percent of the time and is left out.
+        """
+        length = math.prod(self.grid_of(latents.shape[2:]))
+        width = self.config.num_attention_heads * self.config.attention_head_dim
+        tokens = torch.zeros(len(latents), length, width, device=latents.device, dtype=self.dtype)
+        return [block_cost(self.transformer_blocks, tokens)]
+
 
 class DiT4DTransformerModel(DiTTransformerModel):
     """CardioDiT's transformer over cine latents `(B, C, D, H, W, T)`: slices, rows, columns, frames.
 
-    Arguments: see `DiTTransformerModel`.
+    The arguments are documented in `DiTTransformerModel`.
     """
 
     axis_names = ("depth", "height", "width", "frames")
@@ -346,7 +390,7 @@ class DiT4DTransformerModel(DiTTransformerModel):
 class DiT3DTransformerModel(DiTTransformerModel):
     """VolDiT's transformer over volume latents `(B, C, H, W, D)`, in NIfTI order with the slice axis last.
 
-    Arguments: see `DiTTransformerModel`.
+    The arguments are documented in `DiTTransformerModel`.
     """
 
     axis_names = ("height", "width", "depth")

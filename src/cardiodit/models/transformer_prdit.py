@@ -1,7 +1,8 @@
 """PRDiT: a diffusion transformer on voxels, without an autoencoder.
 
-A local denoiser looks at overlapping patches one by one; a transformer adds what only the whole volume tells. Both
-predict the noise and the clean volume of the central tile of each patch, and their predictions are summed.
+A local denoiser processes overlapping patches independently; a transformer, the refiner, adds information from the
+whole volume. Both predict the noise and the clean volume of the central tile of each patch, and their predictions are
+added up.
 """
 
 import math
@@ -18,20 +19,50 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.positions import fourier_positions
-from cardiodit.models.transformer_dit import TIME_FEATURES, DiTBlock, modulate, unpatchify
-from cardiodit.models.transformer_mixin import TransformerMixin
+from cardiodit.models.loading import TransformerMixin
+from cardiodit.models.transformer_dit import (
+    TIME_FEATURES,
+    CostPart,
+    DiTBlock,
+    block_cost,
+    expand_axis,
+    modulate,
+    unpatchify,
+)
 
 TILE = 8  # voxels along each axis that a token predicts
 PREDICTION_TYPE = "noise_and_image"
-PROCESS = ("num_train_timesteps", "noise_scale")  # of the model's config and of its scheduler's
-CHUNK = 4096  # tokens whose patches are held at once
+PROCESS = ("num_train_timesteps", "noise_scale")  # config keys that the model shares with its scheduler
+CHUNK = 4096  # tokens whose patches are in memory at once
+PROBE_TOKENS = 512  # tokens whose patches are timed for an estimate
 REFINER = ("refiner_time", "patch_embed", "transformer_blocks", "modulation_out", "proj_out")
 NORM_EPS = 1e-5
 
 
+def fourier_positions(
+    grid: Sequence[int],
+    dim: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return PRDiT's positions of all tokens of `grid`, (tokens, dim): waves over the whole volume, whatever its grid.
+
+    The features are sines and cosines of 2π·f·(i + 0.5)/g, of the last axis first; f rises geometrically from 1 to
+    0.95·g/2. Features beyond `dim` are cut off.
+    """
+    count = math.ceil(dim / (2 * len(grid)))  # frequencies per axis
+    features = []
+    for axis, length in reversed(list(enumerate(grid))):
+        highest = 0.95 * length / 2
+        frequencies = highest ** torch.linspace(0, 1, count, dtype=torch.float64)
+        centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length
+        angles = 2 * math.pi * torch.outer(centres, frequencies)
+        features.append(expand_axis(torch.cat([angles.sin(), angles.cos()], dim=-1), axis, grid))
+    return torch.cat(features, dim=-1).flatten(0, -2)[:, :dim].to(device, dtype)
+
+
 class GatedMLP(nn.Module):
-    """A gated MLP of one width, normalised inside."""
+    """Gated MLP of constant width with a LayerNorm before its last layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,7 +76,7 @@ class GatedMLP(nn.Module):
 
 
 class LocalDenoiser(nn.Module):
-    """Denoises the middle of each patch by what the patch shows."""
+    """Denoise the central tile of each patch from the patch alone."""
 
     def __init__(self, width: int, out_features: int) -> None:
         super().__init__()
@@ -55,7 +86,7 @@ class LocalDenoiser(nn.Module):
         self.proj_out = nn.Linear(width, out_features)
 
     def forward(self, patches: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        """patches (B, n, width), conditioning (B, width) → (B, n, out_features)."""
+        """Patches (B, n, width), conditioning (B, width) → (B, n, out_features)."""
         shift_1, scale_1, shift_2, scale_2, shift_3, scale_3 = self.modulation(F.silu(conditioning)).chunk(6, dim=-1)
         hidden = self.mlp_1(modulate(patches, shift_1, scale_1))
         hidden = self.mlp_2(modulate(hidden, shift_2, scale_2)) + patches
@@ -63,7 +94,7 @@ class LocalDenoiser(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches become the refiner's tokens."""
+    """Embed patches as the refiner's tokens."""
 
     def __init__(self, width: int, hidden_size: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -79,10 +110,12 @@ class PatchEmbedding(nn.Module):
 
 
 class OverlappingPatches:
-    """The patches around all tiles of a volume, a few at a time: all together they hold ∏patch/8³ times its voxels.
+    """The patches around all tiles of a volume, read a few at a time.
+
+    All patches together hold patch³/8³ times the voxels of the volume.
 
     Args:
-        volume: `(B, C, H, W, D)`; what a patch shows beyond it is its mirror image.
+        volume: `(B, C, H, W, D)`; it is reflected at its borders.
         patch: voxels of a patch along each axis.
     """
 
@@ -95,39 +128,43 @@ class OverlappingPatches:
         self.grid = tuple(windows.shape[2:5])
 
     def __getitem__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of tokens by their numbers, last axis fastest: (B, n, C·patch³)."""
+        """Return the patches of tokens given by their numbers, last axis fastest: (B, n, C·patch³)."""
         rows, columns, slices = torch.unravel_index(tokens, self.grid)
         return self.windows[:, :, rows, columns, slices].transpose(1, 2).flatten(2)
 
 
 class PRDiTTransformerModel(TransformerMixin):
-    """Predicts from a noisy volume `(B, C, H, W, D)` its noise and the clean volume, `(B, 2·C, H, W, D)`.
+    """Predict noise and clean volume, `(B, 2·C, H, W, D)`, from a noisy volume `(B, C, H, W, D)`.
 
-    With `num_layers=0` it is the local denoiser alone, which is trained first (stage 1); the refiner learns what is
-    left (stage 2). All sides of a volume must be multiples of 8; they need not be equal.
+    With `num_layers=0` the model is the local denoiser alone, which is trained first (stage 1); the refiner then learns
+    the residual (stage 2). All sides of a volume must be multiples of 8 and may differ.
 
     Args:
-        sample_size: voxels along height, width and depth of the training volumes; others may be given at any call.
-        patch_size: voxels along each side of a patch, of which the middle 8 are predicted; even, 8 for no overlap.
-        in_channels: of the volume.
-        num_layers: blocks of the refiner, 0 for none.
-        num_attention_heads, attention_head_dim: of the refiner; its width is their product.
-        mlp_ratio: width of the refiner's MLPs over its own.
-        spacing: mm along height, width and depth of the training volumes, where known.
-        preprocessing: how training volumes were prepared (`cardiodit.imaging.Preprocessing`), where known.
-        prediction_type: there is only "noise_and_image".
-        num_train_timesteps, noise_scale: of the process that it learned to undo (`NoiseAndImageScheduler`).
+        sample_size: size of the training volumes in voxels along height, width and depth; other sizes may be used at
+            any call.
+        patch_size: voxels along each side of a patch, of which the central 8 are predicted; an even number, 8 for
+            patches without overlap.
+        in_channels: channels of the volume.
+        num_layers: transformer blocks of the refiner, 0 for the local denoiser alone.
+        num_attention_heads: attention heads of the refiner; its width is `num_attention_heads * attention_head_dim`.
+        attention_head_dim: width of an attention head.
+        mlp_ratio: width of the refiner's MLPs relative to its own width.
+        spacing: voxel size of the training volumes in mm along height, width and depth; None if unknown.
+        preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`; None if unknown.
+        prediction_type: training target of the model; only "noise_and_image" is supported.
+        num_train_timesteps: timesteps of the diffusion process (`NoiseAndImageScheduler`).
+        noise_scale: standard deviation of the noise of the diffusion process.
     """
 
     axis_names = ("height", "width", "depth")
-    null_label = None  # it knows no labels
+    null_label = None  # the model has no class labels
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock", "LocalDenoiser"]
     _repeated_blocks = ["DiTBlock", "LocalDenoiser"]
     _skip_layerwise_casting_patterns = ["time_embed", "local_time", "refiner_time", "norm", "modulation", "proj_out"]
     _keep_in_fp32_modules = ["time_embed"]
-    # Each process works on its share of the tokens, from their patches to their predictions.
+    # Each process computes a share of the tokens, from their patches to their predictions.
     _cp_plan = {
         "tokens_in": {"input": ContextParallelInput(split_dim=1, expected_dims=2, split_output=False)},
         "tokens_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
@@ -136,14 +173,14 @@ class PRDiTTransformerModel(TransformerMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: Sequence[int] = (128, 128, 128),
+        sample_size: tuple[int, ...] = (128, 128, 128),
         patch_size: int = 12,
         in_channels: int = 1,
         num_layers: int = 4,
         num_attention_heads: int = 12,
         attention_head_dim: int = 64,
         mlp_ratio: float = 4.0,
-        spacing: Sequence[float] | None = None,
+        spacing: tuple[float, ...] | None = None,
         preprocessing: dict[str, Any] | None = None,
         prediction_type: str = PREDICTION_TYPE,
         num_train_timesteps: int = 1000,
@@ -154,7 +191,7 @@ class PRDiTTransformerModel(TransformerMixin):
             raise CardioDiTError(f"prediction_type={prediction_type!r}: this model predicts {PREDICTION_TYPE!r}.")
         if patch_size < TILE or patch_size % 2:
             raise CardioDiTError(f"patch_size={patch_size} must be an even number of at least {TILE}.")
-        self.grid_of(sample_size)  # fails early when a side is no multiple of 8
+        self.grid_of(sample_size)  # fails early if a side is not a multiple of 8
         self.register_to_config(sample_size=tuple(sample_size))
         hidden_size = num_attention_heads * attention_head_dim
         width, out_features = in_channels * patch_size**3, 2 * in_channels * TILE**3
@@ -178,7 +215,7 @@ class PRDiTTransformerModel(TransformerMixin):
         self._initialise()
 
     def _initialise(self) -> None:
-        """As DiT: the first prediction is zero, and a refiner beside a trained local denoiser changes nothing yet."""
+        """Initialise as in DiT: the prediction starts at zero, and a new refiner does not change a trained stage 1."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -191,12 +228,12 @@ class PRDiTTransformerModel(TransformerMixin):
 
     @property
     def token_size(self) -> tuple[int, ...]:
-        """Voxels along each axis that a token predicts."""
+        """Voxels per token along each axis."""
         return (TILE,) * len(self.axis_names)
 
     @property
     def margin(self) -> int:
-        """Voxels of a patch on either side of what it predicts."""
+        """Voxels of a patch on either side of its central tile."""
         return (self.config.patch_size - TILE) // 2
 
     @property
@@ -204,11 +241,11 @@ class PRDiTTransformerModel(TransformerMixin):
         return self.config.num_layers > 0
 
     def refiner_parts(self) -> Iterator[nn.Module]:
-        """What stage 2 trains; all else is of stage 1."""
+        """Return the modules that stage 2 trains; all others belong to stage 1."""
         return (getattr(self, name) for name in REFINER if self.has_refiner)
 
     def enable_forward_chunking(self, chunk_size: int | None = CHUNK) -> None:
-        """So many tokens' patches at a time, with the same result; fewer need less memory. None: all at once."""
+        """Process the patches of `chunk_size` tokens at a time, to save memory; None processes all at once."""
         if chunk_size is not None and chunk_size < 1:
             raise CardioDiTError(f"chunk_size={chunk_size} must be at least 1, or None for all tokens at once.")
         self.chunk_size = chunk_size
@@ -217,9 +254,9 @@ class PRDiTTransformerModel(TransformerMixin):
         self.enable_forward_chunking(None)
 
     def grid_of(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The token grid of a volume of this size."""
+        """Return the token grid for volumes of this size, or raise if the size is not supported."""
         if len(size) != len(self.axis_names):
-            raise CardioDiTError(f"A size is given as {', '.join(self.axis_names)}; got {tuple(size)}.")
+            raise CardioDiTError(f"Expected a size along {', '.join(self.axis_names)}, got {tuple(size)}.")
         for name, length in zip(self.axis_names, size, strict=True):
             if length % TILE or length < TILE:
                 raise CardioDiTError(
@@ -228,22 +265,22 @@ class PRDiTTransformerModel(TransformerMixin):
             if length <= self.margin:
                 raise CardioDiTError(
                     f"The volume has {length} voxels along {name}, too few for patches of {self.config.patch_size}, "
-                    f"which show {self.margin} on either side of {TILE}."
+                    f"which extend {self.margin} voxels beyond either side of their central {TILE}."
                 )
         return tuple(length // TILE for length in size)
 
     def forward(
         self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predicts from a noisy volume.
+        """Predict noise and clean volume from a noisy volume.
 
         Args:
-            hidden_states: `(B, C, H, W, D)`; the size may differ from the trained one.
+            hidden_states: noisy volumes `(B, C, H, W, D)`; the size may differ from that in training.
             timestep: one number, or one for each sample `(B,)`.
-            return_dict: a `Transformer2DModelOutput` (default) or a tuple.
+            return_dict: return a `Transformer2DModelOutput` (default) or a tuple.
 
         Returns:
-            `sample` `(B, 2·C, H, W, D)`: the noise, then the clean volume.
+            `sample` `(B, 2·C, H, W, D)`: the noise, followed by the clean volume.
         """
         if hidden_states.ndim != 5 or hidden_states.shape[1] != self.config.in_channels:
             raise CardioDiTError(
@@ -263,7 +300,7 @@ class PRDiTTransformerModel(TransformerMixin):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def embed_time(self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
-        """(B, hidden)."""
+        """Return the time embedding of each sample, (B, hidden)."""
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])
         features = self.time_proj(timestep).to(self.time_embed.weight.dtype)
         return F.silu(self.time_embed(features)).to(hidden_states.dtype)
@@ -271,25 +308,41 @@ class PRDiTTransformerModel(TransformerMixin):
     def by_patch(
         self, patches: OverlappingPatches, numbers: torch.Tensor, time: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is made of each patch by itself: the local prediction, and the refiner's token."""
+        """Return the local prediction and the refiner's token of each patch."""
         conditioning = self.local_time(time)
         predicted, tokens = [], []
         for chunk in numbers.split(self.chunk_size or len(numbers)):
-            some = patches[chunk]
-            predicted.append(self._run(self.local, some, conditioning))
+            chunk_patches = patches[chunk]
+            predicted.append(self._run(self.local, chunk_patches, conditioning))
             if self.has_refiner:
-                tokens.append(self._run(self.patch_embed, some))
+                tokens.append(self._run(self.patch_embed, chunk_patches))
         return torch.cat(predicted, dim=1), torch.cat(tokens or predicted[:1], dim=1)
 
     def _refine(self, tokens: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        """tokens (B, L, hidden) → (B, L, 2·C·8³)."""
+        """Tokens (B, L, hidden) → (B, L, 2·C·8³)."""
         for block in self.transformer_blocks:
             tokens = self._run(block, tokens, conditioning)
         shift, scale = self.modulation_out(F.silu(conditioning)).chunk(2, dim=-1)
         return self.proj_out(modulate(tokens, shift, scale))
 
     def _run(self, module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        """A part of the model; where gradients are checkpointed, it keeps nothing but its input."""
+        """Apply a module, with gradient checkpointing if it is enabled."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(module, *inputs)
         return module(*inputs)
+
+    def cost_parts(self, latents: torch.Tensor) -> list[CostPart]:
+        """Return the pieces of a forward pass over volumes `latents` that can be timed, each with how often it runs.
+
+        The patches of a few tokens stand for those of all, and one block of the refiner for all its blocks.
+        """
+        length = math.prod(self.grid_of(latents.shape[2:]))
+        width = self.config.num_attention_heads * self.config.attention_head_dim
+        numbers = torch.arange(min(length, PROBE_TOKENS), device=latents.device)
+        patches = OverlappingPatches(torch.zeros_like(latents), self.config.patch_size)
+        time = self.embed_time(latents, 0)
+        parts: list[CostPart] = [(lambda: self.by_patch(patches, numbers, time), length / len(numbers))]
+        if self.has_refiner:
+            tokens = torch.zeros(len(latents), length, width, device=latents.device, dtype=self.dtype)
+            parts.append(block_cost(self.transformer_blocks, tokens))
+        return parts

@@ -1,4 +1,4 @@
-"""PRDiT's process: between noise and image on a quarter of a circle, x_t = cos β·x0 + sin β·ε with β = πt/2T."""
+"""PRDiT's diffusion process on a quarter circle between image and noise: x_t = cos β·x0 + sin β·ε with β = πt/2T."""
 
 import math
 from dataclasses import dataclass
@@ -18,23 +18,29 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class NoiseAndImageSchedulerOutput(BaseOutput):
-    """`prev_sample` is what the next step begins with, `pred_original_sample` the clean volume as predicted now."""
+    """Result of a step.
+
+    Args:
+        prev_sample: input of the next step.
+        pred_original_sample: clean volume as predicted at this step.
+    """
 
     prev_sample: torch.Tensor
     pred_original_sample: torch.Tensor
 
 
 class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
-    """For models that predict noise and clean image at once, as twice the channels: noise first.
+    """Scheduler for models that predict noise and clean image together, as twice the channels, noise first.
 
     Args:
-        num_train_timesteps: T.
-        noise_scale: standard deviation of ε.
-        solver: "euler", or "hot": the stochastic predictor-corrector, which steps twice as far and adds noise again.
-        prediction_type: there is only "noise_and_image".
+        num_train_timesteps: number of timesteps of the process, T.
+        noise_scale: standard deviation of the noise ε.
+        solver: "euler", or "hot", a stochastic predictor-corrector that steps twice as far and adds noise again.
+        prediction_type: training target of the model; only "noise_and_image" is supported.
     """
 
     order = 1
+    solvers = NOISE_AND_IMAGE_SOLVERS
 
     @register_to_config
     def __init__(
@@ -46,43 +52,43 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if solver not in NOISE_AND_IMAGE_SOLVERS:
             known = ", ".join(NOISE_AND_IMAGE_SOLVERS)
-            raise CardioDiTError(f"There is no solver {solver!r} between noise and image; choose one of {known}.")
+            raise CardioDiTError(f"There is no solver {solver!r} for a NoiseAndImageScheduler; choose one of {known}.")
         if prediction_type != "noise_and_image":
-            raise CardioDiTError(f"prediction_type={prediction_type!r}: this process needs 'noise_and_image'.")
+            raise CardioDiTError(f"prediction_type={prediction_type!r}: this scheduler needs 'noise_and_image'.")
         self.init_noise_sigma = noise_scale
         self.set_timesteps(num_train_timesteps)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """The published timesteps, T // N apart: for N that do not divide T there are a few more than N.
+        """Set the published timesteps, T // N apart; if N does not divide T there are a few more than N.
 
-        The last one, 0, is left out: there is nothing left to do, and a model would be asked in vain.
+        The last one, 0, is left out because its step changes nothing.
         """
         total = self.config.num_train_timesteps
         if not 1 < num_inference_steps <= total:
             raise CardioDiTError(f"num_inference_steps={num_inference_steps} must be from 2 to {total}.")
         self.num_inference_steps = num_inference_steps
         self.step_length = total // num_inference_steps
-        if (taken := math.ceil(total / self.step_length)) != num_inference_steps:
+        if (actual_steps := math.ceil(total / self.step_length)) != num_inference_steps:
             logger.warning(
                 f"{num_inference_steps} does not divide {total}: with timesteps {self.step_length} apart, as "
-                f"published, {taken} steps are taken."
+                f"published, {actual_steps} steps are taken."
             )
         self.timesteps = torch.arange(self.step_length, total, self.step_length, device=device).flip(0)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | int | None = None) -> torch.Tensor:
-        """Models take samples as they are."""
+        """Return the sample unchanged, as this process does not scale model inputs."""
         return sample
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | int
     ) -> torch.Tensor:
-        """x_t of clean samples and standard normal noise, at one timestep or one for each sample."""
+        """Return x_t from clean samples and standard normal noise, at one timestep or one for each sample."""
         angle = self._angle(timesteps, original_samples)
         noisy = angle.cos() * original_samples + angle.sin() * self.config.noise_scale * noise
         return noisy.to(original_samples.dtype)
 
     def targets(self, original_samples: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What a model is to predict, (B, 2·C, ...): ε, then x0."""
+        """Return the training target (B, 2·C, ...): ε, followed by x0."""
         return torch.cat([self.config.noise_scale * noise, original_samples], dim=1)
 
     def step(
@@ -93,19 +99,19 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> NoiseAndImageSchedulerOutput | tuple[torch.Tensor]:
-        """From one timestep to the next.
+        """Step from one timestep to the next.
 
         Args:
-            model_output: (B, 2·C, ...), noise and clean image.
-            timestep: at which it was predicted.
-            sample: (B, C, ...), x_t.
-            generator: of the noise that "hot" adds.
-            return_dict: an output object (default) or a tuple.
+            model_output: predicted noise and clean image (B, 2·C, ...).
+            timestep: timestep of the prediction.
+            sample: x_t (B, C, ...).
+            generator: random generator of the noise that "hot" adds, or one for each sample.
+            return_dict: return a `NoiseAndImageSchedulerOutput` (default) or a tuple.
         """
         if model_output.shape[1] != 2 * sample.shape[1]:
             raise CardioDiTError(
-                f"The model predicted {model_output.shape[1]} channels for samples of {sample.shape[1]}; noise and "
-                "image, twice as many, were expected."
+                f"The model predicted {model_output.shape[1]} channels for samples of {sample.shape[1]}; expected "
+                "noise and image, which is twice as many."
             )
         noise, image = model_output.to(sample.dtype).chunk(2, dim=1)
         now, length = int(timestep), self.step_length
@@ -114,13 +120,13 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
         is_hot = self.config.solver == "hot" and now - 2 * length > 0
         previous = sample + (2 * length if is_hot else length) * direction
         if is_hot:
-            fresh = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            fresh_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             keep = self._angle(now - length, sample).cos() / self._angle(now - 2 * length, sample).cos()
-            previous = keep * previous + (1 - keep.square()).clamp(min=0).sqrt() * self.config.noise_scale * fresh
+            previous = keep * previous + (1 - keep.square()).clamp(min=0).sqrt() * self.config.noise_scale * fresh_noise
         return NoiseAndImageSchedulerOutput(previous, image) if return_dict else (previous,)
 
     def _angle(self, timesteps: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
-        """β of each sample, to be multiplied with it; in float32 at least."""
+        """Return β of each sample, broadcastable to `like`, in at least float32."""
         dtype = torch.promote_types(like.dtype, torch.float32)
         times = torch.as_tensor(timesteps, device=like.device).to(dtype)
         angle = math.pi / 2 * times / self.config.num_train_timesteps

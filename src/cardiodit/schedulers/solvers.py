@@ -1,13 +1,15 @@
-"""diffusers' solvers with the settings that our models need, written out.
+"""The samplers of diffusers with the settings that our models need.
 
-`timestep_spacing="trailing"` because "leading" never visits the last timestep; `clip_sample=False` because
-latents are not images. diffusers drops settings that were left at a default when one solver is made from
-another's config, so nothing here is left at a default.
+`timestep_spacing="trailing"` because "leading" never visits the last timestep; `clip_sample=False` because latents
+are not images. Every setting is given explicitly: when diffusers creates one sampler from the config of another, it
+drops settings that were left at their defaults.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -15,9 +17,9 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.prdit_scheduler import NOISE_AND_IMAGE_SOLVERS, NoiseAndImageScheduler
 
 SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
@@ -28,6 +30,7 @@ SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     ),
     "unipc": (UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"}),
 }
+COSINE_OFFSET = 0.008
 
 
 def make_scheduler(
@@ -36,7 +39,7 @@ def make_scheduler(
     betas: Sequence[float] | None = None,
     prediction_type: str = "v_prediction",
 ) -> SchedulerMixin:
-    """A diffusers scheduler for the squared-cosine schedule, or for exact `betas`."""
+    """Create a diffusers scheduler for the squared-cosine noise schedule, or for exact `betas`."""
     if solver not in SOLVERS:
         raise CardioDiTError(f"There is no solver {solver!r}; choose one of {', '.join(SOLVERS)}.")
     scheduler_class, settings = SOLVERS[solver]
@@ -51,16 +54,76 @@ def make_scheduler(
 
 
 def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
-    """Another solver for the same noise schedule: `pipe.scheduler = change_solver(pipe.scheduler, "ddim")`."""
-    if isinstance(scheduler, NoiseAndImageScheduler):
-        return NoiseAndImageScheduler.from_config(scheduler.config, solver=solver)
-    if solver in NOISE_AND_IMAGE_SOLVERS:
-        raise CardioDiTError(f"The solver {solver!r} is PRDiT's; this model has a {type(scheduler).__name__}.")
-    config = scheduler.config
+    """Return another solver for the same noise schedule.
+
+    Example: `pipe.scheduler = change_solver(pipe.scheduler, "ddim")`.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    own_solvers = getattr(scheduler, "solvers", None)
+    if solver not in (known := own_solvers or SOLVERS):
+        raise CardioDiTError(f"There is no solver {solver!r} for a {name}; choose one of {', '.join(known)}.")
+    if own_solvers:
+        return type(scheduler).from_config(config, solver=solver)
     betas, schedule = config.get("trained_betas"), config.get("beta_schedule")
     if betas is None and schedule != "squaredcos_cap_v2":
         raise CardioDiTError(
-            f"change_solver knows the squared-cosine schedule and explicit betas; this {type(scheduler).__name__} "
-            f"has the schedule {schedule!r}."
+            f"change_solver supports the squared-cosine schedule and explicit betas; this {name} has the schedule "
+            f"{schedule!r}."
         )
     return make_scheduler(solver, config.num_train_timesteps, betas, config.prediction_type)
+
+
+def cosine_betas(num_train_timesteps: int = 300, max_beta: float = 0.9999) -> list[float]:
+    """Return the exact betas of the published models (Nichol and Dhariwal, arXiv:2102.09672, equation 17).
+
+    They are computed in float64 and rounded to float32. diffusers' `squaredcos_cap_v2` clips at 0.999, so that its last
+    beta differs; a converted model needs these as `trained_betas` of its scheduler.
+    """
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+
+    n = num_train_timesteps
+    betas = [min(1 - alpha_bar((t + 1) / n) / alpha_bar(t / n), max_beta) for t in range(n)]
+    return torch.tensor(betas, dtype=torch.float64).float().tolist()
+
+
+def ddim_step(
+    scheduler: DDIMScheduler,
+    model_output: torch.Tensor,
+    timestep: int,
+    previous: int,
+    sample: torch.Tensor,
+    eta: float = 0.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """Take a DDIM step from `timestep` to `previous`, or to the clean sample if `previous` is negative.
+
+    Song et al., arXiv:2010.02502, equations 12 and 16. diffusers' DDIMScheduler takes T // N as the length of every
+    step. With trailing spacing and a number of steps N that does not divide T, its timesteps are not that far apart,
+    and its final latents still contain noise.
+    """
+    alpha = scheduler.alphas_cumprod[timestep].to(sample.device)
+    alpha_to = (scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod).to(alpha)
+    clean, noise = split_prediction(scheduler.config.prediction_type, model_output, sample, alpha)
+    if scheduler.config.clip_sample:
+        clean = clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+    deviation = eta * ((1 - alpha_to) / (1 - alpha) * (1 - alpha / alpha_to)).sqrt()
+    sample = alpha_to.sqrt() * clean + (1 - alpha_to - deviation**2).sqrt() * noise
+    if eta > 0:
+        sample = sample + deviation * randn_tensor(
+            sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
+        )
+    return sample
+
+
+def split_prediction(
+    prediction_type: str, model_output: torch.Tensor, sample: torch.Tensor, alpha: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the predicted clean latent and the predicted noise in `sample` = √ᾱ·clean + √(1−ᾱ)·noise."""
+    signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+    if prediction_type == "v_prediction":
+        return signal * sample - sigma * model_output, signal * model_output + sigma * sample
+    if prediction_type == "epsilon":
+        return (sample - sigma * model_output) / signal, model_output
+    return model_output, (sample - signal * model_output) / sigma

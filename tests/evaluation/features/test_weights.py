@@ -10,7 +10,7 @@ from torch import nn
 
 from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
-from cardiodit.convert.weights import convert_weights
+from cardiodit.convert.checkpoint import convert_weights
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features.published import torchvision_name, without_wrapper
 from cardiodit.evaluation.features.weights import find_weights, load_strictly, read_weights

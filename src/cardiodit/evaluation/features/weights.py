@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from cardiodit._util.hashing import sha256_of
-from cardiodit.convert.checkpoint import some
-from cardiodit.convert.weights import CONVERTED_FROM, SUFFIX
+from cardiodit.convert.checkpoint import CONVERTED_FROM, SUFFIX, some
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.downloading import download
 

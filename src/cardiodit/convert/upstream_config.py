@@ -1,7 +1,7 @@
-"""The authors' YAML configs, read with types: CardioDiT's and VolDiT's, compact and expanded schema.
+"""Typed reading of the YAML configs of CardioDiT's and VolDiT's authors, in their compact and expanded schemas.
 
-The dataclasses mirror the files: a section is a class, a key a field, its type what the key may hold, and a
-field without a default is required.
+The dataclasses mirror the files: each section is a class and each key a typed field; a field without a default is
+required.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from cardiodit.errors import CardioDiTError
 
 PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each
 Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding)
+STAGES = {"stage1": "stage 1 (VQ-GAN)", "dit": "stage 2 (transformer)"}  # by the section of the compact schema
 
 
 # --- Stage 1: the VQ-GAN ---
@@ -22,7 +23,7 @@ Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output pad
 
 @dataclass(frozen=True, kw_only=True)
 class VQParams:
-    """The autoencoder, in the authors' (MONAI's) words."""
+    """Parameters of the autoencoder, named as in MONAI."""
 
     spatial_dims: int = only(3, because="the autoencoders of both systems are three-dimensional")
     in_channels: Count
@@ -46,7 +47,7 @@ class VQParams:
 
     @property
     def res_channels(self) -> tuple[int, ...]:
-        """One width for each level."""
+        """Width of the residual units of each level."""
         return _repeat(self.num_res_channels, len(self.num_channels))
 
     @property
@@ -62,7 +63,7 @@ class VQParams:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorParams:
-    """The patch discriminator, in the authors' (MONAI's) words."""
+    """Parameters of the patch discriminator, named as in MONAI."""
 
     spatial_dims: int = 3
     num_channels: Count
@@ -101,7 +102,7 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Training keys of both stages; None where the file does not say."""
+    """Training keys of both stages; None if the file does not set them."""
 
     n_epochs: Count | None = None
     eval_freq: Count | None = None
@@ -135,12 +136,12 @@ class VQGANRun(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANTraining(VQGANRun, LossWeights):
-    """Everything a stage 1 file says about training, whichever schema it is written in."""
+    """All training keys of a stage 1 file, in either schema."""
 
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """A stage 1 file."""
+    """Config of stage 1."""
 
     file: str
     params: VQParams
@@ -155,7 +156,7 @@ class VQGANConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiTParams:
-    """The transformer, in the authors' words."""
+    """Parameters of the transformer."""
 
     input_size: tuple[Count, ...]
     patch_size: Count | tuple[Count, ...]
@@ -170,32 +171,32 @@ class DiTParams:
     flash_attention: bool = False
     attn_drop: float | None = None
     mlp_drop: float | None = None
-    spacing: tuple[float, ...] | None = None  # scales the positions, which are compared when a checkpoint loads
-    self_conditioning: bool = only(False, because="the transformers here have no self-conditioning")
-    temporal_pe: str = only("absolute", because="the transformers here know absolute sine-cosine positions only")
+    spacing: tuple[float, ...] | None = None  # scales the positions, which are compared when a checkpoint is loaded
+    self_conditioning: bool = only(False, because="self-conditioning is not supported")
+    temporal_pe: str = only("absolute", because="only absolute sine-cosine positions are supported")
 
     @property
     def patch(self) -> tuple[int, ...]:
-        """The patch size along each axis."""
+        """Patch size along each axis."""
         return _repeat(self.patch_size, len(self.input_size))
 
     @property
     def dropout(self) -> float | None:
-        """Of attention and MLP alike; None where the file does not say."""
+        """Dropout of attention and MLP; None if the file does not set it."""
         return self.attn_drop if self.mlp_drop is None else self.mlp_drop
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerParams:
-    schedule: str = only("cosine", because="only the squared-cosine schedule of the published models is known")
+    schedule: str = only("cosine", because="only the published squared-cosine schedule is supported")
     num_train_timesteps: Count = 300
-    prediction_type: str = only("v_prediction", "epsilon", "sample", because="no other prediction is known")
+    prediction_type: str = only("v_prediction", "epsilon", "sample", because="no other prediction is supported")
     zero_terminal_snr: bool = only(False, because="the published schedule does not end at zero signal")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTTraining(Run):
-    """Everything a stage 2 file says about training, whichever schema it is written in."""
+    """All training keys of a stage 2 file, in either schema."""
 
     betas: tuple[float, ...] | None = None
     min_snr_gamma: float | None = None
@@ -205,7 +206,7 @@ class DiTTraining(Run):
     latent_stats_path: str | None = None
     phase_dir: str | None = None
     alpha_pool: str | None = None
-    self_conditioning: bool = only(False, because="the transformers here have no self-conditioning")
+    self_conditioning: bool = only(False, because="self-conditioning is not supported")
     normalize_latents: bool = only(False, because="latents are scaled by one factor, not channel by channel")
 
 
@@ -220,7 +221,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """A stage 2 file."""
+    """Config of stage 2."""
 
     file: str
     params: DiTParams
@@ -233,7 +234,7 @@ class DiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TGCAParams:
-    """The adapter, in the authors' words; what a file does not say is as published."""
+    """Parameters of the adapter, by default as published."""
 
     condition_channels: Count = 1
     inject_layers: int | tuple[int, ...] | None = None
@@ -242,14 +243,14 @@ class TGCAParams:
 
 @dataclass(frozen=True)
 class TGCAConfig:
-    """An adapter's file."""
+    """Config of the adapter."""
 
     file: str
     keys: tuple[str, ...]
     params: TGCAParams
 
 
-# --- The files' layouts ---
+# --- Layouts of the files ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,109 +331,99 @@ class _ExpandedDiT:
 
 
 def read_vqgan_config(path: str | PathLike) -> VQGANConfig:
-    """Reads a stage 1 file in either schema."""
+    """Read a stage 1 file in either schema."""
     raw, file = read_yaml(path), Path(path).name
-    section = _section_of(raw, file, wanted="stage1")
+    section = _model_section(raw, file, expected="stage1")
     if section == "stage1":
-        config = _compact_vqgan(Reader(file).section(_CompactVQGAN, raw, ""), file)
+        compact = Reader(file).section(_CompactVQGAN, raw, "")
+        config = VQGANConfig(
+            file=file,
+            params=compact.stage1.params,
+            discriminator=compact.discriminator.params if compact.discriminator else None,
+            training=VQGANTraining(**_values(compact.stage1, VQGANTraining)),
+            perceptual=compact.perceptual_network.params,
+            jukebox=JukeboxParams(),
+        )
     else:
-        config = _expanded_vqgan(Reader(file).section(_ExpandedVQGAN, raw, ""), file)
+        expanded = Reader(file).section(_ExpandedVQGAN, raw, "")
+        config = VQGANConfig(
+            file=file,
+            params=expanded.model.params,
+            discriminator=expanded.discriminator.params if expanded.discriminator else None,
+            training=VQGANTraining(**_values(expanded.training, VQGANRun), **_values(expanded.losses, LossWeights)),
+            perceptual=expanded.losses.params.perceptual_params,
+            jukebox=expanded.losses.params.jukebox_params,
+        )
     _check_levels(config.params, f"{file}: {section}.params")
     return config
 
 
 def read_dit_config(path: str | PathLike) -> DiTConfig:
-    """Reads a stage 2 file in either schema."""
+    """Read a stage 2 file in either schema."""
     raw, file = read_yaml(path), Path(path).name
-    section = _section_of(raw, file, wanted="dit")
+    section = _model_section(raw, file, expected="dit")
     if section == "dit":
         dit = Reader(file).section(_CompactDiT, raw, "").dit
         config = DiTConfig(file, dit.params, dit.scheduler, DiTTraining(**_values(dit, DiTTraining)))
     else:
-        config = _expanded_dit(Reader(file).section(_ExpandedDiT, raw, ""), file)
+        expanded = Reader(file).section(_ExpandedDiT, raw, "")
+        # `optim` overrides `training`; its learning rate is called `base_lr` in the compact schema.
+        optim = {key: value for key, value in _values(expanded.optim, Optim).items() if value is not None}
+        if "lr" in optim:
+            optim["base_lr"] = optim.pop("lr")
+        training = DiTTraining(**{**_values(expanded.training, DiTTraining), **optim})
+        config = DiTConfig(file, expanded.model.params, expanded.scheduler, training)
     _check_shape(config.params, f"{file}: {section}.params")
     return config
 
 
 def read_tgca_config(path: str | PathLike) -> TGCAConfig:
-    """Reads an adapter's file: what says how the adapter is built. How it was trained is left aside."""
+    """Read the parameters of an adapter's file; its training keys are ignored."""
     raw, file = read_yaml(path), Path(path).name
     section = raw.get("tgca")
     if not isinstance(section, dict):
         raise CardioDiTError(
             f"{file} has the sections {', '.join(map(str, raw)) or '(none)'}; an adapter's config has a section 'tgca'."
         )
-    said = section.get("params") or {}
-    if not isinstance(said, dict):
+    given = section.get("params") or {}
+    if not isinstance(given, dict):
         raise CardioDiTError(f"{file}: tgca.params must be a section.")
     known = {f.name for f in fields(TGCAParams)}
     params = Reader(file).section(
-        TGCAParams, {key: value for key, value in said.items() if key in known}, "tgca.params"
+        TGCAParams, {key: value for key, value in given.items() if key in known}, "tgca.params"
     )
     keys = section.get("condition_keys") or [f"mask{i}" for i in range(params.condition_channels)]
     if not isinstance(keys, list) or len(keys) != params.condition_channels:
         raise CardioDiTError(
-            f"{file}: tgca.condition_keys {keys} must name {params.condition_channels} masks, as many as "
-            "condition_channels says."
+            f"{file}: tgca.condition_keys {keys} must name as many masks as condition_channels, "
+            f"{params.condition_channels}."
         )
     return TGCAConfig(file, tuple(map(str, keys)), params)
 
 
-def _compact_vqgan(raw: _CompactVQGAN, file: str) -> VQGANConfig:
-    return VQGANConfig(
-        file=file,
-        params=raw.stage1.params,
-        discriminator=raw.discriminator.params if raw.discriminator else None,
-        training=VQGANTraining(**_values(raw.stage1, VQGANTraining)),
-        perceptual=raw.perceptual_network.params,
-        jukebox=JukeboxParams(),
-    )
-
-
-def _expanded_vqgan(raw: _ExpandedVQGAN, file: str) -> VQGANConfig:
-    return VQGANConfig(
-        file=file,
-        params=raw.model.params,
-        discriminator=raw.discriminator.params if raw.discriminator else None,
-        training=VQGANTraining(**_values(raw.training, VQGANRun), **_values(raw.losses, LossWeights)),
-        perceptual=raw.losses.params.perceptual_params,
-        jukebox=raw.losses.params.jukebox_params,
-    )
-
-
-def _expanded_dit(raw: _ExpandedDiT, file: str) -> DiTConfig:
-    """`optim` lies over `training`; its learning rate is the compact schema's `base_lr`."""
-    said = {key: value for key, value in _values(raw.optim, Optim).items() if value is not None}
-    if "lr" in said:
-        said["base_lr"] = said.pop("lr")
-    training = DiTTraining(**{**_values(raw.training, DiTTraining), **said})
-    return DiTConfig(file, raw.model.params, raw.scheduler, training)
-
-
 def _values(section: Any, kind: type) -> dict[str, Any]:
-    """What a section holds of the fields of `kind`."""
+    """Return the values of a section for the fields of the dataclass `kind`."""
     return {f.name: getattr(section, f.name) for f in fields(kind)}
 
 
-def _section_of(raw: dict[str, Any], file: str, wanted: str) -> str:
-    """Where the model stands in the file: "stage1" or "dit" (compact schema), or "model" (expanded)."""
-    stages = {"stage1": "stage 1 (VQ-GAN)", "dit": "stage 2 (transformer)"}
-    other = "dit" if wanted == "stage1" else "stage1"
-    found = wanted if wanted in raw else "model" if "model" in raw else other if other in raw else None
-    if found == other or (found == "model" and _looks_like(raw["model"]) == other):
+def _model_section(raw: dict[str, Any], file: str, expected: str) -> str:
+    """Return the section with the model: "stage1" or "dit" in the compact schema, "model" in the expanded one."""
+    other = "dit" if expected == "stage1" else "stage1"
+    section = next((name for name in (expected, "model", other) if name in raw), None)
+    if section == other or (section == "model" and _stage_of(raw["model"]) == other):
         raise CardioDiTError(
-            f"{file} is a {stages[other]} config, but a {stages[wanted]} config was expected here. "
+            f"{file} is a {STAGES[other]} config, but a {STAGES[expected]} config was expected here. "
             "Were the two configs swapped?"
         )
-    if found is None:
+    if section is None:
         raise CardioDiTError(
             f"{file} has the sections {', '.join(map(str, raw)) or '(none)'}; "
-            f"a {stages[wanted]} config has a section '{wanted}' or 'model'."
+            f"a {STAGES[expected]} config has a section '{expected}' or 'model'."
         )
-    return found
+    return section
 
 
-def _looks_like(model: Any) -> str | None:
+def _stage_of(model: Any) -> str | None:
     params = model.get("params") if isinstance(model, dict) else None
     if not isinstance(params, dict):
         return None
@@ -444,7 +435,7 @@ def _repeat(value: int | tuple[int, ...], times: int) -> tuple[int, ...]:
 
 
 def _levels(value: Any, levels: int) -> tuple[Level, ...]:
-    """One entry for each level; a flat one, recognised by a number among its items, serves all levels."""
+    """Return one entry for each level; a flat entry, which contains numbers, is used for all levels."""
     return (value,) * levels if any(isinstance(item, int) for item in value) else value
 
 
@@ -467,7 +458,7 @@ def _check_shape(params: DiTParams, where: str) -> None:
     if len(params.patch) != len(params.input_size):
         raise CardioDiTError(
             f"{where}.patch_size has {len(params.patch)} numbers, input_size has {len(params.input_size)}; "
-            "one for each axis was expected."
+            "expected one for each axis."
         )
     if any(size % patch for size, patch in zip(params.input_size, params.patch, strict=True)):
         raise CardioDiTError(
@@ -477,9 +468,9 @@ def _check_shape(params: DiTParams, where: str) -> None:
     if None not in (params.attn_drop, params.mlp_drop) and params.attn_drop != params.mlp_drop:
         raise CardioDiTError(
             f"{where}: attn_drop {params.attn_drop} and mlp_drop {params.mlp_drop} differ, but the "
-            "transformer has one dropout for both. Make them equal; it acts while training only."
+            "transformer has one dropout for both. Make them equal; dropout only matters in training."
         )
     if params.hidden_size % params.num_heads:
         raise CardioDiTError(
-            f"{where}.hidden_size {params.hidden_size} is no multiple of num_heads {params.num_heads}."
+            f"{where}.hidden_size {params.hidden_size} is not a multiple of num_heads {params.num_heads}."
         )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cardiodit.convert.authors_config import read_dit_config, read_vqgan_config
+from cardiodit.convert.upstream_config import read_dit_config, read_vqgan_config
 from cardiodit.errors import CardioDiTError
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
@@ -261,7 +261,7 @@ DIT_MISTAKES = [
     ("dit.params.patch_size", [1, 4, 4], ["patch_size has 3 numbers", "input_size has 4"]),
     ("dit.params.patch_size", [1, 3, 4, 2], ["[1, 3, 4, 2]", "does not divide", "[2, 8, 8, 4]"]),
     ("dit.params.num_heads", 5, ["hidden_size 64", "num_heads 5"]),
-    ("dit.params.self_conditioning", True, ["dit.params.self_conditioning", "no self-conditioning"]),
+    ("dit.params.self_conditioning", True, ["dit.params.self_conditioning", "self-conditioning is not supported"]),
     ("dit.params.temporal_pe", "rope", ["dit.params.temporal_pe", "'rope'", "absolute"]),
     ("dit.params.attn_drop", 0.1, ["attn_drop 0.1", "mlp_drop 0.2"]),
     ("dit.scheduler.zero_terminal_snr", True, ["dit.scheduler.zero_terminal_snr", "zero signal"]),

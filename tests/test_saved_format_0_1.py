@@ -1,0 +1,263 @@
+"""What version 0.1 saved is a promise: a later one opens it, goes on with it and comes to the same numbers.
+
+`fixtures/saved/make.py` made the files. Only what users call is called here, since modules move.
+"""
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from cardiodit import PRDiTPipeline, VolDiTControlPipeline, __version__, change_solver
+from cardiodit.cli import main
+from cardiodit.training import train_dit
+
+SAVED = Path(__file__).parent / "fixtures" / "saved"
+RUN, REPORT = SAVED / "run-0.1", SAVED / "report-0.1"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+VERSION = "0.1.0.dev0"  # that wrote the files
+PICTURE = re.compile(r"data:image/jpeg;base64,([\w+/=]+)")
+DECIMAL = re.compile(r"(\d+\.\d+)")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate remembers in the process how it was configured."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+def assert_same(found: Any, expected: Any, place: str = "") -> None:
+    """Equal JSON but for rounding: the same keys in the same order, the same words, the same kinds of values."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), place
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{place}.{key}")
+    elif isinstance(expected, list):
+        assert isinstance(found, list) and len(found) == len(expected), place
+        for number, value in enumerate(expected):
+            assert_same(found[number], value, f"{place}[{number}]")
+    elif isinstance(expected, float):
+        assert isinstance(found, float) and found == pytest.approx(expected, rel=1e-4, abs=1e-6), place
+    elif isinstance(expected, str):
+        assert isinstance(found, str), place
+        assert_reads_the_same(found, expected, place)
+    else:
+        assert (type(found), found) == (type(expected), expected), place
+
+
+def assert_reads_the_same(found: str, expected: str, place: str = "") -> None:
+    """Equal text, line by line, but for rounding in decimal numbers."""
+    lines = [text.splitlines() for text in (found, expected)]
+    for own, other in zip(*lines):
+        pieces, others = DECIMAL.split(own), DECIMAL.split(other)
+        assert pieces[::2] == others[::2], place
+        for number, wanted in zip(pieces[1::2], others[1::2]):
+            last_digit = 1.01 * 10.0 ** -len(wanted.partition(".")[2])
+            assert float(number) == pytest.approx(float(wanted), rel=1e-4, abs=last_digit), f"{place} {own}"
+    assert len(lines[0]) == len(lines[1]), place
+
+
+# --- A run of stage 2 that was stopped after two of its four steps ---
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(RUN, tmp_path / "elsewhere"))
+    ids = [f"--{split}_ids={folder / 'latents' / split / 'manifest.csv'}" for split in ("training", "validation")]
+    given = ["--config", str(folder / "dit.yaml"), *ids, "--vae", str(folder / "runs/vqgan"), "--cpu"]
+    train_dit.main([*given, "--output_dir", str(folder / "runs"), "--run_name", "dit"])
+    hearts = folder / "runs/dit"
+    expected = load_file(SAVED / "run-0.1-expected.safetensors")
+    before, after = (load_file(hearts / f"checkpoint-{step}" / "transformer" / WEIGHTS) for step in (2, 4))
+    assert list(after) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-5, msg=name)
+    assert any((after[name] - before[name]).abs().max() > 1e-4 for name in expected)
+    record = json.loads((hearts / "run.json").read_text())
+    earlier = json.loads((RUN / "runs/dit/run.json").read_text())
+    assert record["status"] == "finished" and record["data"] == earlier["data"]
+    assert [session["last_step"] for session in record["sessions"]] == [2, 4]
+    lines = [json.loads(line) for line in (hearts / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    pipe = DiffusionPipeline.from_pretrained(hearts / "pipeline")
+    assert pipe.transformer.config.class_names == ["dilated", "hypertrophic", "infarct", "normal"]
+
+
+# --- Latents ---
+
+
+def test_images_become_the_same_latents(tmp_path: Path) -> None:
+    """Identities to the letter, in headers as in the names of files."""
+    stored, made = RUN / "latents/training", tmp_path / "latents"
+    given = ("--ids", RUN / "images/training/manifest.csv", "--vae", RUN / "runs/vqgan", "--condition_keys", "mask")
+    run("encode", *given, "--output_dir", made, "--device", "cpu")
+    names = sorted(str(path.relative_to(stored)) for path in stored.rglob("*.*"))
+    assert sorted(str(path.relative_to(made)) for path in made.rglob("*.*")) == names
+    assert (made / "manifest.csv").read_text() == (stored / "manifest.csv").read_text()
+    for path in stored.glob("*.safetensors"):
+        with safe_open(path, "pt") as old, safe_open(made / path.name, "pt") as new:
+            assert new.metadata() == old.metadata()
+            torch.testing.assert_close(new.get_tensor("latents"), old.get_tensor("latents"), rtol=0, atol=1e-5)
+    for path in stored.glob("masks/*.nii.gz"):
+        old, new = nibabel.load(path), nibabel.load(made / "masks" / path.name)
+        assert np.array_equal(new.get_fdata(), old.get_fdata()) and np.allclose(new.affine, old.affine)
+
+
+def test_latents_are_kept_when_they_are_encoded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(RUN / "latents/validation", tmp_path / "latents"))
+    given = ("--ids", RUN / "images/validation/manifest.csv", "--vae", RUN / "runs/vqgan", "--condition_keys", "mask")
+    run("encode", *given, "--output_dir", folder, "--device", "cpu")
+    assert "0 new, 6 kept, 0 changed" in capsys.readouterr().out
+    for path in (RUN / "latents/validation").rglob("*.*"):
+        assert (folder / path.relative_to(RUN / "latents/validation")).read_bytes() == path.read_bytes()
+
+
+# --- Pipelines ---
+
+
+def by_rule(name: str, shape: list[int]) -> torch.Tensor:
+    """Weights too large to be stored: a wave of its own for each name."""
+    number = zlib.crc32(name.encode())
+    steps = np.arange(math.prod(shape), dtype=np.float64) * (0.37 + (number % 997) / 1000)
+    values = np.sin(steps + number % 1009) / math.sqrt(shape[-1] if len(shape) > 1 else 400)
+    return torch.from_numpy(values.reshape(shape).astype(np.float32))
+
+
+@pytest.fixture
+def prdit(tmp_path: Path) -> Path:
+    """The folder with its weights, of which only the shapes are stored."""
+    folder = Path(shutil.copytree(SAVED / "prdit-0.1", tmp_path / "prdit-0.1"))
+    shapes = json.loads((folder / "transformer/shapes.json").read_text())
+    (folder / "transformer/shapes.json").unlink()
+    weights = {name: by_rule(name, shape) for name, shape in shapes.items()}
+    save_file(weights, folder / "transformer" / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("opener", [PRDiTPipeline, DiffusionPipeline])
+def test_prdit_samples_the_same(prdit: Path, opener: type[DiffusionPipeline]) -> None:
+    expected = load_file(SAVED / "prdit-0.1-expected.safetensors")
+    pipe = opener.from_pretrained(prdit)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"seed": 3, "num_inference_steps": 4, "output_type": "pt"}
+    torch.testing.assert_close(pipe(**call, num_samples=2).volumes, expected["volumes"], rtol=0, atol=1e-4)
+    pipe.scheduler = change_solver(pipe.scheduler, "euler")
+    torch.testing.assert_close(pipe(**call).volumes, expected["euler"], rtol=0, atol=1e-4)
+    assert pipe.units == (-1000, 1000) and pipe.geometry.spacing == (2.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("opener", [VolDiTControlPipeline, DiffusionPipeline])
+def test_masks_steer_voldit_to_the_same_samples(opener: type[DiffusionPipeline], tmp_path: Path) -> None:
+    expected = load_file(SAVED / "voldit-0.1-expected.safetensors")
+    pipe = opener.from_pretrained(SAVED / "voldit-0.1")
+    pipe.set_progress_bar_config(disable=True)
+    call = {"seed": 3, "num_inference_steps": 5, "condition_guidance_scale": 1.5, "control_guidance_end": 0.8}
+    mask = expected["mask"].numpy()
+    latents = pipe(mask, **call, output_type="latent").volumes
+    torch.testing.assert_close(latents, expected["latents"], rtol=0, atol=1e-4)
+    out = pipe(mask, **call)
+    close = (out.volumes - expected["volumes"]).abs() < 1e-3  # a latent between two codes may fall to either
+    assert close.float().mean() > 0.99
+    (path,) = out.save(tmp_path)
+    image = nibabel.load(path)
+    assert image.header.get_zooms() == pytest.approx((8.0, 8.0, 20.0))
+    assert image.get_fdata().min() >= -1000 and image.get_fdata().max() <= 1000
+
+
+# --- An evaluation ---
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "report"
+    real, synthetic = (RUN / "images" / split / "manifest.csv" for split in ("training", "validation"))
+    coder = RUN / "runs/vqgan"
+    instruments = ("--model", coder, "--segmenter", "phantom-segmenter", "--reconstructions", coder)
+    run("evaluate", "--real", real, "--synthetic", synthetic, *instruments, "--output_dir", folder)
+    return folder
+
+
+def test_an_evaluation_finds_the_same(evaluated: Path) -> None:
+    found, expected = (json.loads((folder / "report.json").read_text()) for folder in (evaluated, REPORT))
+    assert found["protocol"]["cardiodit"] == __version__
+    found["protocol"]["cardiodit"] = VERSION
+    assert_same(found, expected, "report")
+
+
+@pytest.mark.parametrize("name", ["table.md", "model-index.yaml", "report.html"])
+def test_an_evaluation_reads_the_same(evaluated: Path, name: str) -> None:
+    found, expected = ((folder / name).read_text(encoding="utf-8") for folder in (evaluated, REPORT))
+    assert_reads_the_same(PICTURE.sub(described, found).replace(__version__, VERSION), expected)
+
+
+def described(picture: re.Match[str]) -> str:
+    """In place of a picture, which would be large, its size and its mean."""
+    with Image.open(io.BytesIO(base64.b64decode(picture[1]))) as opened:
+        return f"a picture of {opened.width} x {opened.height} with the mean {np.asarray(opened).mean():.1f}"
+
+
+# --- Model cards ---
+
+
+def assert_same_card(found: Path, expected: Path) -> None:
+    """All lines but the last one, which holds a hash of the others; the version is that which writes the card.
+
+    Versions and dates of training are those that the run's record names, so that they do not change.
+    """
+    assert "<!-- Made by cardiodit card" in (lines := found.read_text(encoding="utf-8").splitlines())[-1]
+    wanted = expected.read_text(encoding="utf-8").replace(f"{VERSION} or newer", f"{__version__} or newer").splitlines()
+    assert lines[:-1] == wanted[:-1]
+
+
+def test_the_card_of_a_run_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a pipeline of the best weights of both stages."""
+    folder, coder, hearts = tmp_path / "assembled", RUN / "runs/vqgan", RUN / "runs/dit"
+    shutil.copytree(SAVED / "cardiodit-0.1/scheduler", folder / "scheduler")
+    shutil.copy(SAVED / "cardiodit-0.1/model_index.json", folder)
+    shutil.copytree(coder / "best/vae", folder / "vae")
+    shutil.copytree(hearts / "best/transformer", folder / "transformer")
+    facts = SAVED / "model_card-0.1-facts.yaml"
+    run("card", folder, "--run", coder, hearts, "--facts", facts, "--evaluation", REPORT / "report.json")
+    assert "It is complete." in capsys.readouterr().out
+    assert_same_card(folder / "README.md", SAVED / "model_card-0.1.md")
+
+
+def test_the_card_of_prdit_is_the_same(prdit: Path) -> None:
+    run("card", prdit)
+    assert_same_card(prdit / "README.md", SAVED / "prdit-0.1-card.md")
+
+
+def test_the_card_of_voldit_is_the_same(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAVED / "voldit-0.1", tmp_path / "voldit-0.1"))
+    run("card", folder)
+    assert_same_card(folder / "README.md", SAVED / "voldit-0.1-card.md")
+
+
+def test_a_card_of_that_version_is_known_to_be_unedited(tmp_path: Path) -> None:
+    """So that it is replaced without being asked."""
+    folder = Path(shutil.copytree(SAVED / "voldit-0.1", tmp_path / "voldit-0.1"))
+    shutil.copy(SAVED / "voldit-0.1-card.md", folder / "README.md")
+    run("card", folder)
+    (folder / "README.md").write_text((folder / "README.md").read_text().replace("research", "play"))
+    assert main(["card", str(folder)]) == 1
