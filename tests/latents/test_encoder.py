@@ -434,8 +434,8 @@ def only_two_frames(voxels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda voxels: voxels * np.float32(0.5), "holds values that are no labels, such as 0.5"),
-        (lambda voxels: voxels.astype(np.int16) * 100, "holds labels from 0 to 300; 0 to 255 fit"),
+        (lambda voxels: voxels * np.float32(0.5), "holds values that are not labels, such as 0.5"),
+        (lambda voxels: voxels.astype(np.int16) * 100, "holds labels from 0 to 300; labels must be 0 to 255"),
         (lambda voxels: voxels[..., 0], "its image (32, 32, 4, 8): a cine needs a mask of every frame"),
         (lambda voxels: voxels[:16], "The mask's grid (16, 32, 3, 8)"),
         (only_two_frames, "has labels in 2 of its 8 frames. Steering needs them in every frame"),
