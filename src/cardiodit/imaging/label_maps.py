@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cohorts.found import ACDC_ORDER
-from cardiodit.imaging.label_order import OURS, parse_order, reorder
+from cardiodit.imaging.label_order import ACDC_ORDER, OURS, parse_order, reorder
 from cardiodit.imaging.nifti import read_labels
 from cardiodit.imaging.volume import Volume
 

@@ -5,8 +5,8 @@ import re
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cohorts.found import ACDC_ORDER
 
+ACDC_ORDER, MNMS_ORDER = "RV=1 MYO=2 LV=3", "LV=1 MYO=2 RV=3"
 OURS = {"RV": 1, "MYO": 2, "LV": 3}  # ACDC's, as everywhere in the package
 
 

@@ -13,9 +13,8 @@ from cardiodit._util.memory import set_tiling
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
 from cardiodit.imaging.cases import order_of_case
-from cardiodit.imaging.cohorts.found import ACDC_ORDER
 from cardiodit.imaging.label_maps import ORDER, check_orders, order_of_row
-from cardiodit.imaging.label_order import OURS, parse_order
+from cardiodit.imaging.label_order import ACDC_ORDER, OURS, parse_order
 from cardiodit.imaging.manifest import PATH_COLUMNS, Case, read_table, write_manifest
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.latents.file import DamagedLatentError, LatentHeader, read_header, write_latent

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.segmenters.segmenter import Grid, Segmenter, from_0_to_1, identity_of
-from cardiodit.imaging.cohorts.found import ACDC_ORDER
+from cardiodit.imaging.label_order import ACDC_ORDER
 
 REPOSITORY = "mathpluscode/CineMA"
 NAME = r"cinema(?::(?P<data>acdc|mnms|mnms2))?(?::(?P<seed>\d))?"

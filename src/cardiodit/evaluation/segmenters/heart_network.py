@@ -7,7 +7,7 @@ from cardiodit.evaluation.segmenters.bundle import METADATA, read_json
 from cardiodit.evaluation.segmenters.segmenter import BATCH, Grid, Segmenter, identity_of
 from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER
 from cardiodit.hub.load import CONFIG
-from cardiodit.imaging.cohorts.found import ACDC_ORDER
+from cardiodit.imaging.label_order import ACDC_ORDER
 from cardiodit.models.segmenter import HeartSegmenter
 
 TRAINED = Path("best", "segmenter")  # in the folder of a training run

@@ -7,8 +7,7 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.segmenters.segmenter import Grid, Segmenter
 from cardiodit.evaluation.user_code import LOOKED_IN, hash_of_sources, import_own
-from cardiodit.imaging.cohorts.found import ACDC_ORDER
-from cardiodit.imaging.label_order import parse_order
+from cardiodit.imaging.label_order import ACDC_ORDER, parse_order
 
 
 def open_function(name: str) -> Segmenter:
