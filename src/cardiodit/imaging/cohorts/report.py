@@ -25,7 +25,7 @@ def write_report(
 ) -> None:
     """Write what was found in a cohort, what was left out, and what to look at."""
     good = [entry for entry in checked if not entry.problems]
-    how_split = "by the cohort's own split" if how.own_split else f"split by patient with seed {how.seed}"
+    how_split = "with the cohort's own split" if how.own_split else f"split by patient with seed {how.seed}"
     in_split = [splits[entry.file.subject] for entry in good]
     counts = Counter(in_split)
     specific = _cine_sections(good, in_split) if cohort.kind == "cine" else _ct_sections(good, source, how.preset or "")
