@@ -5,7 +5,6 @@ from pathlib import Path
 
 from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.phantom import GROUPS, write_chests, write_cohort
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -38,7 +37,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar=("H", "W", "D"),
         help="voxel size in mm; by default, the whole heart or chest is shown",
     )
-    parser.add_argument("--groups", nargs="+", metavar="GROUP", help=f"groups of hearts; default: {' '.join(GROUPS)}")
+    parser.add_argument(
+        "--groups", nargs="+", metavar="GROUP", help="groups of hearts; default: normal dilated hypertrophic infarct"
+    )
     parser.add_argument(
         "--workers", type=int, default=1, help="worker processes; does not change the result (%(default)s)"
     )
@@ -46,6 +47,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.imaging.phantom import write_chests, write_cohort
+
     settings = {name: getattr(arguments, name) for name in ("num", "seed", "workers")}
     for name in ("size", "spacing", "groups"):
         if getattr(arguments, name) is not None:

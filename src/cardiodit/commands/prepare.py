@@ -5,9 +5,8 @@ from pathlib import Path
 from textwrap import wrap
 
 from cardiodit.commands.subcommand import add_command
-from cardiodit.imaging.cohorts import COHORTS, FIELDS_OF_VIEW, Preparation, prepare_with_summary
-from cardiodit.imaging.cohorts.split import SPLITS
-from cardiodit.imaging.nifti import TIME_UNITS
+
+TIME_UNITS = ("sec", "msec", "usec")
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -19,8 +18,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         "  cardiodit prepare lidc /data/LIDC-IDRI --output_dir lidc --exclude_problems --workers 4\n"
         "  cardiodit prepare radchest /data/RAD-ChestCT --output_dir radchest --own_split",
     )
-    parser.epilog = f"{_describe_cohorts()}\n\n{parser.epilog}"
-    parser.add_argument("layout", choices=list(COHORTS), help="how the files are laid out; see below")
+    example, format_help = parser.epilog, parser.format_help
+
+    def format_help_with_cohorts() -> str:
+        """Import the cohorts only when their help is shown."""
+        parser.epilog = f"{_describe_cohorts()}\n\n{example}"
+        return format_help()
+
+    parser.format_help = format_help_with_cohorts  # type: ignore[method-assign]
+    parser.add_argument("layout", help="how the files are laid out; see below")
     parser.add_argument("source", type=Path, help="the cohort's folder; it is only read")
     parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
     parser.add_argument("--table", type=Path, help="CSV of the cohort; see below for its columns")
@@ -50,8 +56,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--preset",
-        choices=FIELDS_OF_VIEW,
-        help="CT: report what this preset's field of view will crop and pad (default: the cohort's own preset)",
+        help="CT: report what this preset's field of view will crop and pad; see below (default: the cohort's own)",
     )
     parser.add_argument(
         "--workers", type=int, default=1, help="worker processes; does not change the result (%(default)s)"
@@ -61,6 +66,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _describe_cohorts() -> str:
     """List the registered cohorts and their tables, one kind after the other."""
+    from cardiodit.imaging.cohorts import COHORTS, FIELDS_OF_VIEW
+
     lines = []
     for kind, title in (("cine", "layouts of cine:"), ("ct", "layouts of CT:")):
         lines.append(title)
@@ -74,10 +81,13 @@ def _describe_cohorts() -> str:
             tables.setdefault(cohort.table, []).append(cohort.name)
     for table, names in tables.items():
         lines += wrap(f"{', '.join(names)}: {table}", width=100, initial_indent="  ", subsequent_indent="    ")
+    lines += ["presets of CT:", "  " + " ".join(FIELDS_OF_VIEW)]
     return "\n".join(lines)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.imaging.cohorts import Preparation, prepare_with_summary
+
     how = Preparation(
         fractions=arguments.fractions,
         seed=arguments.seed,
@@ -97,6 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _describe_output(manifest: Path, own_split: bool) -> str:
     """Name the files that were written; a missing split would otherwise be noticed only when training starts."""
+    from cardiodit.imaging.cohorts.split import SPLITS
+
     folder = manifest.parent
     empty = [split for split in SPLITS if not (folder / f"{split}.csv").exists()]
     written = [f"{split}.csv" for split in SPLITS if split not in empty]

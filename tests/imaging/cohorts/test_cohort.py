@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from cardiodit.cli import main
+from cardiodit.commands import prepare
 from cardiodit.imaging.cohorts import COHORTS, CohortFile, Search, register_cohort
 from cardiodit.imaging.cohorts.cohort import subfolders
 from cardiodit.imaging.manifest import read_manifest
-from cardiodit.imaging.nifti import read_nifti, write_nifti
+from cardiodit.imaging.nifti import TIME_UNITS, read_nifti, write_nifti
 from cardiodit.imaging.phantom import Phantom
 
 
@@ -59,7 +60,17 @@ def test_the_help_lists_every_cohort_and_its_table(capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     for cohort in COHORTS.values():
         assert f"  {cohort.name:<10} {cohort.title}" in printed
-    assert "toy: a toy table" in printed
+    assert "toy: a toy table" in printed and "prdit-radchest-128" in printed
+
+
+def test_an_unknown_layout_is_an_error_that_lists_the_cohorts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["prepare", "kaggle", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "no layout 'kaggle'" in error and all(name in error for name in COHORTS)
+
+
+def test_time_units_are_those_of_nifti() -> None:
+    assert set(prepare.TIME_UNITS) == set(TIME_UNITS)
 
 
 def test_a_ct_cohort_needs_a_preset() -> None:
