@@ -1,4 +1,4 @@
-"""Series written file by file with pydicom, read back as one volume."""
+"""Cine and CT series written file by file with pydicom, read back as one volume."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from pydicom.sequence import Sequence
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.dicom import read_dicom
+from cardiodit.imaging.dicom import read_dicom, read_dicom_ct
 from cardiodit.imaging.phantom import Phantom
 from cardiodit.imaging.volume import Volume
 
@@ -45,7 +45,9 @@ def test_a_series_becomes_a_volume(tmp_path: Path, heart: Volume, write_dicom: C
         ("TriggerTime", "TemporalPositionIdentifier", "AcquisitionTime"),
     ],
 )
-def test_phases_are_ordered_by_what_is_there(tmp_path: Path, heart: Volume, write_dicom: Callable, without) -> None:
+def test_phases_are_ordered_by_the_first_available_attribute(
+    tmp_path: Path, heart: Volume, write_dicom: Callable, without
+) -> None:
     write_dicom(tmp_path, heart, **dict.fromkeys(without))
     assert_is(read_dicom(tmp_path).volume, heart)  # the frame time comes from the beat's length then
 
@@ -55,15 +57,17 @@ def test_trigger_times_that_are_all_equal_do_not_order(tmp_path: Path, heart: Vo
     assert_is(read_dicom(tmp_path).volume, heart)
 
 
-def test_nothing_orders_the_phases(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
+def test_phases_that_cannot_be_ordered_are_an_error(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
     write_dicom(tmp_path, heart, TriggerTime=0, TemporalPositionIdentifier=1, AcquisitionTime="1015", InstanceNumber=1)
-    with pytest.raises(CardioDiTError, match="cannot be ordered in time: none of TriggerTime, .* InstanceNumber"):
+    with pytest.raises(
+        CardioDiTError, match="cannot be ordered in time: none of TriggerTime, .* has a different value"
+    ):
         read_dicom(tmp_path)
 
 
 def test_a_missing_phase_is_reported_with_its_slice(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
     write_dicom(tmp_path, heart)[8].unlink()
-    with pytest.raises(CardioDiTError, match="unequal numbers of phases") as error:
+    with pytest.raises(CardioDiTError, match="different numbers of phases") as error:
         read_dicom(tmp_path)
     counts = [line.split(" has ")[1].split()[0] for line in str(error.value).splitlines() if " has " in line]
     assert sorted(counts) == ["5", "6", "6", "6"]
@@ -72,7 +76,7 @@ def test_a_missing_phase_is_reported_with_its_slice(tmp_path: Path, heart: Volum
 def test_a_missing_slice_is_reported(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
     for path in write_dicom(tmp_path, heart)[6:12]:
         path.unlink()
-    with pytest.raises(CardioDiTError, match="mm apart: one seems to be missing"):
+    with pytest.raises(CardioDiTError, match="mm apart, most slices .* mm: slices are missing between them"):
         read_dicom(tmp_path)
 
 
@@ -85,10 +89,10 @@ def test_the_short_axis_is_found_among_others_and_they_are_named(
     write_dicom(tmp_path / "4ch", chamber, SeriesDescription="cine_4ch", SeriesInstanceUID="1.2.9")
     found = read_dicom(tmp_path)
     assert_is(found.volume, heart)
-    assert "left others out: cine_4ch" in found.notes[0]
+    assert "left out others: cine_4ch" in found.notes[0]
 
 
-def test_of_a_slice_taken_twice_the_last_is_used(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
+def test_the_last_acquisition_of_a_slice_is_used(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
     write_dicom(tmp_path / "first", heart.crop((0, 0, 1), (24, 20, 1)), SeriesNumber=2, SeriesInstanceUID="1.2.2")
     (tmp_path / "first").rename(tmp_path / "z")
     write_dicom(tmp_path / "all", heart)
@@ -98,7 +102,7 @@ def test_of_a_slice_taken_twice_the_last_is_used(tmp_path: Path, heart: Volume, 
     data.save_as(first)
     found = read_dicom(tmp_path)
     assert_is(found.volume, heart)
-    assert "was taken 2 times" in found.notes[0]
+    assert "was acquired 2 times" in found.notes[0]
 
 
 def test_a_part_of_the_beat_is_noted(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
@@ -151,3 +155,129 @@ def test_all_frames_in_one_file(tmp_path: Path, heart: Volume, write_dicom: Call
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match="No DICOM file"):
         read_dicom(tmp_path)
+
+
+def change(path: Path, **changes: object) -> None:
+    data = pydicom.dcmread(path)
+    for name, value in changes.items():
+        setattr(data, name, value)
+    data.save_as(path)
+
+
+def test_a_series_becomes_a_volume_in_hounsfield_units(tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    volume = ct()
+    write_ct(tmp_path / "study" / "series", volume)
+    found = read_dicom_ct(tmp_path)
+    assert np.array_equal(found.volume.voxels, volume.voxels) and found.volume.voxels.dtype == np.int16
+    assert np.allclose(found.volume.geometry.affine, volume.geometry.affine, atol=1e-4)
+    assert found.volume.geometry.in_scanner and found.notes == []
+
+
+def test_files_that_are_not_ct_are_named_and_left_out(tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    volume = ct()
+    write_ct(tmp_path / "ct", volume)
+    radiograph = Volume(ct(1).voxels[:, :, :2], volume.geometry)
+    no_place = dict.fromkeys(["ImagePositionPatient", "ImageOrientationPatient"])
+    write_ct(tmp_path / "dx", radiograph, Modality="DX", SeriesDescription="PA", SeriesNumber=1, **no_place)
+    write_ct(tmp_path / "scout", radiograph, "s", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesNumber=2)
+    write_ct(tmp_path / "dose", radiograph, "d", SeriesNumber=999, **no_place)
+    (tmp_path / "ct" / "068.xml").write_text("<nodules/>")
+    found = read_dicom_ct(tmp_path)
+    assert np.array_equal(found.volume.voxels, volume.voxels)
+    notes = "\n".join(found.notes)
+    assert "left out DX series 1 'PA', 2 files" in notes
+    assert "series 2 'Chest' (localizer), 2 files" in notes
+    assert "series 999 'Chest' (without a position in the patient), 2 files" in notes
+    assert "ignored 1 non-DICOM file: 068.xml" in notes
+
+
+def test_only_radiographs_are_an_error_that_says_so(tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    write_ct(tmp_path, ct(), Modality="CR", SeriesDescription="PA")
+    with pytest.raises(CardioDiTError, match="No CT series .* left out CR series 3 'PA', 10 files"):
+        read_dicom_ct(tmp_path)
+
+
+def test_the_largest_of_several_series_is_used_and_named(tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    large, small = ct(0, (20, 16, 12)), ct(1)
+    write_ct(tmp_path / "a", small, SeriesInstanceUID="1.2.4", SeriesNumber=2, SeriesDescription="LUNG")
+    write_ct(tmp_path / "b", large)
+    found = read_dicom_ct(tmp_path)
+    assert np.array_equal(found.volume.voxels, large.voxels)
+    assert found.notes == [
+        "used the largest of 2 CT series, series 3 'chest' of 12 slices, and left out series 2 'lung' of 10 slices"
+    ]
+    write_ct(tmp_path / "a", ct(2, (20, 16, 12)), SeriesInstanceUID="1.2.4", SeriesNumber=2)
+    assert np.array_equal(read_dicom_ct(tmp_path).volume.voxels, ct(2, (20, 16, 12)).voxels)  # the earlier
+
+
+def test_any_rescale_slope_gives_hounsfield_units(tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    volume = ct()
+    write_ct(tmp_path, volume, RescaleSlope=0.5, RescaleIntercept=-100)
+    found = read_dicom_ct(tmp_path)
+    assert np.abs(found.volume.voxels - ((volume.voxels + 1024) * 0.5 - 100)).max() == 0.5
+    assert found.notes == ["was rounded to whole Hounsfield units, by at most 0.5"]
+
+
+def test_padding_outside_the_scanners_field_of_view_is_kept(tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    volume = ct()
+    volume.voxels[0] = -3024
+    write_ct(tmp_path, volume, PixelRepresentation=1)
+    assert read_dicom_ct(tmp_path).volume.voxels.min() == -3024
+
+
+def broken_series(kind: str, paths: list[Path], volume: Volume) -> None:
+    if kind == "missing":
+        paths[4].unlink()
+    elif kind == "double":
+        data = pydicom.dcmread(paths[4])
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        data.save_as(paths[4].with_name("copy.dcm"))
+    elif kind == "shifted":
+        position = list(map(float, pydicom.dcmread(paths[4]).ImagePositionPatient))
+        change(paths[4], ImagePositionPatient=[position[0] + 5, *position[1:]])
+    elif kind == "tilted":
+        for d, path in enumerate(paths):
+            position = list(map(float, pydicom.dcmread(path).ImagePositionPatient))
+            change(path, ImagePositionPatient=[position[0], position[1] + 0.2 * d, position[2]])
+    elif kind == "unscaled":
+        data = pydicom.dcmread(paths[4])
+        del data.RescaleIntercept
+        data.save_as(paths[4])
+    elif kind == "no pixels":
+        paths[4].write_bytes(paths[4].read_bytes()[:-100])
+    elif kind == "no header":
+        paths[4].write_bytes(paths[4].read_bytes()[:60])
+    elif kind == "too bright":
+        for path in paths:
+            change(path, RescaleIntercept=40000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "1-007.dcm and 1-005.dcm are 2.50 mm apart, most slices 1.25 mm: slices are missing"),
+        ("double", "are at the same place, -295.00 mm: keep one"),
+        ("shifted", "1-006.dcm is 5.0 mm beside the line through the others"),
+        ("tilted", "the gantry was tilted by 9.1 degrees"),
+        ("unscaled", "1-006.dcm: no RescaleIntercept converts"),
+        ("no pixels", "The pixels of .*1-006.dcm cannot be read"),
+        ("no header", "1-006.dcm is damaged"),
+        ("too bright", "has values from .* Hounsfield units lie within"),
+    ],
+)
+def test_a_broken_series_is_named(kind: str, message: str, tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    volume = ct()
+    broken_series(kind, write_ct(tmp_path, volume), volume)
+    with pytest.raises(CardioDiTError, match=message) as error:
+        read_dicom_ct(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_series_from_head_to_foot_on_the_belly(tmp_path: Path, ct: Callable, write_ct: Callable) -> None:
+    """Voxels keep their position in the patient for any patient orientation."""
+    volume = ct()
+    prone = volume.flip(0).flip(1)
+    write_ct(tmp_path, prone)
+    found = read_dicom_ct(tmp_path).volume
+    assert np.array_equal(found.flip(0).flip(1).voxels, volume.voxels)
+    assert found.geometry.is_close(prone.geometry)

@@ -1,73 +1,93 @@
-"""`cardiodit prepare`: from a cohort's folder to manifests."""
+"""`cardiodit prepare`: find, check and split a cohort, and write its manifests."""
 
 import argparse
 from pathlib import Path
+from textwrap import wrap
 
 from cardiodit.commands.subcommand import add_command
-from cardiodit.imaging.cohorts import CT_LAYOUTS, LAYOUTS, VIEWS, Preparation, prepare_cohort, prepare_ct
-from cardiodit.imaging.cohorts.split import SPLITS
-from cardiodit.imaging.nifti import TIME_UNITS
+
+TIME_UNITS = ("sec", "msec", "usec")
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "prepare",
-        "Find the cine or CT files of a cohort, check every one, split by patient, and write manifests for training.",
+        "Find the cine or CT files of a cohort, check each one, split by patient, and write manifests for training.",
         "cardiodit prepare acdc /data/ACDC --output_dir acdc --seed 0\n"
         "  cardiodit prepare lidc /data/LIDC-IDRI --output_dir lidc --exclude_problems --workers 4\n"
         "  cardiodit prepare radchest /data/RAD-ChestCT --output_dir radchest --own_split",
     )
-    parser.add_argument(
-        "layout",
-        choices=LAYOUTS,
-        help="how the files lie: acdc, mnms, mnms2, ukbb as published; folder: any NIfTI files, one folder or one "
-        "name for each subject; dicom: one folder of DICOM files for each subject. Of CT: lidc (a folder of DICOM "
-        "files for each patient, or NIfTI) and radchest (npz, or NIfTI)",
-    )
+    example, format_help = parser.epilog, parser.format_help
+
+    def format_help_with_cohorts() -> str:
+        """Import the cohorts only when their help is shown."""
+        parser.epilog = f"{_describe_cohorts()}\n\n{example}"
+        return format_help()
+
+    parser.format_help = format_help_with_cohorts  # type: ignore[method-assign]
+    parser.add_argument("layout", help="how the files are laid out; see below")
     parser.add_argument("source", type=Path, help="the cohort's folder; it is only read")
     parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
-    parser.add_argument(
-        "--table",
-        type=Path,
-        help="CSV of the cohort; for ukbb, folder and dicom: a column subject, and what you know of label, vendor, "
-        "centre, ed_frame, es_frame (counted from 0); for lidc: subject, label and others; for radchest: its metadata, "
-        "or image and subject",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the split (%(default)s)")
+    parser.add_argument("--table", type=Path, help="CSV of the cohort; see below for its columns")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the split (%(default)s)")
     parser.add_argument(
         "--fractions",
         type=float,
         nargs=3,
         metavar=("TRAIN", "VAL", "TEST"),
         default=(0.8, 0.1, 0.1),
-        help="of the patients (0.8 0.1 0.1)",
+        help="shares of the patients in each split (0.8 0.1 0.1)",
     )
-    parser.add_argument("--own_split", action="store_true", help="take the cohort's own split instead")
+    parser.add_argument("--own_split", action="store_true", help="use the cohort's own split instead")
     parser.add_argument(
-        "--exclude_problems", action="store_true", help="leave files with problems out; otherwise they stop everything"
+        "--exclude_problems", action="store_true", help="leave out files with problems; by default, any problem stops"
     )
-    parser.add_argument("--time_unit", choices=TIME_UNITS, help="of the headers' frame times, where they are wrong")
+    parser.add_argument("--time_unit", choices=TIME_UNITS, help="unit of the frame times, if the headers are wrong")
     parser.add_argument(
-        "--frame_time", type=float, metavar="S", help="seconds between frames, where the headers do not say"
+        "--frame_time", type=float, metavar="S", help="seconds between frames, if the headers do not store it"
     )
     parser.add_argument(
         "--spacing",
         type=float,
         nargs=3,
         metavar=("H", "W", "D"),
-        help="mm along columns, rows and slices of npz files (0.8 0.8 0.8, as RAD-ChestCT was released)",
+        help="mm between columns, rows and slices of npz files (0.8 0.8 0.8, as RAD-ChestCT was released)",
     )
     parser.add_argument(
         "--preset",
-        choices=VIEWS,
-        help="of CT: report what its field of view will crop and pad (prdit-lidc or prdit-radchest)",
+        help="CT: report what this preset's field of view will crop and pad; see below (default: the cohort's own)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes; the result is the same (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="worker processes; does not change the result (%(default)s)"
+    )
     parser.set_defaults(run=run)
 
 
+def _describe_cohorts() -> str:
+    """List the registered cohorts and their tables, one kind after the other."""
+    from cardiodit.imaging.cohorts import COHORTS, FIELDS_OF_VIEW
+
+    lines = []
+    for kind, title in (("cine", "layouts of cine:"), ("ct", "layouts of CT:")):
+        lines.append(title)
+        for cohort in COHORTS.values():
+            if cohort.kind == kind:
+                lines.append(f"  {cohort.name:<10} {cohort.title}")
+    lines.append("columns of --table:")
+    tables: dict[str, list[str]] = {}
+    for cohort in COHORTS.values():
+        if cohort.table:
+            tables.setdefault(cohort.table, []).append(cohort.name)
+    for table, names in tables.items():
+        lines += wrap(f"{', '.join(names)}: {table}", width=100, initial_indent="  ", subsequent_indent="    ")
+    lines += ["presets of CT:", "  " + " ".join(FIELDS_OF_VIEW)]
+    return "\n".join(lines)
+
+
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.imaging.cohorts import Preparation, prepare_with_summary
+
     how = Preparation(
         fractions=arguments.fractions,
         seed=arguments.seed,
@@ -79,26 +99,25 @@ def run(arguments: argparse.Namespace) -> None:
         spacing=None if arguments.spacing is None else tuple(arguments.spacing),
         preset=arguments.preset,
     )
-    what = (arguments.layout, arguments.source, arguments.output_dir, arguments.table, how)
-    if arguments.layout in CT_LAYOUTS:
-        manifest, said = prepare_ct(*what)
-        print("\n".join(said))
-    else:
-        manifest = prepare_cohort(*what)
-    print(_say_written(manifest, arguments.own_split))
+    manifest, summary = prepare_with_summary(
+        arguments.layout, arguments.source, arguments.output_dir, arguments.table, how
+    )
+    print("\n".join([*summary, _describe_output(manifest, arguments.own_split)]))
 
 
-def _say_written(manifest: Path, own_split: bool) -> str:
-    """The files to go on with; a split without patients has none, which training would miss only later."""
+def _describe_output(manifest: Path, own_split: bool) -> str:
+    """Name the files that were written; a missing split would otherwise be noticed only when training starts."""
+    from cardiodit.imaging.cohorts.split import SPLITS
+
     folder = manifest.parent
     empty = [split for split in SPLITS if not (folder / f"{split}.csv").exists()]
-    held = [f"{split}.csv" for split in SPLITS if split not in empty]
-    said = [f"Wrote {manifest}, and of its splits {', '.join(held)}."]
+    written = [f"{split}.csv" for split in SPLITS if split not in empty]
+    sentences = [f"Wrote {manifest}, and for its splits {', '.join(written)}."]
     if empty:
-        why = (
+        reason = (
             "the cohort's own split puts none there. Without --own_split, patients are split by --fractions."
             if own_split
-            else "there are too few patients, or none were asked for. Other --fractions share them out otherwise."
+            else "there are too few patients, or their fraction is 0. Change --fractions to fill these splits."
         )
-        said.append(f"No patient is in {' or '.join(empty)}: {why}")
-    return " ".join([*said, f"Read {folder / 'report.md'}, look at {folder / 'pictures'}."])
+        sentences.append(f"No patient is in {' or '.join(empty)}: {reason}")
+    return " ".join([*sentences, f"Read {folder / 'report.md'} and look at {folder / 'pictures'}."])

@@ -1,7 +1,6 @@
 """LIDC-IDRI as it is downloaded, with small CT for chests, from folders to what training reads."""
 
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +11,13 @@ from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.cohorts import Preparation, prepare_cohort
+from cardiodit.imaging.cohorts import prepare as prepare_module
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.imaging.nifti import read_nifti, write_nifti
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.imaging.volume import Volume
 
 from ...conftest import PREPARED
-
-# The module; the package has a function of its name.
-prepare_ct = sys.modules["cardiodit.imaging.cohorts.prepare_ct"]
 
 NAMES = [f"LIDC-IDRI-{number:04d}" for number in range(1, 7)]
 
@@ -71,9 +68,9 @@ def test_dicom_becomes_nifti_and_the_source_stays_as_it_was(
         assert np.allclose(found.geometry.affine, ct(number).geometry.affine, atol=1e-4) and found.geometry.in_scanner
     assert f"{NAMES[1]} left out DX series 3 'PA', 2 files: no slices of a CT" in report
     assert (
-        "took the largest of 2 CT series, series 3 'chest' of 10 slices, and left out series 1 'chest' of 4" in report
+        "used the largest of 2 CT series, series 3 'chest' of 10 slices, and left out series 1 'chest' of 4" in report
     )
-    assert "passed over 1 file of another kind than DICOM: 069.xml" in report and "6 of 6 CT" in report
+    assert "ignored 1 non-DICOM file: 069.xml" in report and "lists 6 of 6 CT" in report
     # A small volume is padded and said to be, in the report and on the screen; none is dropped.
     printed = capsys.readouterr().out
     for text in (report, printed):
@@ -112,8 +109,8 @@ def test_what_is_wrong_with_patients_comes_at_once(
     assert main(arguments) == 1
     message = capsys.readouterr().err
     for text in (
-        f"{folders[0]} cannot be read. The CT in {folders[0]}, series 3 'chest' of 9 slices, is no even stack",
-        "1-006.dcm and 1-004.dcm lie 2.50 mm apart",
+        f"{folders[0]} cannot be read. The CT in {folders[0]}, series 3 'chest' of 9 slices, is not an even stack",
+        "1-006.dcm and 1-004.dcm are 2.50 mm apart",
         f"{slices[1][3]} is damaged",
         f"{lidc / 'manifest-2' / NAMES[2]}: {folders[2]} is of the same patient",
         f"{folders[3]}: holds NIfTI and DICOM files",
@@ -127,7 +124,9 @@ def test_what_is_wrong_with_patients_comes_at_once(
         f"{n}.nii" for n in (NAMES[2], NAMES[4])
     ]
     assert "LIDC-IDRI-0100: left out, there is no file in it" in report
-    assert "same content" in report.split("## Left out")[1] and "holds NIfTI" in report.split("before reading")[1]
+    assert (
+        "same content" in report.split("## Left out")[1] and "holds NIfTI" in report.split("Left out before reading")[1]
+    )
 
 
 def test_nifti_files_are_listed_where_they_lie(tmp_path: Path, ct: Callable) -> None:
@@ -168,8 +167,8 @@ def test_splits_without_patients_are_named(tmp_path: Path, ct: Callable, capsys:
         write_nifti(tmp_path / f"data/{number}.nii.gz", ct(number).voxels, ct(number).geometry)
     prepare(tmp_path / "data", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "and of its splits training.csv. No patient is in validation or test: there are too few patients" in printed
-    assert "Other --fractions share them out otherwise." in printed
+    assert "and for its splits training.csv. No patient is in validation or test: there are too few patients" in printed
+    assert "Change --fractions to fill these splits." in printed
     prepare(tmp_path / "data", tmp_path / "half", "--fractions", "0.5", "0.5", "0")
     assert "training.csv, validation.csv. No patient is in test:" in capsys.readouterr().out
 
@@ -190,7 +189,7 @@ def test_files_that_are_no_ct_are_named(tmp_path: Path, ct: Callable, capsys: py
     assert "a.nii.gz its mask a_seg.nii.gz has the shape (3, 3, 3), its image (20, 16, 10)" in message
     assert "good.nii.gz" not in message
     (tmp_path / "list.csv").write_text("subject\ngood\nnobody\n")
-    with pytest.raises(CardioDiTError, match=r"list\.csv has no row for cut"):
+    with pytest.raises(CardioDiTError, match=r"list\.csv has no row for the subject cut"):
         prepare_cohort("lidc", source, tmp_path / "out", tmp_path / "list.csv")
     how = Preparation(exclude=True)
     manifest = prepare_cohort("lidc", source, tmp_path / "out", tmp_path / "list.csv", how)
@@ -199,7 +198,7 @@ def test_files_that_are_no_ct_are_named(tmp_path: Path, ct: Callable, capsys: py
 
 
 def test_several_processes_make_the_same(lidc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_ct, "get_context", lambda method: PREPARED)
+    monkeypatch.setattr(prepare_module, "get_context", lambda method: PREPARED)
     prepare(lidc, tmp_path / "one")
     prepare(lidc, tmp_path / "two", "--workers", "2")
     for name in ("manifest.csv", "report.md", "pictures/overview-1.png"):
@@ -212,17 +211,17 @@ def test_nothing_is_overwritten_and_the_source_not_written_to(lidc: Path, tmp_pa
         prepare_cohort("lidc", lidc, tmp_path / "out")
     with pytest.raises(CardioDiTError, match="lies in the source"):
         prepare_cohort("lidc", lidc, lidc / "prepared")
-    with pytest.raises(CardioDiTError, match="holds the source"):
+    with pytest.raises(CardioDiTError, match="contains the source"):
         prepare_cohort("lidc", lidc, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (Preparation(frame_time=0.03), "a frame time are for cines"),
-        (Preparation(spacing=(1.0, 1.0, 1.0)), "A spacing is for npz files"),
-        (Preparation(preset="cine"), "is no preset that crops or pads a CT"),
-        (Preparation(own_split=True), "belongs to none of its parts"),
+        (Preparation(frame_time=0.03), "--frame_time are for cines"),
+        (Preparation(spacing=(1.0, 1.0, 1.0)), "--spacing is for npz files"),
+        (Preparation(preset="cine"), "is not a preset that crops or pads a CT"),
+        (Preparation(own_split=True), "is not in any of its partitions"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(how: Preparation, message: str, lidc: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_acdc(acdc: Path, tmp_path: Path, patient: Callable) -> None:
     assert (row["mask_order"], row["height"], row["frame_time"]) == ("RV=1 MYO=2 LV=3", "184.0", "")
     assert row["slices"] == "base to apex"  # the masks tell, the placeholder of an affine does not
     assert np.array_equal(read_nifti(cases[0].path("es_mask")).voxels, patient(1).labels[..., ES])
-    assert "does not say how long a frame lasts" in report and "base and apex by the mask: 6" in report
+    assert "does not say how long a frame lasts" in report and "base and apex from the mask: 6" in report
     assert Image.open(tmp_path / "out/pictures/overview-1.png").size[0] == 6 * 160
 
 
@@ -77,7 +77,7 @@ def test_mnms(mnms: Path, tmp_path: Path) -> None:
     assert [case.row["split"] for case in cases] == ["training", "training", "training", "validation", "test"]
     assert (first["ed_frame"], first["es_frame"]) == ("0", str(ES))
     unlabelled = cases[2]
-    assert unlabelled.path("mask") is None and "the labels of the unlabelled part mislead" in report
+    assert unlabelled.path("mask") is None and "the labels of the unlabelled part are misleading" in report
 
 
 def test_labels_overrule_a_table_that_is_wrong(mnms: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_labels_overrule_a_table_that_is_wrong(mnms: Path, tmp_path: Path) -> No
     cases, report = prepare("mnms", mnms, tmp_path / "out")
     labelled = [case.row for case in cases if case.row["mask"]]
     assert {(row["ed_frame"], row["es_frame"]) for row in labelled} == {("0", str(ES))}
-    assert f"has labels in the frames 0 (fuller) and {ES}, while the table calls {ES} and 0" in report
+    assert f"has labels in frames 0 (fuller) and {ES}, but the table names {ES} and 0" in report
 
 
 def test_mnms2(mnms2: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_ukbb_hearts_are_turned_and_begin_at_end_diastole(ukbb: Path, tmp_path: 
     cases, report = prepare("ukbb", ukbb, tmp_path / "out")
     assert {case.row["slices"] for case in cases} == {"apex to base"}
     assert {case.row["ed_frame"] for case in cases} == {"6"}
-    assert "end-diastole by the mask: 4" in report or "end-diastole by the manifest: 4" in report
+    assert "end-diastole from the mask: 4" in report or "end-diastole from the manifest: 4" in report
     for number, case in enumerate(cases):
         assert np.array_equal(opened(case).voxels, patient(number).image)
 
@@ -142,7 +142,7 @@ def test_dicom_is_converted_without_names(tmp_path: Path, patient: Callable, wri
     for number, case in enumerate(cases):
         assert np.array_equal(opened(case).voxels, patient(number).image)
         assert b"Secret" not in __import__("gzip").decompress(case.image.read_bytes())
-    assert "base and apex by the scanner: 2" in report
+    assert "base and apex from the scanner: 2" in report
 
 
 def test_an_incomplete_series_is_named_with_its_slices(
@@ -186,7 +186,7 @@ def test_all_problems_of_a_cohort_come_at_once(acdc: Path, tmp_path: Path, patie
     assert not (tmp_path / "out").exists() and "Traceback" not in message
     cases, report = prepare("acdc", acdc, tmp_path / "out", "--exclude_problems")
     assert [case.subject for case in cases] == ["patient001"]
-    assert "1 of 5 cines" in report and "has the same content as" in report.split("## Left out")[1]
+    assert "lists 1 of 5 cines" in report and "has the same content as" in report.split("## Left out")[1]
 
 
 def test_several_processes_make_the_same(acdc: Path, tmp_path: Path) -> None:
@@ -240,9 +240,19 @@ def test_tables_are_checked(mnms: Path, acdc: Path, tmp_path: Path) -> None:
 
 
 def test_the_output_never_swallows_the_source(acdc: Path, tmp_path: Path) -> None:
-    with pytest.raises(CardioDiTError, match="holds the source"):
+    with pytest.raises(CardioDiTError, match="contains the source"):
         prepare_cohort("acdc", acdc, acdc.parent)
     with pytest.raises(CardioDiTError, match="no layout 'kaggle'; choose from acdc"):
         prepare_cohort("kaggle", acdc, tmp_path / "out")
     with pytest.raises(CardioDiTError, match="three numbers that sum to 1"):
         prepare_cohort("acdc", acdc, tmp_path / "out", how=Preparation((0.5, 0.1, 0.1)))
+
+
+def test_a_patient_without_its_information_is_left_out(acdc: Path, tmp_path: Path) -> None:
+    """Its row would lack the columns that other patients have."""
+    (acdc / "training/patient001/Info.cfg").unlink()
+    with pytest.raises(CardioDiTError, match=r"patient001/Info\.cfg is missing"):
+        prepare_cohort("acdc", acdc, tmp_path / "out")
+    cases, report = prepare("acdc", acdc, tmp_path / "out", "--exclude_problems")
+    assert [case.subject for case in cases] == [f"patient{n:03d}" for n in range(2, 7)]
+    assert "Info.cfg is missing" in report.split("## Left out")[1]

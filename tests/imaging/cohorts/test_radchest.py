@@ -56,7 +56,7 @@ def test_the_released_archives_with_their_own_split(
     assert first.voxels.dtype == np.int16 and np.array_equal(first.voxels, stored(0).transpose(2, 1, 0))
     assert first.geometry.spacing == (0.8, 0.8, 0.8)
     assert np.allclose(np.diag(first.geometry.affine)[:3], [-0.8, -0.8, -0.8])
-    assert "5 of 5 CT" in report and "the cohort's own split" in report
+    assert "lists 5 of 5 CT" in report and "the cohort's own split" in report
     assert "| trn00001 | trn00001.npz | 12 × 12 × 8 voxels: H and W and D padded with air | -1000 | " in report
     assert "pad 5 with air; none is dropped" in capsys.readouterr().out
 
@@ -76,7 +76,7 @@ def test_training_reads_them(radchest: Path, tmp_path: Path) -> None:
 
 
 def test_a_patients_images_stay_together(radchest: Path, tmp_path: Path) -> None:
-    with pytest.raises(CardioDiTError, match="do not tell which.*--table, or take its own split.*--own_split"):
+    with pytest.raises(CardioDiTError, match="do not tell which.*--table, or use its own split.*--own_split"):
         prepare_cohort("radchest", radchest, tmp_path / "out")
     write_metadata(tmp_path / METADATA, ["p1", "p2", "p1", "p3", "p4"])  # found beside the folder
     cases, _ = prepare(radchest, tmp_path / "out", "--fractions", "0.5", "0.25", "0.25")
@@ -84,7 +84,9 @@ def test_a_patients_images_stay_together(radchest: Path, tmp_path: Path) -> None
     assert cases[0].row["split"] == cases[2].row["split"]
     check_disjoint(**{n: read_manifest(tmp_path / f"out/{n}.csv") for n in ("training", "validation", "test")})
     write_metadata(tmp_path / METADATA, ["p1", "p2", "p3", "p1", "p4"])
-    with pytest.raises(CardioDiTError, match=r"val00003\.npz is in its part validation, another image of p1 is not"):
+    with pytest.raises(
+        CardioDiTError, match=r"val00003\.npz is in its partition validation, but another image of p1 is not"
+    ):
         prepare_cohort("radchest", radchest, tmp_path / "own", how=Preparation(own_split=True))
 
 
@@ -98,7 +100,7 @@ def test_a_table_of_ones_own(radchest: Path, tmp_path: Path) -> None:
         ("patient1", "calcification", "1"),
     ]
     table.write_text("\n".join(["image,subject", "trn00001,a"]) + "\n")
-    with pytest.raises(CardioDiTError, match=r"tst00004\.npz: the table .* does not say whose tst00004 is"):
+    with pytest.raises(CardioDiTError, match=r"tst00004\.npz: the table .* does not name the patient of tst00004"):
         prepare_cohort("radchest", radchest, tmp_path / "none", table)
     manifest = prepare_cohort("radchest", radchest, tmp_path / "one", table, Preparation(exclude=True))
     assert [case.subject for case in read_manifest(manifest)] == ["a"]
@@ -142,7 +144,7 @@ def test_nifti_files_and_another_spacing(tmp_path: Path, ct: Callable) -> None:
     cases, report = prepare(tmp_path / "data", tmp_path / "out", "--spacing", "0.7", "0.7", "1.5")
     spacings = {case.image.name: read_nifti(case.image).geometry.spacing for case in cases}
     assert spacings == {"a.nii.gz": (0.7, 0.7, 1.25), "b.nii.gz": (0.7, 0.7, 1.5)}
-    assert "each image counts as a patient of its own" in report
+    assert "each image counts as a separate patient" in report
 
 
 @pytest.mark.parametrize("layout", ["lidc", "radchest"])

@@ -5,13 +5,12 @@ import pytest
 from scipy.ndimage import label
 
 from cardiodit import CardioDiTError
-from cardiodit.imaging.phantom.chest import Chest, draw_chest
+from cardiodit.imaging.phantom.chest import Chest, draw_chest, grow_tree, outside_at
 from cardiodit.imaging.phantom.chest_scene import LABELS, ChestPhantom, render_chest
-from cardiodit.imaging.phantom.tubes import grow_tree, outside_at
 
 SIZE = (64, 64, 48)
 SEED = 2  # a chest with contrast medium and six nodules
-TOUCHING = np.ones((3, 3, 3))  # voxels that share a corner
+TOUCHING = np.ones((3, 3, 3))  # voxels are connected if they share a corner
 
 
 def chest_of(seed: int = SEED) -> Chest:
@@ -52,7 +51,7 @@ def test_it_is_a_ct_volume(phantom: ChestPhantom) -> None:
     assert np.allclose([to_left, to_front, to_head], np.diag([-1, 1, 1]))
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_another_chest(chest: Chest) -> None:
+def test_a_seed_always_gives_the_same_bytes_and_other_seeds_other_chests(chest: Chest) -> None:
     one, again, other = (render(c, (32, 32, 16), (6.0,) * 3) for c in (chest, chest_of(), chest_of(SEED + 1)))
     assert one.image.tobytes() == again.image.tobytes() and one.labels.tobytes() == again.labels.tobytes()
     assert one.nodules == again.nodules and one.volumes_ml == again.volumes_ml
@@ -83,7 +82,7 @@ def finer(chest: Chest) -> ChestPhantom:
     return render(chest, (96, 80, 72), (4.0, 4.8, 290 / 72))
 
 
-def test_volumes_are_an_adults(phantom: ChestPhantom) -> None:
+def test_volumes_are_those_of_an_adult(phantom: ChestPhantom) -> None:
     ranges = {"lungs": (2500, 6500), "heart": (400, 900), "airways": (30, 120), "liver": (700, 2000)}
     for name, (least, most) in ranges.items():
         assert least < phantom.volumes_ml[name] < most
@@ -99,7 +98,7 @@ def test_nodules_fill_the_volume_of_their_spheres(chest: Chest) -> None:
     assert fine.volumes_ml["nodules"] == pytest.approx(nodule.volume_ml)
 
 
-def test_nodules_lie_where_they_are_said_to(phantom: ChestPhantom, chest: Chest) -> None:
+def test_nodules_are_where_they_are_listed(phantom: ChestPhantom, chest: Chest) -> None:
     assert len(phantom.nodules) == len(chest.nodules) == len(chest.nodule_radii)
     for found, nodule in zip(phantom.nodules, chest.nodules):
         voxel = found["centre_voxel"]
@@ -153,14 +152,23 @@ def test_the_windpipe_comes_from_the_neck_in_the_middle(finer: ChestPhantom) -> 
     assert np.bincount(bodies.ravel())[1:].argmax() + 1 == bodies[top[0, 0], top[0, 1], -1]
 
 
-def test_trees_are_connected_and_grow_thinner(chest: Chest) -> None:
-    random = np.random.default_rng(0)
-    ends = random.uniform(-20, 20, (60, 3)) + [40, 0, 0]
-    tree = grow_tree(np.zeros(3), ends, random, lambda points: -np.full_like(points[0], 10.0))
-    assert (tree.parents[1:] < np.arange(1, len(tree.parents))).all()
-    assert len(tree.loads) == 2 * 60 and (tree.loads == 1).sum() == 60  # the root, and a branch for each fork and end
-    radii = tree.radii(5.0, 2.8)
-    assert (radii[1:] <= radii[tree.parents[1:]]).all() and radii[0] == 5.0
+def test_a_tree_is_connected_and_grows_thinner() -> None:
+    ends = np.random.default_rng(0).uniform(-20, 20, (60, 3)) + [40, 0, 0]
+    tree = grow_tree(np.zeros(3), ends, 5.0, lambda points: -np.full_like(points[0], 10.0))
+    assert len(tree.starts) == 2 * 60 - 1  # a branch for each end and each fork
+    assert (tree.end_radii <= tree.start_radii).all() and tree.start_radii[0] == 5.0
+    tips = {tuple(tip): radius for tip, radius in zip(tree.ends, tree.end_radii)}
+    assert (tree.starts[0] == 0).all()
+    for start, radius in zip(tree.starts[1:], tree.start_radii[1:]):
+        assert tips[tuple(start)] == radius
+
+
+def test_a_tree_stays_inside(chest: Chest) -> None:
+    """Where the straight way to the middle of its ends leaves the region, it turns to one of them."""
+    around = np.deg2rad(np.linspace(0, 330, 100))
+    ring = np.stack([30 * np.cos(around), 30 * np.sin(around), np.zeros(100)], axis=1)
+    tree = grow_tree(ring[0], ring, 5.0, lambda points: 20 - np.hypot(points[0], points[1]))
+    assert (np.hypot(*tree.ends[:, :2].T) >= 22).all()
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -48,7 +48,7 @@ def test_heart_i_depends_on_neither_number_nor_processes(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("prepared_workers")
-def test_chests_are_written_alike(tmp_path: Path, capsys) -> None:
+def test_chests_do_not_depend_on_processes(tmp_path: Path, capsys) -> None:
     size = ["--size", "32", "24", "24"]
     for folder, workers in (("one", "1"), ("two", "2")):
         arguments = ["phantom", "--kind", "chest", "--output_dir", str(tmp_path / folder), "--num", "2", *size]
@@ -87,7 +87,7 @@ def test_impossible_cohorts(tmp_path: Path, settings: dict, message: str) -> Non
     assert not (tmp_path / "p").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "patients.csv").touch()
     with pytest.raises(CardioDiTError, match=r"holds patients.csv"):
         write_cohort(tmp_path, num=1)

@@ -12,20 +12,20 @@ def heart(request) -> Heart:
     return draw_heart(request.param, np.random.default_rng(4))
 
 
-def test_a_beat_starts_full_closes_and_empties_once() -> None:
+def test_a_beat_starts_and_ends_full_and_empties_once() -> None:
     curve = ejection(np.linspace(0, 1, 200))
     assert np.abs(curve[[0, -1]]).max() < 1e-12 and curve.max() == pytest.approx(1, abs=1e-3)
     assert (np.diff(curve[:65]) > 0).all() and curve.argmax() / 200 == pytest.approx(0.35, abs=0.02)
 
 
 def test_shapes_have_the_volumes_they_were_made_for(heart: Heart) -> None:
-    """The integral over the radii against the numbers that went in."""
+    """The integral over the radii gives the requested volumes."""
     for phase in PHASES:
         shape = heart.at(phase)
         left, right, _ = shape.volumes_between(0, 1000)
-        wanted = heart.volumes(phase)
-        assert left == pytest.approx(wanted[0], rel=1e-6)
-        assert right == pytest.approx(wanted[1], rel=1e-6)
+        expected = heart.volumes(phase)
+        assert left == pytest.approx(expected[0], rel=1e-6)
+        assert right == pytest.approx(expected[1], rel=1e-6)
     assert heart.volumes(0)[0] == heart.lv_edv
     assert 1 - heart.volumes(0.35)[0] / heart.lv_edv == pytest.approx(heart.lv_ef, abs=1e-6)
 

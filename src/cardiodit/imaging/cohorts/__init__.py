@@ -1,19 +1,24 @@
-"""Public cohorts as they lie on disk, and one's own folders: found, checked, split and listed in manifests."""
+"""Public cohorts and your own folders: find the files, check them, split them by patient, write manifests."""
 
-from cardiodit.imaging.cohorts.cohort_checks import Preparation
-from cardiodit.imaging.cohorts.found import CineFile, CTFile, Search
-from cardiodit.imaging.cohorts.prepare import LAYOUTS, prepare_cohort
-from cardiodit.imaging.cohorts.prepare_ct import CT_LAYOUTS, prepare_ct
-from cardiodit.imaging.cohorts.view import VIEWS
+from importlib import import_module
+from pkgutil import iter_modules
+
+from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, register_cohort
+from cardiodit.imaging.cohorts.kinds import FIELDS_OF_VIEW, Preparation
+from cardiodit.imaging.cohorts.prepare import Prepared, prepare_cohort, prepare_with_summary
 
 __all__ = [
-    "CT_LAYOUTS",
-    "LAYOUTS",
-    "VIEWS",
-    "CTFile",
-    "CineFile",
+    "COHORTS",
+    "FIELDS_OF_VIEW",
+    "Cohort",
+    "CohortFile",
     "Preparation",
+    "Prepared",
     "Search",
     "prepare_cohort",
-    "prepare_ct",
+    "prepare_with_summary",
+    "register_cohort",
 ]
+
+for _module in iter_modules(__path__):  # each cohort's module registers itself
+    import_module(f"{__name__}.{_module.name}")

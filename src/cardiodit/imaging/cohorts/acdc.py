@@ -3,16 +3,26 @@
 from pathlib import Path
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cohorts.found import ACDC_ORDER, CineFile, Search, find_image, find_one, frame_number, subfolders
+from cardiodit.imaging.cohorts.cohort import (
+    CohortFile,
+    Search,
+    find_image,
+    find_one,
+    parse_frame,
+    register_cohort,
+    subfolders,
+)
+from cardiodit.imaging.masks import ACDC_ORDER
 
 PARTITIONS = ("training", "testing")
 
 
+@register_cohort("acdc", "cine", title="ACDC as published: {training,testing}/patientNNN/")
 def find_acdc(source: Path, table: Path | None = None) -> Search:
-    """The cohort's folder, or one of its two partitions."""
+    """List the patients of ACDC's folder, or of one of its two partitions."""
     if table is not None:
         raise CardioDiTError("ACDC has no table: groups and frames come from each patient's Info.cfg.")
-    search: Search[CineFile] = Search()
+    search = Search()
     partitions = [source / name for name in PARTITIONS if (source / name).is_dir()] or [source]
     for partition in partitions:
         for folder in subfolders(partition):
@@ -27,41 +37,35 @@ def find_acdc(source: Path, table: Path | None = None) -> Search:
 
 
 def _add_patient(folder: Path, partition: str, search: Search) -> None:
-    name = folder.name
+    name, config = folder.name, folder / "Info.cfg"
     image = find_image(folder, f"{name}_4d", search)
     if image is None:
         return
-    info = _read_info(folder / "Info.cfg", search)
-    frames = {
-        key: frame_number(info.get(key, ""), str(folder / "Info.cfg"), key, search, first=1) for key in ("ED", "ES")
-    }
-    masks = {
-        key: None if number is None else find_one(folder, f"{name}_frame{number + 1:02d}_gt")
-        for key, number in frames.items()
-    }
+    problems: list[str] = []
+    info: dict[str, str] = {}
+    if config.is_file():
+        pairs = (line.split(":", 1) for line in config.read_text().splitlines() if ":" in line)
+        info = {key.strip(): value.strip() for key, value in pairs}
+    else:
+        problems.append(f"{config} is missing: it holds the group and the frames of ED and ES")
+    frames = {key: parse_frame(info.get(key, ""), 1, f"{config}: {key}", problems) for key in ("ED", "ES")}
+    masks = {}
     for key, number in frames.items():
+        masks[key] = None if number is None else find_one(folder, f"{name}_frame{number + 1:02d}_gt")
         if number is not None and masks[key] is None:
             search.notes.append(f"{folder}: no labels for frame {number + 1} ({key})")
     search.files.append(
-        CineFile(
+        CohortFile(
             image,
             name,
             label=info.get("Group", ""),
+            partition=partition,
+            other={key.lower(): info[key] for key in ("Height", "Weight") if key in info},
+            problems=problems,
             ed_mask=masks["ED"],
             es_mask=masks["ES"],
             ed_frame=frames["ED"],
             es_frame=frames["ES"],
             mask_order=ACDC_ORDER,
-            partition=partition,
-            other={key.lower(): info[key] for key in ("Height", "Weight") if key in info},
         )
     )
-
-
-def _read_info(path: Path, search: Search) -> dict[str, str]:
-    """`Key: value` on each line."""
-    if not path.is_file():
-        search.problems.append(f"{path} is missing: it holds the group and the frames of ED and ES")
-        return {}
-    pairs = (line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}

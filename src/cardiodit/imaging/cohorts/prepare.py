@@ -1,231 +1,167 @@
-"""From a cohort's folders to manifests that training can start from. The sources are only read."""
+"""From a cohort's folder to manifests for training: find, check, split, write. The source is only read.
+
+DICOM series and npz archives become NIfTI files on their own grid; resampling, clipping, cropping and padding are left
+to a preset when training reads them.
+"""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from cardiodit._util.atomic_io import new_folder
-from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.checks import Findings, check_cine, check_mask, content_of
-from cardiodit.imaging.cohorts.acdc import find_acdc
-from cardiodit.imaging.cohorts.checked import CheckedCine
-from cardiodit.imaging.cohorts.cohort_checks import (
-    Preparation,
-    check_output,
-    find_duplicates,
-    splits_of,
-    stop_at_problems,
-    write_manifests,
-)
-from cardiodit.imaging.cohorts.folders import find_dicom, find_folder, find_ukbb
-from cardiodit.imaging.cohorts.found import CineFile, Search
-from cardiodit.imaging.cohorts.mnms import find_mnms, find_mnms2
-from cardiodit.imaging.cohorts.prepare_ct import CT_LAYOUTS, prepare_ct
-from cardiodit.imaging.cohorts.report import write_report
-from cardiodit.imaging.dicom import read_dicom
-from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
-from cardiodit.imaging.orientation import (
-    APEX_TO_BASE,
-    ASSUMED,
-    BASE_TO_APEX,
-    largest_pool,
-    order_of_cine,
-)
-from cardiodit.imaging.pictures import tile_of, write_overview
-from cardiodit.imaging.volume import Volume
+from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, find_cohort
+from cardiodit.imaging.cohorts.kinds import KINDS, CheckedFile, Preparation, check_file, find_preset
+from cardiodit.imaging.cohorts.report import summarize_views, write_report
+from cardiodit.imaging.cohorts.split import SPLITS, own_splits, split_subjects
+from cardiodit.imaging.manifest import write_manifest
+from cardiodit.imaging.pictures import write_overview
 
-CINE_LAYOUTS: dict[str, Callable[[Path, Path | None], Search[CineFile]]] = {
-    "acdc": find_acdc,
-    "mnms": find_mnms,
-    "mnms2": find_mnms2,
-    "ukbb": find_ukbb,
-    "folder": find_folder,
-    "dicom": find_dicom,
-}
-LAYOUTS = (*CINE_LAYOUTS, *CT_LAYOUTS)
+
+class Prepared(NamedTuple):
+    """The manifest of all images, and lines for the user: which CT will be cropped or padded."""
+
+    manifest: Path
+    summary: list[str]
 
 
 def prepare_cohort(
     layout: str, source: Path, output_dir: Path, table: Path | None = None, how: Preparation | None = None
 ) -> Path:
-    """Writes `manifest.csv`, one manifest for each split that is not empty, `report.md` and pictures into a new folder.
+    """Write `manifest.csv`, one manifest for each split that is not empty, `report.md` and pictures to a new folder.
 
     Every file is read and checked. All problems come in one error, unless `how.exclude` leaves those files out.
+
+    Args:
+        layout: name of a registered cohort, such as "acdc".
+        source: the cohort's folder.
+        output_dir: new or empty folder.
+        table: CSV of the cohort.
+        how: further settings.
     """
-    how = how or Preparation()
-    if layout not in LAYOUTS:
-        raise CardioDiTError(f"There is no layout {layout!r}; choose from {', '.join(LAYOUTS)}.")
-    if layout in CT_LAYOUTS:
-        return prepare_ct(layout, source, output_dir, table, how).manifest
-    if how.spacing is not None or how.preset is not None:
-        raise CardioDiTError(
-            f"A spacing and a preset are for CT ({', '.join(CT_LAYOUTS)}), not for the cines of {layout}."
-        )
-    source, output_dir = check_output(source, output_dir)
-    search = CINE_LAYOUTS[layout](source, table)
+    return prepare_with_summary(layout, source, output_dir, table, how).manifest
+
+
+def prepare_with_summary(
+    layout: str, source: Path, output_dir: Path, table: Path | None = None, how: Preparation | None = None
+) -> Prepared:
+    """As `prepare_cohort`, and return what the command prints."""
+    cohort, how = find_cohort(layout), how or Preparation()
+    kind = KINDS[cohort.kind]
+    how = _check_settings(cohort, how)
+    source, output_dir = Path(source).resolve(), Path(output_dir).resolve()
+    if output_dir == source or output_dir in source.parents:
+        raise CardioDiTError(f"The output folder {output_dir} contains the source {source}. Choose another one.")
+    if source in output_dir.parents and cohort.kind == "ct":
+        raise CardioDiTError(f"The output folder {output_dir} lies in the source {source}, which is only read.")
+    search = cohort.find(source, table)
+    if how.spacing is not None and not any(file.image.suffix == ".npz" for file in search.files):
+        raise CardioDiTError(f"--spacing is for npz files, which do not store it; there is no npz file in {source}.")
+    if search.no_split and not how.own_split:
+        raise CardioDiTError(search.no_split)
+    how = replace(how, spacing=how.spacing or cohort.npz_spacing)
     with new_folder(output_dir) as folder:
-        checked = list(_check_all(search.files, folder if layout == "dicom" else None, how))
-        find_duplicates(checked)
-        stop_at_problems(search, checked, how.exclude)
-        good = [entry for entry in checked if not entry.findings.problems]
-        for entry in checked:
-            if entry.converted and entry not in good:
-                (folder / entry.converted).unlink(missing_ok=True)
-        splits = splits_of(good, how)
-        rows = [_row(entry, splits[entry.file.subject], folder, output_dir) for entry in good]
-        write_manifests(folder, rows)
+        checked = list(_check_files(search.files, cohort, folder, how))
+        _find_duplicates(checked)
+        _stop_at_problems(search, checked, how.exclude)
+        good = [entry for entry in checked if not entry.problems]
+        _remove_unused_images(folder, checked)
+        files = [entry.file for entry in good]
+        labels = {file.subject: file.label for file in files}
+        splits = own_splits(files) if how.own_split else split_subjects(labels, how.fractions, how.seed)
+        rows = _manifest_rows(good, cohort, splits, output_dir)
+        write_manifest(folder / "manifest.csv", rows)
+        for split in SPLITS:
+            if members := [row for row in rows if row["split"] == split]:
+                write_manifest(folder / f"{split}.csv", members)
         write_overview(folder / "pictures", [entry.tile for entry in good if entry.tile is not None])
-        write_report(folder / "report.md", layout, search, checked, splits, how.seed, how.own_split)
-    return output_dir / "manifest.csv"
+        summary = summarize_views(good, source, how.preset) if how.preset else []
+        write_report(folder / "report.md", cohort, kind, source, search, checked, splits, how)
+    return Prepared(output_dir / "manifest.csv", summary)
 
 
-def _check_all(files: list[CineFile], converted: Path | None, how: Preparation) -> Iterator[CheckedCine]:
-    if converted is not None:
-        (converted / "images").mkdir()
-    check = partial(_check_one, converted=converted, how=how)
+def _check_settings(cohort: Cohort, how: Preparation) -> Preparation:
+    """Refuse settings of the other kind, and fill in the cohort's preset."""
+    if cohort.kind == "cine":
+        if how.spacing is not None or how.preset is not None:
+            names = ", ".join(name for name, other in COHORTS.items() if other.kind == "ct")
+            raise CardioDiTError(f"--spacing and --preset are for CT ({names}), not for the cines of {cohort.name}.")
+        return how
+    if how.time_unit is not None or how.frame_time is not None:
+        raise CardioDiTError(f"--time_unit and --frame_time are for cines; the CT of {cohort.name} have no frames.")
+    how = replace(how, preset=how.preset or cohort.preset)
+    find_preset(how.preset or "")
+    return how
+
+
+def _check_files(files: list[CohortFile], cohort: Cohort, folder: Path, how: Preparation) -> Iterator[CheckedFile]:
+    from tqdm import tqdm
+
+    (folder / "images").mkdir()
+    plural = KINDS[cohort.kind].plural
+    check = partial(check_file, kind=cohort.kind, folder=folder, how=how)
+    bar = partial(tqdm, total=len(files), desc=f"Checking {plural}", unit="file", disable=None)  # silent in a log
     if how.workers <= 1:
-        yield from map(check, files)
+        yield from bar(map(check, files))
         return
     with ProcessPoolExecutor(how.workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(check, files)
+        yield from bar(pool.map(check, files))
 
 
-def _check_one(file: CineFile, converted: Path | None, how: Preparation) -> CheckedCine:
-    """Reads and checks one cine with its masks; what cannot be read is a problem, not a crash."""
-    entry = CheckedCine(file)
-    try:
-        volume = _read(file, converted, how, entry)
-        entry.findings += check_cine(volume)
-        if not entry.findings.problems:
-            _look_at(volume, entry, how)
-    except CardioDiTError as error:
-        entry.add_error(error)
-    return entry
+def _find_duplicates(checked: Sequence[CheckedFile]) -> None:
+    first: dict[str, CheckedFile] = {}
+    for entry in checked:
+        twin = first.setdefault(entry.content, entry) if entry.content else entry
+        if twin is not entry:
+            entry.findings.problems.append(f"has the same content as {twin.file.image}")
 
 
-def _read(file: CineFile, converted: Path | None, how: Preparation, entry: CheckedCine) -> Volume:
-    if converted is None:
-        return read_nifti(file.image, how.time_unit)
-    result = read_dicom(file.image)
-    entry.findings.notes += result.notes
-    entry.converted = Path("images") / f"{file.subject}.nii.gz"
-    write_nifti(converted / entry.converted, result.volume.voxels, result.volume.geometry)
-    return result.volume
+def _stop_at_problems(search: Search, checked: Sequence[CheckedFile], exclude: bool) -> None:
+    problems = Problems("The cohort has problems")
+    for sentence in [*search.problems, *(sentence for entry in checked for sentence in entry.problems)]:
+        problems.add(sentence)
+    if not exclude:
+        problems.raise_if_any("Nothing was written. Fix them, or leave those files out with --exclude_problems.")
+    if all(entry.problems for entry in checked):
+        problems.raise_if_any("No usable file is left.")
 
 
-def _look_at(volume: Volume, entry: CheckedCine, how: Preparation) -> None:
-    """What the voxels tell of the file: frames, order of slices, content, a picture."""
-    file = entry.file
-    entry.shape, entry.spacing = volume.voxels.shape, volume.geometry.spacing
-    entry.frame_time = volume.geometry.frame_time or how.frame_time
-    entry.content = content_of(volume.voxels)
-    masks = {name: _read_mask(getattr(file, name), volume, entry) for name in ("mask", "ed_mask", "es_mask")}
-    _settle_frames(volume, masks["mask"], entry)
-    labels = next((mask for mask in (masks["mask"], masks["ed_mask"]) if mask is not None), None)
-    order = order_of_cine(volume, labels, file.ed_frame)
-    entry.order = order
-    if order.slices_from != ASSUMED:
-        entry.slices = APEX_TO_BASE if 2 in order.flips else BASE_TO_APEX
-    else:
-        entry.findings.notes.append("does not tell which end is the base; its slices are taken as stored")
-    if file.ed_frame is None and order.first_frame_from == "mask":
-        file.ed_frame = order.first_frame
-    ours = order.apply(volume)
-    shown = None if labels is None else order.apply(Volume(_four(labels), volume.geometry))
-    entry.tile = tile_of(file.subject, ours, None if shown is None else shown.voxels)
+def _remove_unused_images(folder: Path, checked: Sequence[CheckedFile]) -> None:
+    """Delete converted files that turned out to have problems, and the folder of images if it is empty."""
+    for entry in checked:
+        if entry.converted and entry.problems:
+            (folder / entry.converted).unlink()
+    if not any((folder / "images").iterdir()):
+        (folder / "images").rmdir()
 
 
-def _four(labels: np.ndarray) -> np.ndarray:
-    """Labels of one frame as those of a cine of one frame."""
-    return labels if labels.ndim == 4 else labels[..., None]
-
-
-def _read_mask(path: Path | None, volume: Volume, entry: CheckedCine) -> np.ndarray | None:
-    if path is None:
-        return None
-    try:
-        mask = read_labels(path)
-        found = check_mask(mask, volume)
-    except CardioDiTError as error:
-        entry.findings.problems.append(f"its mask: {error}")
-        return None
-    entry.findings += Findings([f"its mask {path.name} {p}" for p in found.problems])
-    return None if found.problems else mask.voxels
-
-
-def _settle_frames(volume: Volume, labels: np.ndarray | None, entry: CheckedCine) -> None:
-    """End-diastole and end-systole, by the cohort's table, by single frames that lie beside, or by labelled ones."""
-    file, frames = entry.file, volume.voxels.shape[3]
-    for name in ("ed", "es"):
-        image = getattr(file, f"{name}_image")
-        if image is not None and getattr(file, f"{name}_frame") is None:
-            number = _frame_like(read_labels(image).voxels, volume.voxels)
-            if number is None:
-                entry.findings.notes.append(f"{image.name} is none of its frames")
-            setattr(file, f"{name}_frame", number)
-        number = getattr(file, f"{name}_frame")
-        if number is not None and not 0 <= number < frames:
-            entry.findings.problems.append(
-                f"its {name.upper()} frame {number} (counted from 0) is none of its {frames} frames"
-            )
-    if labels is not None and labels.ndim == 4:
-        _compare_with_labels(labels, entry)
-
-
-def _compare_with_labels(labels: np.ndarray, entry: CheckedCine) -> None:
-    """Where a mask labels two frames, the fuller one is end-diastole; a table that says otherwise is noted."""
-    labelled = np.flatnonzero(labels.any(axis=(0, 1, 2))).tolist()
-    if len(labelled) != 2:
-        return
-    file = entry.file
-    fuller = labelled[largest_pool(labels[..., labelled])]
-    found = (fuller, sum(labelled) - fuller)
-    told = (file.ed_frame, file.es_frame)
-    if None not in told and told != found:
-        entry.findings.notes.append(
-            f"has labels in the frames {found[0]} (fuller) and {found[1]}, while the table calls {told[0]} and "
-            f"{told[1]} end-diastole and end-systole; the labels were followed"
-        )
-    file.ed_frame, file.es_frame = found
-
-
-def _frame_like(frame: np.ndarray, cine: np.ndarray) -> int | None:
-    """The number of the frame with the same voxels."""
-    if frame.shape != cine.shape[:3]:
-        return None
-    return next((t for t in range(cine.shape[3]) if np.array_equal(frame, cine[..., t])), None)
-
-
-def _row(entry: CheckedCine, split: str, folder: Path, output_dir: Path) -> dict[str, str]:
-    """A manifest's row; paths start at the folder that the manifest will lie in."""
-    file = entry.file
+def _manifest_rows(
+    good: Sequence[CheckedFile], cohort: Cohort, splits: dict[str, str], output_dir: Path
+) -> list[dict[str, str]]:
+    """Return the rows of the manifest; their paths are relative to its folder."""
+    others = list(dict.fromkeys(name for entry in good for name in entry.file.other))
 
     def path(target: Path | None) -> str:
         return "" if target is None else os.path.relpath(target, output_dir)
 
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:g}"
+    def row(entry: CheckedFile) -> dict[str, str]:
+        file = entry.file
+        frame_masks = {"ed_mask": path(file.ed_mask), "es_mask": path(file.es_mask)} if cohort.kind == "cine" else {}
+        return {
+            "image": str(entry.converted) if entry.converted else path(file.image),
+            "subject": file.subject,
+            "split": splits[file.subject],
+            "label": file.label,
+            "mask": path(file.mask),
+            **frame_masks,
+            **KINDS[cohort.kind].columns(entry),
+            "partition": file.partition,
+            **{name: file.other.get(name, "") for name in others},
+        }
 
-    return {
-        "image": str(entry.converted) if entry.converted else path(file.image),
-        "subject": file.subject,
-        "split": split,
-        "label": file.label,
-        "mask": path(file.mask),
-        "ed_mask": path(file.ed_mask),
-        "es_mask": path(file.es_mask),
-        "mask_order": file.mask_order,
-        "ed_frame": number(file.ed_frame),
-        "es_frame": number(file.es_frame),
-        "slices": entry.slices,
-        "frame_time": number(entry.frame_time),
-        "vendor": file.vendor,
-        "centre": file.centre,
-        "partition": file.partition,
-        **file.other,
-    }
+    return [row(entry) for entry in good]

@@ -1,4 +1,4 @@
-"""What was found in a cohort, for a person to read."""
+"""The report of a prepared cohort (`report.md`)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,98 +7,120 @@ from pathlib import Path
 import numpy as np
 
 from cardiodit import __version__
-from cardiodit.imaging.cohorts.checked import CheckedCine
-from cardiodit.imaging.cohorts.found import CineFile, Search
+from cardiodit.imaging.cohorts.cohort import Cohort, Search
+from cardiodit.imaging.cohorts.kinds import CheckedFile, Kind, Preparation, describe_preset
 from cardiodit.imaging.cohorts.split import SPLITS
+from cardiodit.imaging.orientation import ASSUMED
 
 
 def write_report(
     path: Path,
-    layout: str,
-    search: Search[CineFile],
-    checked: list[CheckedCine],
+    cohort: Cohort,
+    kind: Kind,
+    source: Path,
+    search: Search,
+    checked: list[CheckedFile],
     splits: dict[str, str],
-    seed: int,
-    own_split: bool,
+    how: Preparation,
 ) -> None:
-    good = [entry for entry in checked if not entry.findings.problems]
-    how = split_in_words(seed, own_split)
+    """Write what was found in a cohort, what was left out, and what to look at."""
+    good = [entry for entry in checked if not entry.problems]
+    how_split = "with the cohort's own split" if how.own_split else f"split by patient with seed {how.seed}"
+    in_split = [splits[entry.file.subject] for entry in good]
+    counts = Counter(in_split)
+    specific = _cine_sections(good, in_split) if cohort.kind == "cine" else _ct_sections(good, source, how.preset or "")
     lines = [
-        f"# Cohort report ({layout})",
+        f"# Cohort report ({cohort.name})",
         "",
-        f"{len(good)} of {len(checked)} cines are listed in `manifest.csv`, {how}. cardiodit {__version__}.",
-        "The sources were only read. Look at `pictures/`: hearts should be upright, the right ventricle on the left.",
+        f"`manifest.csv` lists {len(good)} of {len(checked)} {kind.plural}, {how_split}. cardiodit {__version__}.",
+        f"The source files were not changed. Look at `pictures/`: {kind.upright}.",
         "",
-        "Paths and subjects in the manifests may identify patients: they are for this machine, not for publication.",
+        "Paths and subjects in the manifests may identify patients: keep them on this machine, do not publish them.",
         "",
-        *count_splits([splits[e.file.subject] for e in good], "cines"),
-        *cross("Labels", [(e.file.label or "none", splits[e.file.subject]) for e in good]),
-        *cross("Vendors", [(e.file.vendor or "unknown", splits[e.file.subject]) for e in good]),
-        *_ranges(good),
-        *_orders(good),
-        *listed("Left out", [f"{e.file.image} {text}" for e in checked for text in e.findings.problems]),
-        *listed("Left out, before reading", search.problems),
-        *listed("Noteworthy", [*search.notes, *(f"{e.file.image} {text}" for e in good for text in e.findings.notes)]),
+        *_table("Splits", ["", kind.plural], [[split, counts[split]] for split in SPLITS]),
+        *_by_split("Labels", [entry.file.label or "none" for entry in good], in_split),
+        *specific,
+        *_list("Left out", [sentence for entry in checked for sentence in entry.problems]),
+        *_list("Left out before reading", search.problems),
+        *_list("Notes", [*search.notes, *(note for entry in good for note in entry.notes)]),
     ]
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def split_in_words(seed: int, own_split: bool) -> str:
-    return "the cohort's own split" if own_split else f"split by patient with seed {seed}"
+def _table(title: str, heading: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
+    lines = [f"| {' | '.join(map(str, row))} |".replace("|  |", "| |") for row in (heading, *rows)]
+    return [f"## {title}", "", lines[0], "|---" * len(heading) + "|", *lines[1:], ""]
 
 
-def count_splits(values: list[str], what: str) -> list[str]:
-    counts = Counter(values)
-    return ["## Splits", "", f"| | {what} |", "|---|---|", *(f"| {name} | {counts[name]} |" for name in SPLITS), ""]
-
-
-def cross(title: str, pairs: list[tuple[str, str]]) -> list[str]:
-    counts = Counter(pairs)
-    rows = [
-        f"| {name} | " + " | ".join(str(counts[name, split]) for split in SPLITS) + " |"
-        for name in sorted({name for name, _ in pairs})
-    ]
-    return [f"## {title}", "", f"| | {' | '.join(SPLITS)} |", "|---" * (len(SPLITS) + 1) + "|", *rows, ""]
-
-
-def _ranges(good: list[CheckedCine]) -> list[str]:
-    """Of what differs between scanners."""
-    return ranges(
-        {
-            "rows and columns (H)": [e.shape[0] for e in good],
-            "rows and columns (W)": [e.shape[1] for e in good],
-            "slices": [e.shape[2] for e in good],
-            "frames": [e.shape[3] for e in good],
-            "mm in plane": [e.spacing[0] for e in good if e.spacing],
-            "mm between slices": [e.spacing[2] for e in good if e.spacing],
-            "ms a frame": [1000 * e.frame_time for e in good if e.frame_time],
-        }
-    )
-
-
-def ranges(table: Mapping[str, Sequence[float]]) -> list[str]:
-    """Smallest, median and largest."""
-    rows = [
-        f"| {name} | {min(values):.4g} | {np.median(values):.4g} | {max(values):.4g} |"
-        for name, values in table.items()
-        if values
-    ]
-    return ["## Sizes", "", "| | smallest | median | largest |", "|---|---|---|---|", *rows, ""]
-
-
-def _orders(good: list[CheckedCine]) -> list[str]:
-    bases = Counter(e.order.slices_from for e in good)
-    firsts = Counter(e.order.first_frame_from for e in good)
-    return [
-        "## What told the order",
-        "",
-        *(f"- base and apex by the {source}: {n}" for source, n in sorted(bases.items()) if source != "as stored"),
-        f"- base and apex not told, slices as stored: {bases['as stored']}",
-        *(f"- end-diastole by the {source}: {n}" for source, n in sorted(firsts.items()) if source != "as stored"),
-        f"- end-diastole not told, frame 0 as stored: {firsts['as stored']}",
-        "",
-    ]
-
-
-def listed(title: str, sentences: list[str]) -> list[str]:
+def _list(title: str, sentences: Sequence[str]) -> list[str]:
     return [f"## {title}", "", *(f"- {sentence}" for sentence in sentences), ""] if sentences else []
+
+
+def _by_split(title: str, values: Sequence[str], in_split: Sequence[str]) -> list[str]:
+    counts = Counter(zip(values, in_split, strict=True))
+    return _table(title, ["", *SPLITS], [[v, *(counts[v, split] for split in SPLITS)] for v in sorted(set(values))])
+
+
+def _sizes(values: Mapping[str, Sequence[float]]) -> list[str]:
+    rows = [[name, *(f"{f(some):.4g}" for f in (min, np.median, max))] for name, some in values.items() if some]
+    return _table("Sizes", ["", "smallest", "median", "largest"], rows)
+
+
+def _cine_sections(good: list[CheckedFile], in_split: list[str]) -> list[str]:
+    spacings = [entry.spacing for entry in good if entry.spacing]
+    bases = Counter(entry.order.slices_from for entry in good)
+    firsts = Counter(entry.order.first_frame_from for entry in good)
+    return [
+        *_by_split("Vendors", [entry.file.vendor or "unknown" for entry in good], in_split),
+        *_sizes(
+            {
+                "rows and columns (H)": [entry.shape[0] for entry in good],
+                "rows and columns (W)": [entry.shape[1] for entry in good],
+                "slices": [entry.shape[2] for entry in good],
+                "frames": [entry.shape[3] for entry in good],
+                "mm in plane": [spacing[0] for spacing in spacings],
+                "mm between slices": [spacing[2] for spacing in spacings],
+                "ms per frame": [1000 * entry.frame_time for entry in good if entry.frame_time],
+            }
+        ),
+        "## How base, apex and end-diastole were found",
+        "",
+        *(f"- base and apex from the {name}: {n}" for name, n in sorted(bases.items()) if name != ASSUMED),
+        f"- base and apex unknown, slices used as stored: {bases[ASSUMED]}",
+        *(f"- end-diastole from the {name}: {n}" for name, n in sorted(firsts.items()) if name != ASSUMED),
+        f"- end-diastole unknown, frame 0 as stored: {firsts[ASSUMED]}",
+        "",
+    ]
+
+
+def _ct_sections(good: list[CheckedFile], source: Path, preset: str) -> list[str]:
+    shapes = {f"voxels along stored axis {i + 1}": [entry.shape[i] for entry in good] for i in range(3)}
+    spacings = {f"mm along stored axis {i + 1}": [e.spacing[i] for e in good if e.spacing] for i in range(3)}
+    rows = [
+        [e.file.subject, e.file.image.relative_to(source), e.view, *(f"{value:g}" for value in e.hounsfield)]
+        for e in good
+    ]
+    title, *table = _table(
+        "Field of view", ["subject", "image", "at the preset's spacing", "lowest HU", "highest HU"], rows
+    )
+    return [
+        *_sizes({**shapes, **spacings}),
+        title,
+        "",
+        *summarize_views(good, source, preset)[:2],
+        "Values below the lower limit, such as the -2000 or -3024 HU that some scanners store outside their field of "
+        "view, become air, as the padding does.",
+        *table,
+    ]
+
+
+def summarize_views(good: list[CheckedFile], source: Path, preset: str) -> list[str]:
+    """Compare the sizes of CT with a preset's field of view; name each one that will be padded."""
+    cropped = sum(bool(entry.view and entry.view.cropped) for entry in good)
+    padded = [entry for entry in good if entry.view and entry.view.padded]
+    return [
+        f"The field of view of {describe_preset(preset)}.",
+        f"Training with it will crop {cropped} of {len(good)} CT and pad {len(padded)} with air; none is dropped.",
+        # The path below the cohort's folder, because files of many patients may have the same name.
+        *(f"{entry.file.subject}, {entry.file.image.relative_to(source)}: {entry.view}" for entry in padded),
+    ]

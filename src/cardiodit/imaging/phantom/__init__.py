@@ -1,4 +1,4 @@
-"""Beating short-axis hearts and chest CTs that nobody's privacy is at stake with, and whose volumes are known."""
+"""Synthetic beating hearts and chest CTs with known volumes: data without patients."""
 
 from cardiodit.imaging.phantom.chest import Chest, draw_chest
 from cardiodit.imaging.phantom.chest_scene import ChestPhantom, render_chest

@@ -1,4 +1,4 @@
-"""Cohorts of phantoms on disk: images, label maps, exact volumes, pictures, and the manifest that ties them."""
+"""Write cohorts of phantoms: images, label maps, exact volumes, pictures and a manifest."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
 from cardiodit.imaging.pictures import window_of, write_gif, write_sheet, write_slices
 
-PICTURED = 8  # the first of a cohort, for a look
+PICTURED = 8  # number of phantoms with pictures, the first of a cohort
 FOLDERS = ("images", "labels", "volumes", "pictures")
 LUNG_WINDOW = (-1350.0, 150.0)
 
@@ -40,11 +40,19 @@ def write_cohort(
     groups: Sequence[str] = tuple(GROUPS),
     workers: int = 1,
 ) -> Path:
-    """Writes `num` hearts, the groups in turn, and returns the manifest's path.
+    """Write `num` hearts, cycling through the groups, and return the manifest's path.
 
-    Heart i of a seed is the same one whatever `num` and `workers` are. Next to each image lie its label map (RV 1,
-    myocardium 2, LV 3) and its exact volumes in mL for every frame; the manifest has a row for each heart, and the
-    first hearts are pictured.
+    Each image comes with its label map (RV 1, myocardium 2, LV 3) and its exact volumes in mL for every frame; the
+    first hearts also with pictures. Heart i of a seed does not depend on `num` and `workers`.
+
+    Args:
+        output_dir: new or empty folder.
+        num: number of hearts.
+        seed: random seed.
+        size: voxels (H, W, D, T).
+        spacing: voxel size in mm (H, W, D); default: shows the whole heart.
+        groups: names from `GROUPS`.
+        workers: processes; does not change the result.
     """
     _check(num, seed, size, spacing, workers, axes="rows and columns (at least 16), slices and frames")
     for group in groups:
@@ -62,7 +70,7 @@ def write_chests(
     spacing: Spacing | None = None,
     workers: int = 1,
 ) -> Path:
-    """Writes `num` chest CTs in Hounsfield units, as `write_cohort` does hearts; labels as in `chest_scene.LABELS`."""
+    """Write `num` chest CTs in Hounsfield units, as `write_cohort` does hearts; labels as in `chest_scene.LABELS`."""
     _check(num, seed, size, spacing, workers, axes="voxels to the left, to the front and to the head (at least 16)")
     return _write_all(output_dir, num, partial(_write_chest, seed=seed, size=size, spacing=spacing), workers)
 

@@ -1,8 +1,8 @@
-"""A heart as numbers: its shape at end-diastole and how it moves, with volumes known in closed form.
+"""The shape of a synthetic heart at end-diastole and its motion, with volumes known in closed form.
 
-Everything is described in polar coordinates around the long axis of the left ventricle: radii in mm over the angle
-and over z, the distance from the base towards the apex. The base stays in its plane and the apex comes up to it.
-The muscle keeps its volume in every piece: what it loses in length and gains inwards, it gains in thickness.
+Shapes are in polar coordinates around the long axis of the left ventricle: radii in mm over the angle and over z, the
+distance from the base towards the apex. The base stays in its plane and the apex moves towards it. Each piece of muscle
+keeps its volume: it thickens as it shortens and moves inwards.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LEVELS = 240  # samples from base to apex
 THETA = np.arange(ANGLES) * 2 * np.pi / ANGLES
 ML = 1000.0  # mm³
 
-# How far the ejection has come over one beat: ejection, fast filling, diastasis, atrial kick.
+# Share of the stroke volume that is out of the ventricle over one beat: ejection, fast filling, diastasis, atrial kick.
 CYCLE_TIMES = (0.0, 0.05, 0.15, 0.25, 0.35, 0.42, 0.50, 0.60, 0.70, 0.80, 0.88, 0.95, 1.0)
 CYCLE_VALUES = (0.0, 0.03, 0.45, 0.86, 1.0, 0.97, 0.66, 0.26, 0.14, 0.11, 0.09, 0.01, 0.0)
 ejection = PchipInterpolator(CYCLE_TIMES, CYCLE_VALUES)
@@ -24,12 +24,12 @@ ejection = PchipInterpolator(CYCLE_TIMES, CYCLE_VALUES)
 
 @dataclass(frozen=True)
 class Group:
-    """Ranges of adults' values by short-axis cine MRI: volumes in mL, ejection fractions, wall in mm."""
+    """Ranges in adults by short-axis cine MRI: volumes in mL, ejection fractions, wall in mm."""
 
     lv_edv: tuple[float, float]
     lv_ef: tuple[float, float]
     wall: tuple[float, float]
-    septum: tuple[float, float]  # thickness of the septum over that of the free wall
+    septum: tuple[float, float]  # thickness relative to the free wall
     rv_edv: tuple[float, float]
     rv_ef: tuple[float, float]
     shortening: tuple[float, float]  # of the long axis
@@ -57,13 +57,13 @@ class Heart:
     rv_edv: float
     rv_ef: float
     rv_direction: float
-    rv_width: float  # half the angle that the right ventricle embraces
+    rv_width: float  # half the angle that the right ventricle covers
     shortening: float
-    twist: float  # of the apex against the base at end-systole
+    twist: float  # of the apex relative to the base at end-systole
     scar_direction: float
     scar_width: float
-    scar_depth: float  # 0: moves as the rest, 1: does not move
-    heart_rate: float  # beats a minute
+    scar_depth: float  # 0: moves like the rest, 1: does not move
+    heart_rate: float  # beats per minute
     papillary_size: float
 
     @cached_property
@@ -74,7 +74,7 @@ class Heart:
 
     @cached_property
     def endo_at_rest(self) -> np.ndarray:
-        """Inner radius at end-diastole (LEVELS,): half an ellipsoid whose volume is the end-diastolic one."""
+        """Inner radius at end-diastole (LEVELS,): half an ellipsoid with the end-diastolic volume."""
         profile = np.clip(1 - (self.z / self.length) ** 2, 0, None)
         step = self.z[1] - self.z[0]
         return np.sqrt(profile * self.lv_edv / (np.pi * profile.sum() * step))
@@ -90,22 +90,22 @@ class Heart:
 
     @cached_property
     def motion(self) -> np.ndarray:
-        """How much each direction of the wall takes part in the contraction, (ANGLES,)."""
+        """Share of the contraction in each direction of the wall, (ANGLES,)."""
         distance = np.abs((THETA - self.scar_direction + np.pi) % (2 * np.pi) - np.pi)
         scar = 0.5 * (1 + np.cos(np.pi * np.clip((distance - 0.6 * self.scar_width) / (0.4 * self.scar_width), 0, 1)))
         return 1 - self.scar_depth * scar
 
     def volumes(self, phase: float) -> tuple[float, float]:
-        """Left and right cavity in mm³ at a phase of the beat in [0, 1)."""
+        """Return left and right cavity in mm³ at a phase of the beat in [0, 1)."""
         done = float(ejection(phase % 1))
         return self.lv_edv * (1 - self.lv_ef * done), self.rv_edv * (1 - self.rv_ef * done)
 
     def at(self, phase: float) -> "Shape":
-        """The radii at a phase of the beat."""
+        """Return the radii at a phase of the beat."""
         done = float(ejection(phase % 1))
         lv, rv = self.volumes(phase)
         squeeze = 1 - self.shortening * done  # of the long axis
-        # Volume over that at rest: squeeze · mean((1 − c·motion)²); solved for the contraction c.
+        # Volume relative to that at rest: squeeze · mean((1 − c·motion)²); solved for the contraction c.
         first, second = self.motion.mean(), (self.motion**2).mean()
         target = 1 - lv / (self.lv_edv * squeeze)
         contraction = (first - np.sqrt(first**2 - second * target)) / second
@@ -116,7 +116,7 @@ class Heart:
         return Shape(z, endo, epi, self._right(z, epi, rv), self.twist * done * self.z / self.z[-1])
 
     def _right(self, z: np.ndarray, epi: np.ndarray, volume: float) -> np.ndarray:
-        """How far the right cavity reaches out from the left muscle, (LEVELS, ANGLES), for its volume."""
+        """Return the width of the right cavity outside the left muscle, (LEVELS, ANGLES), for a volume."""
         distance = np.abs((THETA - self.rv_direction + np.pi) % (2 * np.pi) - np.pi)
         crescent = np.clip(np.cos(np.pi / 2 * np.clip(distance / self.rv_width, 0, 1)), 0, None) ** 0.75
         reach = 0.86 * z[-1]
@@ -129,7 +129,7 @@ class Heart:
 
 @dataclass(frozen=True)
 class Shape:
-    """A heart at one moment: radii over (LEVELS, ANGLES) at the levels z, and the twist of each level."""
+    """A heart at one moment: radii (LEVELS, ANGLES) at the levels z, and the twist of each level."""
 
     z: np.ndarray
     endo: np.ndarray
@@ -138,7 +138,7 @@ class Shape:
     twist: np.ndarray
 
     def volumes_between(self, top: float, bottom: float) -> tuple[float, float, float]:
-        """Left cavity, right cavity and left muscle in mm³ between two levels."""
+        """Return left cavity, right cavity and left muscle in mm³ between two levels."""
         step = self.z[1] - self.z[0]
         inside = np.clip(np.minimum(self.z + step / 2, bottom) - np.maximum(self.z - step / 2, top), 0, None)
 
@@ -150,7 +150,7 @@ class Shape:
 
 
 def draw_heart(group: str, random: np.random.Generator) -> Heart:
-    """A heart of a group; what no group is known for is drawn from the range of healthy adults."""
+    """Draw a heart of a group; values that do not depend on the group are drawn from the range of healthy adults."""
     ranges = GROUPS[group]
 
     def between(limits: tuple[float, float]) -> float:
@@ -161,7 +161,7 @@ def draw_heart(group: str, random: np.random.Generator) -> Heart:
         group=group,
         lv_edv=edv,
         lv_ef=between(ranges.lv_ef),
-        # Long and slim or short and wide, around the proportions of a healthy heart.
+        # Slimmer or wider than the proportions of a healthy heart.
         length=float(np.clip((edv / ML) ** (1 / 3) * between((15.8, 17.2)), 68, 98)),
         wall=between(ranges.wall),
         septum=between(ranges.septum),

@@ -1,4 +1,4 @@
-"""The heart as a scanner would show it: tissue, neighbours, partial volume, shading, flow, breathing and noise."""
+"""A synthetic heart as a scanner shows it: tissues, neighbours, partial volume, shading, flow, breathing, noise."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from cardiodit.imaging.phantom.heart import ANGLES, ML, Heart, Shape
 
 RV, MYOCARDIUM, LV = 1, 2, 3  # the label order of ACDC
 
-# Signal of balanced steady-state free precession, blood bright.
+# Signal of balanced steady-state free precession: blood is bright.
 SIGNAL = {
     "air": 0.0,
     "lung": 0.07,
@@ -23,7 +23,7 @@ SIGNAL = {
     "myocardium": 0.30,
 }
 RV_WALL = 3.0  # mm
-SUBSLICES = 3  # a slice is thick: what lies within it is averaged
+SUBSLICES = 3  # layers averaged in each thick slice
 GREY_LEVELS = 1000
 
 
@@ -35,7 +35,7 @@ class Phantom:
         image: `(H, W, D, T)` int16, arbitrary units, slices from base to apex, frame 0 end-diastole.
         labels: `(H, W, D, T)` uint8: RV 1, myocardium 2, LV 3; papillary muscles belong to the cavity.
         volumes: mL of each frame inside the imaged slab: `lv`, `rv`, `myocardium`.
-        geometry: voxel size, frame time and an oblique place in the scanner.
+        geometry: voxel size, frame time and an oblique position in the scanner.
     """
 
     image: np.ndarray
@@ -45,7 +45,7 @@ class Phantom:
 
 
 def default_spacing(size: tuple[int, int, int, int]) -> tuple[float, float, float]:
-    """A field of view that shows the heart with its neighbours, and slices that cover it to the apex."""
+    """Return a field of view that shows the heart with its neighbours, and slices that cover it to the apex."""
     plane = max(1.4, 144 / max(size[:2]))
     return plane, plane, 100 / size[2]
 
@@ -56,7 +56,7 @@ def render(
     random: np.random.Generator,
     spacing: tuple[float, float, float] | None = None,
 ) -> Phantom:
-    """Images a heart as cine of `size` (H, W, D, T)."""
+    """Render a heart as a cine of `size` (H, W, D, T)."""
     spacing = spacing or default_spacing(size)
     height, width, depth, frames = size
     shapes = [heart.at(t / frames) for t in range(frames)]
@@ -64,7 +64,7 @@ def render(
     image = np.zeros(size, np.float32)
     labels = np.zeros(size, np.uint8)
     for d in range(depth):
-        shift = random.normal(0, 1.2, 2)  # every slice is taken in another breath-hold
+        shift = random.normal(0, 1.2, 2)  # every slice is acquired in its own breath-hold
         surroundings = plane.surroundings(d / max(1, depth - 1), shift, random)
         polar = plane.polar(shift)
         for t, shape in enumerate(shapes):
@@ -82,7 +82,7 @@ def render(
 def _short_axis(
     size: tuple[int, int, int, int], spacing: tuple[float, float, float], random: np.random.Generator
 ) -> Geometry:
-    """An oblique plane as a scanner's user would lay it, with the heart left of and above the scanner's centre."""
+    """Return an oblique plane as a radiographer plans it, with the heart left of and above the scanner's centre."""
     apex = TO_APEX + random.uniform(-0.08, 0.08, 3)
     apex /= np.linalg.norm(apex)
     right = PICTURE_RIGHT - (PICTURE_RIGHT @ apex) * apex
@@ -121,7 +121,7 @@ class _Plane:
         return _Polar(np.hypot(x, y), np.rint(angle).astype(int) % ANGLES)
 
     def surroundings(self, towards_apex: float, shift: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Everything but the heart in one slice; the liver grows and the lungs shrink towards the apex."""
+        """Draw everything but the heart in one slice; the liver grows and the lungs shrink towards the apex."""
         x, y = self.x - 0.5 * shift[0], self.y - 0.5 * shift[1]
 
         def ellipse(cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
@@ -151,7 +151,7 @@ class _Plane:
 
 
 def _row(table: np.ndarray, z: np.ndarray, level: float) -> np.ndarray:
-    """A table over (LEVELS, ANGLES) at one level; nothing beyond the apex."""
+    """Interpolate a table (LEVELS, ANGLES) at one level; 0 beyond the apex."""
     position = np.interp(level, z, np.arange(len(z)))
     below = int(position)
     above = min(below + 1, len(z) - 1)
@@ -160,14 +160,14 @@ def _row(table: np.ndarray, z: np.ndarray, level: float) -> np.ndarray:
 
 
 def _inside(boundary: np.ndarray, polar: _Polar, voxel: float) -> np.ndarray:
-    """The share of each voxel within a boundary given over the angles."""
+    """Return the share of each voxel inside a boundary given over the angles."""
     return np.clip((boundary[polar.angle] - polar.radius) / voxel + 0.5, 0, 1)
 
 
 def _heart_layer(
     heart: Heart, shape: Shape, level: float, polar: _Polar, surroundings: np.ndarray, voxel: float
 ) -> np.ndarray:
-    """The heart laid over its surroundings at one level and moment."""
+    """Draw the heart over its surroundings at one level and moment."""
     picture = surroundings
     if level > shape.z[-1]:
         return picture
@@ -189,7 +189,7 @@ def _heart_layer(
 def _papillaries(
     heart: Heart, shape: Shape, level: float, polar: _Polar, picture: np.ndarray, radius: float, voxel: float
 ) -> np.ndarray:
-    """The two papillary muscles of the middle third; they turn with the twisting wall."""
+    """Draw the two papillary muscles of the middle third; they turn with the twisting wall."""
     share = level / shape.z[-1]
     size = heart.papillary_size * float(heart.endo_at_rest.max()) * np.clip(4 * min(share - 0.2, 0.75 - share), 0, 1)
     if size <= 0.5:
@@ -224,7 +224,7 @@ def _acquire(
     spacing: tuple[float, float, float],
     random: np.random.Generator,
 ) -> np.ndarray:
-    """Flow, blur of the point spread, coil shading, Rician noise, grey levels."""
+    """Add flow, the blur of the point spread, coil shading and Rician noise; convert to grey levels."""
     height, width, _, frames = image.shape
     flow = gaussian_filter(random.standard_normal(image.shape), (6 / spacing[0], 6 / spacing[1], 0, 1.0))
     flow /= flow.std()

@@ -1,0 +1,175 @@
+"""Headers and pixels of DICOM files: which planes they hold, where and when each was taken.
+
+Only voxels and geometry are read; names, dates and all other attributes are ignored.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cardiodit.errors import CardioDiTError, Problems
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+SAME_DIRECTION = 2  # decimals of a direction cosine
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+
+# The phases of a beat are ordered by the first of these attributes that has a different value in each plane of a slice.
+PHASE_KEYS = ("TriggerTime", "TemporalPositionIdentifier", "AcquisitionTime", "InstanceNumber")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One 2D image at one moment, before its pixels are read.
+
+    Args:
+        frame: index in a multi-frame file.
+        direction: (3, 2): unit vectors along a row's and a column's pixels, to the patient's left, back and head.
+        position: (3,): centre of the first pixel, mm.
+        pixel: mm along a row and along a column.
+        shape: pixels along a row and along a column.
+        phase: value of each of `PHASE_KEYS` that the file has.
+        beat: ms from beat to beat.
+        has_intercept: whether the file says how its numbers become Hounsfield units.
+    """
+
+    path: Path
+    frame: int
+    series: str
+    series_number: int
+    description: str
+    direction: np.ndarray
+    position: np.ndarray
+    pixel: tuple[float, float]
+    shape: tuple[int, int]
+    thickness: float | None
+    phase: dict[str, float]
+    beat: float | None
+    has_intercept: bool
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.direction[:, 0], self.direction[:, 1])
+
+    @property
+    def height(self) -> float:
+        """Position along the plane's normal, mm."""
+        return float(self.position @ self.normal)
+
+    def stack_key(self, decimals: int) -> tuple:
+        """What the planes of one stack share: orientation, matrix, and pixel size to some decimals."""
+        direction = self.direction.round(SAME_DIRECTION).ravel() + 0.0
+        return (*direction, *self.shape, *np.round(self.pixel, decimals))
+
+
+def read_headers(folder: Path) -> tuple[list[tuple[Path, Any]], list[Path]]:
+    """Return the headers of all DICOM files below a folder, and the other files; damaged files are one error."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise CardioDiTError("Reading DICOM needs pydicom: pip install 'cardiodit[dicom]'.") from error
+    headers, others = [], []
+    problems = Problems(f"Files in {folder} cannot be read")
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        try:
+            data = pydicom.dcmread(path, stop_before_pixels=True)
+        except pydicom.errors.InvalidDicomError:
+            if path.suffix.lower() in DICOM_ENDINGS:
+                problems.add(f"{path} is damaged: it does not begin as a DICOM file does.")
+            others.append(path)
+        except (OSError, EOFError, ValueError, NotImplementedError) as error:
+            problems.add(f"{path} is damaged or was cut off ({error}).")
+        else:
+            if "DirectoryRecordSequence" not in data:
+                headers.append((path, data))
+    problems.raise_if_any("Copy them again from their source, or remove them.")
+    return headers, others
+
+
+def planes_of(path: Path, data: Any) -> list[Plane | None]:
+    """Return the planes of a file; None for one without a position in the patient, such as a screenshot."""
+    return [_plane(path, data, frame) for frame in range(int(data.get("NumberOfFrames", 1) or 1))]
+
+
+def _plane(path: Path, data: Any, frame: int) -> Plane | None:
+    find = _finder(data, frame)
+    orientation, position, spacing = (
+        find(name) for name in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
+    )
+    if orientation is None or position is None or spacing is None:
+        return None
+    values = {key: find(key) for key in PHASE_KEYS}
+    for key, other in (
+        ("TriggerTime", "NominalCardiacTriggerDelayTime"),
+        ("TemporalPositionIdentifier", "TemporalPositionIndex"),
+    ):
+        values[key] = values[key] if values[key] is not None else find(other)
+    if values["InstanceNumber"] is not None:
+        values["InstanceNumber"] = int(values["InstanceNumber"]) + frame
+    thickness, beat = find("SliceThickness"), find("NominalInterval") or find("RRIntervalTimeNominal")
+    return Plane(
+        path,
+        frame,
+        str(data.get("SeriesInstanceUID", "")),
+        int(data.get("SeriesNumber", 0) or 0),
+        str(data.get("SeriesDescription", "")).lower(),
+        np.array(orientation, dtype=float).reshape(2, 3).T,
+        np.array(position, dtype=float),
+        (float(spacing[1]), float(spacing[0])),
+        (int(data.Columns), int(data.Rows)),
+        float(thickness) if thickness else None,
+        {key: float(value) for key, value in values.items() if value is not None and str(value) != ""},
+        float(beat) if beat else None,
+        find("RescaleIntercept") is not None,
+    )
+
+
+def _finder(data: Any, frame: int) -> Callable[[str], Any]:
+    """Return a function that looks up an attribute in a frame's groups, the shared groups, then the file."""
+    groups: list[Any] = []
+    for name, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        if name in data:
+            group = data[name].value[index]
+            groups += [sequence.value[0] for sequence in group if sequence.VR == "SQ" and len(sequence.value)]
+    groups.append(data)
+    return lambda keyword: next((group[keyword].value for group in groups if keyword in group), None)
+
+
+def affine_of(first: Plane, step: np.ndarray) -> np.ndarray:
+    """Return the matrix from voxel indices to mm (RAS) of slices that begin at `first` and are `step` (3,) mm apart."""
+    affine = np.eye(4)
+    affine[:3, 0] = LPS_TO_RAS @ first.direction[:, 0] * first.pixel[0]
+    affine[:3, 1] = LPS_TO_RAS @ first.direction[:, 1] * first.pixel[1]
+    affine[:3, 2] = LPS_TO_RAS @ step
+    affine[:3, 3] = LPS_TO_RAS @ first.position
+    return affine
+
+
+def read_voxels(slices: list[list[Plane]]) -> np.ndarray:
+    """Read the pixels as (H, W, D, T), rescaled; H runs along a row's pixels, W along a column's."""
+    import pydicom
+
+    path, data, planes = None, None, []
+    for plane in (plane for phases in slices for plane in phases):
+        if plane.path != path:  # only one file at a time is kept: they may be large
+            path, data = plane.path, pydicom.dcmread(plane.path)
+        find = _finder(data, plane.frame)
+        pixels = _read_pixels(data, plane.path)
+        values = (pixels[plane.frame] if pixels.ndim == 3 else pixels).T
+        slope, intercept = float(find("RescaleSlope") or 1), float(find("RescaleIntercept") or 0)
+        values = values * slope + intercept
+        fits = slope.is_integer() and intercept.is_integer() and np.abs(values).max() <= np.iinfo(np.int16).max
+        planes.append(values.astype(np.int16 if fits else np.float32))
+    return np.stack(planes, axis=-1).reshape(*planes[0].shape, len(slices), len(slices[0]))
+
+
+def _read_pixels(data: Any, path: Path) -> np.ndarray:
+    try:
+        return data.pixel_array
+    except (AttributeError, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise CardioDiTError(
+            f"The pixels of {path} cannot be read ({str(error).splitlines()[0]}). Copy it again from its source, or, "
+            "if it is compressed, decompress it first."
+        ) from error
