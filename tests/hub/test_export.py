@@ -84,7 +84,7 @@ def test_volumes_and_steered_pipelines_open_without_the_package(tmp_path: Path) 
         pipe.save_pretrained(tmp_path / "models" / name)
         export_with_code(tmp_path / "models" / name, tmp_path / name)
     assert (tmp_path / "VolDiTControlPipeline" / "adapter" / "adapter_tgca.py").is_file()
-    assert (tmp_path / "PRDiTPipeline" / "scheduler" / "noise_and_image.py").is_file()
+    assert (tmp_path / "PRDiTPipeline" / "scheduler" / "prdit_scheduler.py").is_file()
     torch.save(expected, tmp_path / "expected.pt")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     opened = subprocess.run(

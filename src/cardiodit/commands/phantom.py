@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.subcommand import add_command
+from cardiodit.commands.subcommand import PHANTOM_GROUPS, add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.phantom import GROUPS, write_chests, write_cohort
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -30,12 +29,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--spacing", type=float, nargs=3, metavar=("H", "W", "D"), help="mm; default: shows the whole heart or chest"
     )
-    parser.add_argument("--groups", nargs="+", metavar="GROUP", help=f"of hearts; default: {' '.join(GROUPS)}")
+    parser.add_argument("--groups", nargs="+", metavar="GROUP", help=f"of hearts; default: {' '.join(PHANTOM_GROUPS)}")
     parser.add_argument("--workers", type=int, default=1, help="processes; the result is the same (%(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.imaging.phantom import write_chests, write_cohort
+
     settings = {name: getattr(arguments, name) for name in ("num", "seed", "workers")}
     for name in ("size", "spacing", "groups"):
         if getattr(arguments, name) is not None:

@@ -3,10 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.subcommand import add_command
-from cardiodit.imaging.cohorts import CT_LAYOUTS, LAYOUTS, VIEWS, Preparation, prepare_cohort, prepare_ct
-from cardiodit.imaging.cohorts.split import SPLITS
-from cardiodit.imaging.nifti import TIME_UNITS
+from cardiodit.commands.subcommand import CINE_LAYOUTS, CT_LAYOUTS, CT_PRESETS, TIME_UNITS, add_command
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -20,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "layout",
-        choices=LAYOUTS,
+        choices=(*CINE_LAYOUTS, *CT_LAYOUTS),
         help="how the files lie: acdc, mnms, mnms2, ukbb as published; folder: any NIfTI files, one folder or one "
         "name for each subject; dicom: one folder of DICOM files for each subject. Of CT: lidc (a folder of DICOM "
         "files for each patient, or NIfTI) and radchest (npz, or NIfTI)",
@@ -60,7 +57,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--preset",
-        choices=VIEWS,
+        choices=CT_PRESETS,
         help="of CT: report what its field of view will crop and pad (prdit-lidc or prdit-radchest)",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes; the result is the same (%(default)s)")
@@ -68,6 +65,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.imaging.cohorts import Preparation, prepare_cohort, prepare_ct
+
     how = Preparation(
         fractions=arguments.fractions,
         seed=arguments.seed,
@@ -90,6 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _say_written(manifest: Path, own_split: bool) -> str:
     """The files to go on with; a split without patients has none, which training would miss only later."""
+    from cardiodit.imaging.cohorts.split import SPLITS
+
     folder = manifest.parent
     empty = [split for split in SPLITS if not (folder / f"{split}.csv").exists()]
     held = [f"{split}.csv" for split in SPLITS if split not in empty]
