@@ -20,7 +20,7 @@ from cardiodit import (
 from cardiodit._util.memory import LiveMemory, peak_bytes, set_tiling, weight_bytes
 from cardiodit.pipelines import estimate
 
-from .conftest import randomise
+from ..conftest import randomise
 
 MEASURE = """
 import json, sys, time, torch

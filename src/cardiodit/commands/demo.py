@@ -21,9 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--num_samples", type=int, default=4, help="number of hearts; cycles over the class labels (%(default)s)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="random seed; another seed gives other hearts (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed; each seed gives other hearts (%(default)s)")
     parser.set_defaults(run=run)
 
 

@@ -97,7 +97,7 @@ def _add_measurement(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reconstructions",
         metavar="VAE",
-        help="VQ model: also measure what real volumes lose by encoding and decoding",
+        help="VQ model: also measure what encoding and decoding does to real volumes",
     )
     group.add_argument(
         "--critic", action="store_true", help="also train critics that tell the sets apart (slow; 16 volumes per set)"

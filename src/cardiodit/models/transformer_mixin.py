@@ -4,10 +4,17 @@ from typing import Any
 
 import torch
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 
+from cardiodit._compat import (
+    ADAPTER_SCALES,
+    ContextParallelInput,
+    ContextParallelOutput,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+    require,
+)
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import StrictModelMixin, refuse_pickles
 
@@ -20,7 +27,26 @@ class TransformerMixin(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Cache
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Older versions of diffusers look up by a class's name how an adapter's strength is spread over its blocks.
-        _SET_ADAPTER_SCALE_FN_MAPPING.setdefault(cls.__name__, lambda _, strengths: strengths)
+        if ADAPTER_SCALES is not None:
+            ADAPTER_SCALES.setdefault(cls.__name__, lambda _, strengths: strengths)
+
+    def enable_cache(self, config: Any) -> None:
+        """Enable one of diffusers' caches, which reuse results of earlier sampling steps."""
+        require(
+            "Caching between sampling steps",
+            TransformerBlockRegistry=TransformerBlockRegistry,
+            TransformerBlockMetadata=TransformerBlockMetadata,
+        )
+        super().enable_cache(config)
+
+    def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
+        """Split the tokens of each volume over several GPUs."""
+        require(
+            "Context parallelism",
+            ContextParallelInput=ContextParallelInput,
+            ContextParallelOutput=ContextParallelOutput,
+        )
+        super().enable_parallelism(config=config, cp_plan=cp_plan)
 
     def set_attention_backend(self, backend: str) -> None:
         """diffusers' choice of attention kernels; those of torch that need a GPU say so here, not at the first call."""
