@@ -28,7 +28,7 @@ def main() -> None:
     found: dict[str, list[float]] = {"base": [], "cardiodit": [], "pass": [], "help": []}
     for _ in range(ROUNDS):
         found["base"].append(seconds(BASE))
-        found["cardiodit"].append(seconds(f"{BASE}; from cardiodit import *"))
+        found["cardiodit"].append(seconds(f"{BASE}; from cardiodit import CardioDiTControlPipeline, PRDiTPipeline"))
         found["pass"].append(seconds("pass"))
         found["help"].append(seconds("from cardiodit.cli import build_parser; build_parser().print_help()"))
     base, ours = statistics.median(found["base"]), statistics.median(found["cardiodit"])
