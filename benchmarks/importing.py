@@ -1,4 +1,4 @@
-"""What `import cardiodit` adds to the torch and diffusers that it stands on.
+"""What `import cardiodit` and its public names add to torch and diffusers, and how long `cardiodit --help` takes.
 
     python benchmarks/importing.py
 
@@ -25,11 +25,15 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
-    found: dict[str, list[float]] = {"base": [], "cardiodit": []}
+    found: dict[str, list[float]] = {"base": [], "cardiodit": [], "pass": [], "help": []}
     for _ in range(ROUNDS):
         found["base"].append(seconds(BASE))
-        found["cardiodit"].append(seconds(f"{BASE}; import cardiodit"))
+        found["cardiodit"].append(seconds(f"{BASE}; from cardiodit import CardioDiTControlPipeline, PRDiTPipeline"))
+        found["pass"].append(seconds("pass"))
+        found["help"].append(seconds("from cardiodit.cli import build_parser; build_parser().print_help()"))
     base, ours = statistics.median(found["base"]), statistics.median(found["cardiodit"])
+    nothing, shown = statistics.median(found["pass"]), statistics.median(found["help"])
+    print(f"cardiodit --help {shown:.2f} s, python -c pass {nothing:.2f} s: {shown / nothing:.1f} times")
     print(f"torch and diffusers {base:.2f} s, with cardiodit {ours:.2f} s: {ours - base:+.2f} s")
 
 

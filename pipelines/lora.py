@@ -4,9 +4,10 @@ from os import PathLike
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
+from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import USE_PEFT_BACKEND
 
+from cardiodit._compat import fetch_state_dict, require
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import refuse_pickles
 
@@ -30,7 +31,8 @@ class TransformerLoraMixin(LoraBaseMixin):
             name: kwargs.pop(name, None)
             for name in ("cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder", "weight_name")
         }
-        state_dict, metadata = _fetch_state_dict(
+        require("Loading LoRA weights", _fetch_state_dict=fetch_state_dict)
+        state_dict, metadata = fetch_state_dict(
             pretrained_model_name_or_path_or_dict=pretrained_model_name_or_path_or_dict,
             force_download=kwargs.pop("force_download", False),
             use_safetensors=True,

@@ -62,6 +62,28 @@ def test_the_table_can_be_read(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out.splitlines()[-1].split() == ["hypertrophic", "105", "30", "71"]
 
 
+def assert_holds_the_package(installed: Path) -> None:
+    """Every file of the package that git tracks, with its content, and nothing else; links became real files."""
+    package = ROOT / "src" / "cardiodit"
+    folders = {"": "src/cardiodit", **{link.name: link.name for link in package.iterdir() if link.is_symlink()}}
+    assert set(folders) == {"", "pipelines", "training", "configs", "checkpoints"}
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    expected = {}
+    for name in tracked.stdout.splitlines():
+        for target, source in folders.items():
+            path = ROOT / name
+            if name.startswith(f"{source}/") and path.exists() and not path.is_dir():
+                expected[(Path(target) / name.removeprefix(f"{source}/")).as_posix()] = path.read_bytes()
+    held = [path for path in installed.rglob("*") if path.is_file()]
+    assert not any(path.is_symlink() for path in installed.rglob("*"))
+    assert {path.relative_to(installed).as_posix(): path.read_bytes() for path in held} == expected
+    assert {"py.typed", "hub/model_card.md", "checkpoints/cardiodit-phantom/README.md"} <= set(expected)
+
+
 def test_it_runs_from_a_wheel_without_the_checkout(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"  # a build leaves its traces where it is done
@@ -70,8 +92,7 @@ def test_it_runs_from_a_wheel_without_the_checkout(tmp_path: Path) -> None:
     install = [*pip, "--no-build-isolation", "--no-compile", "--target", str(tmp_path / "installed"), str(source)]
     done = subprocess.run(install, capture_output=True, text=True)  # makes a wheel of the checkout, and installs that
     assert done.returncode == 0, done.stderr
-    names = {path.relative_to(tmp_path / "installed").as_posix() for path in (tmp_path / "installed").rglob("*")}
-    assert {"cardiodit/checkpoints/cardiodit-phantom/README.md", "cardiodit/hub/model_card.md"} <= names
+    assert_holds_the_package(tmp_path / "installed" / "cardiodit")
     call = (
         "import sys, cardiodit; from cardiodit.cli import main; print(cardiodit.__file__); sys.exit(main(sys.argv[1:]))"
     )

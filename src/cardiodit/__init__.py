@@ -1,48 +1,122 @@
-"""Generate 4D cardiac cine MRI and 3D CT the way everybody generates images with diffusers."""
+"""Generate 4D cardiac cine MRI and 3D CT natively with diffusers.
 
+Public names are imported on first use (PEP 562), so `import cardiodit` and `cardiodit --help` load neither torch nor
+diffusers.
+"""
+
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
+
+from cardiodit.errors import CardioDiTError
+from cardiodit.hub.registration import register_with_diffusers
+
+if TYPE_CHECKING:
+    from cardiodit._util.memory import estimate_memory
+    from cardiodit.evaluation.protocol import evaluate
+    from cardiodit.evaluation.segmenters import open_segmenter
+    from cardiodit.imaging import PRESETS, Geometry, Intensity, Preprocessing, Volume, read_manifest
+    from cardiodit.latents.dataset import LatentCohort as LatentDataset
+    from cardiodit.models.adapter_tgca import TGCAAdapterModel
+    from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
+    from cardiodit.models.segmenter import HeartSegmenter
+    from cardiodit.models.transformer_dit import DiT3DTransformerModel, DiT4DTransformerModel
+    from cardiodit.models.transformer_prdit import PRDiTTransformerModel
+    from cardiodit.pipelines import (
+        CardioDiTControlPipeline,
+        CardioDiTPipeline,
+        PRDiTPipeline,
+        VolDiTControlPipeline,
+        VolDiTPipeline,
+        VolumePipelineOutput,
+    )
+    from cardiodit.pipelines.load import open_pipeline
+    from cardiodit.schedulers import NoiseAndImageScheduler, change_solver, make_scheduler
 
 __version__ = "0.1.0.dev0"
 
-# diffusers imports torchao where there is one, which then warns of kernels that nothing here uses.
-logging.getLogger("torchao").setLevel(logging.ERROR)
-
-from cardiodit._util.memory import estimate_memory
-from cardiodit.errors import CardioDiTError
-from cardiodit.hub import register_with_diffusers
-from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel, VQModel3D, VQModel4D
-from cardiodit.models.adapter_tgca import TGCAAdapterModel
-from cardiodit.models.transformer_prdit import PRDiTTransformerModel
-from cardiodit.pipelines import (
-    CardioDiTControlPipeline,
-    CardioDiTPipeline,
-    PRDiTPipeline,
-    VolDiTControlPipeline,
-    VolDiTPipeline,
-)
-from cardiodit.schedulers import NoiseAndImageScheduler, change_solver, make_scheduler
-
-register_with_diffusers(
-    *(CardioDiTPipeline, CardioDiTControlPipeline, PRDiTPipeline, VolDiTPipeline, VolDiTControlPipeline),
-    *(DiT3DTransformerModel, DiT4DTransformerModel, PRDiTTransformerModel, TGCAAdapterModel, VQModel3D, VQModel4D),
-    NoiseAndImageScheduler,
-)
-
 __all__ = [
+    "PRESETS",
     "CardioDiTControlPipeline",
     "CardioDiTError",
     "CardioDiTPipeline",
     "DiT3DTransformerModel",
     "DiT4DTransformerModel",
+    "Geometry",
+    "HeartSegmenter",
+    "Intensity",
+    "LatentDataset",
     "NoiseAndImageScheduler",
     "PRDiTPipeline",
     "PRDiTTransformerModel",
+    "Preprocessing",
     "TGCAAdapterModel",
     "VQModel3D",
     "VQModel4D",
     "VolDiTControlPipeline",
     "VolDiTPipeline",
+    "Volume",
+    "VolumePipelineOutput",
     "change_solver",
     "estimate_memory",
+    "evaluate",
     "make_scheduler",
+    "open_pipeline",
+    "open_segmenter",
+    "read_manifest",
 ]
+
+# Classes that saved folders name; diffusers finds them as its own.
+_SAVED_CLASSES = {
+    "CardioDiTControlPipeline": "cardiodit.pipelines",
+    "CardioDiTPipeline": "cardiodit.pipelines",
+    "DiT3DTransformerModel": "cardiodit.models.transformer_dit",
+    "DiT4DTransformerModel": "cardiodit.models.transformer_dit",
+    "HeartSegmenter": "cardiodit.models.segmenter",
+    "NoiseAndImageScheduler": "cardiodit.schedulers",
+    "PRDiTPipeline": "cardiodit.pipelines",
+    "PRDiTTransformerModel": "cardiodit.models.transformer_prdit",
+    "TGCAAdapterModel": "cardiodit.models.adapter_tgca",
+    "VQModel3D": "cardiodit.models.autoencoder_vq",
+    "VQModel4D": "cardiodit.models.autoencoder_vq",
+    "VolDiTControlPipeline": "cardiodit.pipelines",
+    "VolDiTPipeline": "cardiodit.pipelines",
+}
+_LAZY = {
+    **_SAVED_CLASSES,
+    "Geometry": "cardiodit.imaging",
+    "Intensity": "cardiodit.imaging",
+    "LatentDataset": "cardiodit.latents.dataset:LatentCohort",
+    "PRESETS": "cardiodit.imaging",
+    "Preprocessing": "cardiodit.imaging",
+    "Volume": "cardiodit.imaging",
+    "VolumePipelineOutput": "cardiodit.pipelines",
+    "change_solver": "cardiodit.schedulers",
+    "estimate_memory": "cardiodit._util.memory",
+    "evaluate": "cardiodit.evaluation.protocol",
+    "make_scheduler": "cardiodit.schedulers",
+    "open_pipeline": "cardiodit.pipelines.load",
+    "open_segmenter": "cardiodit.evaluation.segmenters",
+    "read_manifest": "cardiodit.imaging",
+}
+_SUBPACKAGES = ("imaging", "latents", "models", "pipelines", "schedulers")  # `cardiodit.imaging` needs no import
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, original_name = _LAZY[name].partition(":")
+    value = getattr(importlib.import_module(module), original_name or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+
+
+# diffusers imports torchao if it is installed, which then warns about kernels that nothing here uses.
+logging.getLogger("torchao").setLevel(logging.ERROR)
+register_with_diffusers(_SAVED_CLASSES)

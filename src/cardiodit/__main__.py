@@ -1,4 +1,4 @@
-"""`python -m cardiodit`, which `accelerate launch -m cardiodit` runs in every process."""
+"""`python -m cardiodit`; `accelerate launch -m cardiodit` runs it in every process."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The `cardiodit` command. Each subcommand is a file in `commands`."""
+"""The `cardiodit` command. Each subcommand is a module in `commands`."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ from cardiodit.commands import (
 )
 from cardiodit.errors import CardioDiTError
 
-# In the order of `--help`: how one goes from data to a published model.
+# In the order of a project: from data to a published model.
 COMMANDS = (
     demo,
     phantom,
@@ -41,7 +41,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 when it worked, 1 with one sentence on stderr when it did not, or what the command says."""
+    """Run one command and return its exit code: 0 on success, 1 after an error, which is printed to stderr."""
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cardiodit",
-        description="Generate 4D cardiac cine MRI and 3D CT, steered by masks if you like: prepare data, encode it for "
-        "training, sample, look at volumes.",
-        epilog="`cardiodit COMMAND --help` shows an example of each command. Training is started with accelerate: "
-        "`accelerate launch -m cardiodit.training.train_vqgan --help`, the same with train_dit, train_tgca (an adapter "
-        "for masks) and train_segmenter.",
+        description="Generate beating hearts (4D cardiac cine MRI) and chest CTs (3D) with diffusion models: prepare "
+        "data, train, sample, evaluate and publish. New here? Run `cardiodit demo`.",
+        epilog="`cardiodit COMMAND --help` describes a command and shows an example. Models are trained with "
+        "accelerate: `accelerate launch -m cardiodit.training.train_vqgan --help`; likewise train_dit, train_prdit, "
+        "train_tgca (an adapter that follows masks) and train_segmenter.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -1,15 +1,15 @@
-"""The one exception that means "you can mend this": its text is meant for the user."""
+"""Errors that a user can fix: their text is meant for the user."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 class CardioDiTError(ValueError):
-    """Says what was wrong, where, what was expected and what to do. The command line prints it as one line."""
+    """Base class for user-fixable errors. The text says what was wrong, where, and what to do; the CLI prints it."""
 
 
 class Problems:
-    """Gathers sentences, so that a user can mend everything at once instead of one thing a run."""
+    """A list of problems, reported in one error so that a user can fix all of them at once."""
 
     def __init__(self, heading: str) -> None:
         self.heading = heading
@@ -25,13 +25,13 @@ class Problems:
         raise CardioDiTError(f"{self.heading}:{lines}{advice and chr(10)}{advice}")
 
 
-def try_all(*works: Callable[[], Any]) -> list[Any]:
-    """Does all of it; what goes wrong comes in one error, so that nobody mends one thing only to meet the next."""
+def try_all(*functions: Callable[[], Any]) -> list[Any]:
+    """Call every function and return the results; user-fixable errors are collected and raised as one."""
     results: list[Any] = []
     problems: list[str] = []
-    for work in works:
+    for function in functions:
         try:
-            results.append(work())
+            results.append(function())
         except CardioDiTError as problem:
             problems.append(str(problem))
     if problems:

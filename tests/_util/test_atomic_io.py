@@ -7,7 +7,7 @@ import pytest
 from cardiodit import CardioDiTError
 from cardiodit._util.atomic_io import append_line, atomic_file, new_folder, replace_folder, restore_folder
 
-from .conftest import begin
+from ..conftest import begin
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:

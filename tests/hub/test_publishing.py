@@ -263,7 +263,7 @@ def test_all_problems_come_at_once_and_before_any_network(model: Path, capsys: p
     said = capsys.readouterr().err
     assert all(part in said for part in ("README.md is missing", "doe.dcm is a DICOM file", "weights.pt is a pickle"))
     for arguments, message in [
-        ([str(model), "hearts"], "no name on the Hub"),
+        ([str(model), "hearts"], "is not a repository name"),
         ([str(model / "x"), "a/b"], "is not a folder"),
         ([str(model), "a/b", "--dry_run"], "cannot be published"),
     ]:

@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
@@ -10,12 +9,6 @@ from cardiodit import CardioDiTPipeline
 from cardiodit.hub.registration import public_library
 
 from ..conftest import begin
-
-
-def test_diffusers_knows_our_classes() -> None:
-    for name in ("CardioDiTPipeline", "VQModel3D", "VQModel4D", "DiT3DTransformerModel", "DiT4DTransformerModel"):
-        assert getattr(diffusers, name) is getattr(cardiodit, name)
-    assert diffusers.pipelines.cardiodit is cardiodit
 
 
 def test_a_folder_names_the_package_and_not_its_modules(make_pipe, tmp_path: Path) -> None:

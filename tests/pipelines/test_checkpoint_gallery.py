@@ -99,7 +99,7 @@ def test_an_adapter_is_seen_to_learn(
     assert main([*arguments, "--masks", str(tmp_path / "m.csv")]) == 1
     assert "has no pipeline yet, so the model that it steers must be given: --base MODEL" in capsys.readouterr().err
     assert main([*arguments, "--base", str(base)]) == 1
-    assert "is steered by masks (mask0)" in capsys.readouterr().err
+    assert "is controlled by masks (mask0)" in capsys.readouterr().err
     assert main([*arguments, "--masks", str(tmp_path / "m.csv"), "--base", str(base)]) == 0
     assert (output / "checkpoints.png").is_file()
     first, second = (read_nifti(output / f"checkpoint-{n}" / "seed0-00000.nii.gz").voxels for n in (2, 4))

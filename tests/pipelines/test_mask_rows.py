@@ -285,7 +285,7 @@ def test_an_adapter_that_was_trained_anew_is_another_model(
 
 def test_masks_and_an_adapter_come_together(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["sample", str(model), "--output_dir", str(tmp_path / "out")]) == 1
-    assert "is steered by masks (heart)" in capsys.readouterr().err
+    assert "is controlled by masks (heart)" in capsys.readouterr().err
     pipe = CardioDiTControlPipeline.from_pretrained(model)
     with pytest.raises(CardioDiTError, match="From 0.6 to 0.2|from 0.6 to 0.2"):
         pipe(np.zeros((16, 16, 2, 4)), control_guidance_start=0.6, control_guidance_end=0.2)

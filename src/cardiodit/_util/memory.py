@@ -4,16 +4,15 @@ The computation runs on tensors that have a shape and no content; what is alive 
 arithmetic of the model itself, whatever its size; buffers that kernels use inside are not in it.
 """
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from cardiodit._compat import FakeTensorMode, TorchDispatchMode, require, tree_leaves
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.volume import AXES
 
@@ -22,10 +21,11 @@ if TYPE_CHECKING:
 
 TILING = ("auto", "on", "off")
 TILED_ABOVE = 4 * 2**30  # bytes
+_TOOLS = {"FakeTensorMode": FakeTensorMode, "TorchDispatchMode": TorchDispatchMode, "tree_leaves": tree_leaves}
 _KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of each VQ model, what decoding takes by shapes
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode or object):  # type: ignore[misc]
     """Adds up the storages that operations make, from their birth to their death."""
 
     def __init__(self) -> None:
@@ -56,6 +56,7 @@ class LiveMemory(TorchDispatchMode):
 
 def peak_bytes(computation: Callable[[], Any]) -> int:
     """The most that a computation holds at a time of what it makes; its inputs are not counted."""
+    require("An estimate of the memory needed", **_TOOLS)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
         result = computation()
         del result
@@ -79,6 +80,9 @@ def set_tiling(vae: "VQModel", shape: Sequence[int], wanted: str = "auto", at_on
     """
     if wanted not in TILING:
         raise CardioDiTError(f"tiling={wanted!r} must be one of {', '.join(TILING)}.")
+    if wanted == "auto" and None in _TOOLS.values():
+        warnings.warn("This version of torch cannot estimate memory, so tiling='auto' does not tile.", stacklevel=2)
+        wanted = "off"
     if wanted == "auto":
         sizes = dict(zip(AXES, shape, strict=False))
         piece = [max(1, sizes.get(name, 1) // n) for name, n in zip(vae.axis_names, vae.scale_factors, strict=True)]

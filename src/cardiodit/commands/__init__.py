@@ -1,1 +1,1 @@
-"""One file a command: its options, and a thin layer over functions that Python users can call too."""
+"""One module per subcommand: its options, and a thin layer over functions that can also be called from Python."""

@@ -1,25 +1,25 @@
-"""`cardiodit card`: the model card of a pipeline folder."""
+"""`cardiodit card`: write the model card of a pipeline folder."""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.report import read_report
-from cardiodit.hub.card.evaluated import with_evaluation
-from cardiodit.hub.card.owner_facts import OwnerFacts, read_facts, write_facts
-from cardiodit.hub.card.previews import copy_previews
-from cardiodit.hub.model_card import CARD, write_card
+
+if TYPE_CHECKING:
+    from cardiodit.hub.card.owner_facts import OwnerFacts
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "card",
-        "Write the model card (README.md) of a pipeline folder from what its files, its training runs and its owner "
-        "know, and tell what is still to be stated.",
-        "cardiodit card runs/dit/pipeline --run runs/vqgan runs/dit --facts facts.yaml --previews samples",
+        "Write the model card (README.md) of a pipeline folder from its files, its training runs and a YAML file of "
+        "facts that only you know, and list what is still missing.",
+        "cardiodit card runs/dit/pipeline --write_facts facts.yaml\n"
+        "  cardiodit card runs/dit/pipeline --run runs/vqgan runs/dit --facts facts.yaml --previews samples",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="pipeline folder")
     add_sources(parser)
@@ -27,39 +27,44 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--write_facts",
         type=Path,
         metavar="YAML",
-        help="begin with this: only write a facts file to fill in, every key explained",
+        help="start here: only write an empty facts file that explains every key",
     )
     parser.set_defaults(run=run)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Where the card gets from what the folder itself does not know."""
-    parser.add_argument("--facts", type=Path, metavar="YAML", help="what only you know: data, consent, evaluation ...")
+    """Add the options that name the sources of a card besides the folder itself."""
+    parser.add_argument(
+        "--facts", type=Path, metavar="YAML", help="facts that only you know: data, consent, evaluation, contact ..."
+    )
     parser.add_argument(
         "--run",
         type=Path,
         nargs="+",
         default=[],
         dest="runs",
-        help="folders of the training runs of both stages; the run in whose folder FOLDER lies, and one beside it that "
-        "made the VQ model, are found by themselves",
+        help="folders of the training runs (VQ model and transformer). A run that contains FOLDER, and a run beside it "
+        "that trained FOLDER's VQ model, are found automatically",
     )
     parser.add_argument(
         "--previews",
         type=Path,
         metavar="SAMPLES",
-        help="folder of `cardiodit sample`: its first four GIFs are shown, in place of earlier ones",
+        help="folder written by `cardiodit sample`: its first four GIFs are shown in the card, replacing earlier ones",
     )
     parser.add_argument(
         "--evaluation",
         type=Path,
         metavar="REPORT",
-        help="report.json of `cardiodit evaluate`: its table and its main numbers are put into the card",
+        help="report.json of `cardiodit evaluate`: its table and main numbers are added to the card",
     )
     parser.add_argument("--overwrite", action="store_true", help="also replace a card that was edited by hand")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.card.owner_facts import write_facts
+    from cardiodit.hub.model_card import CARD
+
     folder = arguments.folder
     if not folder.is_dir():
         raise CardioDiTError(f"{folder} is not a folder.")
@@ -72,13 +77,18 @@ def run(arguments: argparse.Namespace) -> None:
     facts, missing = make_card(arguments)
     print(f"Wrote {folder / CARD}.")
     if missing:
-        print("Still to be stated:" + "".join(f"\n  - {what}" for what in missing))
+        print("Still missing:" + "".join(f"\n  - {item}" for item in missing))
     else:
         print(f"It is complete. Publish the folder: cardiodit publish {folder} {facts.repository or 'ORG/NAME'}")
 
 
-def make_card(arguments: argparse.Namespace, repository: str | None = None) -> tuple[OwnerFacts, list[str]]:
-    """Writes the card of a folder; the owner's facts, and what is still to be stated."""
+def make_card(arguments: argparse.Namespace, repository: str | None = None) -> "tuple[OwnerFacts, list[str]]":
+    """Write the card of a folder; return the owner's facts and the list of what is still missing."""
+    from cardiodit.evaluation.report import read_report
+    from cardiodit.hub.card.owner_facts import OwnerFacts, read_facts, with_evaluation
+    from cardiodit.hub.card.previews import copy_previews
+    from cardiodit.hub.model_card import write_card
+
     facts = read_facts(arguments.facts) if arguments.facts else OwnerFacts()
     if facts.repository is None:
         facts = replace(facts, repository=repository)

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cardiodit.commands.subcommand import add_command
-from cardiodit.imaging.preprocessing import PRESETS
+from cardiodit.commands.subcommand import PRESETS, add_command
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -1,4 +1,4 @@
-"""`cardiodit demo`: generated hearts, without data, GPU or account."""
+"""`cardiodit demo`: generate hearts with the bundled model."""
 
 import argparse
 from pathlib import Path
@@ -11,14 +11,17 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "demo",
-        "Generate four beating hearts with the small model that comes with the package, and show them.",
+        "Generate beating hearts with the small model that comes with the package, and show them on a web page. Needs "
+        "no data, no GPU, no network and no account.",
         "cardiodit demo --output_dir demo-output",
     )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("demo-output"), help="new or empty folder (%(default)s)"
     )
-    parser.add_argument("--num_samples", type=int, default=4, help="hearts, of the labels in turn (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another one, other hearts (%(default)s)")
+    parser.add_argument(
+        "--num_samples", type=int, default=4, help="number of hearts; cycles over the class labels (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed; each seed gives other hearts (%(default)s)")
     parser.set_defaults(run=run)
 
 

@@ -5,12 +5,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from cardiodit._util.memory import TILING
-from cardiodit.commands.processes import join_processes
-from cardiodit.commands.sample import DTYPES, TILING_HELP
-from cardiodit.commands.subcommand import add_command
+from cardiodit.commands.subcommand import DTYPES, PRESETS, TILING, TILING_HELP, add_command, join_processes
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging import PRESETS
 
 # One process may have all the remaining work; the others must wait for it longer than torch's ten minutes.
 TIMEOUT = timedelta(days=7)
@@ -61,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     from accelerate.utils import gather_object
 
     from cardiodit.hub.load import open_vae
+    from cardiodit.imaging.preprocessing import PRESETS as PREPROCESSINGS
     from cardiodit.latents import encode_cohort
 
     folders = folders_of(arguments.ids, arguments.output_dir)
@@ -72,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
             vae,
             folder,
             depth=arguments.depth,
-            steps=PRESETS[arguments.preset] if arguments.preset else None,
+            steps=PREPROCESSINGS[arguments.preset] if arguments.preset else None,
             batch_size=arguments.batch_size,
             device=arguments.device or state.device,
             dtype=getattr(torch, arguments.dtype),

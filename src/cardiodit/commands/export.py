@@ -1,4 +1,4 @@
-"""`cardiodit export`: a pipeline folder with its code."""
+"""`cardiodit export`: copy a pipeline folder and add its code."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "export",
-        "Copy a pipeline folder and put its code beside its weights, for people with diffusers and without this "
-        "package: they open it with trust_remote_code=True.",
+        "Copy a pipeline folder and add its source code, so that people who have diffusers but not this package can "
+        "open it with trust_remote_code=True.",
         "cardiodit export my-model --output_dir my-model-with-code",
     )
     parser.add_argument("model", type=Path, help="pipeline folder")

@@ -4,9 +4,7 @@ import argparse
 from pathlib import Path
 from textwrap import wrap
 
-from cardiodit.commands.subcommand import add_command
-
-TIME_UNITS = ("sec", "msec", "usec")
+from cardiodit.commands.subcommand import TIME_UNITS, add_command
 
 
 def add(commands: argparse._SubParsersAction) -> None:

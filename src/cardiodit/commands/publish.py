@@ -1,4 +1,4 @@
-"""`cardiodit publish`: a pipeline folder onto the Hub."""
+"""`cardiodit publish`: upload a pipeline folder to the Hub."""
 
 import argparse
 from pathlib import Path
@@ -12,18 +12,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "publish",
-        "Upload a pipeline folder with its card and previews to the Hub. Refuses, with all reasons at once, while the "
-        "card is incomplete or a file could tell who a patient is.",
-        "cardiodit publish runs/dit/pipeline org/name --facts facts.yaml",
+        "Check a pipeline folder and upload it, with its card and previews, to the Hugging Face Hub. Nothing is "
+        "uploaded while the card is incomplete or a file could identify a patient; all reasons are listed at once.",
+        "cardiodit publish runs/dit/pipeline org/name --facts facts.yaml --dry_run",
     )
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="pipeline folder; without --facts, its card is published as it is"
     )
-    parser.add_argument("repository", metavar="ORG/NAME", help="where to; made if it is not there")
-    parser.add_argument("--public", action="store_true", help="for everybody to see; otherwise private")
+    parser.add_argument("repository", metavar="ORG/NAME", help="destination repository, created if missing")
+    parser.add_argument("--public", action="store_true", help="let everyone see the model; default: private")
     add_sources(parser)
-    parser.add_argument("--message", default="Published with cardiodit", help="of the commit (%(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="only check, without network")
+    parser.add_argument("--message", default="Published with cardiodit", help="commit message (%(default)s)")
+    parser.add_argument("--dry_run", action="store_true", help="only check the folder; needs no network")
     parser.set_defaults(run=run)
 
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         make_card(arguments, arguments.repository)
     elif arguments.runs or arguments.previews or arguments.evaluation or arguments.overwrite:
         raise CardioDiTError(
-            "--run, --previews, --evaluation and --overwrite make the card anew, which needs --facts, too."
+            "--run, --previews, --evaluation and --overwrite write the card again, which also needs --facts."
         )
     if not arguments.dry_run:
         address = publish(arguments.folder, arguments.repository, not arguments.public, arguments.message)

@@ -5,15 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cardiodit._util.memory import TILING, set_tiling
-from cardiodit.commands.sample import TILING_HELP
-from cardiodit.commands.subcommand import add_command
+from cardiodit.commands.subcommand import PRESETS, TILING, TILING_HELP, add_command
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.manifest import prepare_case, read_manifest
-from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 
 if TYPE_CHECKING:
     from cardiodit.evaluation.reconstruction import Report
+    from cardiodit.imaging.preprocessing import Preprocessing
 
 SHARP_PSNR = 30.0  # dB; a rule of thumb for images in [-1, 1]
 FEW_CODES = 0.05  # share of the codes
@@ -47,8 +44,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
+    from cardiodit._util.memory import set_tiling
     from cardiodit.evaluation.reconstruction import reconstruct_cohort
     from cardiodit.hub.load import open_vae
+    from cardiodit.imaging.manifest import prepare_case, read_manifest
 
     for name in ("num", "depth", "batch_size"):
         value = getattr(arguments, name)
@@ -68,8 +67,11 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def _steps(vae: Any, preset: str | None, depth: int | None) -> Preprocessing:
+def _steps(vae: Any, preset: str | None, depth: int | None) -> "Preprocessing":
     """Return the model's own preprocessing, because other images would not represent its training data."""
+    from cardiodit.imaging.preprocessing import PRESETS as PREPROCESSINGS
+    from cardiodit.imaging.preprocessing import Preprocessing
+
     own = vae.config.preprocessing
     if own is not None and preset is not None:
         raise CardioDiTError("The model's config contains its preprocessing, which is used. Leave --preset out.")
@@ -78,7 +80,7 @@ def _steps(vae: Any, preset: str | None, depth: int | None) -> Preprocessing:
             "The model's config does not say how its training volumes were prepared. Give --preset: one of "
             f"{', '.join(PRESETS)} (cardiodit for the published models)."
         )
-    steps = Preprocessing.from_dict(own) if own is not None else PRESETS[preset or ""]
+    steps = Preprocessing.from_dict(own) if own is not None else PREPROCESSINGS[preset or ""]
     return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
 
 

@@ -1,4 +1,4 @@
-"""`cardiodit sample`: volumes from a pipeline folder."""
+"""`cardiodit sample`: generate volumes with a trained pipeline."""
 
 import argparse
 import math
@@ -7,25 +7,25 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cardiodit._util.memory import TILING
-from cardiodit.commands.processes import join_processes
-from cardiodit.commands.subcommand import add_command
-from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.volume import AXES
-from cardiodit.schedulers import SOLVERS, change_solver
-from cardiodit.schedulers.prdit_scheduler import NOISE_AND_IMAGE_SOLVERS
-
-DTYPES = ("float32", "bfloat16", "float16")
-TILING_HELP = (
-    "code volumes in overlapping pieces, in much less memory; auto: where one would need more than 4 GiB (%(default)s)"
+from cardiodit.commands.subcommand import (
+    AXES,
+    DTYPES,
+    PRDIT_SOLVERS,
+    SOLVERS,
+    TILING,
+    TILING_HELP,
+    add_command,
+    join_processes,
 )
+from cardiodit.errors import CardioDiTError
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "sample",
-        "Generate volumes with a pipeline folder or a model on the Hub, as NIfTI, GIF and samples.jsonl.",
+        "Generate volumes with a trained pipeline, as NIfTI files with GIF previews and a record of each sample "
+        "(samples.jsonl).",
         "cardiodit sample my-model --output_dir samples --num_samples 16 --batch_size 4 --seed 0\n"
         "  cardiodit sample runs/tgca/pipeline --masks masks.csv --output_dir steered",
     )
@@ -34,51 +34,52 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--output_dir",
         type=Path,
         required=True,
-        help="folder for the samples; those that it holds already, made in the same way, are not made again",
+        help="folder for the samples; samples that are already there, made with the same settings, are skipped",
     )
-    parser.add_argument("--num_samples", type=int, help="volumes to generate (1; with --masks, its rows)")
+    parser.add_argument("--num_samples", type=int, help="number of volumes (1; with --masks, the number of its rows)")
     parser.add_argument(
-        "--batch_size", type=int, default=1, help="volumes at once; the result is the same (%(default)s)"
+        "--batch_size", type=int, default=1, help="volumes per batch; does not change the result (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="sample i of a seed is always the same (%(default)s)")
     parser.add_argument(
-        "--first_sample", type=int, default=0, help="number of the first sample of the seed (%(default)s)"
+        "--seed", type=int, default=0, help="random seed; sample i of a seed is always the same (%(default)s)"
     )
-    parser.add_argument("--num_inference_steps", type=int, help="denoising steps (25; of PRDiT 100)")
+    parser.add_argument("--first_sample", type=int, default=0, help="index of the first sample (%(default)s)")
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps (25; PRDiT: 100)")
     parser.add_argument(
         "--solver",
-        choices=(*SOLVERS, *NOISE_AND_IMAGE_SOLVERS),
-        help="default: the one saved with the model; hot and euler are PRDiT's",
+        choices=(*SOLVERS, *PRDIT_SOLVERS),
+        help="sampler; default: the one saved with the model; hot and euler are for PRDiT",
     )
     parser.add_argument(
-        "--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none (%(default)s)"
+        "--guidance_scale", type=float, default=1.0, help="classifier-free guidance scale; 1 disables it (%(default)s)"
     )
     parser.add_argument(
         "--class_label",
         nargs="+",
         metavar="LABEL",
-        help="names or numbers of labels; with several, the samples get them in turn",
+        help="names or numbers of class labels; multiple labels are cycled over the samples",
     )
     for axis, unit in [("depth", "slices"), ("height", "voxels"), ("width", "voxels"), ("frames", "frames")]:
-        parser.add_argument(f"--{axis}", type=int, help=f"{unit}; default: as trained")
-    steering = parser.add_argument_group("steering", "of models with an adapter")
+        parser.add_argument(f"--{axis}", type=int, help=f"size in {unit}; default: as trained")
+    steering = parser.add_argument_group("mask control", "for models with an adapter")
     steering.add_argument(
         "--masks",
         type=Path,
         metavar="CSV",
-        help="a row for each volume, a column for each mask that the adapter takes, with paths of NIfTI label maps; "
-        "`image` may name a reference whose geometry is taken, and ed_frame, slices, mask_order and frame_time are "
-        "understood as in manifests. All are checked before anything is generated. Masks are turned, cropped and "
-        "resampled as the training volumes were; a volume lies in space where its mask does, on the model's own grid",
+        help="table with one row per volume and one column per mask that the adapter expects, holding paths of NIfTI "
+        "label maps. Optional columns: `image`, a reference that provides the geometry; ed_frame, slices, mask_order "
+        "and frame_time, as in manifests. All rows are checked before sampling starts. Masks are oriented, cropped and "
+        "resampled like the training volumes; each generated volume covers the region of its mask at the model's "
+        "spacing",
     )
     steering.add_argument(
-        "--conditioning_scale", type=float, default=1.0, help="how much of the adapter; 0 is none (%(default)s)"
+        "--conditioning_scale", type=float, default=1.0, help="strength of the adapter; 0 disables it (%(default)s)"
     )
     steering.add_argument(
         "--condition_guidance_scale",
         type=float,
         default=1.0,
-        help="classifier-free guidance towards the masks; 1 is none (%(default)s)",
+        help="classifier-free guidance scale towards the masks; 1 disables it (%(default)s)",
     )
     steering.add_argument(
         "--control_guidance",
@@ -86,10 +87,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         nargs=2,
         default=(0.0, 1.0),
         metavar=("START", "END"),
-        help="shares of the steps between which the masks steer (0 1)",
+        help="part of the sampling steps in which the masks are used, as fractions (0 1)",
     )
-    parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise (%(default)s)")
-    parser.add_argument("--decode_batch_size", type=int, default=1, help="slices decoded at once (%(default)s)")
+    parser.add_argument(
+        "--eta", type=float, default=0.0, help="noise added by DDIM: 0 is deterministic, 1 like DDPM (%(default)s)"
+    )
+    parser.add_argument("--decode_batch_size", type=int, default=1, help="slices decoded per batch (%(default)s)")
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
@@ -98,19 +101,19 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=int,
         nargs=3,
         metavar=("FIRST", "LAST", "STEP"),
-        help="MODEL is a training run: sample each of these checkpoints into a folder of its own, with a sheet and "
-        "a GIF across them",
+        help="MODEL is a training run: sample from each of these checkpoints into its own folder, and write a contact "
+        "sheet and a GIF that compare them",
     )
     parser.add_argument(
-        "--vae", metavar="MODEL", help="VQ model of the checkpoints, while their run has no pipeline yet"
+        "--vae", metavar="MODEL", help="with --checkpoints: the VQ model, if the run has no pipeline yet"
     )
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="pipeline that an adapter's checkpoints steer, while their run has no pipeline yet",
+        help="with --checkpoints of an adapter: the pipeline that it controls, if the run has no pipeline yet",
     )
     parser.add_argument(
-        "--estimate", action="store_true", help="only tell what memory and time it will need on this machine"
+        "--estimate", action="store_true", help="only estimate the memory and time needed on this machine"
     )
     parser.set_defaults(run=run)
 
@@ -127,53 +130,54 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.estimate:
         _print_estimate(pipe, arguments)
         return
-    made = _sample(pipe, arguments.output_dir, arguments, state)
-    if not made and state.num_processes == 1:
-        print(f"All samples that were asked for are in {arguments.output_dir} already.")
+    count = _sample(pipe, arguments.output_dir, arguments, state)
+    if count == 0 and state.num_processes == 1:
+        print(f"All requested samples are already in {arguments.output_dir}.")
 
 
 def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
-    """Makes what is missing; the number of volumes that were."""
+    """Generate the missing samples and return how many were generated."""
     from cardiodit.pipelines.sampling_job import SamplingJob, sample_many
 
-    _check_steering(pipe, arguments)
+    _check_mask_control(pipe, arguments)
     names = ("num_inference_steps", "guidance_scale", *AXES, "eta", "decode_batch_size")
     labels = [int(label) if label.isdecimal() else label for label in arguments.class_label or ()]
     settings = {name: getattr(arguments, name) for name in names}
     if arguments.num_inference_steps is None:
-        settings["num_inference_steps"] = pipe.default_steps  # on record, so that a later call knows
+        settings["num_inference_steps"] = pipe.default_steps  # recorded, so that a later call can compare
     masks, count = _read_masks(pipe, arguments), arguments.num_samples or 1
     if masks is not None:
-        count = _rows_asked(arguments, len(masks))
+        count = _row_count(arguments, len(masks))
         settings |= {name: getattr(arguments, name) for name in ("conditioning_scale", "condition_guidance_scale")}
         settings["control_guidance_start"], settings["control_guidance_end"] = arguments.control_guidance
     _set_tiling(pipe, arguments, masks)
     job = SamplingJob(arguments.seed, arguments.first_sample, count, labels, settings, masks)
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
-    made = 0
+    generated = 0
     for path in sample_many(pipe, folder, job, arguments.batch_size, *share):
         print(path, flush=True)
-        made += 1
-    return made
+        generated += 1
+    return generated
 
 
-def _check_steering(pipe: Any, arguments: argparse.Namespace) -> None:
-    """Masks and an adapter come together."""
+def _check_mask_control(pipe: Any, arguments: argparse.Namespace) -> None:
+    """Raise an error unless masks and an adapter are used together."""
     has_adapter = getattr(pipe, "adapter", None) is not None
     if has_adapter and not arguments.masks:
         raise CardioDiTError(
-            f"{arguments.model} is steered by masks ({', '.join(pipe.adapter.conditions.keys)}): name a table of them "
-            "with --masks."
+            f"{arguments.model} is controlled by masks ({', '.join(pipe.adapter.conditions.keys)}): give a table of "
+            "masks with --masks."
         )
     if arguments.masks and not has_adapter:
         raise CardioDiTError(f"--masks: {arguments.model} is a {type(pipe).__name__}, which has no adapter.")
-    if arguments.masks and (asked := [f"--{name}" for name in AXES if getattr(arguments, name) is not None]):
-        raise CardioDiTError(f"{', '.join(asked)}: volumes have the size of their masks. Leave it out.")
+    sizes = [f"--{name}" for name in AXES if getattr(arguments, name) is not None]
+    if arguments.masks and sizes:
+        raise CardioDiTError(f"{', '.join(sizes)}: volumes have the size of their masks. Leave it out.")
 
 
 def _read_masks(pipe: Any, arguments: argparse.Namespace) -> Any:
-    """The table, all of it checked; None without one."""
+    """Read and check the table of masks, if any."""
     if not arguments.masks:
         return None
     from cardiodit.pipelines.mask_rows import MaskRows
@@ -182,7 +186,7 @@ def _read_masks(pipe: Any, arguments: argparse.Namespace) -> Any:
 
 
 def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[str, int]:
-    """In voxels, by the names of the axes: of the largest masks, else as asked and as trained."""
+    """Return the size of the largest volume in voxels by axis: of the masks, or as given or trained."""
     if masks is not None:
         return dict(zip(AXES, max(masks.shapes, key=math.prod), strict=False))
     size = pipe.latent_size(**{name: getattr(arguments, name) for name in AXES})
@@ -195,18 +199,18 @@ def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
 
     if getattr(pipe, "vae", None) is None:
         if arguments.tiling == "on":
-            raise CardioDiTError(f"--tiling on: a {type(pipe).__name__} has no VQ model that could code by tiles.")
+            raise CardioDiTError(f"--tiling on: a {type(pipe).__name__} has no VQ model, so there is nothing to tile.")
         return
     size = _largest_size(pipe, arguments, masks)
     shape = [size[name] for name in AXES if name in size]
     set_tiling(pipe.vae, shape, arguments.tiling, arguments.decode_batch_size)
 
 
-def _rows_asked(arguments: argparse.Namespace, rows: int) -> int:
-    """Sample i is of row i."""
-    left = rows - arguments.first_sample
-    count = left if arguments.num_samples is None else arguments.num_samples
-    if count < 1 or count > left:
+def _row_count(arguments: argparse.Namespace, rows: int) -> int:
+    """Return how many rows to sample from `first_sample` on; sample i uses row i."""
+    available = rows - arguments.first_sample
+    count = available if arguments.num_samples is None else arguments.num_samples
+    if count < 1 or count > available:
         raise CardioDiTError(
             f"{arguments.masks} has {rows} rows, too few for {max(count, 1)} samples from number "
             f"{arguments.first_sample}."
@@ -215,16 +219,17 @@ def _rows_asked(arguments: argparse.Namespace, rows: int) -> int:
 
 
 def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
-    """Each checkpoint into a folder of its own, and the first sample of all of them in one picture."""
+    """Sample from each checkpoint into its own folder, and compare the first samples in one picture."""
     from cardiodit.imaging.intensity import to_model
     from cardiodit.imaging.nifti import read_nifti
     from cardiodit.pipelines.checkpoint_gallery import checkpoints_of, open_checkpoint, write_gallery
     from cardiodit.pipelines.output import sample_path
+    from cardiodit.schedulers import change_solver
 
     run, course, geometry = Path(arguments.model), [], None
     for number, checkpoint in checkpoints_of(run, *arguments.checkpoints):
         if checkpoint is None:
-            print(f"checkpoint-{number} is not there; it is left out.", file=sys.stderr)
+            print(f"checkpoint-{number} does not exist and is skipped.", file=sys.stderr)
             continue
         pipe = open_checkpoint(run, checkpoint, arguments.vae, arguments.base).to(arguments.device or state.device)
         if arguments.solver:
@@ -241,14 +246,15 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
 
 
 def _open(arguments: argparse.Namespace, device: Any) -> Any:
-    """The pipeline on its device, with the solver that was asked for."""
+    """Open the pipeline on its device with the requested solver."""
     import torch
 
     from cardiodit.pipelines.load import open_pipeline
+    from cardiodit.schedulers import change_solver
 
     precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # `dtype` is not known to diffusers 0.37
+        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # diffusers 0.37 has no `dtype`
         pipe = open_pipeline(arguments.model, **precision)
     pipe.to(arguments.device or device)
     if arguments.solver:
@@ -261,14 +267,13 @@ def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
 
     masks = None
     if arguments.masks:
-        _check_steering(pipe, arguments)
+        _check_mask_control(pipe, arguments)
         masks = _read_masks(pipe, arguments)
-    is_steered = getattr(pipe, "adapter", None) is not None
     names = ("batch_size", "num_inference_steps", "guidance_scale", "decode_batch_size", "condition_guidance_scale")
-    asked = {name: getattr(arguments, name) for name in names}
-    asked["num_samples"] = (arguments.num_samples or 1) if masks is None else _rows_asked(arguments, len(masks))
-    if is_steered:
-        asked["batch_size"] = 1  # each has a mask of its own
+    settings = {name: getattr(arguments, name) for name in names}
+    settings["num_samples"] = (arguments.num_samples or 1) if masks is None else _row_count(arguments, len(masks))
+    if getattr(pipe, "adapter", None) is not None:
+        settings["batch_size"] = 1  # each volume has its own mask
     _set_tiling(pipe, arguments, masks)
-    estimate = estimate_sampling(pipe, **asked, **_largest_size(pipe, arguments, masks))
-    print(f"{asked['num_samples']} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")
+    estimate = estimate_sampling(pipe, **settings, **_largest_size(pipe, arguments, masks))
+    print(f"{settings['num_samples']} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")

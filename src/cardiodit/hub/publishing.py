@@ -63,4 +63,4 @@ def publish(folder: Path, repository: str, private: bool = True, message: str = 
 
 def check_name(repository: str) -> None:
     if not HUB_ID.fullmatch(repository):
-        raise CardioDiTError(f"{repository!r} is no name on the Hub; org/name was expected.")
+        raise CardioDiTError(f"{repository!r} is not a repository name; expected org/name.")

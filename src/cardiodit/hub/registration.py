@@ -1,28 +1,73 @@
-"""Makes diffusers find our classes by name, so that saved folders load like any other model.
+"""Registration with diffusers: it finds our classes by name, so that saved folders load like any other model.
 
-A pipeline folder names each component's library. diffusers imports only its own and transformers', and looks
-for any other name among the attributes of `diffusers.pipelines`. With the package entered there as `cardiodit`,
-`DiffusionPipeline.from_pretrained` opens our folders; without, it would record the full path of our modules,
-and those could then never move.
+A pipeline folder names the library of each component. diffusers imports only its own and transformers' classes and
+looks any other library up among the attributes of `diffusers.pipelines`. With this package entered there as
+`cardiodit`, `DiffusionPipeline.from_pretrained` opens our folders; otherwise a saved folder would record the full path
+of our modules, which then could never move.
+
+Nothing here imports diffusers: it is registered with as soon as it has been imported by someone else.
 """
 
 import sys
+from collections.abc import Collection, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
-
-import diffusers
 
 LIBRARY = "cardiodit"
 
 
-def register_with_diffusers(*classes: type) -> None:
-    """Enters the package and its public classes into diffusers. Runs on `import cardiodit`; harmless twice."""
+def register_with_diffusers(class_names: Collection[str]) -> None:
+    """Make `diffusers` and `diffusers.pipelines` find our classes, now or as soon as diffusers is imported."""
+    names = frozenset(class_names)
+    if "diffusers" in sys.modules:
+        _register(sys.modules["diffusers"], names)
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(names))
+
+
+def _register(diffusers: ModuleType, names: frozenset[str]) -> None:
+    """Let `diffusers.X` fall back to `cardiodit.X`, which imports the class on first use."""
+    original_class: Any = type(diffusers)
+
+    class WithOurClasses(original_class):
+        def __getattr__(self, name: str) -> Any:
+            if name in names:
+                return getattr(sys.modules[LIBRARY], name)
+            return super().__getattr__(name)
+
+    diffusers.__class__ = WithOurClasses
     setattr(diffusers.pipelines, LIBRARY, sys.modules[LIBRARY])
-    for public_class in classes:
-        setattr(diffusers, public_class.__name__, public_class)
+
+
+class _AfterImport(MetaPathFinder):
+    """An import hook that registers right after diffusers has been executed."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "diffusers":
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register(sys.modules[fullname], self.names)  # diffusers replaces itself with a lazy module
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
 
 
 def public_library(value: Any) -> Any:
-    """(module path, class name) of one of our components → ("cardiodit", class name); all else unchanged."""
+    """Return ("cardiodit", class name) for (module path, class name) of one of our components; else the value."""
     if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], str):
         library, class_name = value
         if library.split(".")[0] == LIBRARY:

@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from safetensors import SafetensorError
 
+from cardiodit._compat import (
+    ADAPTER_SCALES,
+    ContextParallelInput,
+    ContextParallelOutput,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+    require,
+)
 from cardiodit.errors import CardioDiTError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -59,7 +66,26 @@ class TransformerMixin(StrictModelMixin, AttentionMixin, PeftAdapterMixin, Cache
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Older versions of diffusers look up by class name how an adapter's scale is distributed over its blocks.
-        _SET_ADAPTER_SCALE_FN_MAPPING.setdefault(cls.__name__, lambda _, scales: scales)
+        if ADAPTER_SCALES is not None:
+            ADAPTER_SCALES.setdefault(cls.__name__, lambda _, scales: scales)
+
+    def enable_cache(self, config: Any) -> None:
+        """Enable one of diffusers' caches, which reuse results of earlier sampling steps."""
+        require(
+            "Caching between sampling steps",
+            TransformerBlockRegistry=TransformerBlockRegistry,
+            TransformerBlockMetadata=TransformerBlockMetadata,
+        )
+        super().enable_cache(config)
+
+    def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
+        """Split the tokens of each volume over several GPUs."""
+        require(
+            "Context parallelism",
+            ContextParallelInput=ContextParallelInput,
+            ContextParallelOutput=ContextParallelOutput,
+        )
+        super().enable_parallelism(config=config, cp_plan=cp_plan)
 
     def set_attention_backend(self, backend: str) -> None:
         """Select diffusers' attention kernels; reject GPU kernels here rather than at the first forward pass."""

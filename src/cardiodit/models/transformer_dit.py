@@ -13,13 +13,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
 from diffusers.configuration_utils import register_to_config
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
+from cardiodit._compat import context_parallel_plan, register_block
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import TransformerMixin
 
@@ -164,7 +163,7 @@ class DiTBlock(nn.Module):
 
 
 # FirstBlockCache and similar hooks look up here what a block takes and returns.
-TransformerBlockRegistry.register(DiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+register_block(DiTBlock)
 
 
 def block_cost(blocks: nn.ModuleList, tokens: torch.Tensor) -> CostPart:
@@ -202,12 +201,7 @@ class DiTTransformerModel(TransformerMixin):
     _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "class_embed", "modulation", "proj_out"]
     _keep_in_fp32_modules = ["time_embed"]
     # Tokens are split over processes before the first block and gathered after the head.
-    _cp_plan = {
-        "transformer_blocks.0": {
-            "hidden_states": ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
-        },
-        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
-    }
+    _cp_plan = context_parallel_plan({"transformer_blocks.0": {"hidden_states": 3}}, "proj_out")
 
     @register_to_config
     def __init__(

@@ -14,10 +14,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
 from diffusers.configuration_utils import register_to_config
-from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
+from cardiodit._compat import context_parallel_plan
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import TransformerMixin
 from cardiodit.models.transformer_dit import (
@@ -165,10 +165,7 @@ class PRDiTTransformerModel(TransformerMixin):
     _skip_layerwise_casting_patterns = ["time_embed", "local_time", "refiner_time", "norm", "modulation", "proj_out"]
     _keep_in_fp32_modules = ["time_embed"]
     # Each process computes a share of the tokens, from their patches to their predictions.
-    _cp_plan = {
-        "tokens_in": {"input": ContextParallelInput(split_dim=1, expected_dims=2, split_output=False)},
-        "tokens_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
-    }
+    _cp_plan = context_parallel_plan({"tokens_in": {"input": 2}}, "tokens_out")
 
     @register_to_config
     def __init__(

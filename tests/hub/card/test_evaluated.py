@@ -7,8 +7,7 @@ from huggingface_hub import ModelCard
 
 from cardiodit.cli import main
 from cardiodit.evaluation.report import SCHEMA, write_report
-from cardiodit.hub.card.evaluated import with_evaluation
-from cardiodit.hub.card.owner_facts import Metric, OwnerFacts
+from cardiodit.hub.card.owner_facts import Metric, OwnerFacts, with_evaluation
 
 
 def line(name: str, group: str, value: float | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_long_texts_and_blanks(tmp_path: Path) -> None:
     "text, message",
     [
         ("licence: mit", "licence is not a known key; did you mean 'license'"),
-        ("license: Apache-2", "'Apache-2' is no licence that the Hub knows; did you mean 'apache-2.0'"),
+        ("license: Apache-2", "'Apache-2' is not a licence identifier of the Hub; did you mean 'apache-2.0'"),
         ("license: ours", "write `other`"),
         ("license: other", "needs a license_name"),
         ("country: NO", "country must be text or null, found False"),
@@ -46,7 +46,7 @@ def test_long_texts_and_blanks(tmp_path: Path) -> None:
         ("metrics: 3", "metrics must be a list of sections or null"),
         ("carbon_intensity: 28000", "carbon_intensity: 28000 is not from 0 to 2000; it means: g CO2"),
         ("data_centre_overhead: 0.4", "0.4 is not from 1 to 10"),
-        ("repository: hearts", "'hearts' is no name on the Hub"),
+        ("repository: hearts", "'hearts' is not a repository name"),
         ("just words", "holds no sections"),
     ],
 )

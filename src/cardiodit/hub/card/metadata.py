@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.hub.card.emissions import Emissions
-from cardiodit.hub.card.licences import LICENCES, OTHER
 from cardiodit.hub.card.model_facts import Model
-from cardiodit.hub.card.owner_facts import HUB_ID, Metric, OwnerFacts
+from cardiodit.hub.card.owner_facts import HUB_ID, LICENCES, OTHER, Metric, OwnerFacts
 
 TASK = "unconditional-image-generation"
 

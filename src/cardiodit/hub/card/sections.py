@@ -5,9 +5,8 @@ from pathlib import Path
 
 from cardiodit.hub.card import model_words
 from cardiodit.hub.card.emissions import Emissions, grams
-from cardiodit.hub.card.licences import OTHER
 from cardiodit.hub.card.model_facts import Model
-from cardiodit.hub.card.owner_facts import HUB_ID, OwnerFacts, help_of
+from cardiodit.hub.card.owner_facts import HUB_ID, OTHER, OwnerFacts, help_of
 from cardiodit.hub.card.placeholders import stated, to_state
 from cardiodit.hub.card.preprocessing_words import preprocessing_in_words
 from cardiodit.hub.card.previews import Previews
