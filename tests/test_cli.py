@@ -193,7 +193,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, capsys
     [
         (["--num_inference_steps", "301"], "300 steps"),
         (["--class_label", "4"], "no class label 4 in this model; choose 0 to 3"),
-        (["--height", "33"], "height=33 cannot be produced"),
+        (["--height", "33"], "height=33 cannot be generated"),
         (["--num_samples", "0"], "--num_samples 0: must be at least 1"),
         (["--eta", "1"], "has no eta"),
     ],
