@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
 from cardiodit.commands.evaluate import INCOMPLETE
-from cardiodit.evaluation import critic
 from cardiodit.evaluation.features.resnets import MEDICALNET_10, ResNet
+from cardiodit.evaluation.metrics import critic
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.phantom import write_cohort
 
@@ -99,7 +99,7 @@ def test_progress_shows_on_a_terminal_and_nowhere_else(
 
 def test_critics_are_trained_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen volumes are enough for a value, and too few for the floor's halves."""
-    monkeypatch.setattr(critic, "LOOK_EVERY", 2)
+    monkeypatch.setattr(critic, "CHECK_EVERY", 2)
     monkeypatch.setattr(critic, "PATIENCE", 1)
     for seed, name in enumerate(("real", "synthetic")):
         write_cohort(tmp_path / name, 16, seed=seed, size=(16, 16, 2, 4))

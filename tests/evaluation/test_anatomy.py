@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.anatomy import largest_body_share, leak_share, wall_thickness_mm, weakest_contraction
+from cardiodit.evaluation.metrics.function import largest_body_share, leak_share, wall_thickness_mm, weakest_contraction
 from cardiodit.imaging import Geometry
 
 PLANE = Geometry((1.5, 1.5, 8.0))

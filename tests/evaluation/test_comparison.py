@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.comparison import compare, compare_tables, wasserstein, welch_interval
+from cardiodit.evaluation.metrics.numbers import compare, compare_tables, wasserstein, welch_interval
 
 
 def draws(seed: int, *sizes: int) -> list[np.ndarray]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.consistency import MEASURES, TEMPORAL, THROUGH_PLANE, area_roughness, consistency
-from cardiodit.evaluation.function import LV
+from cardiodit.evaluation.metrics.consistency import MEASURES, TEMPORAL, THROUGH_PLANE, area_roughness, consistency
+from cardiodit.evaluation.metrics.function import LV
 from cardiodit.imaging import Geometry
 from cardiodit.imaging.cycle import repeat_beat
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart

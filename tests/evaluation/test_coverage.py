@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import binomtest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.coverage import Coverage, coverage_estimates, coverage_metrics
-from cardiodit.evaluation.estimate import jackknife_interval
+from cardiodit.evaluation.metrics.coverage import Coverage, coverage_estimates, coverage_metrics
+from cardiodit.evaluation.metrics.estimate import jackknife_interval
 
 
 def gaussians(seed: int, n: int = 40, m: int = 30, f: int = 4, scale: float = 1.0, shift: float = 0.0) -> tuple:

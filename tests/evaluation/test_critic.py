@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation import critic as module
-from cardiodit.evaluation.critic import critic_distance
+from cardiodit.evaluation.metrics import critic as module
+from cardiodit.evaluation.metrics.critic import critic_distance
 
 
 def gaussians(seed: int, n: int = 200, f: int = 4, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,13 +69,13 @@ def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 
 def test_patience_ends_it_and_the_best_critic_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [1.0, 3.0, *[2.0] * 20]
-    looks, states, kept = watched_training(monkeypatch, seen, steps=20 * module.LOOK_EVERY)
+    looks, states, kept = watched_training(monkeypatch, seen, steps=20 * module.CHECK_EVERY)
     assert looks == 2 + module.PATIENCE
     assert are_equal(kept, states[1]) and not are_equal(kept, states[-1])
 
 
 def test_a_critic_that_gets_better_learns_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, states, kept = watched_training(monkeypatch, list(map(float, range(20))), steps=10 * module.LOOK_EVERY)
+    looks, states, kept = watched_training(monkeypatch, list(map(float, range(20))), steps=10 * module.CHECK_EVERY)
     assert looks == 10 and are_equal(kept, states[-1])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.diversity import (
+from cardiodit.evaluation.metrics.diversity import (
     count_scales,
     diversity,
     draw_pairs,
@@ -128,7 +128,7 @@ def test_few_frames_of_a_long_cine_are_compared() -> None:
 @pytest.mark.parametrize("pairs", [1000, 60])
 def test_the_interval_knows_that_pairs_share_samples(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of numbers whose products have a known mean; as if pairs were independent, it would hold far less often."""
-    from cardiodit.evaluation import diversity as module
+    from cardiodit.evaluation.metrics import diversity as module
 
     monkeypatch.setattr(module, "ms_ssim", lambda a, b: float(a[0, 0, 0] * b[0, 0, 0]))
     repetitions, held = 150, 0

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.estimate import checked_features, jackknife_interval
+from cardiodit.evaluation.metrics.estimate import checked_features, jackknife_interval
 
 
 def without_each(values: np.ndarray) -> np.ndarray:

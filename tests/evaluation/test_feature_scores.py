@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from cardiodit.evaluation import critic
-from cardiodit.evaluation.coverage import coverage_metrics
-from cardiodit.evaluation.estimate import Estimate
 from cardiodit.evaluation.feature_scores import feature_scores, names_of_scores, typicality
-from cardiodit.evaluation.floor import beside_floor
-from cardiodit.evaluation.frechet import frechet, frechet_distance
+from cardiodit.evaluation.metrics import critic
+from cardiodit.evaluation.metrics.coverage import coverage_metrics
+from cardiodit.evaluation.metrics.estimate import Estimate, floor_of
+from cardiodit.evaluation.metrics.frechet import frechet, frechet_distance
 from cardiodit.evaluation.page.verdict import verdict
 
 
@@ -44,9 +43,9 @@ def test_a_shift_shows_above_the_floor_in_every_distance() -> None:
 def test_floors_are_those_of_the_metrics_themselves() -> None:
     real, synthetic = normal(0, 30), normal(1, 24) + 0.5
     found = scores(real, synthetic)
-    direct = beside_floor(frechet_distance, real, synthetic)
+    direct = floor_of(frechet_distance, real, synthetic)
     assert (found["frechet"].floor.value, found["frechet"].floor.matched) == (direct.floor, direct.matched)
-    recall = beside_floor(lambda a, b: coverage_metrics(a, b).recall, real, synthetic)
+    recall = floor_of(lambda a, b: coverage_metrics(a, b).recall, real, synthetic)
     assert (found["recall"].floor.value, found["recall"].floor.matched) == (recall.floor, recall.matched)
 
 
@@ -74,7 +73,7 @@ def test_a_feature_that_never_moves_makes_many_volumes_singular_too() -> None:
 
 def test_the_critic_has_a_floor_of_its_own_kind_and_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many critics for the floor as for the value, and no range out of two draws."""
-    monkeypatch.setattr(critic, "LOOK_EVERY", 5)
+    monkeypatch.setattr(critic, "CHECK_EVERY", 5)
     monkeypatch.setattr(critic, "PATIENCE", 1)
     asked: list[tuple[int, list[int]]] = []
     distance = critic.critic_distance

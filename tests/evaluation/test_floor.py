@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.floor import beside_floor
-from cardiodit.evaluation.frechet import frechet_distance
+from cardiodit.evaluation.metrics.estimate import floor_of
+from cardiodit.evaluation.metrics.frechet import frechet_distance
 
 
 def volumes(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -20,20 +20,20 @@ def test_halves_are_disjoint_and_of_one_size() -> None:
         met.append((len(first), len(second), len(np.unique(np.concatenate([first, second]), axis=0))))
         return 0.0
 
-    assert beside_floor(watch, real, synthetic, repeats=3).volumes == 10
+    assert floor_of(watch, real, synthetic, repeats=3).volumes == 10
     assert met == [(10, 10, 20)] * 6
 
 
 def test_few_samples_set_the_number() -> None:
-    assert beside_floor(frechet_distance, volumes(40, 2), volumes(7, 3)).volumes == 7
+    assert floor_of(frechet_distance, volumes(40, 2), volumes(7, 3)).volumes == 7
 
 
 def test_samples_as_good_as_real_ones_lie_on_the_floor_and_others_above() -> None:
     real = volumes(80, 4)
-    good = beside_floor(frechet_distance, real, volumes(80, 5))
+    good = floor_of(frechet_distance, real, volumes(80, 5))
     assert good.floor_low < good.matched < good.floor_high
     assert good.floor > 0  # what the number of volumes alone makes
-    bad = beside_floor(frechet_distance, real, volumes(80, 6, 1.0))
+    bad = floor_of(frechet_distance, real, volumes(80, 6, 1.0))
     assert bad.matched > bad.floor_high
     assert bad.above_floor == pytest.approx(3, rel=0.3)  # a shift of 1 in 3 features
     assert bad.floor == good.floor  # of the same real volumes
@@ -42,7 +42,7 @@ def test_samples_as_good_as_real_ones_lie_on_the_floor_and_others_above() -> Non
 def test_a_known_metric_has_known_means() -> None:
     """Difference of means: over all draws, the floor's is about zero and the other one about the shift."""
     real, synthetic = volumes(30, 7), volumes(15, 8, 2.0)
-    found = beside_floor(lambda a, b: float(b.mean() - a.mean()), real, synthetic, repeats=200)
+    found = floor_of(lambda a, b: float(b.mean() - a.mean()), real, synthetic, repeats=200)
     assert found.floor == pytest.approx(0, abs=0.05)
     assert found.matched == pytest.approx(synthetic.mean() - real.mean(), abs=0.05)
     assert found.floor_low < found.floor < found.floor_high
@@ -50,20 +50,20 @@ def test_a_known_metric_has_known_means() -> None:
 
 def test_few_draws_have_no_range() -> None:
     real, synthetic = volumes(20, 11), volumes(20, 12)
-    few, enough = (beside_floor(frechet_distance, real, synthetic, repeats=repeats) for repeats in (19, 20))
+    few, enough = (floor_of(frechet_distance, real, synthetic, repeats=repeats) for repeats in (19, 20))
     assert few.floor > 0 and (few.floor_low, few.floor_high) == (None, None)
     assert enough.floor_low < enough.floor < enough.floor_high
 
 
 def test_neither_order_nor_time_matter_but_the_seed_does() -> None:
     real, synthetic = volumes(20, 9), volumes(20, 10)
-    first = beside_floor(frechet_distance, real, synthetic)
-    assert beside_floor(frechet_distance, real[::-1], np.roll(synthetic, 3, axis=0)) == first
-    assert beside_floor(frechet_distance, real, synthetic, seed=1) != first
+    first = floor_of(frechet_distance, real, synthetic)
+    assert floor_of(frechet_distance, real[::-1], np.roll(synthetic, 3, axis=0)) == first
+    assert floor_of(frechet_distance, real, synthetic, seed=1) != first
 
 
 def test_it_needs_two_halves() -> None:
     with pytest.raises(CardioDiTError, match="at least 4 real"):
-        beside_floor(frechet_distance, volumes(3, 0), volumes(9, 1))
+        floor_of(frechet_distance, volumes(3, 0), volumes(9, 1))
     with pytest.raises(CardioDiTError, match="repeats=0"):
-        beside_floor(frechet_distance, volumes(9, 0), volumes(9, 1), repeats=0)
+        floor_of(frechet_distance, volumes(9, 0), volumes(9, 1), repeats=0)

@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.frechet import (
+from cardiodit.evaluation.metrics.frechet import (
     covariance_rank,
     frechet,
     frechet_distance,

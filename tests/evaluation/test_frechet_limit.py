@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cardiodit.evaluation.frechet import frechet_distance
-from cardiodit.evaluation.frechet_limit import effective_dimensions, frechet_estimate
+from cardiodit.evaluation.metrics.frechet import frechet_distance
+from cardiodit.evaluation.metrics.frechet_limit import effective_dimensions, frechet_estimate
 
 
 def volumes(n: int, f: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cardiodit.evaluation.frechet import frechet_distance
-from cardiodit.evaluation.frechet_limit import SEEN, frechet_estimate
-from cardiodit.evaluation.frechet_subsets import pair_of
+from cardiodit.evaluation.metrics.frechet import frechet_distance
+from cardiodit.evaluation.metrics.frechet_limit import SEEN, frechet_estimate, pair_of
 
 
 def volumes(n: int, f: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:

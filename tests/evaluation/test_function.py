@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import (
+from cardiodit.evaluation.metrics.function import (
     LV,
     MYO,
     RV,

@@ -5,8 +5,8 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.estimate import jackknife_interval
-from cardiodit.evaluation.kernel import kid_estimate, mmd_prdit
+from cardiodit.evaluation.metrics.estimate import jackknife_interval
+from cardiodit.evaluation.metrics.kernel import kid_estimate, mmd_prdit
 
 
 def gaussians(seed: int, n: int = 60, m: int = 70, f: int = 6, scale: float = 1.0, shift: float = 0.0) -> tuple:

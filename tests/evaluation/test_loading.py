@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import LV
-from cardiodit.evaluation.loading import OtherIntensityError, is_whole_beat, load, load_labels
-from cardiodit.evaluation.sets import SYNTHETIC, Item, open_real
+from cardiodit.evaluation.metrics.function import LV
+from cardiodit.evaluation.volume_sets import (
+    SYNTHETIC,
+    Item,
+    OtherIntensityError,
+    is_whole_beat,
+    load,
+    load_labels,
+    open_real,
+)
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 

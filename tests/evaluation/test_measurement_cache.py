@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, EvaluatorConfig, Instruments, open_instruments
+from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, EvaluatorConfig, Evaluators, open_evaluators
 from cardiodit.evaluation.measure import Measured, measure
-from cardiodit.evaluation.measurement_cache import key_of, read_kept, write_kept
-from cardiodit.evaluation.sets import Item, open_real
+from cardiodit.evaluation.volume_sets import Item, open_real
+from cardiodit.evaluation.workers import key_of, read_cached, write_cached
 from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.phantom import write_cohort
 
@@ -23,16 +23,16 @@ def item(tmp_path_factory: pytest.TempPathFactory) -> Item:
 
 
 @pytest.fixture(scope="module")
-def instruments() -> Instruments:
-    return open_instruments(EvaluatorConfig(labels=(("real", MASKS),)))
+def instruments() -> Evaluators:
+    return open_evaluators(EvaluatorConfig(labels=(("real", MASKS),)))
 
 
 @pytest.fixture(scope="module")
-def measured(item: Item, instruments: Instruments) -> Measured:
+def measured(item: Item, instruments: Evaluators) -> Measured:
     return measure(item, STEPS, instruments, MASKS)
 
 
-def test_the_key_is_all_that_decides_what_is_measured(item: Item, instruments: Instruments, tmp_path: Path) -> None:
+def test_the_key_is_all_that_decides_what_is_measured(item: Item, instruments: Evaluators, tmp_path: Path) -> None:
     assert item.case is not None
     mask = item.case.path("mask")
     assert mask is not None
@@ -66,28 +66,28 @@ def test_the_key_is_all_that_decides_what_is_measured(item: Item, instruments: I
 
 
 def test_it_comes_back_as_it_was(measured: Measured, tmp_path: Path) -> None:
-    write_kept(tmp_path / "kept", "a", measured)
-    found = read_kept(tmp_path / "kept", "a")
-    assert found is not None and found.was_kept
+    write_cached(tmp_path / "kept", "a", measured)
+    found = read_cached(tmp_path / "kept", "a")
+    assert found is not None and found.was_cached
     assert {kind: row.tolist() for kind, row in found.features.items()} == {
         kind: row.tolist() for kind, row in measured.features.items()
     }
-    assert replace(found, was_kept=False, features={}) == replace(measured, features={})
-    assert read_kept(tmp_path / "kept", "b") is None
+    assert replace(found, was_cached=False, features={}) == replace(measured, features={})
+    assert read_cached(tmp_path / "kept", "b") is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "other"])
 def test_what_is_damaged_is_not_believed(measured: Measured, tmp_path: Path, damage: str) -> None:
-    write_kept(tmp_path, "a", measured)
+    write_cached(tmp_path, "a", measured)
     file = tmp_path / "a.npz"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes({"cut": content[:1000], "flip": content, "other": b"not an archive"}[damage])
     with pytest.warns(UserWarning, match=r"a\.npz is damaged .* measured anew"):
-        assert read_kept(tmp_path, "a") is None
+        assert read_cached(tmp_path, "a") is None
 
 
 def test_a_folder_that_cannot_be_is_said(measured: Measured, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CardioDiTError, match="cannot be written"):
-        write_kept(tmp_path / "file" / "kept", "a", measured)
+        write_cached(tmp_path / "file" / "kept", "a", measured)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from cardiodit.evaluation.compatibility import Facts
-from cardiodit.evaluation.consistency import MEASURES
+from cardiodit.evaluation.compatibility import VolumeStats
 from cardiodit.evaluation.measure import Measured
+from cardiodit.evaluation.metrics.consistency import MEASURES
+from cardiodit.evaluation.metrics.plausibility import RULES
 from cardiodit.evaluation.number_scores import number_scores, plausibility_scores, reconstruction_scores
-from cardiodit.evaluation.plausibility import RULES
 from cardiodit.evaluation.quantities import QUANTITIES, RULE_TITLES
 
-FACTS = Facts((1, 1, 1, 1), None, None, (-1.0, 1.0), None)
+FACTS = VolumeStats((1, 1, 1, 1), None, None, (-1.0, 1.0), None)
 
 
 def heart(plausible: dict[str, bool] | None = None, **numbers: float | None) -> Measured:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import LV, MYO, RV
-from cardiodit.evaluation.plausibility import RULES, cycle_gap, is_plausible, plausibility, plausible_shares
+from cardiodit.evaluation.metrics.function import LV, MYO, RV
+from cardiodit.evaluation.metrics.plausibility import RULES, cycle_gap, is_plausible, plausibility, plausible_shares
 from cardiodit.imaging import Geometry
 from cardiodit.imaging.cycle import repeat_beat
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.consistency import MEASURES, TEMPORAL, THROUGH_PLANE
-from cardiodit.evaluation.protocol import Evaluation, Request, evaluate
+from cardiodit.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from cardiodit.evaluation.metrics.consistency import MEASURES, TEMPORAL, THROUGH_PLANE
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, prepare_case, read_manifest, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import read_labels, read_nifti
@@ -23,7 +23,7 @@ COUNT = 6
 OWN_CODE = """
 import numpy as np
 import torch
-from cardiodit.evaluation.function import LV, MYO, RV
+from cardiodit.evaluation.metrics.function import LV, MYO, RV
 
 def threshold(cine, geometry):
     labels = np.zeros(cine.shape, np.uint8)
@@ -78,9 +78,9 @@ def with_masks(data: Path) -> Evaluation:
     return evaluate(request(data, synthetic=data / "others" / "manifest.csv", preprocessing=str(data / "steps.json")))
 
 
-def request(data: Path, **given: Any) -> Request:
+def request(data: Path, **given: Any) -> EvaluationSettings:
     usual = {"real": data / "real" / "manifest.csv", "synthetic": data / "samples", "output_dir": data / "out"}
-    return Request(**{**usual, **given})
+    return EvaluationSettings(**{**usual, **given})
 
 
 def metrics(found: Evaluation) -> dict[str, dict]:
@@ -141,7 +141,7 @@ def test_the_curves_of_phantoms_are_right(
 ) -> None:
     manifest = write_cohort(tmp_path / "hearts", 2, seed=8, size=size)
     steps = {"preprocessing": str(data / "steps.json"), "features": "own_code:Picky", "features_size": (8, 8, 4)}
-    report = evaluate(Request(manifest, manifest, tmp_path / "out", segmenter=segmenter, **steps)).report
+    report = evaluate(EvaluationSettings(manifest, manifest, tmp_path / "out", segmenter=segmenter, **steps)).report
     assert worst_error(report, manifest, "lv") < tolerance
     assert worst_error(report, manifest, "rv") < tolerance
 
@@ -341,7 +341,9 @@ def test_chests_have_no_heartbeat(tmp_path: Path) -> None:
     for seed, name in enumerate(("real", "others")):
         write_chests(tmp_path / name, 2, seed=seed, size=(24, 24, 16))
     folder = write_samples(tmp_path / "others" / "manifest.csv", tmp_path / "samples", steps)
-    found = evaluate(Request(tmp_path / "real" / "manifest.csv", folder, tmp_path / "out", segmenter="cinema"))
+    found = evaluate(
+        EvaluationSettings(tmp_path / "real" / "manifest.csv", folder, tmp_path / "out", segmenter="cinema")
+    )
     assert {metric["group"] for metric in found.report["metrics"]} == {"distribution", "diversity"}
     assert any("these volumes do not beat" in reason for reason in found.report["protocol"]["left_out"])
     assert found.report["protocol"]["segmenter"] is None and not found.report["curves"]
@@ -504,7 +506,7 @@ def deformed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         name = deform.__name__
         synthetic = write_deformed(manifest, root / name, deform)
         steps = str(data / "steps.json")
-        found[name] = metrics(evaluate(Request(manifest, synthetic, root / "out", preprocessing=steps)))
+        found[name] = metrics(evaluate(EvaluationSettings(manifest, synthetic, root / "out", preprocessing=steps)))
     return found
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.real_preprocessing import settle_preprocessing
-from cardiodit.evaluation.sets import SYNTHETIC, VolumeSet
+from cardiodit.evaluation.volume_sets import SYNTHETIC, VolumeSet, settle_preprocessing
 from cardiodit.imaging.preprocessing import PRESETS
 
 CINE = PRESETS["cine"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.sets import mask_paths, open_real, open_synthetic
+from cardiodit.evaluation.volume_sets import mask_paths, open_real, open_synthetic
 from cardiodit.imaging import Geometry, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.preprocessing import PRESETS

@@ -23,6 +23,7 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import REPEATS, Distance, Estimate, Floor, floor_of
 from cardiodit.evaluation.user_code import hash_of_sources, load_own
+from cardiodit.evaluation.volume_sets import REAL, SYNTHETIC, load
 from cardiodit.imaging.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ GROUPS = {  # titles, in the order of every report
     RECONSTRUCTION: "Reconstruction",
 }
 SPATIAL, SPATIOTEMPORAL = "spatial", "spatiotemporal"  # kinds of features
-SETS = REAL, SYNTHETIC = "real", "synthetic"
+SETS = (REAL, SYNTHETIC)
 LAST = 1000  # place of a metric that does not name one
 
 Compute = Callable[[Any], Any]
@@ -60,6 +61,7 @@ class Metric:
         unit: of the value; empty for none.
         features: kind of features that it is computed on; None for a metric that takes the whole `Scoring`.
         place: position within its group.
+        label: what it is called where it is left out; metrics that share a label are left out together.
         option: setting that switches it on, such as "critic"; empty for a metric that is always computed.
         compute: takes `Features` or `Scoring`; returns a number, an `Estimate`, a `Result`, or None if the metric does
             not apply to these volumes. A `CardioDiTError` leaves the metric out and says why in the report.
@@ -72,6 +74,7 @@ class Metric:
     unit: str
     features: str | None
     place: int
+    label: str
     option: str
     compute: Compute
 
@@ -176,8 +179,6 @@ class Scoring:
 
     def voxels(self, name: str) -> Iterator[np.ndarray]:
         """Load the volumes of the "real" or "synthetic" set one by one, in [-1, 1]."""
-        from cardiodit.evaluation.volume_sets import load
-
         measured_set = {REAL: self.real, SYNTHETIC: self.synthetic}[name]
         return (load(item, self.preprocessing).volume.voxels for item in measured_set.items_by_content)
 
@@ -221,6 +222,7 @@ def metric(
     unit: str = "",
     on_features: bool = False,
     place: int = LAST,
+    label: str = "",
     option: str = "",
 ) -> Callable[[Function], Function]:
     """Register a function as a metric; the arguments are those of `Metric`.
@@ -238,8 +240,20 @@ def metric(
 
     def register(function: Function) -> Function:
         for kind in (SPATIAL, SPATIOTEMPORAL) if on_features else (None,):
-            names = (f"{name}_{kind}", f"{title}, {kind}") if kind else (name, title)
-            _REGISTERED.append(Metric(*names, group, better, unit, kind, place, option, function))
+            end, ending = (f"_{kind}", f", {kind}") if kind else ("", "")
+            record = Metric(
+                name=f"{name}{end}",
+                title=f"{title}{ending}",
+                group=group,
+                better=better,
+                unit=unit,
+                features=kind,
+                place=place,
+                label=f"{label or title}{ending}",
+                option=option,
+                compute=function,
+            )
+            _REGISTERED.append(record)
         return function
 
     return register
@@ -286,7 +300,7 @@ def compute_metrics(metrics: Sequence[Metric], scoring: Scoring) -> tuple[list[S
     from tqdm import tqdm
 
     scores: list[Score] = []
-    reasons: dict[str, list[str]] = {}  # titles of the metrics that were left out, by the reason
+    left_out: dict[str, dict[str, None]] = {}  # labels in their order, by the reason
     features: dict[str, Features | None] = {}
     with tqdm(metrics, desc="Scoring", unit="score", disable=None) as bar:
         for each in bar:
@@ -301,11 +315,11 @@ def compute_metrics(metrics: Sequence[Metric], scoring: Scoring) -> tuple[list[S
             try:
                 result = _compute(each, given)
             except CardioDiTError as error:
-                reasons.setdefault(str(error), []).append(each.title)
+                left_out.setdefault(str(error), {})[each.label] = None
                 continue
             if result is not None:
                 scores.append(Score(each, result))
-    return scores, [f"{'; '.join(titles)}: {reason}" for reason, titles in reasons.items()]
+    return scores, [f"{'; '.join(labels)}: {reason}" for reason, labels in left_out.items()]
 
 
 def _compute(each: Metric, given: Features | Scoring) -> Result | None:

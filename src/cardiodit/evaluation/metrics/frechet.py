@@ -1,30 +1,52 @@
-"""The Fréchet distance between two Gaussians fitted to features (Heusel et al. 2017), of the volumes at hand.
+"""The Fréchet distance between two Gaussians fitted to features (Heusel et al. 2017).
 
-d² = |μ₁ − μ₂|² + tr C₁ + tr C₂ − 2 tr (C₁C₂)^½ is what the field calls FID. With any roots C₁ = AᵀA and C₂ = BᵀB, the
-last trace is the sum of the singular values of ABᵀ: no matrix root, and nothing has to be invertible.
+d² = |μ₁ − μ₂|² + tr C₁ + tr C₂ − 2 tr (C₁C₂)^½ is known as FID. With any roots C₁ = AᵀA and C₂ = BᵀB, the last trace is
+the sum of the singular values of ABᵀ: no matrix root is needed, and nothing has to be invertible.
 
-Rows come as float32 or float64, and all is computed in float64. Of a thousand volumes with thousands of features each
-copy counts: what sums over features takes them block by block.
+Rows may be float32 or float64; everything is computed in float64. With a thousand volumes of thousands of features every
+copy counts: sums over features are taken block by block.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cardiodit.evaluation.estimate import checked_features
+from cardiodit.evaluation.metrics.estimate import checked_features
+from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, Features, Result, Shrunk, metric
 
 BLOCK = 256  # features at a time
 
 
+@metric("frechet", "Fréchet distance", group=DISTRIBUTION, better=LOWER, on_features=True, place=1)
+def frechet_metric(features: Features) -> Result:
+    """Return the distance extrapolated to infinitely many volumes, and in notes what other papers call FID."""
+    from cardiodit.evaluation.metrics.frechet_limit import frechet_estimate
+
+    real, synthetic = features.real, features.synthetic
+    at_hand, shrunk, comparison = frechet(real, synthetic), None, ""
+    if at_hand.notes:  # a covariance is singular
+        regular = frechet(real, synthetic, shrinkage=True)
+        assert regular.shrinkage is not None
+        shrunk = Shrunk(regular.distance, at_hand.distance, *regular.shrinkage)
+        comparison = f"; with both covariances shrunk (Ledoit and Wolf 2004) {shrunk.value:.6g}"
+    estimate = frechet_estimate(real, synthetic, seed=features.seed)
+    notes = (
+        *at_hand.notes,
+        f"For the volumes at hand, as published elsewhere, it is {at_hand.distance:.6g}{comparison}.",
+    )
+    estimate = replace(estimate, notes=(*estimate.notes, *notes))
+    return replace(features.beside_floor(estimate, frechet_distance), shrunk=shrunk)
+
+
 @dataclass(frozen=True)
 class Frechet:
-    """The squared distance, its two parts, and what was done to get it.
+    """The squared distance and its two parts.
 
     Args:
         means: |μ₁ − μ₂|².
         spreads: tr C₁ + tr C₂ − 2 tr (C₁C₂)^½.
-        shrinkage: Ledoit and Wolf's intensity for the real and the synthetic covariance; None without shrinkage.
+        shrinkage: Ledoit and Wolf's intensities for the real and the synthetic covariance; None without shrinkage.
     """
 
     distance: float
@@ -35,13 +57,13 @@ class Frechet:
 
 
 def frechet_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """d² of all volumes at hand, exact whatever the covariances' ranks, without regularisation; biased upwards."""
+    """Return d² of all volumes at hand, exact for any rank and without regularisation; biased upwards."""
     real, synthetic = checked_features(real, synthetic)
-    return _apart(real, synthetic) + _spreads_at_hand(real, synthetic)
+    return _squared_mean_difference(real, synthetic) + _spreads_at_hand(real, synthetic)
 
 
 def frechet(real: np.ndarray, synthetic: np.ndarray, *, shrinkage: bool = False) -> Frechet:
-    """d² with its parts; `shrinkage` draws both covariances towards multiples of the identity."""
+    """Return d² with its parts; `shrinkage` shrinks both covariances towards multiples of the identity."""
     real, synthetic = checked_features(real, synthetic)
     intensities: tuple[float, float] | None = None
     if shrinkage:
@@ -49,28 +71,28 @@ def frechet(real: np.ndarray, synthetic: np.ndarray, *, shrinkage: bool = False)
         spreads = _shrunk_spreads(real, synthetic, intensities)
     else:
         spreads = _spreads_at_hand(real, synthetic)
-    means = _apart(real, synthetic)
+    means = _squared_mean_difference(real, synthetic)
     return Frechet(means + spreads, means, spreads, intensities, _notes(real, synthetic, shrinkage))
 
 
 def _notes(real: np.ndarray, synthetic: np.ndarray, shrinkage: bool) -> tuple[str, ...]:
     if shrinkage:
-        return ("Both covariances were drawn towards multiples of the identity (Ledoit and Wolf 2004).",)
+        return ("Both covariances were shrunk towards multiples of the identity (Ledoit and Wolf 2004).",)
     return tuple(
         f"The {kind} covariance is singular: {len(features)} volumes with {features.shape[1]} features spread along "
-        f"{rank} directions. It was taken as it is, without regularisation."
+        f"{rank} directions. It was used as it is, without regularisation."
         for features, kind in ((real, "real"), (synthetic, "synthetic"))
         if (rank := covariance_rank(features)) < features.shape[1]
     )
 
 
 def covariance_rank(features: np.ndarray) -> int:
-    """Along how many directions the volumes differ, as far as float64 can tell."""
+    """Return the number of directions along which the volumes differ, to float64 precision."""
     return int(np.linalg.matrix_rank(centred_gram(features), hermitian=True))
 
 
 def ledoit_wolf_intensity(features: np.ndarray) -> float:
-    """How far the covariance should go towards μI, from 0 to 1 (Ledoit and Wolf 2004, section 3.2)."""
+    """Return how far to shrink the covariance towards μI, from 0 to 1 (Ledoit and Wolf 2004, section 3.2)."""
     n, f = features.shape
     gram = centred_gram(features)
     lengths = sum(np.square(part).sum(axis=1) for part in _centred_blocks(features))  # xᵀx of each volume
@@ -81,7 +103,7 @@ def ledoit_wolf_intensity(features: np.ndarray) -> float:
 
 
 def centred_gram(features: np.ndarray) -> np.ndarray:
-    """XXᵀ or XᵀX around the mean, whichever is smaller; their eigenvalues are the same but for zeros."""
+    """Return XXᵀ or XᵀX around the mean, whichever is smaller; their nonzero eigenvalues are the same."""
     n, f = features.shape
     if n >= f:
         centred = _centred(features)
@@ -93,34 +115,34 @@ def centred_gram(features: np.ndarray) -> np.ndarray:
 
 
 def blocks(features: int) -> Iterator[slice]:
-    """The columns, some at a time."""
+    """Yield the columns in blocks."""
     for start in range(0, features, BLOCK):
         yield slice(start, start + BLOCK)
 
 
 def centred_root(features: np.ndarray) -> np.ndarray:
-    """A of C = AᵀA, `(n, f)`."""
+    """Return A of C = AᵀA, `(n, f)`."""
     return _centred(features) / np.sqrt(len(features) - 1)
 
 
 def spreads(a: np.ndarray, b: np.ndarray) -> float:
-    """tr C₁ + tr C₂ − 2 tr (C₁C₂)^½ of two roots; rounding alone could make it negative."""
+    """Return tr C₁ + tr C₂ − 2 tr (C₁C₂)^½ of two roots; only rounding could make it negative."""
     both = np.square(a).sum() + np.square(b).sum()
     return max(0.0, float(both) - 2 * nuclear_norm(_fewest_rows(a) @ _fewest_rows(b).T))
 
 
 def nuclear_norm(matrix: np.ndarray) -> float:
-    """The sum of the singular values."""
+    """Return the sum of the singular values."""
     return float(np.linalg.svd(matrix, compute_uv=False).sum())
 
 
-def _apart(real: np.ndarray, synthetic: np.ndarray) -> float:
+def _squared_mean_difference(real: np.ndarray, synthetic: np.ndarray) -> float:
     means = real.mean(axis=0, dtype=np.float64), synthetic.mean(axis=0, dtype=np.float64)
     return float(np.square(means[0] - means[1]).sum())
 
 
 def _spreads_at_hand(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """The spreads of few volumes by blocks of features, of many by all."""
+    """Return the spreads: of few volumes by blocks of features, of many from all at once."""
     if min(len(real), len(synthetic)) > real.shape[1]:
         return spreads(centred_root(real), centred_root(synthetic))
     both, cross = 0.0, np.zeros((len(real), len(synthetic)))
@@ -141,12 +163,12 @@ def _centred_blocks(features: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _fewest_rows(root: np.ndarray) -> np.ndarray:
-    """Another root of the same covariance with no more rows than features."""
+    """Return another root of the same covariance with no more rows than features."""
     return np.asarray(np.linalg.qr(root, mode="r")) if len(root) > root.shape[1] else root
 
 
 def _shrunk_spreads(real: np.ndarray, synthetic: np.ndarray, intensities: tuple[float, float]) -> float:
-    """The spreads of (1 − s)C + sμI, within the span of all volumes and, where both are multiples of I, outside."""
+    """Return the spreads of (1 − s)C + sμI: within the span of all volumes, and outside, where both are multiples of I."""
     features = real.shape[1]
     inside = _within_their_span(real, synthetic)
     parts = inside[: len(real)], inside[len(real) :]
@@ -158,16 +180,16 @@ def _shrunk_spreads(real: np.ndarray, synthetic: np.ndarray, intensities: tuple[
 
 
 def _shrunk(part: np.ndarray, intensity: float, level: float) -> np.ndarray:
-    """The triangular root `(f, f)` of (1 − s)C + level · I."""
+    """Return the triangular root `(f, f)` of (1 − s)C + level · I."""
     n, f = part.shape
-    root = np.zeros((n + f, f), order="F")  # as LAPACK takes it without a copy
+    root = np.zeros((n + f, f), order="F")  # which LAPACK takes without a copy
     root[:n] = np.sqrt(1 - intensity) * centred_root(part)
     np.fill_diagonal(root[n:], np.sqrt(level))
     return _triangle(root)
 
 
 def _within_their_span(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
-    """All volumes in as many coordinates as they span; distances stay, and many features cost nothing."""
+    """Return all volumes in as many coordinates as they span, which keeps their distances."""
     pooled = np.empty((len(real) + len(synthetic), real.shape[1]))
     pooled[: len(real)], pooled[len(real) :] = real, synthetic
     if len(pooled) >= pooled.shape[1]:
@@ -177,7 +199,7 @@ def _within_their_span(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
 
 
 def _triangle(tall: np.ndarray) -> np.ndarray:
-    """R of QR; overwrites a matrix in Fortran's order."""
+    """Return R of QR; overwrites a matrix in Fortran order."""
     from scipy.linalg import qr
 
     _, triangle = qr(tall, overwrite_a=True, mode="raw", check_finite=False)

@@ -1,13 +1,12 @@
-"""Whether a cine is one heart in one beat: neighbouring slices that fit each other, and frames that follow each other.
+"""Consistency of a cine: whether neighbouring slices fit each other, and frames follow each other.
 
 This is where a model of all four dimensions should win over one of slices or frames. The measures of one axis do not
-look along the other: the temporal ones are summed slice by slice, so that slices in a wrong order leave them as they
-are to the last bit and slices out of step but for rounding, and frames in a wrong order leave the through-plane ones.
-None has a right value of its own; each is to be compared with that of real cines on the same grid
-(`comparison.compare_tables`).
+depend on the other: temporal ones are summed slice by slice, so that slices in a wrong order leave them unchanged to
+the last bit and slices out of phase but for rounding, and frames in a wrong order leave the through-plane ones
+unchanged. None has a correct value of its own; each is to be compared with that of real cines on the same grid.
 
-Of one whole beat the last frame is followed by the first. Of a beat that was repeated and cut to fill the frames it is
-not (`closes=False`): the temporal measures then end with the last frame, and those that look at the gap are left out.
+In one whole beat the last frame is followed by the first. In a beat that was repeated and cut to fill the frames it is
+not (`closes=False`): the temporal measures then end with the last frame, and those of the gap are left out.
 """
 
 import math
@@ -18,7 +17,9 @@ from itertools import pairwise
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import LV
+from cardiodit.evaluation.metrics.function import LV
+from cardiodit.evaluation.metrics.numbers import Quantity, register_quantities
+from cardiodit.evaluation.metrics.registry import CONSISTENCY
 from cardiodit.imaging.geometry import Geometry
 
 THROUGH_PLANE, TEMPORAL = "through-plane", "temporal"
@@ -27,7 +28,7 @@ FEWEST_FRAMES = 4
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number says, along which axis, and whether label maps are needed for it."""
+    """What a number measures, along which axis, and what it needs."""
 
     description: str
     axis: str
@@ -59,7 +60,9 @@ MEASURES = {
         TEMPORAL,
         needs_whole_beat=True,
     ),
-    "label_change": Measure("voxels that change their label from frame to frame, over the heart's", TEMPORAL, True),
+    "label_change": Measure(
+        "voxels that change their label from frame to frame, over the heart's voxels", TEMPORAL, True
+    ),
     "label_gap": Measure("as frame_gap, of the voxels that change their label", TEMPORAL, True, needs_whole_beat=True),
     "area_roughness": Measure(
         "mean second difference of the left cavity's areas over their amplitude, slice by slice", TEMPORAL, True
@@ -67,16 +70,35 @@ MEASURES = {
 }
 
 
+register_quantities(
+    [
+        Quantity(
+            name,
+            f"{name.removesuffix('_mm').replace('_', ' ').capitalize()}, {measure.axis}",
+            "mm" if name.endswith("_mm") else "",
+        )
+        for name, measure in MEASURES.items()
+    ],
+    group=CONSISTENCY,
+)
+
+
 def consistency(
     cine: np.ndarray, geometry: Geometry, labels: np.ndarray | None = None, closes: bool = True
 ) -> dict[str, float]:
-    """The measures of a cine `(H, W, D, T)` in [-1, 1], by the names of `MEASURES`.
+    """Return the measures of a cine `(H, W, D, T)` in [-1, 1], by the names of `MEASURES`.
 
-    Left out are those that have nothing to measure: of labels without label maps, through-plane ones of a single
-    slice, those in mm without a voxel size, those of a left cavity that is in no two neighbouring slices, and gaps
-    where the cine is not one whole beat (`closes`).
+    Those that have nothing to measure are left out: of labels without label maps, through-plane ones of a single slice,
+    those in mm without a voxel size, those of a left cavity that is in no two neighbouring slices, and gaps where the
+    cine is not one whole beat (`closes`).
     """
-    _check(cine, labels)
+    if cine.ndim != 4 or cine.shape[3] < FEWEST_FRAMES:
+        raise CardioDiTError(
+            f"Consistency is measured in cines (H, W, D, T) with at least {FEWEST_FRAMES} frames; this one has the "
+            f"shape {cine.shape}."
+        )
+    if labels is not None and labels.shape != cine.shape:
+        raise CardioDiTError(f"The label maps {labels.shape} are not on the grid of the cine, {cine.shape}.")
     slices = [np.ascontiguousarray(cine[:, :, d], dtype=np.float64) for d in range(cine.shape[2])]  # (H, W, T) each
     found = _of_images(slices, closes)
     if labels is not None:
@@ -117,9 +139,9 @@ def _of_labels(slices: list[np.ndarray], geometry: Geometry, closes: bool) -> di
 
 
 def slice_dice(slices: list[np.ndarray]) -> float:
-    """Mean over labels, frames and pairs of neighbouring slices between a label's first and last slice.
+    """Return the mean over labels, frames and pairs of neighbouring slices between a label's first and last slice.
 
-    Before and behind these a label has ended, which is no fault; a slice without it in between counts as 0.
+    Outside of these a label has ended, which is correct; a slice in between without it counts as 0.
     """
     stack = np.stack(slices)  # (D, H, W, T)
     found: list[float] = []
@@ -135,16 +157,16 @@ def slice_dice(slices: list[np.ndarray]) -> float:
 
 
 def centroid_jump_mm(slices: list[np.ndarray], spacing: tuple[float, float]) -> float:
-    """Mean over frames and pairs of neighbouring slices that both show the left cavity."""
+    """Return the mean over frames and pairs of neighbouring slices that both show the left cavity."""
     centres = np.stack([_centres(each == LV, spacing) for each in slices])  # (D, T, 2)
     jumps = np.linalg.norm(np.diff(centres, axis=0), axis=2)
     return _mean(jumps[np.isfinite(jumps)])
 
 
 def area_roughness(areas: np.ndarray, closes: bool = True) -> float:
-    """Σ mean |a(t+1) − 2a(t) + a(t−1)| / Σ (max a − min a) of areas `(D, T)`, sums over slices, time periodic.
+    """Return Σ mean |a(t+1) − 2a(t) + a(t−1)| / Σ (max a − min a) of areas `(D, T)`; sums over slices, periodic time.
 
-    Not of the volume, the areas' sum: slices out of step would flatten that curve.
+    The volume, the areas' sum, would not do: slices out of phase flatten that curve.
     """
     second = np.roll(areas, 1, axis=1) - 2 * areas + np.roll(areas, -1, axis=1)
     within = second if closes else second[:, 1:-1]
@@ -154,7 +176,7 @@ def area_roughness(areas: np.ndarray, closes: bool = True) -> float:
 
 
 def _centres(mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
-    """Of a mask `(H, W, T)`, in mm `(T, 2)`; NaN where it is empty."""
+    """Return the centres `(T, 2)` of a mask `(H, W, T)` in mm; NaN where it is empty."""
     sizes = mask.sum(axis=(0, 1)).astype(np.float64)
     sizes[sizes == 0] = np.nan
     height, width = (np.arange(n) * mm for n, mm in zip(mask.shape, spacing))
@@ -172,40 +194,40 @@ def _relabelled(now: np.ndarray, then: np.ndarray) -> np.ndarray:
 def _steps(
     frames: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray], closes: bool = True
 ) -> np.ndarray:
-    """How much changes from each frame to the next `(T,)`; the last goes to the first, or nowhere `(T - 1,)`."""
+    """Return the change from each frame to the next: `(T,)` with the last one to the first, else `(T - 1,)`."""
     return change(*_pairs(frames, closes))
 
 
 def _pairs(frames: np.ndarray, closes: bool) -> tuple[np.ndarray, np.ndarray]:
-    """All frames that have one behind them, and those behind them."""
+    """Return all frames that have a next one, and those next ones."""
     return (frames, np.roll(frames, -1, axis=2)) if closes else (frames[..., :-1], frames[..., 1:])
 
 
 def _stall(steps: np.ndarray) -> float:
-    """Σ min / Σ median over time of steps `(D, T)`, sums over slices; 0 at rest."""
+    """Return Σ min / Σ median over time of steps `(D, T)`; sums over slices; 0 at rest."""
     usual = math.fsum(np.median(steps, axis=1))
     return math.fsum(steps.min(axis=1)) / usual if usual else 0.0
 
 
 def _gap(steps: np.ndarray) -> float:
-    """max(0, (c − b) / (c + b)) of steps `(D, T)`: c closes the beat, b is the mean of two steps before and two behind.
+    """Return max(0, (c − b) / (c + b)) of steps `(D, T)`: c closes the beat, b is the mean of the two on either side.
 
-    Steps beside it, not all steps, because a beat may begin anywhere, in quiet diastole or in the midst of ejection.
+    Only steps beside it, because a beat may begin anywhere, in quiet diastole or in the middle of ejection.
     """
     closing, beside = math.fsum(steps[:, -1]), math.fsum(steps[:, [-3, -2, 0, 1]].ravel()) / 4
     return max(0.0, (closing - beside) / (closing + beside)) if closing + beside else 0.0
 
 
 def _autocorrelation(deviations: list[np.ndarray], closes: bool) -> float:
-    """Σ x(t) x(t+1) / √(Σ x(t)² Σ x(t+1)²): 1 at rest, and of a closed beat −1/(T−1) of frames in any order."""
+    """Return Σ x(t) x(t+1) / √(Σ x(t)² Σ x(t+1)²): 1 at rest; −1/(T−1) for a closed beat in random order."""
     pairs = [_pairs(x, closes) for x in deviations]
     product = math.fsum(float((now * then).sum(axis=2).sum()) for now, then in pairs)
-    before, behind = (math.fsum(float(np.square(pair[i]).sum(axis=2).sum()) for pair in pairs) for i in (0, 1))
-    return product / math.sqrt(before * behind) if before and behind else 1.0
+    before, after = (math.fsum(float(np.square(pair[i]).sum(axis=2).sum()) for pair in pairs) for i in (0, 1))
+    return product / math.sqrt(before * after) if before and after else 1.0
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Of two deviations from a mean; 1 where neither moves, 0 where one does."""
+    """Return the correlation of two deviations from a mean; 1 where neither moves, 0 where one does."""
     powers = float(np.square(first).sum()), float(np.square(second).sum())
     if not any(powers):
         return 1.0
@@ -213,15 +235,6 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """NaN of nothing."""
+    """Return the mean; NaN of no values."""
     held = list(values)
     return math.fsum(held) / len(held) if held else math.nan
-
-
-def _check(cine: np.ndarray, labels: np.ndarray | None) -> None:
-    if cine.ndim != 4 or cine.shape[3] < FEWEST_FRAMES:
-        raise CardioDiTError(
-            f"Consistency is measured in cines (H, W, D, T) of {FEWEST_FRAMES} frames or more, this is {cine.shape}."
-        )
-    if labels is not None and labels.shape != cine.shape:
-        raise CardioDiTError(f"The label maps {labels.shape} are not on the grid of the cine, {cine.shape}.")

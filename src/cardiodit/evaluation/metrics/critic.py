@@ -1,9 +1,9 @@
-"""The Wasserstein-1 distance between features, from below: a critic with a gradient penalty (Gulrajani et al. 2017).
+"""The Wasserstein-1 distance between features, bounded from below by a critic with a gradient penalty (Gulrajani et al. 2017).
 
 W₁ is the largest E D(real) − E D(synthetic) of all critics D whose gradient is nowhere longer than 1 (Kantorovich and
-Rubinstein). A trained critic is one of them once it is divided by its longest gradient, hence a lower bound. It learns
-from half of the volumes, stops by a quarter, and is measured on the last quarter, which it has never met: measured
-where it learned, any critic finds a distance between equals.
+Rubinstein). A trained critic is one of them once it is divided by its longest gradient, hence a lower bound. It is trained
+on half of the volumes, stopped early by a quarter, and measured on the last quarter, which it has never seen: on its
+training volumes, any critic finds a distance between equal distributions.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,36 @@ import torch
 from torch import Tensor, nn
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.estimate import Estimate, checked_features
-from cardiodit.evaluation.threads import one_thread
+from cardiodit.evaluation.metrics.estimate import Estimate, checked_features
+from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, Features, Result, metric
+from cardiodit.evaluation.workers import one_thread
 
 FEWEST = 16  # volumes of each kind
 PENALTY = 10.0  # λ of Gulrajani et al.
 BATCH = 256
-LOOK_EVERY, PATIENCE = 20, 6  # steps between looks at the stopping volumes; looks without a better value
+CHECK_EVERY, PATIENCE = 20, 6  # steps between checks on the stopping volumes; checks without improvement
+SEEDS = 3  # critics per distance
+FLOOR_REPEATS = 2  # draws of the floor, each of which trains twice as many critics as there are seeds
+
+
+@metric(
+    "critic",
+    "Wasserstein distance by a critic",
+    group=DISTRIBUTION,
+    better=LOWER,
+    on_features=True,
+    place=5,
+    label="Critic",
+    option="critic",
+)
+def critic_metric(features: Features) -> Result:
+    seeds = range(features.seed, features.seed + SEEDS)
+
+    def distance(real: np.ndarray, synthetic: np.ndarray) -> float:
+        return critic_distance(real, synthetic, seeds=seeds).value
+
+    estimate = critic_distance(features.real, features.synthetic, seeds=seeds)
+    return features.beside_floor(estimate, distance, repeats=FLOOR_REPEATS)
 
 
 @dataclass(frozen=True)
@@ -43,10 +66,10 @@ def critic_distance(
     width: int = 64,
     device: str | torch.device = "cpu",
 ) -> Estimate:
-    """Mean over the seeds, each with its own split and its own critic; in the features' unit.
+    """Return the mean over the seeds, each with its own split and critic, in the features' unit.
 
-    There is no interval: a critic bounds the distance from below, and seeds share volumes. How far they disagree stands
-    in the notes.
+    There is no interval: a critic bounds the distance from below, and seeds share volumes. The notes list the value of
+    each seed.
     """
     real, synthetic = checked_features(real, synthetic, FEWEST)
     if not seeds or steps < 1:
@@ -61,7 +84,7 @@ def critic_distance(
         None,
         method=(
             f"Wasserstein-1 distance by {len(values)} critics with gradient penalty, measured on volumes that neither "
-            "training nor stopping has met, divided by the longest gradient there"
+            "training nor stopping has seen, divided by the longest gradient there"
         ),
         notes=("A lower bound; no interval, since seeds share volumes and the bound's slack is unknown.", disagreement),
     )
@@ -83,7 +106,7 @@ def _one_critic(real: Tensor, synthetic: Tensor, seed: int, steps: int, width: i
 
 
 def _split(real: Tensor, synthetic: Tensor, rng: np.random.Generator) -> tuple[_Part, _Part, _Part]:
-    """A half to learn, a quarter to stop, a quarter to measure; of each kind."""
+    """Split each kind into a half for training, a quarter for stopping and a quarter for measuring."""
     pieces = []
     for features in (real, synthetic):
         order = torch.from_numpy(rng.permutation(len(features))).to(features.device)
@@ -94,7 +117,7 @@ def _split(real: Tensor, synthetic: Tensor, rng: np.random.Generator) -> tuple[_
 
 
 def _new_critic(features: int, width: int, generator: torch.Generator) -> nn.Module:
-    """A small MLP whose weights come from the generator alone."""
+    """Return a small MLP whose weights are drawn from the generator."""
     critic = nn.Sequential(
         nn.utils.skip_init(nn.Linear, features, width, dtype=torch.float64),
         nn.SiLU(),
@@ -111,32 +134,32 @@ def _new_critic(features: int, width: int, generator: torch.Generator) -> nn.Mod
 
 
 def _train(critic: nn.Module, learning: _Part, stopping: _Part, steps: int, generator: torch.Generator) -> None:
-    """Leaves the critic as it was when the stopping volumes were told apart best."""
+    """Train the critic, and restore its state at the largest distance of the stopping volumes."""
     optimizer = torch.optim.Adam(critic.parameters(), lr=5e-3, betas=(0.5, 0.9))
-    best, kept, looks = -float("inf"), _copy(critic), 0
+    best, kept, checks = -float("inf"), _copy(critic), 0
     for step in range(steps):
         real, synthetic = (_batch(part, generator) for part in (learning.real, learning.synthetic))
         between = _between(real, synthetic, generator)
         lengths = _gradient_lengths(critic, between, for_training=True)
-        # Their equation 3 in its one-sided form: a length below 1 costs nothing. The two-sided one keeps a critic that
-        # began as a slope from ever turning part of it round, which a difference in spread asks for.
+        # Gulrajani et al., equation 3, one-sided: a length below 1 is not penalized. The two-sided penalty keeps a critic
+        # that began as a slope from ever reversing part of it, which a difference in spread requires.
         penalty = PENALTY * (lengths - 1).clamp(min=0).square().mean()
         loss = critic(synthetic).mean() - critic(real).mean() + penalty
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (step + 1) % LOOK_EVERY:
+        if (step + 1) % CHECK_EVERY:
             continue
-        value, looks = _measured(critic, stopping), looks + 1
+        value, checks = _measured(critic, stopping), checks + 1
         if value > best:
-            best, kept, looks = value, _copy(critic), 0
-        if looks >= PATIENCE:
+            best, kept, checks = value, _copy(critic), 0
+        if checks >= PATIENCE:
             break
     critic.load_state_dict(kept)
 
 
 def _measured(critic: nn.Module, part: _Part) -> float:
-    """E D(real) − E D(synthetic), over the longest gradient at these volumes and half way between them."""
+    """Return E D(real) − E D(synthetic) over the longest gradient at these volumes and halfway between them."""
     pairs = max(len(part.real), len(part.synthetic))
     real, synthetic = (x[torch.arange(pairs, device=x.device) % len(x)] for x in (part.real, part.synthetic))
     longest = _gradient_lengths(critic, torch.cat([real, synthetic, (real + synthetic) / 2])).max()
@@ -146,20 +169,20 @@ def _measured(critic: nn.Module, part: _Part) -> float:
 
 
 def _gradient_lengths(critic: nn.Module, points: Tensor, for_training: bool = False) -> Tensor:
-    """|∇D| at each point `(n,)`."""
+    """Return |∇D| at each point `(n,)`."""
     points = points.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=for_training)
     return gradient.norm(dim=1)
 
 
 def _batch(features: Tensor, generator: torch.Generator) -> Tensor:
-    """In a new order, so that pairs differ from step to step."""
+    """Draw a batch in random order, so that pairs differ from step to step."""
     order = torch.randperm(len(features), generator=generator)[:BATCH]
     return features[order.to(features.device)]
 
 
 def _between(real: Tensor, synthetic: Tensor, generator: torch.Generator) -> Tensor:
-    """Points on the lines between pairs, where the optimal critic has gradients of length 1."""
+    """Draw points on the lines between pairs, where the optimal critic has gradients of length 1."""
     pairs = min(len(real), len(synthetic))
     share = torch.rand(pairs, 1, generator=generator, dtype=torch.float64).to(real.device)
     return share * real[:pairs] + (1 - share) * synthetic[:pairs]

@@ -1,30 +1,68 @@
-"""Do samples lie among the real volumes, and real volumes within the samples' reach? Four shares by k neighbours.
+"""Precision, recall, density and coverage: how well samples and real volumes cover each other, by k neighbours.
 
-Precision and recall as Kynkäänniemi et al. (2019) define them, density and coverage as Naeem et al. (2020). A ball
-around a volume reaches to its k-th nearest other volume of the same kind, its surface included.
+Precision and recall are those of Kynkäänniemi et al. (2019), density and coverage those of Naeem et al. (2020). A ball
+around a volume reaches to its k-th nearest other volume of the same kind, including its surface.
 """
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.estimate import LEVEL, Estimate, checked_features, jackknife_interval
+from cardiodit.evaluation.metrics.estimate import LEVEL, Estimate, checked_features, jackknife_interval
+from cardiodit.evaluation.metrics.registry import DISTRIBUTION, HIGHER, NEAR_REAL, Features, Result, metric
 
 NEIGHBOURS = 5
+SHARES = {"precision": HIGHER, "recall": HIGHER, "density": NEAR_REAL, "coverage": HIGHER}
+
+
+def _share_metric(features: Features, *, name: str) -> Result:
+    estimates = features.once(coverage_estimates)
+    shares = features.once(_remembered_coverage)  # the four metrics have the same draws
+    return features.beside_floor(
+        getattr(estimates, name), lambda real, synthetic: getattr(shares(real, synthetic), name)
+    )
+
+
+def _remembered_coverage(*_: np.ndarray) -> "Callable[[np.ndarray, np.ndarray], Coverage]":
+    """Return `coverage_metrics` with a memory."""
+    seen: dict[bytes, Coverage] = {}
+
+    def remembered(real: np.ndarray, synthetic: np.ndarray) -> Coverage:
+        key = hashlib.sha256(real.tobytes() + synthetic.tobytes()).digest()
+        if key not in seen:
+            seen[key] = coverage_metrics(real, synthetic)
+        return seen[key]
+
+    return remembered
+
+
+for _name, _better in SHARES.items():
+    metric(
+        _name,
+        f"{_name.capitalize()} ({NEIGHBOURS} neighbours)",
+        group=DISTRIBUTION,
+        better=_better,
+        on_features=True,
+        place=4,
+        label="Precision, recall, density and coverage",
+    )(partial(_share_metric, name=_name))
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """All from 0 to 1 but density, which is 1 where both distributions are the same and may be larger.
+    """Four shares from 0 to 1, except density, which is 1 for equal distributions and may be larger.
 
     Args:
         precision: share of samples in at least one ball of a real volume.
         recall: share of real volumes in at least one ball of a sample.
-        density: real balls that hold a sample, on average, over k.
-        coverage: share of real balls that hold at least one sample.
+        density: mean number of real balls that contain a sample, over k.
+        coverage: share of real balls that contain at least one sample.
     """
 
     precision: float
@@ -35,7 +73,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class CoverageEstimates:
-    """The same, each with its interval."""
+    """The four shares with their intervals."""
 
     precision: Estimate
     recall: Estimate
@@ -45,11 +83,11 @@ class CoverageEstimates:
 
 @dataclass(frozen=True)
 class _Balls:
-    """Which points `(m,)` lie in the balls around which centres `(n,)`.
+    """Which of m points lie in the balls around n centres.
 
     Args:
         inside: `(n, m)`, balls reaching to the k-th neighbour.
-        wider: `(n, m)`, to the next one: what a ball becomes when one of its k neighbours is left out; else None.
+        wider: `(n, m)`, balls reaching to the next neighbour, as when one of the k is left out; None if there is none.
         neighbours: `(n, n)`, whether the second centre is among the first's k neighbours.
     """
 
@@ -63,9 +101,9 @@ def coverage_metrics(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOUR
 
 
 def coverage_estimates(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS) -> CoverageEstimates:
-    """With intervals for what the shares would be, on average, at these numbers of volumes.
+    """Return the shares with intervals for their expected values at these numbers of volumes.
 
-    All four move with the number of volumes, since balls shrink as centres become more; there is no correction for it.
+    All four depend on the number of volumes, since balls shrink with more centres; there is no correction for that.
     """
     around_real, around_synthetic = _both_balls(real, synthetic, k)
     value = astuple(_coverage(around_real, around_synthetic, k))
@@ -73,23 +111,25 @@ def coverage_estimates(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBO
         f"{k} nearest neighbours; interval by the jackknife over the volumes of both kinds, for shares no narrower "
         "than the binomial one"
     )
-    notes = (f"At {len(real)} real and {len(synthetic)} synthetic volumes; not to be compared at other numbers.",)
+    notes: tuple[str, ...] = (
+        f"At {len(real)} real and {len(synthetic)} synthetic volumes; do not compare with other numbers of volumes.",
+    )
     if around_real.wider is None or around_synthetic.wider is None:
-        reason = f"No interval: leaving out a volume leaves fewer than {k + 1}."
-        return CoverageEstimates(*(Estimate(v, None, None, method=method, notes=(*notes, reason)) for v in value))
+        notes = (*notes, f"No interval: leaving out a volume leaves fewer than {k + 1}.")
+        return CoverageEstimates(*(Estimate(v, None, None, method=method, notes=notes) for v in value))
     without_real = _without_each(around_real, around_synthetic, k)
     without_synthetic = _without_each_point(around_real, around_synthetic, k)
-    counted = (len(synthetic), len(real), None, len(real))  # whose share it is; density is none
+    counted = (len(synthetic), len(real), None, len(real))  # of what it is a share; density is not one
     estimates = []
     for share, number, *left_out in zip(value, counted, without_real.T, without_synthetic.T, strict=True):
         low, high = _interval(share, number, left_out)
-        why: tuple[str, ...] = () if low is not None else ("No interval: leaving out a volume makes no difference.",)
-        estimates.append(Estimate(share, low, high, method=method, notes=(*notes, *why)))
+        reason = () if low is not None else ("No interval: leaving out a volume makes no difference.",)
+        estimates.append(Estimate(share, low, high, method=method, notes=(*notes, *reason)))
     return CoverageEstimates(*estimates)
 
 
 def _interval(value: float, counted: int | None, left_out: list[np.ndarray]) -> tuple[float | None, float | None]:
-    """The jackknife's; of a share, as wide as the binomial's at least, since none of 40 is not certainly none."""
+    """Return the jackknife interval; for a share at least the binomial one, since 0 of 40 does not mean 0."""
     low, high = jackknife_interval(value, *left_out)
     if counted is not None:
         binomial = binomtest(round(value * counted), counted).proportion_ci(LEVEL)
@@ -111,9 +151,9 @@ def _both_balls(real: np.ndarray, synthetic: np.ndarray, k: int) -> tuple[_Balls
 
 
 def _balls(among: np.ndarray, between: np.ndarray, k: int) -> _Balls:
-    """From the distances among the centres `(n, n)` and between centres and points `(n, m)`."""
+    """Build balls from the distances among the centres `(n, n)` and between centres and points `(n, m)`."""
     among = among.copy()
-    np.fill_diagonal(among, np.inf)  # none is its own neighbour
+    np.fill_diagonal(among, np.inf)  # no volume is its own neighbour
     nearest = np.sort(among, axis=1)
     inside = between <= nearest[:, k - 1 : k]
     wider = between <= nearest[:, k : k + 1] if len(among) > k + 1 else None
@@ -131,7 +171,7 @@ def _with_recall(shares: tuple[float, float, float], recall: float) -> Coverage:
 
 
 def _shares(balls_of_point: np.ndarray, points_of_ball: np.ndarray, k: int) -> tuple[float, float, float]:
-    """Precision, density and coverage from the counts `(m,)` and `(n,)`."""
+    """Return precision, density and coverage from the counts `(m,)` and `(n,)`."""
     return _touched(balls_of_point), float(balls_of_point.mean() / k), _touched(points_of_ball)
 
 
@@ -140,7 +180,7 @@ def _touched(counts: np.ndarray) -> float:
 
 
 def _without_each(around_real: _Balls, around_synthetic: _Balls, k: int) -> np.ndarray:
-    """`(n, 4)`: the shares without each real volume, which is a centre for three of them and a point for recall."""
+    """Return the shares without each real volume `(n, 4)`, which is a centre for three of them and a point for recall."""
     rows = []
     for i in range(len(around_real.inside)):
         inside = _without_centre(around_real, i)
@@ -150,7 +190,7 @@ def _without_each(around_real: _Balls, around_synthetic: _Balls, k: int) -> np.n
 
 
 def _without_each_point(around_real: _Balls, around_synthetic: _Balls, k: int) -> np.ndarray:
-    """`(m, 4)`: the shares without each synthetic volume."""
+    """Return the shares without each synthetic volume `(m, 4)`."""
     rows = []
     balls_of_point, points_of_ball = around_real.inside.sum(0), around_real.inside.sum(1)
     for j in range(len(balls_of_point)):
@@ -161,7 +201,7 @@ def _without_each_point(around_real: _Balls, around_synthetic: _Balls, k: int) -
 
 
 def _without_centre(balls: _Balls, index: int) -> np.ndarray:
-    """Balls `(n − 1, m)` without one centre; those that counted it as a neighbour reach for the next."""
+    """Return the balls `(n − 1, m)` without one centre; those that had it as a neighbour reach to the next one."""
     assert balls.wider is not None
     widened = np.where(balls.neighbours[:, index, None], balls.wider, balls.inside)
     return np.delete(widened, index, axis=0)
