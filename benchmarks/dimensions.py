@@ -56,10 +56,10 @@ def main() -> None:
             samples = folder / "samples" / run
             if not samples.is_dir():
                 draw(folder / run / "pipeline", samples, arguments.samples, seed, slice_by_slice=name == SLICES)
-            request = EvaluationSettings(
+            settings = EvaluationSettings(
                 folder / "test" / "manifest.csv", samples, folder / "evaluated" / run, model=BASE
             )
-            reports[name].append(evaluate(replace(request, segmenter="phantom-segmenter")).report)
+            reports[name].append(evaluate(replace(settings, segmenter="phantom-segmenter")).report)
     (folder / "table.md").write_text(table(reports))
     print(table(reports))
 

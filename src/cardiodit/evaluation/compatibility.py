@@ -81,8 +81,8 @@ def inspect(volumes: VolumeSet, steps: Preprocessing) -> VolumeStats:
     if isinstance(problems[0], OtherIntensityError):
         raise CardioDiTError(
             f"The {volumes.name} volumes have another intensity range than the real ones, which are scaled to "
-            f"[-1, 1]: {problems[0]} They are not rescaled silently: write them in [-1, 1], or with their model's units "
-            "in samples.jsonl, or list them in a manifest, to be preprocessed as the real ones are."
+            f"[-1, 1]: {problems[0]} They are not rescaled silently: write them in [-1, 1], or with their model's "
+            "units in samples.jsonl, or list them in a manifest, to be preprocessed as the real ones are."
         )
     raise CardioDiTError(
         f"None of the {len(volumes.items)} {volumes.name} volumes can be used. The first problem: {problems[0]}"
@@ -122,8 +122,8 @@ def _check_values(real: VolumeStats, synthetic: VolumeStats) -> None:
 def _fills_bright_half(values: Range, of: Range) -> bool:
     """Return whether values fill only the bright half of a range, as [0, 1] in [-1, 1]: they were scaled differently.
 
-    Low contrast from a bad model does not fill half of the range and is measured; neither does anything fill half of the
-    single value of a collapsed model.
+    Low contrast from a bad model does not fill half of the range and is measured; neither does anything fill half of
+    the single value of a collapsed model.
     """
     low, high = of
     if high - low < LEAST_WIDTH:
@@ -211,8 +211,8 @@ def notes_on_contrast(real: VolumeStats, synthetic: VolumeStats) -> list[str]:
         return []
     return [
         f"The contrast differs: synthetic volumes go from {_range(synthetic.intensity)}, and real ones from "
-        f"{_range(real.intensity)}. They are measured as they are. If the model is not the cause, check how the synthetic "
-        "files were scaled."
+        f"{_range(real.intensity)}. They are measured as they are. If the model is not the cause, check how the "
+        "synthetic files were scaled."
     ]
 
 

@@ -114,8 +114,8 @@ def _features(volume: Volume, evaluators: Evaluators) -> dict[str, np.ndarray]:
         row = np.asarray(_call(f"The feature network {network.name}", compute), np.float32)
         if broken := int((~np.isfinite(row)).sum()):
             raise CardioDiTError(
-                f"{broken} of {len(row)} {kind} features of {network.name} are not numbers (NaN or infinite). Check the "
-                "volume; if it is correct, the network does not fit it."
+                f"{broken} of {len(row)} {kind} features of {network.name} are not numbers (NaN or infinite). Check "
+                "the volume; if it is correct, the network does not fit it."
             )
         rows[kind] = row
     return rows

@@ -1,4 +1,4 @@
-"""The two sets of an evaluation: finding their volumes, settling how real ones are prepared, and loading one at a time."""
+"""The two sets of an evaluation: listing their volumes, settling the preprocessing, and loading a volume."""
 
 import hashlib
 import json

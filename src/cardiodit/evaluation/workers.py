@@ -68,8 +68,8 @@ class Workers:
             yield from self._pool.map(function, inputs)
         except BrokenProcessPool as error:
             raise CardioDiTError(
-                "A process was killed, perhaps because memory ran out. Finished measurements are kept: start again with "
-                "fewer processes."
+                "A process was killed, perhaps because memory ran out. Finished measurements are kept: start again "
+                "with fewer processes."
             ) from error
 
 

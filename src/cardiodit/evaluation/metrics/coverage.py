@@ -180,7 +180,7 @@ def _touched(counts: np.ndarray) -> float:
 
 
 def _without_each(around_real: _Balls, around_synthetic: _Balls, k: int) -> np.ndarray:
-    """Return the shares without each real volume `(n, 4)`, which is a centre for three of them and a point for recall."""
+    """Return the shares without each real volume `(n, 4)`, a centre for three of them and a point for recall."""
     rows = []
     for i in range(len(around_real.inside)):
         inside = _without_centre(around_real, i)

@@ -1,9 +1,9 @@
-"""The Wasserstein-1 distance between features, bounded from below by a critic with a gradient penalty (Gulrajani et al. 2017).
+"""A lower bound of the Wasserstein-1 distance between features, by a critic (Gulrajani et al. 2017).
 
 W₁ is the largest E D(real) − E D(synthetic) of all critics D whose gradient is nowhere longer than 1 (Kantorovich and
-Rubinstein). A trained critic is one of them once it is divided by its longest gradient, hence a lower bound. It is trained
-on half of the volumes, stopped early by a quarter, and measured on the last quarter, which it has never seen: on its
-training volumes, any critic finds a distance between equal distributions.
+Rubinstein). A trained critic is one of them once it is divided by its longest gradient, hence a lower bound. It is
+trained on half of the volumes, stopped early by a quarter, and measured on the last quarter, never seen before: on
+its training volumes, any critic finds a distance between equal distributions.
 """
 
 from collections.abc import Sequence
@@ -141,8 +141,8 @@ def _train(critic: nn.Module, learning: _Part, stopping: _Part, steps: int, gene
         real, synthetic = (_batch(part, generator) for part in (learning.real, learning.synthetic))
         between = _between(real, synthetic, generator)
         lengths = _gradient_lengths(critic, between, for_training=True)
-        # Gulrajani et al., equation 3, one-sided: a length below 1 is not penalized. The two-sided penalty keeps a critic
-        # that began as a slope from ever reversing part of it, which a difference in spread requires.
+        # Gulrajani et al., equation 3, one-sided: a length below 1 is not penalized. The two-sided penalty keeps a
+        # critic that began as a slope from ever reversing part of it, which a difference in spread requires.
         penalty = PENALTY * (lengths - 1).clamp(min=0).square().mean()
         loss = critic(synthetic).mean() - critic(real).mean() + penalty
         optimizer.zero_grad()

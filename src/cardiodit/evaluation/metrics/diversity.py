@@ -55,7 +55,7 @@ def ms_ssim_metric(scoring: Scoring) -> Result:
 
 @dataclass(frozen=True)
 class SimilarityInput:
-    """What one set's similarity is computed from; `contents` are the hashes of the volumes, in the order of the items."""
+    """What one set's similarity is computed from; `contents` are the items' hashes, in their order."""
 
     items: tuple[Item, ...]
     contents: tuple[str, ...]
@@ -140,7 +140,7 @@ def ms_ssim(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def window_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return height and width, and depth if it allows two scales and is at least half as long as the plane; never time."""
+    """Return height and width, and depth if it allows two scales and is at least half as long; never time."""
     height, width, depth = shape[:3]
     if min(height, width) < WINDOW:
         raise CardioDiTError(

@@ -3,8 +3,8 @@
 d² = |μ₁ − μ₂|² + tr C₁ + tr C₂ − 2 tr (C₁C₂)^½ is known as FID. With any roots C₁ = AᵀA and C₂ = BᵀB, the last trace is
 the sum of the singular values of ABᵀ: no matrix root is needed, and nothing has to be invertible.
 
-Rows may be float32 or float64; everything is computed in float64. With a thousand volumes of thousands of features every
-copy counts: sums over features are taken block by block.
+Rows may be float32 or float64; everything is computed in float64. With a thousand volumes of thousands of features
+every copy counts: sums over features are taken block by block.
 """
 
 from collections.abc import Iterator
@@ -168,7 +168,7 @@ def _fewest_rows(root: np.ndarray) -> np.ndarray:
 
 
 def _shrunk_spreads(real: np.ndarray, synthetic: np.ndarray, intensities: tuple[float, float]) -> float:
-    """Return the spreads of (1 − s)C + sμI: within the span of all volumes, and outside, where both are multiples of I."""
+    """Return the spreads of (1 − s)C + sμI: within the volumes' span, and outside, where both are multiples of I."""
     features = real.shape[1]
     inside = _within_their_span(real, synthetic)
     parts = inside[: len(real)], inside[len(real) :]

@@ -113,8 +113,8 @@ def _bias_in_halves(pair: Pair, reach: float, seed: int) -> str:
             return (
                 f"No interval: between random halves of the {same.counts[0]} {kind} volumes, whose true distance "
                 f"is 0, extrapolation leaves {left:.3g}, more than the interval would reach ({reach:.3g}). Many "
-                "directions contribute a little of their spread each, and the bias is not linear in 1/n; the value is still "
-                "too high."
+                "directions contribute a little of their spread each, and the bias is not linear in 1/n; the value is "
+                "still too high."
             )
     return ""
 

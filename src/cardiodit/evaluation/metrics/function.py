@@ -184,9 +184,7 @@ def volumes_ml(labels: np.ndarray, geometry: Geometry, label: int = LV) -> tuple
     where few slices contain the cavity: small hearts at end-systole.
     """
     if labels.ndim != 4:
-        raise CardioDiTError(
-            f"Volumes are counted in label maps (H, W, D, T), but these have the shape {labels.shape}."
-        )
+        raise CardioDiTError(f"Volumes are counted in label maps (H, W, D, T); these have the shape {labels.shape}.")
     voxel = geometry.voxel_ml
     return tuple(float(n) * voxel for n in (labels == label).sum(axis=(0, 1, 2)))
 
@@ -246,7 +244,7 @@ def wall_thickness_mm(labels: np.ndarray, geometry: Geometry, frame: int = 0) ->
 
 
 def wall_thickening(labels: np.ndarray, geometry: Geometry, end_diastole: int, end_systole: int) -> float:
-    """Return the LV wall's thickening in percent from one frame to another; NaN if no slice has a large enough cavity."""
+    """Return the LV wall's thickening in percent from one frame to another; NaN if every cavity is too small."""
     before = wall_thickness_mm(labels, geometry, end_diastole)
     after = wall_thickness_mm(labels, geometry, end_systole)
     return 100 * (after / before - 1) if before and after else math.nan

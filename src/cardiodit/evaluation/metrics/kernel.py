@@ -40,8 +40,8 @@ def mmd_prdit_metric(features: Features) -> Result:
 def mmd_prdit(real: np.ndarray, synthetic: np.ndarray) -> float:
     """Return MMD² with PRDiT's kernel, exp(−γ|x − y|²) with γ = 1/(2 · median squared distance of real pairs).
 
-    The paper names the kernel only. This is the biased V-statistic (Gretton et al., equation 5, squared): each volume is
-    also compared with itself, so that it is never negative and falls with the number of volumes. Compare at equal
+    The paper names the kernel only. This is the biased V-statistic (Gretton et al., equation 5, squared): each volume
+    is also compared with itself, so that it is never negative and falls with the number of volumes. Compare at equal
     numbers.
     """
     real, synthetic = checked_features(real, synthetic)

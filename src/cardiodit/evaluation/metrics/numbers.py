@@ -152,7 +152,7 @@ def wasserstein(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def welch_interval(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the confidence interval of mean(second) − mean(first), with Welch and Satterthwaite's degrees of freedom."""
+    """Return the interval of mean(second) − mean(first), with Welch and Satterthwaite's degrees of freedom."""
     difference = float(second.mean() - first.mean())
     parts = np.array([sample.var(ddof=1) / len(sample) for sample in (first, second)])
     if not parts.sum():

@@ -1,4 +1,4 @@
-"""What the autoencoder (stage 1) alone loses: real volumes passed through it, in their image and their heart function."""
+"""What the autoencoder (stage 1) alone loses: in the image and the heart function of real volumes."""
 
 import math
 from collections.abc import Callable

@@ -108,7 +108,7 @@ def test_unlike_the_biased_number_it_is_about_zero_between_equals() -> None:
 
 
 def test_copies_and_unknown_kernels_are_refused() -> None:
-    with pytest.raises(CardioDiTError, match="copies among the real volumes"):
+    with pytest.raises(CardioDiTError, match="Check the real volumes for copies"):
         mmd_prdit(np.ones((5, 2)), np.zeros((5, 2)))
     with pytest.raises(CardioDiTError, match='kernel="linear" is unknown'):
         kid_estimate(*gaussians(0), kernel="linear")

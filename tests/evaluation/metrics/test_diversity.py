@@ -144,7 +144,7 @@ def test_the_interval_knows_that_pairs_share_samples(pairs: int, monkeypatch: py
 def test_other_ranges_sizes_and_holes_are_refused() -> None:
     good = smooth((16, 16, 2), 7)
     for bad, message in (
-        (good * 3, "expected are images in"),
+        (good * 3, "expected images in"),
         (good[:12], "images of one size"),
         (np.full_like(good, np.nan), "NaN"),
         (good[0], "expected is"),

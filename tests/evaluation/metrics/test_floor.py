@@ -31,28 +31,28 @@ def test_few_samples_set_the_number() -> None:
 def test_samples_as_good_as_real_ones_lie_on_the_floor_and_others_above() -> None:
     real = volumes(80, 4)
     good = floor_of(frechet_distance, real, volumes(80, 5))
-    assert good.floor_low < good.matched < good.floor_high
-    assert good.floor > 0  # what the number of volumes alone makes
+    assert good.low < good.matched < good.high
+    assert good.value > 0  # what the number of volumes alone makes
     bad = floor_of(frechet_distance, real, volumes(80, 6, 1.0))
-    assert bad.matched > bad.floor_high
+    assert bad.matched > bad.high
     assert bad.above_floor == pytest.approx(3, rel=0.3)  # a shift of 1 in 3 features
-    assert bad.floor == good.floor  # of the same real volumes
+    assert bad.value == good.value  # of the same real volumes
 
 
 def test_a_known_metric_has_known_means() -> None:
     """Difference of means: over all draws, the floor's is about zero and the other one about the shift."""
     real, synthetic = volumes(30, 7), volumes(15, 8, 2.0)
     found = floor_of(lambda a, b: float(b.mean() - a.mean()), real, synthetic, repeats=200)
-    assert found.floor == pytest.approx(0, abs=0.05)
+    assert found.value == pytest.approx(0, abs=0.05)
     assert found.matched == pytest.approx(synthetic.mean() - real.mean(), abs=0.05)
-    assert found.floor_low < found.floor < found.floor_high
+    assert found.low < found.value < found.high
 
 
 def test_few_draws_have_no_range() -> None:
     real, synthetic = volumes(20, 11), volumes(20, 12)
     few, enough = (floor_of(frechet_distance, real, synthetic, repeats=repeats) for repeats in (19, 20))
-    assert few.floor > 0 and (few.floor_low, few.floor_high) == (None, None)
-    assert enough.floor_low < enough.floor < enough.floor_high
+    assert few.value > 0 and (few.low, few.high) == (None, None)
+    assert enough.low < enough.value < enough.high
 
 
 def test_neither_order_nor_time_matter_but_the_seed_does() -> None:

@@ -51,8 +51,8 @@ def test_broken_rows_are_named() -> None:
     [
         ((5, 3), (5, 4), "3 features and synthetic ones 4"),
         ((1, 3), (5, 3), "at least 2 real volumes, and there are 1"),
-        ((5,), (5, 3), "one row a volume"),
-        ((5, 3), (5, 3, 1), "one row a volume"),
+        ((5,), (5, 3), "one row per volume"),
+        ((5, 3), (5, 3, 1), "one row per volume"),
     ],
 )
 def test_wrong_shapes_are_explained(real: tuple[int, ...], synthetic: tuple[int, ...], message: str) -> None:
