@@ -45,7 +45,7 @@ def test_it_prints_the_table_and_returns_nothing_wrong(
     printed = capsys.readouterr()
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
     assert f"Wrote {tmp_path / 'out' / 'report.json'}" in printed.out and "report.html" in printed.out
-    assert "Goes on" not in printed.err
+    assert "Resuming" not in printed.err
 
 
 def test_a_corrupt_file_shows_in_the_exit_code(cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     held = len(list(killed.glob("measured/[!.]*.npz")))
     assert held >= 1
     assert main(arguments(cohorts, killed)) == 0
-    assert f"Goes on: {held} of 8 volumes were measured by an earlier run." in capsys.readouterr().err
+    assert f"Resuming: {held} of 8 volumes were measured by an earlier run." in capsys.readouterr().err
     assert main(arguments(cohorts, straight)) == 0
     for name in FILES:
         assert (killed / name).read_bytes() == (straight / name).read_bytes()

@@ -103,7 +103,7 @@ def test_a_volume_of_another_scaling_or_voxel_size_than_most_is_named() -> None:
     assert [reason is None for reason in found] == [True, False, True, False, False, True, True]
     assert (
         found[1]
-        == "Its values go from 0 to 1, and those of most synthetic volumes from -1 to 1: it was scaled otherwise."
+        == "Its values go from 0 to 1, and those of most synthetic volumes from -1 to 1: it was scaled differently."
     )
     assert found[3] == "Its voxels have 1.4 × 1.4 × 12 mm, and those of most synthetic volumes 1.4 × 1.4 × 10 mm."
 
@@ -116,7 +116,7 @@ def test_a_collapsed_model_is_measured(value: float) -> None:
     check_agreement(USUAL, collapsed)
     assert find_outliers(items(4), [collapsed, collapsed, collapsed, dithered]) == [None] * 4
     (note,) = notes_on_contrast(USUAL, collapsed)
-    assert note.startswith(f"Most synthetic volumes hold one value alone, {value:.4g} in the median")
+    assert note.startswith(f"Most synthetic volumes contain a single value, {value:.4g} in the median")
     assert "has collapsed" in note
 
 

@@ -162,7 +162,7 @@ def test_neither_processes_nor_the_order_nor_the_folder_change_a_number(
     ]
     write_manifest(tmp_path / "backwards.csv", rows[::-1])
     turned = evaluate(replace(same, real=tmp_path / "backwards.csv", output_dir=tmp_path / "two"))
-    assert turned.kept == 12
+    assert turned.cached == 12
     assert turned.report["metrics"] == with_masks.report["metrics"]
     assert turned.report["sets"] == with_masks.report["sets"]
 
@@ -236,7 +236,7 @@ def test_experts_masks_beside_a_segmenter(data: Path, with_masks: Evaluation, tm
 def test_without_labels_the_report_says_what_is_missing(data: Path, tmp_path: Path) -> None:
     found = evaluate(request(data, output_dir=tmp_path, max_volumes=3))
     (reason,) = [text for text in found.report["protocol"]["left_out"] if text.startswith("Heart function")]
-    assert "no segmenter was named (--segmenter), and the synthetic volumes have no masks" in reason
+    assert "no segmenter was given (--segmenter), and the synthetic volumes have no masks" in reason
     assert not found.report["curves"] and {m["group"] for m in found.report["metrics"]} >= {"diversity", "consistency"}
     assert found.report["protocol"]["counts"] == {"real": 3, "synthetic": 3}
     assert "Of the 6 real volumes, 3 were drawn by the seed 0" in found.report["protocol"]["notes"][0]
@@ -260,7 +260,7 @@ def test_damaged_odd_and_mislabelled_files_are_listed_and_the_rest_is_evaluated(
     lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
     (folder / "samples.jsonl").write_text("".join(lines[3:]))
     clean = evaluate(request(data, synthetic=folder, output_dir=tmp_path / "out"))
-    assert clean.kept == 9 and not clean.report["problems"]
+    assert clean.cached == 9 and not clean.report["problems"]
     assert clean.report["metrics"] == found.report["metrics"]
 
 

@@ -50,7 +50,7 @@ def test_files_and_records_that_miss_each_other_are_problems(tmp_path: Path) -> 
     found = open_synthetic(tmp_path)
     assert [item.id for item in found.items] == ["seed0-00000", "seed0-00002"]
     assert [(problem.file, problem.problem.split(":")[0]) for problem in found.problems] == [
-        ("seed0-00001.nii.gz", "It is listed in samples.jsonl and not in the folder."),
+        ("seed0-00001.nii.gz", "It is listed in samples.jsonl but missing from the folder."),
         ("stray.nii.gz", "It is not listed in samples.jsonl"),
     ]
 
@@ -59,7 +59,7 @@ def test_two_preparations_in_one_folder_are_two_evaluations(tmp_path: Path) -> N
     samples(tmp_path, 1, preprocessing=PRESETS["cine"].to_dict())
     with (tmp_path / "samples.jsonl").open("a") as file:
         file.write(json.dumps({"file": "b.nii", "preprocessing": PRESETS["voldit"].to_dict()}) + "\n")
-    with pytest.raises(CardioDiTError, match="prepared in 2 ways"):
+    with pytest.raises(CardioDiTError, match="prepared in 2 different ways"):
         open_synthetic(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_any_folder_of_nifti_will_do_and_an_empty_one_will_not(tmp_path: Path) -
     assert [item.id for item in found.items] == ["a", "b"]
     assert found.preprocessing is None and all(item.units is None and item.case is None for item in found.items)
     (tmp_path / "empty").mkdir()
-    for place, expected in (("empty", "holds no NIfTI file"), ("nowhere", "neither a folder nor a manifest")):
+    for place, expected in (("empty", "contains no NIfTI file"), ("nowhere", "neither a folder nor a manifest")):
         with pytest.raises(CardioDiTError, match=expected):
             open_synthetic(tmp_path / place)
 

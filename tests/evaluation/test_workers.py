@@ -83,7 +83,7 @@ def test_what_is_damaged_is_not_believed(measured: Measured, tmp_path: Path, dam
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes({"cut": content[:1000], "flip": content, "other": b"not an archive"}[damage])
-    with pytest.warns(UserWarning, match=r"a\.npz is damaged .* measured anew"):
+    with pytest.warns(UserWarning, match=r"a\.npz is damaged .* Measuring the volume again"):
         assert read_cached(tmp_path, "a") is None
 
 
