@@ -152,7 +152,9 @@ def test_labels_that_would_give_wrong_curves_are_errors(tmp_path: Path, change, 
 
 def test_labelled_frames_that_the_manifest_calls_otherwise_are_errors(tmp_path: Path) -> None:
     case = labelled(tmp_path, some_labels() * np.array([1, 1, 0]), ed_frame=0, es_frame=2)
-    with pytest.raises(CardioDiTError, match="labels the frames 0 and 1 .* gives 0 as end-diastole and 2 as end-systole"):
+    with pytest.raises(
+        CardioDiTError, match="labels the frames 0 and 1 .* gives 0 as end-diastole and 2 as end-systole"
+    ):
         load_labels(case, load(case, STEPS))
 
 
