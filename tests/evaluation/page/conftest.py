@@ -148,7 +148,7 @@ def metric(
 
 
 def floor(found: Any) -> dict[str, Any]:
-    return flat(found.floor, found.floor_low, found.floor_high, found.matched, found.volumes)
+    return flat(found.value, found.low, found.high, found.matched, found.volumes)
 
 
 def flat(value: float, low: float | None, high: float | None, matched: float, volumes: int = 4) -> dict[str, Any]:
