@@ -329,7 +329,7 @@ def test_fewer_than_two_volumes_are_no_set(data: Path, tmp_path: Path) -> None:
         evaluate(request(data, synthetic=folder, output_dir=tmp_path / "out"))
     sorted(folder.glob("*.nii.gz"))[0].write_bytes(b"no volume")
     with pytest.raises(
-        CardioDiTError, match="None of the 6 synthetic volumes can be used. The first of them: .*seed0-0"
+        CardioDiTError, match="None of the 6 synthetic volumes can be used. The first problem: .*seed0-0"
     ):
         evaluate(request(data, synthetic=folder, output_dir=tmp_path / "out"))
     with pytest.raises(CardioDiTError, match="max_volumes=1 must be at least 2"):
@@ -408,7 +408,7 @@ def test_single_samples_that_differ_from_most_are_listed(data: Path, tmp_path: P
     write_nifti(files[2], marked, stored[2].geometry)
     found = evaluate(request(data, synthetic=folder, output_dir=tmp_path / "out", segmenter="own_code:stumble")).report
     told = {problem["file"]: problem["problem"] for problem in found["problems"]}
-    assert told[files[0].name].startswith("Its values go from 0") and "scaled otherwise" in told[files[0].name]
+    assert told[files[0].name].startswith("Its values go from 0") and "scaled differently" in told[files[0].name]
     assert told[files[1].name].startswith("Its voxels have 4.5 × 4.5 × 10 mm, and those of most synthetic volumes")
     assert told[files[2].name] == "The segmenter own_code:stumble failed: KeyError: 'heart'"
     assert len(told) == 3 and found["protocol"]["counts"]["synthetic"] == 3
