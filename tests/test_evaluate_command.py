@@ -1,5 +1,6 @@
 """`cardiodit evaluate` as a user runs it: what it prints, what it returns, and that it goes on where it was stopped."""
 
+import hashlib
 import io
 import json
 import signal
@@ -15,8 +16,8 @@ from safetensors.torch import save_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
 from cardiodit.commands.evaluate import INCOMPLETE
-from cardiodit.evaluation import critic
 from cardiodit.evaluation.features.resnets import MEDICALNET_10, ResNet
+from cardiodit.evaluation.metrics import critic
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.phantom import write_cohort
 
@@ -45,7 +46,7 @@ def test_it_prints_the_table_and_returns_nothing_wrong(
     printed = capsys.readouterr()
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
     assert f"Wrote {tmp_path / 'out' / 'report.json'}" in printed.out and "report.html" in printed.out
-    assert "Goes on" not in printed.err
+    assert "Resuming" not in printed.err
 
 
 def test_a_corrupt_file_shows_in_the_exit_code(cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -99,7 +100,7 @@ def test_progress_shows_on_a_terminal_and_nowhere_else(
 
 def test_critics_are_trained_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen volumes are enough for a value, and too few for the floor's halves."""
-    monkeypatch.setattr(critic, "LOOK_EVERY", 2)
+    monkeypatch.setattr(critic, "CHECK_EVERY", 2)
     monkeypatch.setattr(critic, "PATIENCE", 1)
     for seed, name in enumerate(("real", "synthetic")):
         write_cohort(tmp_path / name, 16, seed=seed, size=(16, 16, 2, 4))
@@ -157,7 +158,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     held = len(list(killed.glob("measured/[!.]*.npz")))
     assert held >= 1
     assert main(arguments(cohorts, killed)) == 0
-    assert f"Goes on: {held} of 8 volumes were measured by an earlier run." in capsys.readouterr().err
+    assert f"Resuming: {held} of 8 volumes were measured by an earlier run." in capsys.readouterr().err
     assert main(arguments(cohorts, straight)) == 0
     for name in FILES:
         assert (killed / name).read_bytes() == (straight / name).read_bytes()
@@ -174,3 +175,34 @@ def test_a_damaged_measurement_is_made_anew(cohorts: Path, tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="is damaged"):
         assert main(arguments(cohorts, tmp_path)) == 0
     assert (tmp_path / "report.json").read_bytes() == before
+
+
+OWN_METRIC = """
+from cardiodit.evaluation.metrics import metric
+
+@metric("brightness_gap", "Gap in brightness", group="function", better="lower", unit="gu")
+def brightness_gap(scoring):
+    real, synthetic = (sum(v.mean() for v in scoring.voxels(name)) / 4 for name in ("real", "synthetic"))
+    return abs(real - synthetic)
+"""
+
+
+def test_a_metric_from_a_users_file_appears_in_every_form_of_the_report(cohorts: Path, tmp_path: Path) -> None:
+    own, out = tmp_path / "own_metrics.py", tmp_path / "out"
+    own.write_text(OWN_METRIC)
+    assert main([*arguments(cohorts, out), "--metric", f"{own}:brightness_gap"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    (last,) = [entry for entry in report["metrics"] if entry["group"] == "function"][-1:]
+    assert last["name"] == "brightness_gap" and last["value"] > 0 and last["unit"] == "gu"
+    assert report["protocol"]["own_metrics"] == {"brightness_gap": hashlib.sha256(sha256_of(own).encode()).hexdigest()}
+    shown = f"{last['value']:.4g}"
+    assert f"| Gap in brightness | {shown} gu |" in (out / "table.md").read_text()
+    assert "brightness_gap" in (out / "model-index.yaml").read_text()
+    assert "Gap in brightness" in (out / "report.html").read_text()
+
+
+def test_what_is_not_a_metric_is_refused_before_anything_is_measured(
+    cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*arguments(cohorts, tmp_path / "out"), "--metric", f"{tmp_path}/missing.py:name"]) == 1
+    assert "missing.py cannot be imported" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from cardiodit.hub.registration import register_with_diffusers
 
 if TYPE_CHECKING:
     from cardiodit._util.memory import estimate_memory
-    from cardiodit.evaluation.protocol import evaluate
+    from cardiodit.evaluation.evaluate import evaluate
     from cardiodit.evaluation.segmenters import open_segmenter
     from cardiodit.imaging import PRESETS, Geometry, Intensity, Preprocessing, Volume, read_manifest
     from cardiodit.latents.dataset import LatentCohort as LatentDataset
@@ -93,7 +93,7 @@ _LAZY = {
     "VolumePipelineOutput": "cardiodit.pipelines",
     "change_solver": "cardiodit.schedulers",
     "estimate_memory": "cardiodit._util.memory",
-    "evaluate": "cardiodit.evaluation.protocol",
+    "evaluate": "cardiodit.evaluation.evaluate",
     "make_scheduler": "cardiodit.schedulers",
     "open_pipeline": "cardiodit.pipelines.load",
     "open_segmenter": "cardiodit.evaluation.segmenters",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import ejection_fraction, volumes_ml
+from cardiodit.evaluation.metrics.function import ejection_fraction, volumes_ml
 from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, bundled_model
 from cardiodit.imaging.manifest import prepare_case, prepare_mask, read_manifest
 from cardiodit.imaging.phantom import write_cohort

@@ -102,16 +102,25 @@ def _add_measurement(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--critic", action="store_true", help="also train critics that tell the sets apart (slow; 16 volumes per set)"
     )
+    group.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="also compute a metric of your own: module:name or file.py:name of a function decorated with "
+        "@cardiodit.evaluation.metrics.metric; can be repeated",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
     from cardiodit.evaluation.markdown import table
-    from cardiodit.evaluation.protocol import Request, evaluate
 
-    names = Request.__dataclass_fields__
+    names = EvaluationSettings.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names}
     given["features_size"] = tuple(arguments.features_size) if arguments.features_size else None
-    evaluation = evaluate(Request(**given))
+    evaluation = evaluate(EvaluationSettings(**given))
     print(table(evaluation.report))
     print(f"Wrote {', '.join(map(str, evaluation.files))}.")
     problems = evaluation.report["problems"]

@@ -3,20 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cardiodit.evaluation.metrics.registry import GROUPS
 from cardiodit.evaluation.page.markup import Markup, joined, tag
 from cardiodit.evaluation.page.metric_picture import metric_picture
 from cardiodit.evaluation.page.numbers import MISSING, decimals_for, finite, fixed, readable, value_and_interval
 from cardiodit.evaluation.page.numbers import with_unit as unit_of
 from cardiodit.evaluation.page.verdict import WORDS, verdict
 
-GROUPS = {
-    "distribution": "Distribution",
-    "diversity": "Diversity",
-    "function": "Cardiac function",
-    "consistency": "Consistency",
-    "plausibility": "Plausibility",
-    "reconstruction": "Reconstruction",
-}
 BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "near real": "≈ near real is better"}
 HEADINGS = ("Metric", "Value", "At the floor’s number", "Floor", "On one axis")
 
