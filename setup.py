@@ -33,7 +33,11 @@ setup(
     packages=find_packages("src"),
     package_data={
         "cardiodit": [
-            *(f"{folder}/*.{ending}" for folder in ("viewer", "evaluation/page") for ending in ("js", "css", "html")),
+            *(
+                f"{folder}/*.{e}"
+                for folder in ("_util/html", "viewer", "evaluation/report")
+                for e in ("j2", "css", "js")
+            ),
             "hub/*.md",
             "py.typed",
             *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),
@@ -54,6 +58,7 @@ setup(
         "scipy>=1.15",
         "Pillow>=11",
         "PyYAML>=6.0.2",
+        "jinja2>=3.1",
     ],
     extras_require={
         "xformers": ["xformers"],

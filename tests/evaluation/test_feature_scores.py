@@ -11,7 +11,7 @@ from cardiodit.evaluation.estimate import Estimate
 from cardiodit.evaluation.feature_scores import feature_scores, names_of_scores, typicality
 from cardiodit.evaluation.floor import beside_floor
 from cardiodit.evaluation.frechet import frechet, frechet_distance
-from cardiodit.evaluation.page.verdict import verdict
+from cardiodit.evaluation.report.summary import verdict
 
 
 def normal(seed: int, n: int, f: int = 6) -> np.ndarray:

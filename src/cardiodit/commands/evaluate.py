@@ -94,8 +94,8 @@ def _add_instruments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from cardiodit.evaluation.markdown import table
     from cardiodit.evaluation.protocol import Request, evaluate
+    from cardiodit.evaluation.report.markdown import table
 
     names = Request.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names}

@@ -19,11 +19,11 @@ from cardiodit.evaluation.consistency import FEWEST_FRAMES
 from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, EvaluatorConfig, Instruments, open_instruments
 from cardiodit.evaluation.gallery import media_of
 from cardiodit.evaluation.loading import is_whole_beat
-from cardiodit.evaluation.markdown import model_index_yaml, table
 from cardiodit.evaluation.measure import Measured
 from cardiodit.evaluation.measured_set import Side
 from cardiodit.evaluation.real_preprocessing import settle_preprocessing
 from cardiodit.evaluation.report import write_report, write_text
+from cardiodit.evaluation.report.markdown import model_index_yaml, table
 from cardiodit.evaluation.report_builder import compose
 from cardiodit.evaluation.request import MEASURED, Request
 from cardiodit.evaluation.sets import REAL, SYNTHETIC, Item, Problem, VolumeSet, open_real, open_synthetic
@@ -240,7 +240,7 @@ def _write(folder: Path, report: dict[str, Any], sides: list[Side], steps: Prepr
     write_report(report, folder / REPORT)
     write_text(table(report), folder / TABLE)
     write_text(model_index_yaml(report), folder / MODEL_INDEX)
-    from cardiodit.evaluation.page import write_page
+    from cardiodit.evaluation.report.page import write_page
 
     write_page(report, media_of(report, sides, steps), folder / PAGE)
     return [folder / name for name in (REPORT, TABLE, MODEL_INDEX, PAGE)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cardiodit.evaluation.markdown import number, table
+from cardiodit.evaluation.report.markdown import number, table
 from cardiodit.hub.card.owner_facts import Metric, OwnerFacts
 
 LISTED = ("distribution", "diversity")  # groups of which the Hub lists every number; of others, one
