@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+PAGE_FILES = ("j2", "css", "js")
 
 
 def version() -> str:
@@ -33,11 +34,7 @@ setup(
     packages=find_packages("src"),
     package_data={
         "cardiodit": [
-            *(
-                f"{folder}/*.{e}"
-                for folder in ("_util/html", "viewer", "evaluation/report")
-                for e in ("j2", "css", "js")
-            ),
+            *(f"{folder}/*.{end}" for folder in ("_util/html", "viewer", "evaluation/report") for end in PAGE_FILES),
             "hub/*.md",
             "py.typed",
             *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),

@@ -37,5 +37,5 @@ def test_style_and_script_are_inserted_as_they_are(page: Path) -> None:
 
 
 def test_a_missing_value_is_an_error(page: Path) -> None:
-    with pytest.raises(jinja2.UndefinedError, match="contents"):
-        render(page, title="")
+    with pytest.raises(jinja2.UndefinedError, match="title"):
+        render(page, contents={})

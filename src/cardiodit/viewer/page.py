@@ -47,7 +47,7 @@ class Shown:
         shape = self.volume.voxels.shape
         if self.masks is not None and self.masks.shape not in (shape, shape[:3]):
             raise CardioDiTError(
-                f"{self.title}: the mask has the shape {self.masks.shape}, its volume {shape}. They must share one grid."
+                f"{self.title}: the mask has the shape {self.masks.shape}, its volume {shape}; they must be equal."
             )
         if self.window is not None and not self.window[0] < self.window[1]:
             raise CardioDiTError(f"{self.title}: the window from {self.window[0]:g} to {self.window[1]:g} is empty.")

@@ -50,7 +50,7 @@ def decimals_for(spread: float) -> int:
 
 
 def value_and_interval(value: object, low: object, high: object) -> tuple[str, str]:
-    """Return texts such as `("12.1", "8.0 to 16.2")`, as precise as the interval; its text is empty if there is none."""
+    """Return texts such as `("12.1", "8.0 to 16.2")`, as precise as the interval, which may be empty."""
     ends = finite(low, high)
     if len(ends) < 2 or ends[0] == ends[1]:
         return readable(value), "" if len(ends) < 2 else f"{readable(low)} to {readable(high)}"
