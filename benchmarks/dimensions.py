@@ -19,7 +19,7 @@ import numpy as np
 
 from cardiodit._util.atomic_io import new_folder
 from cardiodit.cli import main as cardiodit
-from cardiodit.evaluation.protocol import Request, evaluate
+from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
 from cardiodit.imaging.manifest import read_table, write_manifest
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.phantom import write_cohort
@@ -56,8 +56,10 @@ def main() -> None:
             samples = folder / "samples" / run
             if not samples.is_dir():
                 draw(folder / run / "pipeline", samples, arguments.samples, seed, slice_by_slice=name == SLICES)
-            request = Request(folder / "test" / "manifest.csv", samples, folder / "evaluated" / run, model=BASE)
-            reports[name].append(evaluate(replace(request, segmenter="phantom-segmenter")).report)
+            settings = EvaluationSettings(
+                folder / "test" / "manifest.csv", samples, folder / "evaluated" / run, model=BASE
+            )
+            reports[name].append(evaluate(replace(settings, segmenter="phantom-segmenter")).report)
     (folder / "table.md").write_text(table(reports))
     print(table(reports))
 

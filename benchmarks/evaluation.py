@@ -74,13 +74,15 @@ def evaluated(folder: Path, segmenter: str | None, processes: int) -> tuple[floa
 
 
 def evaluate_one(folder: Path, segmenter: str | None, processes: int) -> None:
-    from cardiodit.evaluation.protocol import Request, evaluate
+    from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
 
     real, samples, steps = folder / "real" / "manifest.csv", folder / "samples", None
     if not samples.is_dir():
         samples, steps = folder / "others" / "manifest.csv", str(folder / "steps.json")
-    request = Request(real, samples, folder / "out", preprocessing=steps, segmenter=segmenter, processes=processes)
-    report = evaluate(request).report
+    settings = EvaluationSettings(
+        real, samples, folder / "out", preprocessing=steps, segmenter=segmenter, processes=processes
+    )
+    report = evaluate(settings).report
     if (segmenter or steps) and not report["curves"]:
         raise SystemExit(f"Heart function was not measured: {report['protocol']['left_out']}")
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

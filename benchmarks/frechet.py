@@ -9,7 +9,7 @@ import numpy as np
 from measuring import interleaved, machine
 from scipy.linalg import sqrtm
 
-from cardiodit.evaluation.frechet import frechet_distance
+from cardiodit.evaluation.metrics.frechet import frechet_distance
 
 FEATURES = 2048
 ALLOWED = 1.05  # of SciPy's time

@@ -21,8 +21,14 @@ from scipy.ndimage import binary_dilation
 from scipy.stats import wasserstein_distance
 
 from cardiodit import CardioDiTPipeline
-from cardiodit.evaluation.anatomy import largest_body_share, leak_share, wall_thickness_mm, weakest_contraction
-from cardiodit.evaluation.function import LV, left_ventricle
+from cardiodit.evaluation.metrics.function import (
+    LV,
+    largest_body_share,
+    leak_share,
+    left_ventricle,
+    wall_thickness_mm,
+    weakest_contraction,
+)
 from cardiodit.evaluation.reconstruction import reconstruct
 from cardiodit.hub.load import open_vae
 from cardiodit.imaging.cases import prepare_case, prepare_mask

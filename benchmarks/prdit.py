@@ -32,7 +32,7 @@ from cardiodit import DiT3DTransformerModel, NoiseAndImageScheduler, PRDiTPipeli
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.memory import peak_bytes, weight_bytes
 from cardiodit.evaluation.features.catalogue import load_network
-from cardiodit.evaluation.frechet import frechet_distance
+from cardiodit.evaluation.metrics.frechet import frechet_distance
 from cardiodit.imaging.intensity import to_model
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.nifti import read_nifti

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cardiodit.cli import main
 from cardiodit.demo import Heart, print_function
-from cardiodit.evaluation.function import Function
+from cardiodit.evaluation.metrics.function import Function
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("dilated", "hypertrophic", "infarct", "normal")

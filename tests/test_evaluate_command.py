@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
 from cardiodit.commands.evaluate import INCOMPLETE
-from cardiodit.evaluation import critic
 from cardiodit.evaluation.features.resnets import MEDICALNET_10, ResNet
+from cardiodit.evaluation.metrics import critic
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.phantom import write_cohort
 
@@ -45,7 +45,7 @@ def test_it_prints_the_table_and_returns_nothing_wrong(
     printed = capsys.readouterr()
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
     assert f"Wrote {tmp_path / 'out' / 'report.json'}" in printed.out and "report.html" in printed.out
-    assert "Goes on" not in printed.err
+    assert "Resuming" not in printed.err
 
 
 def test_a_corrupt_file_shows_in_the_exit_code(cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -99,7 +99,7 @@ def test_progress_shows_on_a_terminal_and_nowhere_else(
 
 def test_critics_are_trained_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen volumes are enough for a value, and too few for the floor's halves."""
-    monkeypatch.setattr(critic, "LOOK_EVERY", 2)
+    monkeypatch.setattr(critic, "CHECK_EVERY", 2)
     monkeypatch.setattr(critic, "PATIENCE", 1)
     for seed, name in enumerate(("real", "synthetic")):
         write_cohort(tmp_path / name, 16, seed=seed, size=(16, 16, 2, 4))
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     held = len(list(killed.glob("measured/[!.]*.npz")))
     assert held >= 1
     assert main(arguments(cohorts, killed)) == 0
-    assert f"Goes on: {held} of 8 volumes were measured by an earlier run." in capsys.readouterr().err
+    assert f"Resuming: {held} of 8 volumes were measured by an earlier run." in capsys.readouterr().err
     assert main(arguments(cohorts, straight)) == 0
     for name in FILES:
         assert (killed / name).read_bytes() == (straight / name).read_bytes()

@@ -13,7 +13,7 @@ import torch
 
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import try_all
-from cardiodit.evaluation.function import ejection_fraction, volumes_ml
+from cardiodit.evaluation.metrics.function import ejection_fraction, volumes_ml
 from cardiodit.imaging.manifest import check_disjoint, read_manifest
 from cardiodit.models.segmenter import HeartSegmenter, dice
 from cardiodit.training.harness.command_line import Request, read_command_line

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import Function, left_ventricle
+from cardiodit.evaluation.metrics.function import Function, left_ventricle
 from cardiodit.hub.bundled_models import PHANTOM_MODEL, PHANTOM_SEGMENTER, shipped_model
 from cardiodit.imaging.figures import write_beating_rows, write_sheet_with_curve
 from cardiodit.imaging.geometry import Geometry

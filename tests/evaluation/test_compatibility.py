@@ -8,22 +8,21 @@ import pytest
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import (
-    Facts,
+    VolumeStats,
     check_agreement,
-    facts_of,
-    facts_of_set,
+    find_outliers,
     notes_on_contrast,
     notes_on_voxel_sizes,
-    unlike_most,
+    summarize,
+    summarize_set,
     without_folders,
 )
-from cardiodit.evaluation.loading import Loaded
-from cardiodit.evaluation.sets import SYNTHETIC, Item
+from cardiodit.evaluation.volume_sets import SYNTHETIC, Item, Loaded
 from cardiodit.imaging import Geometry
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.volume import Volume
 
-USUAL = Facts((32, 32, 6, 8), (1.4, 1.4, 10.0), 0.05, (-1.0, 1.0), (0.0, 1000.0))
+USUAL = VolumeStats((32, 32, 6, 8), (1.4, 1.4, 10.0), 0.05, (-1.0, 1.0), (0.0, 1000.0))
 
 
 @pytest.mark.parametrize(
@@ -69,13 +68,13 @@ def test_sets_that_differ_as_hearts_do_are_not(differing: dict) -> None:
 def test_a_set_is_what_most_of_it_is() -> None:
     other = replace(USUAL, size=(8, 8, 8), spacing=None)
     slower = replace(USUAL, frame_time=0.07, intensity=(-0.9, 0.8), units=(0.0, 2000.0))
-    found = facts_of_set([other, USUAL, slower, replace(slower, frame_time=None)])
-    assert found == Facts(USUAL.size, USUAL.spacing, pytest.approx(0.06), (-0.9, 0.8), (0.0, 2000.0))
-    assert facts_of_set([USUAL, replace(USUAL, spacing=None)]).spacing is None
+    found = summarize_set([other, USUAL, slower, replace(slower, frame_time=None)])
+    assert found == VolumeStats(USUAL.size, USUAL.spacing, pytest.approx(0.06), (-0.9, 0.8), (0.0, 2000.0))
+    assert summarize_set([USUAL, replace(USUAL, spacing=None)]).spacing is None
 
 
-def facts_of_voxels(voxels: np.ndarray) -> Facts:
-    return facts_of(Loaded(Volume(voxels, Geometry(USUAL.spacing, USUAL.frame_time)), None))
+def facts_of_voxels(voxels: np.ndarray) -> VolumeStats:
+    return summarize(Loaded(Volume(voxels, Geometry(USUAL.spacing, USUAL.frame_time)), None))
 
 
 def test_neither_a_stray_voxel_nor_a_good_sample_hides_another_scaling() -> None:
@@ -84,11 +83,11 @@ def test_neither_a_stray_voxel_nor_a_good_sample_hides_another_scaling() -> None
     scaled = random.uniform(0, 1, (16, 16, 4, 4)).astype(np.float32)
     scaled[0, 0, 0, 0] = -1
     with pytest.raises(CardioDiTError, match="synthetic ones from 0.00"):
-        check_agreement(facts_of_set(real), facts_of_set([facts_of_voxels(scaled)] * 4))
+        check_agreement(summarize_set(real), summarize_set([facts_of_voxels(scaled)] * 4))
     with pytest.raises(CardioDiTError, match="synthetic ones from 0.00"):
-        check_agreement(facts_of_set(real), facts_of_set([*[facts_of_voxels(scaled)] * 62, real[0]]))
+        check_agreement(summarize_set(real), summarize_set([*[facts_of_voxels(scaled)] * 62, real[0]]))
     grey = (random.normal(0, 0.05, (16, 16, 4, 4))).astype(np.float32)
-    check_agreement(facts_of_set(real), facts_of_set([facts_of_voxels(grey)] * 4))
+    check_agreement(summarize_set(real), summarize_set([facts_of_voxels(grey)] * 4))
 
 
 def items(count: int, is_prepared: bool = False) -> list[Item]:
@@ -100,11 +99,11 @@ def test_a_volume_of_another_scaling_or_voxel_size_than_most_is_named() -> None:
     scaled = replace(USUAL, intensity=(0.0, 1.0))
     grey = replace(USUAL, intensity=(0.1, 0.4))
     thick = replace(USUAL, spacing=(1.4, 1.4, 12.0))
-    found = unlike_most(items(7), [USUAL, scaled, grey, thick, replace(USUAL, size=(1, 1, 1)), USUAL, USUAL])
+    found = find_outliers(items(7), [USUAL, scaled, grey, thick, replace(USUAL, size=(1, 1, 1)), USUAL, USUAL])
     assert [reason is None for reason in found] == [True, False, True, False, False, True, True]
     assert (
         found[1]
-        == "Its values go from 0 to 1, and those of most synthetic volumes from -1 to 1: it was scaled otherwise."
+        == "Its values go from 0 to 1, and those of most synthetic volumes from -1 to 1: it was scaled differently."
     )
     assert found[3] == "Its voxels have 1.4 × 1.4 × 12 mm, and those of most synthetic volumes 1.4 × 1.4 × 10 mm."
 
@@ -115,9 +114,9 @@ def test_a_collapsed_model_is_measured(value: float) -> None:
     collapsed = replace(USUAL, intensity=(value, value))
     dithered = replace(USUAL, intensity=(value + 2e-5, value + 4e-5))
     check_agreement(USUAL, collapsed)
-    assert unlike_most(items(4), [collapsed, collapsed, collapsed, dithered]) == [None] * 4
+    assert find_outliers(items(4), [collapsed, collapsed, collapsed, dithered]) == [None] * 4
     (note,) = notes_on_contrast(USUAL, collapsed)
-    assert note.startswith(f"Most synthetic volumes hold one value alone, {value:.4g} in the median")
+    assert note.startswith(f"Most synthetic volumes contain a single value, {value:.4g} in the median")
     assert "has collapsed" in note
 
 
@@ -135,9 +134,9 @@ def test_another_contrast_is_noted(intensity: tuple[float, float], is_noted: boo
 
 def test_patients_may_differ_in_voxel_size_and_a_note_says_so() -> None:
     facts = [replace(USUAL, spacing=(1.4, 1.4, mm)) for mm in (8.0, 10.0, 10.0, 12.0)]
-    assert unlike_most(items(4, is_prepared=True), facts) == [None] * 4
+    assert find_outliers(items(4, is_prepared=True), facts) == [None] * 4
     mixed = [replace(USUAL, spacing=(1.4, 1.4, mm)) for mm in (6.0, 8.0, 10.0, 12.0)]  # no size is that of most
-    assert unlike_most(items(4), mixed) == [None] * 4
+    assert find_outliers(items(4), mixed) == [None] * 4
     (note,) = notes_on_voxel_sizes(facts, [USUAL] * 4)
     assert "of the real volumes differ, from 1.4 × 1.4 × 8 mm to 1.4 × 1.4 × 12 mm" in note
 

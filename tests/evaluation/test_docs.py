@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cardiodit.cli import build_parser
-from cardiodit.evaluation.protocol import Request, evaluate
+from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
 from cardiodit.evaluation.report import SCHEMA
 from cardiodit.imaging import Intensity, Preprocessing, prepare_case, read_manifest, read_nifti, write_nifti
 from cardiodit.imaging.phantom import write_cohort
@@ -55,8 +55,8 @@ def report(root: Path) -> dict[str, Any]:
     (root / "documented_segmenter.py").write_text(next(block for block in blocks("python") if "mask_order" in block))
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(root))
-        request = Request(root / "real" / "manifest.csv", root / "samples", root / "out")
-        evaluate(Request(**{**vars(request), "segmenter": "documented_segmenter:segment"}))
+        request = EvaluationSettings(root / "real" / "manifest.csv", root / "samples", root / "out")
+        evaluate(EvaluationSettings(**{**vars(request), "segmenter": "documented_segmenter:segment"}))
     return json.loads((root / "out" / "report.json").read_text())
 
 

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import LV
-from cardiodit.evaluation.loading import OtherIntensityError, is_whole_beat, load, load_labels
-from cardiodit.evaluation.sets import SYNTHETIC, Item, open_real
+from cardiodit.evaluation.metrics.function import LV
+from cardiodit.evaluation.volume_sets import (
+    SYNTHETIC,
+    Item,
+    OtherIntensityError,
+    is_whole_beat,
+    load,
+    load_labels,
+    open_real,
+)
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 
@@ -42,19 +49,19 @@ def test_units_come_from_the_record_or_from_a_fixed_window(
 @pytest.mark.parametrize("units", [None, (0.0, 100.0)])
 def test_other_values_are_refused_by_their_range(tmp_path: Path, units: tuple[float, float] | None) -> None:
     voxels = np.linspace(0, 255, 24).reshape(2, 3, 4).astype(np.float32)
-    with pytest.raises(OtherIntensityError, match="values from 0 to 255; expected are values in"):
+    with pytest.raises(OtherIntensityError, match="values from 0 to 255; expected values in"):
         load(item(tmp_path / "a.nii.gz", voxels, units), STEPS)
 
 
 def test_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     voxels = np.full((2, 2, 2), np.nan, np.float32)
-    with pytest.raises(CardioDiTError, match=r"a.nii.gz holds values that are not numbers"):
+    with pytest.raises(CardioDiTError, match=r"a.nii.gz contains values that are not numbers"):
         load(item(tmp_path / "a.nii.gz", voxels), STEPS)
 
 
 def test_a_sample_that_overshoots_is_not_taken_for_hounsfield_units(tmp_path: Path) -> None:
     voxels = np.linspace(-1, 1.05, 24).reshape(2, 3, 4).astype(np.float32)
-    with pytest.raises(OtherIntensityError, match=r"values from -1 to 1.05; expected are values in \[-1, 1\]"):
+    with pytest.raises(OtherIntensityError, match=r"values from -1 to 1.05; expected values in \[-1, 1\]"):
         load(item(tmp_path / "a.nii.gz", voxels), HOUNSFIELD)
 
 
@@ -113,7 +120,7 @@ def test_one_phase_is_no_pair_and_no_phase_is_a_cine(tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match=r"has no mask. Fill the column mask .* \(or ed_mask and es_mask\)"):
         load_labels(case, load(case, STEPS))
     case = labelled(tmp_path, some_labels(), mask="", ed_mask="mask.nii.gz", es_mask="mask.nii.gz")
-    with pytest.raises(CardioDiTError, match="labels of one frame were expected"):
+    with pytest.raises(CardioDiTError, match="expected labels of one frame"):
         load_labels(case, load(case, STEPS))
 
 
@@ -145,7 +152,9 @@ def test_labels_that_would_give_wrong_curves_are_errors(tmp_path: Path, change, 
 
 def test_labelled_frames_that_the_manifest_calls_otherwise_are_errors(tmp_path: Path) -> None:
     case = labelled(tmp_path, some_labels() * np.array([1, 1, 0]), ed_frame=0, es_frame=2)
-    with pytest.raises(CardioDiTError, match="labels the frames 0 and 1 .* calls 0 end-diastole and 2 end-systole"):
+    with pytest.raises(
+        CardioDiTError, match="labels the frames 0 and 1 .* gives 0 as end-diastole and 2 as end-systole"
+    ):
         load_labels(case, load(case, STEPS))
 
 

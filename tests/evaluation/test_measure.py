@@ -11,10 +11,10 @@ import torch
 
 from cardiodit import VQModel4D
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, Instruments
+from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, Evaluators
 from cardiodit.evaluation.measure import content_of, measure
 from cardiodit.evaluation.segmenters import Grid, Segmenter
-from cardiodit.evaluation.sets import Item, open_real
+from cardiodit.evaluation.volume_sets import Item, open_real
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import read_labels
@@ -23,7 +23,7 @@ from cardiodit.imaging.volume import Volume
 
 ORDER = "RV=1 MYO=2 LV=3"
 AS_STORED = Preprocessing(intensity=Intensity(-1, 1), orient=False)
-NOTHING = Instruments({})
+NOTHING = Evaluators({})
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,12 @@ def test_whatever_foreign_code_raises_is_a_sentence_about_the_volume(tmp_path: P
         raise KeyError("stem")
 
     item = written(tmp_path, np.random.default_rng(0).uniform(-1, 1, (8, 8, 2, 4)).astype(np.float32))
-    broken = Instruments({}, segmenter(lose))
+    broken = Evaluators({}, segmenter(lose))
     with pytest.raises(CardioDiTError, match=r"The segmenter own:find failed: IndexError: index 99 is out of bounds"):
         measure(item, AS_STORED, broken, SEGMENTER)
     network: Any = SimpleNamespace(name="own:net", features=features)
     with pytest.raises(CardioDiTError, match=r"The feature network own:net failed: KeyError: 'stem'"):
-        measure(item, AS_STORED, Instruments({"spatial": network}), None)
+        measure(item, AS_STORED, Evaluators({"spatial": network}), None)
 
 
 class Eraser(VQModel4D):
@@ -126,7 +126,7 @@ def test_what_a_known_reconstruction_costs(tmp_path: Path, make_vae: Callable) -
     for t, rows in enumerate((4, 3, 2, 3)):  # of 4 voxels in 2 slices, a quarter of a mL each
         cine[1 : 1 + rows, 4:8, :, t] = 0.9
     item = written(tmp_path, cine)
-    numbers = measure(item, AS_STORED, Instruments({}, segmenter(), make_vae(Eraser)), SEGMENTER).numbers
+    numbers = measure(item, AS_STORED, Evaluators({}, segmenter(), make_vae(Eraser)), SEGMENTER).numbers
     assert (numbers["lv_edv_ml"], numbers["lv_esv_ml"], numbers["lv_ef_percent"]) == pytest.approx((8, 4, 50))
     assert numbers["reconstruction_lv_edv_shift_ml"] == pytest.approx(-2)
     assert numbers["reconstruction_lv_ef_shift_percent"] == pytest.approx(100 * (6 - 2) / 6 - 50)
@@ -134,7 +134,7 @@ def test_what_a_known_reconstruction_costs(tmp_path: Path, make_vae: Callable) -
     lost = 4 * 4 * 2 / cine.size  # of all voxels: the third row in each frame
     assert numbers["reconstruction_l1"] == pytest.approx(1.9 * lost, rel=1e-5)
     assert numbers["reconstruction_psnr"] == pytest.approx(10 * np.log10(4 / (1.9**2 * lost)), rel=1e-5)
-    bare = measure(item, AS_STORED, Instruments({}, None, make_vae(Eraser)), None).numbers
+    bare = measure(item, AS_STORED, Evaluators({}, None, make_vae(Eraser)), None).numbers
     assert {name for name in bare if name.startswith("reconstruction")} == {
         "reconstruction_l1",
         "reconstruction_psnr",

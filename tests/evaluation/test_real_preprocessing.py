@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.real_preprocessing import settle_preprocessing
-from cardiodit.evaluation.sets import SYNTHETIC, VolumeSet
+from cardiodit.evaluation.volume_sets import SYNTHETIC, VolumeSet, settle_preprocessing
 from cardiodit.imaging.preprocessing import PRESETS
 
 CINE = PRESETS["cine"]
@@ -32,7 +31,7 @@ def test_who_does_not_say_it_is_asked(tmp_path: Path, make_vae: Any) -> None:
     make_vae().save_pretrained(tmp_path / "vae")
     with pytest.raises(CardioDiTError, match="does not say how its training volumes were prepared"):
         settle_preprocessing(nothing, model=str(tmp_path / "vae"))
-    with pytest.raises(CardioDiTError, match="neither one of cine, .* nor a JSON file"):
+    with pytest.raises(CardioDiTError, match="neither one of cine, .* nor a readable JSON file"):
         settle_preprocessing(nothing, named="nowhere.json")
 
 

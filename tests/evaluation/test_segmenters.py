@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cardiodit.convert.weights import convert_weights
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import LV, MYO, RV
+from cardiodit.evaluation.metrics.function import LV, MYO, RV
 from cardiodit.evaluation.segmenters import (
     Grid,
     Segmenter,

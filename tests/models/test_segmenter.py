@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.function import ejection_fraction, volumes_ml
+from cardiodit.evaluation.metrics.function import ejection_fraction, volumes_ml
 from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, shipped_model
 from cardiodit.imaging.cases import prepare_case, prepare_mask
 from cardiodit.imaging.manifest import read_manifest

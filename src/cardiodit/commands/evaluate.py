@@ -91,16 +91,25 @@ def _add_instruments(group: argparse._ArgumentGroup) -> None:
         "--reconstructions", metavar="VAE", help="VQ model: also tell what real volumes lose in passing through it"
     )
     group.add_argument("--critic", action="store_true", help="also train critics (slow; 16 volumes of each set)")
+    group.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="also compute a metric of your own: module:name or file.py:name of a function under "
+        "@cardiodit.evaluation.metrics.metric; can be repeated",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from cardiodit.evaluation.protocol import Request, evaluate
+    from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
     from cardiodit.evaluation.report.markdown import table
 
-    names = Request.__dataclass_fields__
+    names = EvaluationSettings.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names}
     given["features_size"] = tuple(arguments.features_size) if arguments.features_size else None
-    found = evaluate(Request(**given))
+    found = evaluate(EvaluationSettings(**given))
     print(table(found.report))
     print(f"Wrote {', '.join(map(str, found.files))}.")
     problems = found.report["problems"]

@@ -1,4 +1,4 @@
-"""What volumes are measured with: feature networks, a segmenter, an autoencoder; opened once in each process."""
+"""The networks that measure volumes: feature networks, a segmenter, an autoencoder; opened once in each process."""
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -8,25 +8,25 @@ from typing import Any
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features import Choice, FeatureNetwork, load_network
 from cardiodit.evaluation.features.inputs import Size
-from cardiodit.evaluation.segmenters import Segmenter, open_segmenter
+from cardiodit.evaluation.metrics.registry import SPATIAL, SPATIOTEMPORAL
+from cardiodit.evaluation.segmenters import Segmenter, identity_of, open_segmenter
 
-SPATIAL, SPATIOTEMPORAL = "spatial", "spatiotemporal"
 MASKS, SEGMENTER = "masks", "segmenter"  # where labels come from
 
 
 @dataclass(frozen=True)
 class EvaluatorConfig:
-    """What it takes to open the instruments anywhere.
+    """What is needed to open the evaluators in any process.
 
     Args:
         features: name of the feature network.
-        weights: of the network, a path or a file on the Hub.
-        features_size: of the volumes that a network of one's own takes.
-        segmenter: as `open_segmenter` takes it; None without.
-        labels: where those of each set come from: "masks", "segmenter" or None.
-        vae: a VQ model through which real volumes are passed; None without.
-        is_cine: whether volumes beat; those that do not have no spatiotemporal features.
-        device: where networks run.
+        weights: of the network: a path or a file on the Hub.
+        features_size: input size of a user's own network.
+        segmenter: argument of `open_segmenter`; None for none.
+        labels: source of each set's labels: "masks", "segmenter" or None.
+        vae: VQ model through which real volumes are passed; None for none.
+        is_cine: whether volumes have frames; others have no spatiotemporal features.
+        device: of the networks.
     """
 
     features: str = "random"
@@ -38,17 +38,18 @@ class EvaluatorConfig:
     is_cine: bool = True
     device: str = "cpu"
 
-    def labels_of(self, kind: str) -> str | None:
-        return dict(self.labels).get(kind)
+    def labels_of(self, name: str) -> str | None:
+        """Return the source of the labels of the "real" or "synthetic" set."""
+        return dict(self.labels).get(name)
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """Opened.
+class Evaluators:
+    """The opened networks.
 
     Args:
-        networks: by the kind of rows they give.
-        left_out: what cannot be measured, and why.
+        networks: by the kind of their features.
+        left_out: what they cannot measure, and why.
     """
 
     networks: dict[str, FeatureNetwork]
@@ -58,13 +59,11 @@ class Instruments:
 
     @cached_property
     def vae_identity(self) -> str | None:
-        from cardiodit.evaluation.segmenters import identity_of
-
         return None if self.vae is None else identity_of(self.vae)
 
     @cached_property
     def identity(self) -> list[Any]:
-        """All that changes numbers."""
+        """Everything that affects the numbers."""
         networks = {kind: network.identity for kind, network in self.networks.items()}
         segmenter = self.segmenter and [self.segmenter.identity, self.segmenter.labels, repr(self.segmenter.grid)]
         return [networks, segmenter, self.vae_identity]
@@ -80,7 +79,7 @@ class Instruments:
 
 
 def _described(segmenter: Segmenter) -> dict[str, Any]:
-    # Of a folder its own name; what lies above it is nobody's business.
+    # A folder by its own name: reports are shared, and must not reveal the folders above it.
     name = Path(segmenter.name).resolve().name if Path(segmenter.name).is_dir() else segmenter.name
     return {
         "name": name,
@@ -91,25 +90,25 @@ def _described(segmenter: Segmenter) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def open_instruments(recipe: EvaluatorConfig) -> Instruments:
-    networks: dict[str, FeatureNetwork] = {SPATIAL: load_network(recipe.features, _choice(recipe, SPATIAL))}
+def open_evaluators(config: EvaluatorConfig) -> Evaluators:
+    networks: dict[str, FeatureNetwork] = {SPATIAL: load_network(config.features, _choice(config, SPATIAL))}
     left_out = []
-    if recipe.is_cine:
+    if config.is_cine:
         try:
-            networks[SPATIOTEMPORAL] = load_network(recipe.features, _choice(recipe, SPATIOTEMPORAL))
+            networks[SPATIOTEMPORAL] = load_network(config.features, _choice(config, SPATIOTEMPORAL))
         except CardioDiTError as error:
             left_out.append(f"Spatiotemporal features: {error}")
-    segmenter = open_segmenter(recipe.segmenter, recipe.device) if recipe.segmenter else None
-    return Instruments(networks, segmenter, _open_vae(recipe), left_out)
+    segmenter = open_segmenter(config.segmenter, config.device) if config.segmenter else None
+    return Evaluators(networks, segmenter, _open_vae(config), left_out)
 
 
-def _choice(recipe: EvaluatorConfig, kind: str) -> Choice:
-    return Choice(kind=kind, weights=recipe.weights, size=recipe.features_size, device=recipe.device)
+def _choice(config: EvaluatorConfig, kind: str) -> Choice:
+    return Choice(kind=kind, weights=config.weights, size=config.features_size, device=config.device)
 
 
-def _open_vae(recipe: EvaluatorConfig) -> Any:
-    if recipe.vae is None:
+def _open_vae(config: EvaluatorConfig) -> Any:
+    if config.vae is None:
         return None
     from cardiodit.hub.load import open_vae
 
-    return open_vae(recipe.vae).to(recipe.device)
+    return open_vae(config.vae).to(config.device)

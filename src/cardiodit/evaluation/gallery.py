@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from cardiodit.evaluation.loading import load
-from cardiodit.evaluation.measured_set import Side
-from cardiodit.evaluation.sets import REAL, SYNTHETIC, Item
+from cardiodit.evaluation.measured_set import MeasuredSet
+from cardiodit.evaluation.volume_sets import REAL, SYNTHETIC, Item, load
 from cardiodit.imaging.preprocessing import Preprocessing
 
 SHOWN_SAMPLES, SHOWN_REAL = 4, 2  # best and as many worst ones that play on the page
 
 
 def media_of(
-    report: dict[str, Any], sides: Sequence[Side], steps: Preprocessing
+    report: dict[str, Any], sides: Sequence[MeasuredSet], steps: Preprocessing
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Loads the volumes that play on the page: the most and the least typical samples, and some usual real ones."""
     items = {f"{side.volumes.name}/{item.id}": item for side in sides for item in side.items}

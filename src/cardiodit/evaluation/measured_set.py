@@ -1,36 +1,53 @@
-"""One of the two sets, measured."""
+"""A measured set of volumes."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from cardiodit.evaluation.compatibility import Facts, facts_of_set
+from cardiodit.evaluation.compatibility import VolumeStats, summarize_set
 from cardiodit.evaluation.measure import Measured
-from cardiodit.evaluation.sets import Item, Problem, VolumeSet
+from cardiodit.evaluation.volume_sets import Item, Problem, VolumeSet
 
 
 @dataclass(frozen=True)
-class Side:
-    """A measured set: its items and what was measured of each, in their order."""
+class MeasuredSet:
+    """The volumes of one set and their measurements, in the same order.
+
+    Metrics take them in the order of their contents, so that no result depends on the names of files.
+    """
 
     volumes: VolumeSet
     items: list[Item]
     measured: list[Measured]
     problems: list[Problem] = field(default_factory=list)
 
-    @property
-    def facts(self) -> Facts:
-        return facts_of_set([measured.facts for measured in self.measured])
+    @cached_property
+    def stats(self) -> VolumeStats:
+        return summarize_set([measured.stats for measured in self.measured])
 
-    @property
+    @cached_property
     def by_content(self) -> list[Measured]:
-        """In an order that does not depend on files' names, so that no metric does."""
         return sorted(self.measured, key=lambda measured: measured.content)
 
-    def rows(self, kind: str) -> np.ndarray:
-        return np.stack([measured.features[kind] for measured in self.by_content])
+    @property
+    def items_by_content(self) -> list[Item]:
+        """The items in the order of `by_content`."""
+        order = sorted(range(len(self.items)), key=lambda i: self.measured[i].content)
+        return [self.items[i] for i in order]
 
     @property
     def identity(self) -> str:
+        """SHA-256 over the contents of all volumes."""
         return hashlib.sha256("".join(measured.content for measured in self.by_content).encode()).hexdigest()
+
+    def rows(self, kind: str) -> np.ndarray:
+        """Return one kind of features, `(n, f)`."""
+        return np.stack([measured.features[kind] for measured in self.by_content])
+
+    def known(self, name: str) -> list[float]:
+        """Return the known values of one number."""
+        values = (measured.numbers.get(name) for measured in self.by_content)
+        return [value for value in values if value is not None and math.isfinite(value)]

@@ -1,21 +1,23 @@
-"""Python code of the user's own, named `module:something`: where it is looked for, and what tells one state of it."""
+"""The user's own Python code, named `module:name` or `file.py:name`: finding it, and hashing its source."""
 
 import hashlib
 import importlib
 import inspect
 import sys
 from importlib.machinery import PathFinder
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from cardiodit._util.hashing import sha256_of
+from cardiodit.errors import CardioDiTError
 
 LOOKED_IN = "Python looks for it among what is installed, in PYTHONPATH, and in the current folder"
 
 
 def import_own(name: str) -> ModuleType:
-    """Imports a module; one that Python does not find is looked for in the current folder, as `python -m` does."""
+    """Import a module; one that Python does not find is looked for in the current folder, as `python -m` does."""
     package, here = name.partition(".")[0], str(Path.cwd())
     is_known = package in sys.modules or find_spec(package) is not None
     if not is_known and PathFinder.find_spec(package, [here]) is not None:
@@ -23,10 +25,41 @@ def import_own(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def hash_of_sources(*things: object) -> str | None:
-    """SHA-256 over the files in which modules, classes and functions are written; None where none has a file.
+def load_own(target: str, what: str) -> Any:
+    """Return what `module:name` or `file.py:name` names.
 
-    What these files import is not looked at.
+    Args:
+        what: the kind of thing that is expected, for messages, such as "a metric".
+    """
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise CardioDiTError(f'"{target}" does not name {what}; expected module:name or file.py:name.')
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else import_own(place)
+    except Exception as error:
+        where = "" if place.endswith(".py") else f" {LOOKED_IN}."
+        raise CardioDiTError(f"{place} cannot be imported ({type(error).__name__}: {error}).{where}") from error
+    if not hasattr(module, name):
+        raise CardioDiTError(f"{place} has no {name}.")
+    return getattr(module, name)
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import a file under a name of its own, so that it replaces no installed module."""
+    file = file.resolve()
+    name = f"_cardiodit_own_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{file.stem}"
+    spec = spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def hash_of_sources(*things: object) -> str | None:
+    """Return the SHA-256 over the source files of modules, classes and functions; None if none has a file.
+
+    What these files import is not included.
     """
     files = {file for thing in things if (file := _source_of(thing)) is not None}
     if not files:

@@ -1,33 +1,48 @@
-"""Measures all volumes of both sets, one at a time in each process; what is wrong with one stops none of the others."""
+"""Measuring all volumes of both sets, in one or several processes, with a cache of what earlier runs measured.
 
+A problem of one volume does not stop the others, and an interrupted evaluation resumes.
+"""
+
+import hashlib
+import json
 import os
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+
+from cardiodit import __version__
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.compatibility import without_folders
-from cardiodit.evaluation.evaluators import EvaluatorConfig, open_instruments
+from cardiodit.evaluation.compatibility import VolumeStats, without_folders
+from cardiodit.evaluation.evaluators import MASKS, EvaluatorConfig, Evaluators, open_evaluators
 from cardiodit.evaluation.measure import Measured, measure
-from cardiodit.evaluation.measurement_cache import key_of, read_kept, write_kept
-from cardiodit.evaluation.sets import Item, Problem
-from cardiodit.evaluation.threads import one_thread
+from cardiodit.evaluation.volume_sets import Item, Problem, mask_paths
+from cardiodit.imaging.cache_files import reading_columns, without_typical
 from cardiodit.imaging.preprocessing import Preprocessing
 
-Given = TypeVar("Given")
-Found = TypeVar("Found")
+FORMAT = 3  # of the cache; to be raised when the same volume would be measured differently
+FACTS = "facts"  # entry of a cache file with all that is not an array
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 class Workers:
-    """Does one work for many things: here, or in processes that are started when they are first needed.
+    """Maps a function over many inputs, in this process or in several, which are started when first needed.
 
-    The result does not depend on their number. In this process, too, arithmetic has one thread: with more, sums end in
-    other bits.
+    The result does not depend on their number. In this process, too, arithmetic is single-threaded: with more threads,
+    sums differ in their last bits.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -41,50 +56,107 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, work: Callable[[Given], Found], given: Sequence[Given]) -> Iterator[Found]:
-        """Results in the order of what is given."""
-        if self.processes == 1 or len(given) < 2:
+    def map(self, function: Callable[[Input], Output], inputs: Sequence[Input]) -> Iterator[Output]:
+        """Yield the results in the order of the inputs."""
+        if self.processes == 1 or len(inputs) < 2:
             with one_thread():
-                yield from map(work, given)
+                yield from map(function, inputs)
             return
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.processes, get_context("spawn"), initializer=_start)
+            self._pool = ProcessPoolExecutor(self.processes, get_context("spawn"), initializer=_start_process)
         try:
-            yield from self._pool.map(work, given)
+            yield from self._pool.map(function, inputs)
         except BrokenProcessPool as error:
             raise CardioDiTError(
-                "A process was ended from outside, perhaps for want of memory. What was measured is kept: start again, "
+                "A process was killed, perhaps because memory ran out. Finished measurements are kept: start again "
                 "with fewer processes."
             ) from error
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch with one thread: these matrices are too small for more, and on a busy machine threads wait."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def measure_all(
-    items: Sequence[Item], steps: Preprocessing, recipe: EvaluatorConfig, folder: Path, workers: Workers
+    items: Sequence[Item], steps: Preprocessing, config: EvaluatorConfig, cache: Path, workers: Workers
 ) -> Iterator[Measured | Problem]:
-    """In the order of the items."""
+    """Measure all volumes, and yield the results in the order of the items."""
     from tqdm import tqdm
 
-    work = partial(_measure_one, steps=steps, recipe=recipe, folder=folder)
-    yield from tqdm(workers.map(work, items), total=len(items), desc="Measuring", unit="volume", disable=None)
+    function = partial(_measure_one, steps=steps, config=config, cache=cache)
+    yield from tqdm(workers.map(function, items), total=len(items), desc="Measuring", unit="volume", disable=None)
 
 
-def _measure_one(item: Item, steps: Preprocessing, recipe: EvaluatorConfig, folder: Path) -> Measured | Problem:
-    instruments, labels_from = open_instruments(recipe), recipe.labels_of(item.set)
+def _measure_one(item: Item, steps: Preprocessing, config: EvaluatorConfig, cache: Path) -> Measured | Problem:
+    evaluators, labels_from = open_evaluators(config), config.labels_of(item.set)
     try:
-        key = key_of(item, steps, instruments, labels_from)
-        found = read_kept(folder, key)
-        if found is not None:
-            return found
-        found = measure(item, steps, instruments, labels_from)
+        key = key_of(item, steps, evaluators, labels_from)
+        measured = read_cached(cache, key)
+        if measured is not None:
+            return measured
+        measured = measure(item, steps, evaluators, labels_from)
     except (CardioDiTError, OSError) as error:
         paths = [item.image] if item.case is None else [item.image, item.case.path("mask") or item.image]
         return Problem(item.set, item.image.name, without_folders(str(error), paths))
-    write_kept(folder, key, found)
-    return found
+    write_cached(cache, key, measured)
+    return measured
 
 
-def _start() -> None:
-    """Of a process: one thread, and an end when the process that started it was killed."""
+def key_of(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_from: str | None) -> str:
+    """Return the SHA-256 over everything that affects a measurement: file contents, preprocessing and evaluators."""
+    parts: list[Any] = [FORMAT, __version__, sha256_of(item.image), item.set, item.units, labels_from]
+    parts += [without_typical(steps).to_dict(), steps.intensity.units, evaluators.identity]
+    if item.case is not None:
+        masks = mask_paths(item.case) if labels_from == MASKS else None
+        labelling = [item.case.row.get(column) for column in ("mask_order", "es_frame")]
+        parts += [reading_columns(item.case), labelling, masks and [sha256_of(mask) for mask in masks]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_cached(cache: Path, key: str) -> Measured | None:
+    """Return an earlier measurement; None if there is none, or if its file is damaged, with a warning."""
+    file = cache / f"{key}.npz"
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            facts = json.loads(stored[FACTS].tobytes())
+            features = {name: stored[name] for name in stored.files if name != FACTS}
+        stats = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.pop(FACTS).items()}
+        return Measured(**facts, stats=VolumeStats(**stats), features=features, was_cached=True)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        warnings.warn(f"The cached measurement {file} is damaged ({error}). Measuring the volume again.", stacklevel=2)
+        return None
+
+
+def write_cached(cache: Path, key: str, measured: Measured) -> None:
+    facts = {
+        "content": measured.content,
+        FACTS: vars(measured.stats),
+        "numbers": measured.numbers,
+        "curves": measured.curves,
+        "plausible": measured.plausible,
+    }
+    packed = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with atomic_file(cache / f"{key}.npz") as temporary, temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **{FACTS: packed, **measured.features})
+    except OSError as error:
+        raise CardioDiTError(f"{cache} cannot be written: {error.strerror}.") from error
+
+
+def _start_process() -> None:
+    """Use one thread, and end when the process that started this one is killed."""
     import torch
 
     torch.set_num_threads(1)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cardiodit.evaluation.comparison import compare_tables
-from cardiodit.evaluation.consistency import consistency
-from cardiodit.evaluation.floor import beside_floor
-from cardiodit.evaluation.frechet import frechet_distance
-from cardiodit.evaluation.function import heart_function
-from cardiodit.evaluation.kernel import kid_estimate, mmd_prdit
-from cardiodit.evaluation.plausibility import plausibility
+from cardiodit.evaluation.metrics.consistency import consistency
+from cardiodit.evaluation.metrics.estimate import floor_of
+from cardiodit.evaluation.metrics.frechet import frechet_distance
+from cardiodit.evaluation.metrics.function import heart_function
+from cardiodit.evaluation.metrics.kernel import kid_estimate, mmd_prdit
+from cardiodit.evaluation.metrics.numbers import compare_tables
+from cardiodit.evaluation.metrics.plausibility import plausibility
 from cardiodit.imaging.phantom import GROUPS, draw_heart, render
 
 COUNT, SIZE = 9, (32, 32, 6, 10)
@@ -117,8 +117,8 @@ def protocol() -> dict[str, Any]:
 
 def metrics(real: np.ndarray, synthetic: np.ndarray) -> list[dict[str, Any]]:
     kid = kid_estimate(real, synthetic)
-    prdit = beside_floor(mmd_prdit, real, synthetic)
-    frechet = beside_floor(frechet_distance, real, synthetic)
+    prdit = floor_of(mmd_prdit, real, synthetic)
+    frechet = floor_of(frechet_distance, real, synthetic)
     return [
         metric("kid", "Kernel distance, spatial", "lower", kid.value, kid.low, kid.high, kid.method, kid.notes),
         metric("mmd", "MMD of PRDiT, spatial", "lower", mmd_prdit(real, synthetic), floor=floor(prdit)),
@@ -148,7 +148,7 @@ def metric(
 
 
 def floor(found: Any) -> dict[str, Any]:
-    return flat(found.floor, found.floor_low, found.floor_high, found.matched, found.volumes)
+    return flat(found.value, found.low, found.high, found.matched, found.volumes)
 
 
 def flat(value: float, low: float | None, high: float | None, matched: float, volumes: int = 4) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cardiodit.evaluation.protocol import Request, evaluate
+from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
 from cardiodit.evaluation.report.page import write_page
 from cardiodit.imaging import Intensity, Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.phantom import write_cohort
@@ -113,7 +113,7 @@ def test_a_page_of_a_whole_evaluation_plays_its_worst_and_its_best(
     steps = Preprocessing(intensity=Intensity("p0.5", "p99.5"))
     (tmp_path / "steps.json").write_text(json.dumps(steps.to_dict()))
     sets = [tmp_path / name / "manifest.csv" for name in ("real", "others")]
-    report = evaluate(Request(*sets, tmp_path / "out", preprocessing=str(tmp_path / "steps.json"))).report
+    report = evaluate(EvaluationSettings(*sets, tmp_path / "out", preprocessing=str(tmp_path / "steps.json"))).report
 
     page = open_file(tmp_path / "out" / "report.html", still=False)
 

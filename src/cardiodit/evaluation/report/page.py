@@ -6,6 +6,7 @@ from typing import Any
 
 from cardiodit._util.html import render_page, write_page_file
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.metrics.registry import GROUPS
 from cardiodit.evaluation.report.charts import curve_figure, histogram_figure, metric_chart
 from cardiodit.evaluation.report.numbers import (
     MISSING,
@@ -25,14 +26,6 @@ from cardiodit.evaluation.report.summary import summary, verdict
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 Report = Mapping[str, Any]
 
-GROUPS = {
-    "distribution": "Distribution",
-    "diversity": "Diversity",
-    "function": "Cardiac function",
-    "consistency": "Consistency",
-    "plausibility": "Plausibility",
-    "reconstruction": "Reconstruction",
-}
 BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "near real": "≈ near real is better"}
 PLAYER_TITLES = {
     "real": "Real, for comparison",

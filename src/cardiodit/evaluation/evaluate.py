@@ -1,0 +1,398 @@
+"""The whole evaluation of a set of generated volumes: from two sets to one report, top to bottom."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cardiodit import __version__
+from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.compatibility import (
+    VolumeStats,
+    check_agreement,
+    find_outliers,
+    inspect,
+    notes_on_contrast,
+    notes_on_voxel_sizes,
+)
+from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, EvaluatorConfig, Evaluators, open_evaluators
+from cardiodit.evaluation.features.inputs import Size
+from cardiodit.evaluation.gallery import media_of
+from cardiodit.evaluation.measure import Measured
+from cardiodit.evaluation.measured_set import MeasuredSet
+from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES
+from cardiodit.evaluation.metrics.function import CURVES
+from cardiodit.evaluation.metrics.registry import Compute, Scoring, choose_metrics, compute_metrics, sources_of
+from cardiodit.evaluation.report import SCHEMA, rounded, write_report, write_text
+from cardiodit.evaluation.report.markdown import model_index_yaml, table
+from cardiodit.evaluation.volume_sets import (
+    REAL,
+    SYNTHETIC,
+    Item,
+    Problem,
+    VolumeSet,
+    is_whole_beat,
+    open_real,
+    open_synthetic,
+    settle_preprocessing,
+)
+from cardiodit.evaluation.workers import Workers, measure_all, one_thread
+from cardiodit.imaging.cache_files import without_typical
+from cardiodit.imaging.preprocessing import Preprocessing
+
+REPORT, PAGE, TABLE, MODEL_INDEX = "report.json", "report.html", "table.md", "model-index.yaml"
+CACHE = "measured"  # folder of measurements, within the output folder
+FEWEST = 2
+NAMED = 8  # problems listed in an error
+COMPARED_NEIGHBOURS = 3  # for a volume's typicality
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Settings of an evaluation.
+
+    Args:
+        real: manifest.
+        synthetic: folder or manifest.
+        output_dir: folder of the reports and of cached measurements.
+        model, preprocessing, depth: preparation of the real volumes (`settle_preprocessing`).
+        features, weights, features_size: feature network (`features.load_network`).
+        segmenter: labels both sets; None for none.
+        real_masks: use the manifest's masks for the real set even with a segmenter.
+        reconstructions: VQ model through which real volumes are passed.
+        critic: also train critics.
+        metrics: the user's own metrics: functions under `@metric`, or `module:name` or `file.py:name`.
+        max_volumes: random subset of this many volumes per set.
+        processes: worker processes; does not change the report.
+    """
+
+    real: Path
+    synthetic: Path
+    output_dir: Path
+    model: str | None = None
+    preprocessing: str | None = None
+    depth: int | None = None
+    features: str = "random"
+    weights: str | None = None
+    features_size: Size | None = None
+    segmenter: str | None = None
+    real_masks: bool = False
+    reconstructions: str | None = None
+    critic: bool = False
+    metrics: Sequence[str | Compute] = ()
+    max_volumes: int | None = None
+    seed: int = 0
+    processes: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of an evaluation.
+
+    Args:
+        report: as written.
+        files: all forms of the report.
+        cached: number of volumes that an earlier run had measured.
+    """
+
+    report: dict[str, Any]
+    files: list[Path]
+    cached: int
+
+
+def evaluate(settings: EvaluationSettings) -> Evaluation:
+    """Compare generated volumes with real ones, and write the report in all its forms."""
+    _check(settings)
+    metrics = choose_metrics(settings.metrics, options=["critic"] if settings.critic else [])
+    real = open_real(settings.real).drawn(settings.max_volumes, settings.seed)
+    synthetic = open_synthetic(settings.synthetic).drawn(settings.max_volumes, settings.seed)
+    steps = settle_preprocessing(synthetic, settings.model, settings.preprocessing, settings.depth)
+
+    # Before anything long: are there enough volumes, and can the two sets be compared?
+    stats = [_inspect(volumes, steps) for volumes in (real, synthetic)]
+    check_agreement(*stats)
+    config, left_out = _configure(settings, real, synthetic, stats[0], steps)
+    if any(source for _, source in config.labels):
+        _require_voxel_sizes(stats)
+    evaluators = open_evaluators(config)
+    if evaluators.vae is not None:
+        from cardiodit.evaluation.reconstruction import check_preparation
+
+        note = check_preparation(evaluators.vae, steps)
+        real = replace(real, notes=[*real.notes, *([note] if note else [])])
+
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    with Workers(settings.processes) as workers:
+        sets = _measure(settings, real, synthetic, steps, config, workers)
+        check_agreement(sets[0].stats, sets[1].stats)
+        scoring = Scoring(*sets, steps, settings.seed, workers, settings.output_dir / CACHE)
+        with one_thread():
+            scores, reasons = compute_metrics(metrics, scoring)
+    left_out += [*_without_curves(sets), *evaluators.left_out, *reasons]
+
+    own = {"own_metrics": sources} if (sources := sources_of(metrics)) else {}
+    report = rounded(
+        {
+            "schema": SCHEMA,
+            "protocol": {
+                "cardiodit": __version__,
+                "preprocessing": without_typical(steps).to_dict(),
+                **evaluators.describe(),
+                "labels": dict(config.labels),
+                "critic": settings.critic,
+                **own,
+                "seed": settings.seed,
+                "counts": {side.volumes.name: len(side.items) for side in sets},
+                "left_out": left_out,
+                "notes": [*(note for side in sets for note in side.volumes.notes), *_notes_on_copies(sets)],
+            },
+            "sets": {side.volumes.name: _describe_set(side) for side in sets},
+            "metrics": [score.to_dict() for score in scores],
+            "distributions": [score.result.distribution for score in scores if score.result.distribution],
+            "curves": _curves(sets, is_whole_beat(steps)),
+            "volumes": _volumes(sets, evaluators),
+            "problems": [problem.to_dict() for side in sets for problem in side.problems],
+        }
+    )
+    files = _write(settings.output_dir, report, sets, steps)
+    return Evaluation(report, files, sum(measured.was_cached for side in sets for measured in side.measured))
+
+
+def _check(settings: EvaluationSettings) -> None:
+    for name in ("max_volumes", "depth", "processes"):
+        value = getattr(settings, name)
+        least = FEWEST if name == "max_volumes" else 1
+        if value is not None and value < least:
+            raise CardioDiTError(f"{name}={value} must be at least {least}.")
+    if settings.seed < 0:
+        raise CardioDiTError(f"seed={settings.seed} must not be negative.")
+    if settings.processes > 1 and not settings.device.startswith("cpu"):
+        raise CardioDiTError(f"Several processes would share {settings.device}; leave --processes out.")
+    if settings.output_dir.is_file():
+        raise CardioDiTError(f"The output {settings.output_dir} is a file; expected a folder.")
+
+
+def _inspect(volumes: VolumeSet, steps: Preprocessing) -> VolumeStats:
+    if len(volumes.items) < FEWEST:
+        raise CardioDiTError(_too_few(volumes, len(volumes.items), volumes.problems))
+    return inspect(volumes, steps)
+
+
+def _configure(
+    settings: EvaluationSettings, real: VolumeSet, synthetic: VolumeSet, stats: VolumeStats, steps: Preprocessing
+) -> tuple[EvaluatorConfig, list[str]]:
+    """Return what both sets are measured with, and what is left out for lack of something."""
+    is_cine = len(stats.size) == 4
+    left_out = []
+    labels: dict[str, str | None] = {REAL: None, SYNTHETIC: None}
+    if not is_cine:
+        left_out.append(
+            "Heart function, plausibility, consistency and spatiotemporal features: these volumes have no frames."
+        )
+    elif settings.segmenter:
+        labels = {REAL: MASKS if settings.real_masks else SEGMENTER, SYNTHETIC: SEGMENTER}
+    elif real.has_masks and synthetic.has_masks:
+        labels = {REAL: MASKS, SYNTHETIC: MASKS}
+    else:
+        without = " and ".join(volumes.name for volumes in (real, synthetic) if not volumes.has_masks)
+        left_out.append(
+            "Heart function, plausibility and the consistency of labels: no segmenter was given (--segmenter), and "
+            f"the {without} volumes have no masks."
+        )
+    if settings.real_masks and not real.has_masks:
+        raise CardioDiTError(
+            "--real_masks: the manifest of the real volumes has no column mask with a path in it, and no ed_mask and "
+            "es_mask."
+        )
+    if settings.reconstructions and is_cine and not settings.segmenter:
+        left_out.append("Heart function of reconstructions: it needs a segmenter (--segmenter).")
+    if is_cine and stats.size[3] < FEWEST_FRAMES:
+        left_out.append(f"Consistency: it needs {FEWEST_FRAMES} frames, and these cines have {stats.size[3]}.")
+    if is_cine and not is_whole_beat(steps):
+        left_out.append(
+            "Peak rates, the gaps between last and first frame (of frames and of labels) and the rule that a beat "
+            f"closes: the preprocessing repeats beats and cuts them to fill {stats.size[3]} frames, so that these "
+            "cines are not whole beats, and the beat duration of a sample is unknown."
+        )
+    config = EvaluatorConfig(
+        features=settings.features,
+        weights=settings.weights,
+        features_size=settings.features_size,
+        segmenter=settings.segmenter if is_cine else None,
+        labels=tuple(labels.items()),
+        vae=settings.reconstructions,
+        is_cine=is_cine,
+        device=settings.device,
+    )
+    return config, left_out
+
+
+def _require_voxel_sizes(stats: Sequence[VolumeStats]) -> None:
+    for name, each in zip((REAL, SYNTHETIC), stats, strict=True):
+        if each.spacing is None:
+            raise CardioDiTError(
+                f"The voxel size of the {name} volumes is unknown, so that no volume in mL can be measured in them. "
+                "Put it into the headers of their files (for a converted model, `cardiodit convert ... --spacing`), or "
+                "leave --segmenter and the masks out."
+            )
+
+
+def _measure(
+    settings: EvaluationSettings,
+    real: VolumeSet,
+    synthetic: VolumeSet,
+    steps: Preprocessing,
+    config: EvaluatorConfig,
+    workers: Workers,
+) -> list[MeasuredSet]:
+    items = [*real.items, *synthetic.items]
+    results = list(measure_all(items, steps, config, settings.output_dir / CACHE, workers))
+    if cached := sum(isinstance(result, Measured) and result.was_cached for result in results):
+        print(f"Resuming: {cached} of {len(items)} volumes were measured by an earlier run.", file=sys.stderr)
+    sets = []
+    for volumes in (real, synthetic):
+        pairs = [(item, result) for item, result in zip(items, results, strict=True) if item.set == volumes.name]
+        sets.append(_measured_set(volumes, pairs))
+    stats = [[measured.stats for measured in side.measured] for side in sets]
+    contrast = notes_on_contrast(sets[0].stats, sets[1].stats)
+    notes = [*sets[1].volumes.notes, *notes_on_voxel_sizes(*stats), *contrast]
+    return [sets[0], replace(sets[1], volumes=replace(sets[1].volumes, notes=notes))]
+
+
+def _measured_set(volumes: VolumeSet, pairs: Sequence[tuple[Item, Measured | Problem]]) -> MeasuredSet:
+    """Return the volumes of a set that can be compared with each other; the others become problems."""
+    problems = [*volumes.problems, *(result for _, result in pairs if isinstance(result, Problem))]
+    readable = [(item, result) for item, result in pairs if isinstance(result, Measured)]
+    if len(readable) < FEWEST:
+        raise CardioDiTError(_too_few(volumes, len(readable), problems))
+    reasons = find_outliers([item for item, _ in readable], [measured.stats for _, measured in readable])
+    items, kept = [], []
+    for (item, measured), reason in zip(readable, reasons, strict=True):
+        if reason is not None:
+            problems.append(Problem(volumes.name, item.image.name, reason))
+            continue
+        items.append(item)
+        kept.append(measured)
+    if len(items) < FEWEST:
+        raise CardioDiTError(_too_few(volumes, len(items), problems))
+    return MeasuredSet(volumes, items, kept, problems)
+
+
+def _too_few(volumes: VolumeSet, count: int, problems: Sequence[Problem]) -> str:
+    named = "".join(f"\n  - {problem.file}: {problem.problem}" for problem in problems[:NAMED])
+    more = f"\n  - and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    return (
+        f"An evaluation needs at least {FEWEST} {volumes.name} volumes, and there {'is' if count == 1 else 'are'} "
+        f"{count}{' that can be used:' if named else '.'}{named}{more}"
+    )
+
+
+def _without_curves(sets: Sequence[MeasuredSet]) -> list[str]:
+    """Return what is unknown for hearts that are labelled at end-diastole and end-systole only."""
+    reasons = []
+    for side in sets:
+        count = sum("lv_edv_ml" in measured.numbers and not measured.curves for measured in side.measured)
+        if count:
+            reasons.append(
+                f"Volume curves, peak rates, plausibility and the consistency of labels: {count} of the "
+                f"{len(side.measured)} {side.volumes.name} volumes are labelled at end-diastole and end-systole only."
+            )
+    return reasons
+
+
+def _notes_on_copies(sets: Sequence[MeasuredSet]) -> list[str]:
+    contents = [[measured.content for measured in side.measured] for side in sets]
+    notes = [
+        f"{len(each) - len(set(each))} of the {len(each)} {side.volumes.name} volumes are copies of others among them."
+        for side, each in zip(sets, contents, strict=True)
+        if len(set(each)) < len(each)
+    ]
+    if both := sum(content in set(contents[0]) for content in contents[1]):
+        notes.append(f"{both} of the {len(contents[1])} synthetic volumes equal a real one voxel by voxel.")
+    return notes
+
+
+def _describe_set(side: MeasuredSet) -> dict[str, Any]:
+    stats = side.stats
+    description = {
+        "count": len(side.items),
+        "size": list(stats.size),
+        "spacing_mm": None if stats.spacing is None else list(stats.spacing),
+        "frame_time_s": stats.frame_time,
+        "intensity": list(stats.intensity),
+        "units": None if stats.units is None else list(stats.units),
+        "identity": side.identity,
+    }
+    return {**description, "made_by": side.volumes.made_by} if side.volumes.made_by else description
+
+
+def _curves(sets: Sequence[MeasuredSet], closes: bool) -> list[dict[str, Any]]:
+    """Return the volume curves in the order of the volumes, each of which has its own frame time."""
+    return [
+        {
+            "name": name,
+            "title": title,
+            "unit": "mL",
+            "is_one_beat": closes,
+            **{side.volumes.name: [measured.curves[name] for measured in side.measured] for side in sets},
+        }
+        for name, (title, _) in CURVES.items()
+        if all(name in measured.curves for side in sets for measured in side.measured)
+    ]
+
+
+def _volumes(sets: Sequence[MeasuredSet], evaluators: Evaluators) -> list[dict[str, Any]]:
+    """Return every volume with its numbers, the real ones first; typicality is the mean over the kinds of features."""
+    kinds = [
+        typicality(*(np.stack([measured.features[kind] for measured in side.measured]) for side in sets))
+        for kind in evaluators.networks
+    ]
+    typicalities = [np.mean([pair[i] for pair in kinds], axis=0) for i in range(2)]
+    return [
+        {
+            "id": f"{side.volumes.name}/{item.id}",
+            "set": side.volumes.name,
+            "content": measured.content,
+            "spacing_mm": measured.stats.spacing,
+            "frame_time_s": measured.stats.frame_time,
+            "numbers": measured.numbers,
+            "plausible": measured.plausible,
+            "typicality": float(value),
+        }
+        for side, values in zip(sets, typicalities, strict=True)
+        for item, measured, value in zip(side.items, side.measured, values, strict=True)
+    ]
+
+
+def typicality(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each volume's distance `(n,)`, `(m,)` to its nearest real ones, over the median of the real ones."""
+    from scipy.spatial.distance import cdist
+
+    among = cdist(real, real)
+    np.fill_diagonal(among, np.inf)  # a volume is not its own neighbour
+    own = _to_nearest(among)
+    usual = float(np.median(own))
+    if usual == 0:
+        return np.ones(len(real)), np.ones(len(synthetic))
+    return own / usual, _to_nearest(cdist(synthetic, real)) / usual
+
+
+def _to_nearest(distances: np.ndarray) -> np.ndarray:
+    """Return the mean over the nearest few finite distances."""
+    near = np.sort(distances, axis=1)[:, :COMPARED_NEIGHBOURS]
+    finite = np.isfinite(near)
+    return np.where(finite, near, 0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)
+
+
+def _write(folder: Path, report: dict[str, Any], sets: Sequence[MeasuredSet], steps: Preprocessing) -> list[Path]:
+    from cardiodit.evaluation.report.page import write_page
+
+    write_report(report, folder / REPORT)
+    write_text(table(report), folder / TABLE)
+    write_text(model_index_yaml(report), folder / MODEL_INDEX)
+    write_page(report, media_of(report, sets, steps), folder / PAGE)
+    return [folder / name for name in (REPORT, TABLE, MODEL_INDEX, PAGE)]

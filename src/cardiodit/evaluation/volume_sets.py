@@ -1,0 +1,397 @@
+"""The two sets of an evaluation: listing their volumes, settling the preprocessing, and loading a volume."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
+from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.cache_files import without_typical
+from cardiodit.imaging.cases import prepare_case
+from cardiodit.imaging.intensity import Range, to_model
+from cardiodit.imaging.label_order import reorder
+from cardiodit.imaging.manifest import Case, read_manifest
+from cardiodit.imaging.nifti import read_labels, read_nifti
+from cardiodit.imaging.preprocessing import PRESETS, Prepared, Preprocessing
+from cardiodit.imaging.volume import Volume
+
+REAL, SYNTHETIC = "real", "synthetic"
+ENDINGS = (".nii", ".nii.gz")
+PHASES = ("ed_mask", "es_mask")  # manifest columns: labels of end-diastole and of end-systole
+MADE_BY = ("model", "revision", "solver", "num_inference_steps", "guidance_scale", "dtype")  # reported if all agree
+ROUNDING = 1e-3  # how far a value may lie outside of [-1, 1]
+LEAST_OF_WINDOW = 0.01  # share of a window that values in the window's units spread over
+
+
+class OtherIntensityError(CardioDiTError):
+    """The intensities are not in the models' range, and nothing says how to scale them."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One volume of a set, not loaded yet.
+
+    Args:
+        id: identifier in the report, without parent folders.
+        set: "real" or "synthetic".
+        image: its file.
+        case: its manifest row, if it has one. Such a volume is preprocessed; one without is taken as generated.
+        units: what -1 and 1 stand for in the file, by its sample record; None where the file is in [-1, 1] or unknown.
+    """
+
+    id: str
+    set: str
+    image: Path
+    case: Case | None = None
+    units: Range | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a volume was not evaluated; the file by its name without folders."""
+
+    set: str
+    file: str
+    problem: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"set": self.set, "file": self.file, "problem": self.problem}
+
+
+@dataclass(frozen=True)
+class VolumeSet:
+    """The volumes of one set in their order.
+
+    Args:
+        name: "real" or "synthetic".
+        problems: files that should be volumes and cannot be read.
+        made_by: what the records of all samples agree on.
+        preprocessing: of the training volumes of the samples' model; None if unknown.
+        notes: for the reader of the report.
+    """
+
+    name: str
+    items: list[Item]
+    problems: list[Problem] = field(default_factory=list)
+    made_by: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def has_masks(self) -> bool:
+        return any(item.case is not None and mask_paths(item.case) is not None for item in self.items)
+
+    def drawn(self, count: int | None, seed: int) -> "VolumeSet":
+        """Return a random subset, with a note.
+
+        Volumes are drawn by the hash of seed and id, not by position: many cohorts are sorted by disease.
+        """
+        if count is None or count >= len(self.items):
+            return self
+        lots = [hashlib.sha256(f"{seed} {item.id}".encode()).digest() for item in self.items]
+        taken = sorted(sorted(range(len(lots)), key=lots.__getitem__)[:count])
+        note = f"Of the {len(self.items)} {self.name} volumes, {count} were drawn by the seed {seed} (max_volumes)."
+        return replace(self, items=[self.items[i] for i in taken], notes=[*self.notes, note])
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A volume in memory.
+
+    Args:
+        volume: `(H, W, D)` or `(H, W, D, T)` float32 in [-1, 1].
+        units: what -1 and 1 are in the file, if known.
+        prepared: the preprocessing of a manifest's volume, which is applied to its mask as well.
+    """
+
+    volume: Volume
+    units: Range | None
+    prepared: Prepared | None = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Label maps as RV 1, myocardium 2, LV 3.
+
+    Args:
+        maps: `(H, W, D, T)` for every frame, or `(H, W, D, 2)` for end-diastole and end-systole.
+        is_cine: whether there is one for every frame.
+    """
+
+    maps: np.ndarray
+    is_cine: bool = True
+
+
+def open_real(manifest: Path) -> VolumeSet:
+    """List the volumes of a manifest as the real set."""
+    return _of_manifest(manifest, REAL)
+
+
+def open_synthetic(place: Path) -> VolumeSet:
+    """List a folder of samples with records, any folder of NIfTI, or a manifest of images, which are preprocessed."""
+    if place.is_file():
+        return _of_manifest(place, SYNTHETIC)
+    if not place.is_dir():
+        raise CardioDiTError(f"The synthetic volumes {place} are neither a folder nor a manifest (CSV).")
+    files = sorted(file for file in place.iterdir() if file.name.endswith(ENDINGS) and not file.name.startswith("."))
+    if (place / SAMPLE_LIST).is_file():
+        return _of_samples(place, files)
+    if not files:
+        raise CardioDiTError(
+            f"{place} contains no NIfTI file ({' or '.join(ENDINGS)}). Give the folder that contains the volumes "
+            "themselves, or a manifest."
+        )
+    return VolumeSet(SYNTHETIC, [Item(_stem(file), SYNTHETIC, file) for file in files])
+
+
+def settle_preprocessing(
+    synthetic: VolumeSet, model: str | None = None, named: str | None = None, depth: int | None = None
+) -> Preprocessing:
+    """Return how real volumes are prepared: as the model's training volumes were.
+
+    The samples' records, the model, and a preset or JSON file may each say so. It is an error if they contradict each
+    other, or if none of them says.
+
+    Args:
+        model: folder or Hub name of a pipeline, a VQ model or PRDiT's transformer.
+        named: a preset, or a JSON file as written by `Preprocessing.to_dict`.
+        depth: number of slices to crop or pad to, in place of the preprocessing's own.
+    """
+    sources = {
+        "the samples' records": synthetic.preprocessing,
+        "--model": _of_model(model) if model else None,
+        "--preprocessing": _named(named) if named else None,
+    }
+    known = {source: Preprocessing.from_dict(steps) for source, steps in sources.items() if steps is not None}
+    if not known:
+        raise CardioDiTError(
+            "The preprocessing of the real volumes is unknown: the synthetic ones do not say what their model was "
+            f"trained on. Give --model FOLDER (the pipeline that made them) or --preprocessing: one of "
+            f"{', '.join(PRESETS)}, or a JSON file."
+        )
+    (first, steps), *others = known.items()
+    for source, other in others:
+        if without_typical(other) != without_typical(steps):
+            raise CardioDiTError(
+                f"{first[0].upper()}{first[1:]} and {source} prepare volumes in different ways. Real volumes must be "
+                "prepared as the model's training volumes were; leave the wrong one out."
+            )
+    return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
+
+
+def is_whole_beat(steps: Preprocessing) -> bool:
+    """Return whether a cine is one beat, its last frame followed by the first; not if beats are repeated and cut."""
+    return steps.frames is None or steps.cycle != "repeat"
+
+
+def load(item: Item, steps: Preprocessing) -> Loaded:
+    """Load a volume: one of a manifest is prepared as the training volumes were, a sample is taken as generated."""
+    if item.case is not None:
+        prepared = prepare_case(item.case, steps)
+        return Loaded(prepared.volume, prepared.source.limits, prepared)
+    stored = read_nifti(item.image)
+    voxels, units = _in_range(stored.voxels, item.units or _fixed_units(stored.voxels, steps), item)
+    return Loaded(Volume(voxels, stored.geometry), units)
+
+
+def load_labels(item: Item, loaded: Loaded) -> Labels:
+    """Load a manifest's mask, or its masks of end-diastole and end-systole."""
+    masks = None if item.case is None else mask_paths(item.case)
+    if item.case is None or loaded.prepared is None or masks is None:
+        raise CardioDiTError(
+            f"{item.image} has no mask. Fill the column mask of its manifest (or {' and '.join(PHASES)}), or name a "
+            "segmenter."
+        )
+    order = item.case.row.get("mask_order")
+    if not order:
+        raise CardioDiTError(
+            f"The manifest does not say which label of {masks[0]} is which: fill its column mask_order, such as "
+            '"RV=1 MYO=2 LV=3".'
+        )
+    if len(masks) == 1:
+        return _labels_of_cine(item.case, masks[0], order, loaded)
+    maps = []
+    for mask in masks:
+        labels = read_labels(mask)
+        if labels.is_cine:
+            raise CardioDiTError(f"{mask} has the shape {labels.voxels.shape}; expected labels of one frame.")
+        maps.append(_prepared_labels(labels, mask, order, loaded.prepared))
+    return Labels(np.stack(maps, axis=3), is_cine=False)
+
+
+def mask_paths(case: Case) -> list[Path] | None:
+    """Return one file for every frame, or one of end-diastole and one of end-systole; None if the row has neither."""
+    if (mask := case.path("mask")) is not None:
+        return [mask]
+    phases = [path for column in PHASES if (path := case.path(column)) is not None]
+    return phases if len(phases) == len(PHASES) else None
+
+
+def _of_manifest(manifest: Path, name: str) -> VolumeSet:
+    cases = read_manifest(manifest)
+    subjects = [case.row.get("subject") or _stem(case.image) for case in cases]
+    seen: Counter[str] = Counter()
+    items = []
+    for subject, case in zip(subjects, cases, strict=True):
+        seen[subject] += 1
+        id = subject if seen[subject] == 1 else f"{subject}#{seen[subject]}"
+        items.append(Item(id, name, case.image, case))
+    notes = []
+    if len(seen) < len(cases):
+        notes.append(
+            f"{len(cases)} {name} volumes come from {len(seen)} subjects. Volumes of one subject are not independent, "
+            "and intervals that count them as such are too narrow."
+        )
+    return VolumeSet(name, items, notes=notes)
+
+
+def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
+    records = read_sample_list(folder)
+    present = {file.name for file in files}
+    problems = [
+        *(
+            Problem(SYNTHETIC, name, f"It is listed in {SAMPLE_LIST} but missing from the folder.")
+            for name in records.keys() - present
+        ),
+        *(
+            Problem(SYNTHETIC, name, f"It is not listed in {SAMPLE_LIST}: was sampling interrupted while writing it?")
+            for name in present - records.keys()
+        ),
+    ]
+    items = [
+        Item(_stem(folder / name), SYNTHETIC, folder / name, units=_units(record))
+        for name, record in sorted(records.items())
+        if name in present
+    ]
+    return VolumeSet(
+        SYNTHETIC,
+        items,
+        sorted(problems, key=lambda problem: problem.file),
+        made_by=_agreed(list(records.values())),
+        preprocessing=_preprocessing(folder, records.values()),
+    )
+
+
+def _agreed(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entries of `MADE_BY` that are the same in all records."""
+    agreed = {}
+    for key in MADE_BY:
+        values = {json.dumps(record.get(key)) for record in records}
+        if len(values) == 1 and (value := json.loads(values.pop())) is not None:
+            agreed[key] = value
+    return agreed
+
+
+def _preprocessing(folder: Path, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    given = {json.dumps(record["preprocessing"], sort_keys=True) for record in records if record.get("preprocessing")}
+    if len(given) > 1:
+        raise CardioDiTError(
+            f"The samples of {folder} come from models whose training volumes were prepared in {len(given)} different "
+            "ways. Put each model's samples into a folder of their own and evaluate them separately."
+        )
+    return json.loads(given.pop()) if given else None
+
+
+def _units(record: dict[str, Any]) -> Range | None:
+    units = record.get("units")
+    return None if units is None else (float(units[0]), float(units[1]))
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _of_model(model: str) -> dict[str, Any]:
+    from cardiodit.hub.load import open_informed
+
+    steps = open_informed(model).config.preprocessing
+    if steps is None:
+        raise CardioDiTError(
+            f"The model {model} does not say how its training volumes were prepared; converted models do not. Give "
+            f"--preprocessing instead: one of {', '.join(PRESETS)}, or a JSON file."
+        )
+    return dict(steps)
+
+
+def _named(name: str) -> dict[str, Any]:
+    if name in PRESETS:
+        return PRESETS[name].to_dict()
+    try:
+        return json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CardioDiTError(
+            f"--preprocessing {name}: neither one of {', '.join(PRESETS)} nor a readable JSON file ({error})."
+        ) from error
+
+
+def _labels_of_cine(case: Case, mask: Path, order: str, loaded: Loaded) -> Labels:
+    """Return the labels of every frame, or of only two labelled frames: end-diastole and end-systole."""
+    assert loaded.prepared is not None
+    stored = read_labels(mask)
+    if not stored.is_cine or not loaded.volume.is_cine:
+        raise CardioDiTError(f"{mask} labels one frame; labels of every frame of {case.image} are needed.")
+    frames, expected = stored.voxels.shape[3], loaded.prepared.source.shape[3]
+    if frames != expected:
+        raise CardioDiTError(f"{mask} labels {frames} frames, and {case.image} has {expected}.")
+    labelled = np.flatnonzero(stored.voxels.any(axis=(0, 1, 2))).tolist()
+    if len(labelled) == len(PHASES) < frames:
+        given = [case.number("ed_frame"), case.number("es_frame")]
+        if None not in given and set(given) != set(labelled):
+            raise CardioDiTError(
+                f"{mask} labels the frames {labelled[0]} and {labelled[1]} (counted from 0), but the manifest gives "
+                f"{given[0]:g} as end-diastole and {given[1]:g} as end-systole. Correct one of them."
+            )
+        phases = [Volume(stored.voxels[..., t], stored.geometry) for t in labelled]
+        maps = [_prepared_labels(phase, mask, order, loaded.prepared) for phase in phases]
+        return Labels(np.stack(maps, axis=3), is_cine=False)
+    if len(labelled) < frames:
+        raise CardioDiTError(
+            f"{mask} labels {len(labelled)} of {frames} frames; a curve needs all of them, and EDV and ESV need the "
+            "frames of end-diastole and end-systole. Name a segmenter."
+        )
+    return Labels(_prepared_labels(stored, mask, order, loaded.prepared))
+
+
+def _prepared_labels(labels: Volume, mask: Path, order: str, prepared: Prepared) -> np.ndarray:
+    """Return label maps on the grid of their prepared image, reordered to RV 1, myocardium 2, LV 3."""
+    try:
+        maps = prepared.follow(labels)
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{mask} cannot be prepared. {error}") from error
+    try:
+        return reorder(maps, order)
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{mask}: {error}") from error
+
+
+def _fixed_units(voxels: np.ndarray, steps: Preprocessing) -> Range | None:
+    """Return the window of a model with fixed units (Hounsfield) if the values are in it; None for arbitrary units.
+
+    Values that reach a little beyond [-1, 1] are not Hounsfield units: those fill more of their window.
+    """
+    low, high, units = float(voxels.min()), float(voxels.max()), steps.intensity.units
+    if units is None or not steps.intensity.is_fixed or (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
+        return None
+    return units if high - low > LEAST_OF_WINDOW * (units[1] - units[0]) else None
+
+
+def _in_range(voxels: np.ndarray, units: Range | None, item: Item) -> tuple[np.ndarray, Range | None]:
+    low, high = float(voxels.min()), float(voxels.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise CardioDiTError(f"{item.image} contains values that are not numbers (NaN or infinite).")
+    begin, end = units or (-1.0, 1.0)
+    slack = ROUNDING * (end - begin) / 2 + (0.5 if voxels.dtype.kind in "iu" else 0)
+    if low < begin - slack or high > end + slack:
+        reason = "by its sample record" if item.units else "the range of generated volumes"
+        raise OtherIntensityError(
+            f"{item.image} has values from {low:g} to {high:g}; expected values in [{begin:g}, {end:g}], {reason}."
+        )
+    if units is not None:
+        return to_model(voxels, units), units
+    return np.clip(voxels.astype(np.float32), -1, 1), None
