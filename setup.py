@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+PAGE_FILES = ("j2", "css", "js")
 
 
 def version() -> str:
@@ -33,7 +34,7 @@ setup(
     packages=find_packages("src"),
     package_data={
         "cardiodit": [
-            *(f"{folder}/*.{ending}" for folder in ("viewer", "evaluation/page") for ending in ("js", "css", "html")),
+            *(f"{folder}/*.{end}" for folder in ("_util/html", "viewer", "evaluation/report") for end in PAGE_FILES),
             "hub/*.md",
             "py.typed",
             *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),
@@ -54,6 +55,7 @@ setup(
         "scipy>=1.15",
         "Pillow>=11",
         "PyYAML>=6.0.2",
+        "jinja2>=3.1",
     ],
     extras_require={
         "xformers": ["xformers"],

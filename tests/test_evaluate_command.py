@@ -1,6 +1,5 @@
 """`cardiodit evaluate` as a user runs it: what it prints, what it returns, and that it goes on where it was stopped."""
 
-import hashlib
 import io
 import json
 import signal
@@ -175,34 +174,3 @@ def test_a_damaged_measurement_is_made_anew(cohorts: Path, tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="is damaged"):
         assert main(arguments(cohorts, tmp_path)) == 0
     assert (tmp_path / "report.json").read_bytes() == before
-
-
-OWN_METRIC = """
-from cardiodit.evaluation.metrics import metric
-
-@metric("brightness_gap", "Gap in brightness", group="function", better="lower", unit="gu")
-def brightness_gap(scoring):
-    real, synthetic = (sum(v.mean() for v in scoring.voxels(name)) / 4 for name in ("real", "synthetic"))
-    return abs(real - synthetic)
-"""
-
-
-def test_a_metric_from_a_users_file_appears_in_every_form_of_the_report(cohorts: Path, tmp_path: Path) -> None:
-    own, out = tmp_path / "own_metrics.py", tmp_path / "out"
-    own.write_text(OWN_METRIC)
-    assert main([*arguments(cohorts, out), "--metric", f"{own}:brightness_gap"]) == 0
-    report = json.loads((out / "report.json").read_text())
-    (last,) = [entry for entry in report["metrics"] if entry["group"] == "function"][-1:]
-    assert last["name"] == "brightness_gap" and last["value"] > 0 and last["unit"] == "gu"
-    assert report["protocol"]["own_metrics"] == {"brightness_gap": hashlib.sha256(sha256_of(own).encode()).hexdigest()}
-    shown = f"{last['value']:.4g}"
-    assert f"| Gap in brightness | {shown} gu |" in (out / "table.md").read_text()
-    assert "brightness_gap" in (out / "model-index.yaml").read_text()
-    assert "Gap in brightness" in (out / "report.html").read_text()
-
-
-def test_what_is_not_a_metric_is_refused_before_anything_is_measured(
-    cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert main([*arguments(cohorts, tmp_path / "out"), "--metric", f"{tmp_path}/missing.py:name"]) == 1
-    assert "missing.py cannot be imported" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Four labelled hearts from the phantom model, in every form in which one may want to look at them."""
+"""Generate hearts with the phantom model, and write volumes, pictures and a page that plays them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from cardiodit.pipelines import CardioDiTPipeline
 from cardiodit.pipelines.output import sample_path
 from cardiodit.viewer.page import Shown, write_viewer
 
-STEPS, GUIDANCE = 25, 1.0  # what the model was judged with
+STEPS, GUIDANCE = 25, 1.0  # as in the evaluation of the model
 
 
 @dataclass(frozen=True)
 class Heart:
-    """A generated cine `(H, W, D, T)` in [-1, 1], the parts that the segmenter found, and what they hold."""
+    """A generated cine `(H, W, D, T)` in [-1, 1], its label map, and its function."""
 
     label: str
     cine: np.ndarray
@@ -32,9 +32,9 @@ class Heart:
 
 
 def run_demo(output_dir: Path, num_samples: int = 4, seed: int = 0) -> None:
-    """Samples hearts of the model's labels in turn, and writes volumes, pictures and one page into a new folder."""
+    """Sample hearts, cycling over the model's labels, and write volumes, pictures and a page into a new folder."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise CardioDiTError(f"{output_dir} is not an empty folder; give another --output_dir or remove it.")
+        raise CardioDiTError(f"{output_dir} is not an empty folder; choose another --output_dir or remove it.")
     pipe = CardioDiTPipeline.from_pretrained(PHANTOM_MODEL)
     names = pipe.transformer.config.class_names
     labels = [names[i % len(names)] for i in range(num_samples)]
@@ -46,9 +46,9 @@ def run_demo(output_dir: Path, num_samples: int = 4, seed: int = 0) -> None:
     write_pictures(output_dir, hearts, pipe.geometry, seed)
     print_function(hearts)
     print(
-        f"\nThese are phantoms: the model has seen drawn hearts, no patient's.\n"
-        f"{output_dir / 'hearts.gif'} and the sheets show them, the volumes are in {output_dir / 'samples'}.\n"
-        f"Open this page in a browser, it plays them: {output_dir / 'hearts.html'}"
+        f"\nThese are phantoms: the model was trained on drawn hearts, not on patients.\n"
+        f"{output_dir / 'hearts.gif'} and the sheets show them; the volumes are in {output_dir / 'samples'}.\n"
+        f"Open this page in a browser to play them: {output_dir / 'hearts.html'}"
     )
 
 
@@ -62,7 +62,7 @@ def find_parts(labels: Sequence[str], cines: np.ndarray, geometry: Geometry) -> 
 
 
 def write_pictures(folder: Path, hearts: Sequence[Heart], geometry: Geometry, seed: int) -> None:
-    """`parts/` with label maps, `hearts.gif`, a sheet of each heart, and `hearts.html`."""
+    """Write label maps into `parts/`, `hearts.gif`, a sheet for each heart, and `hearts.html`."""
     (folder / "parts").mkdir()
     shown = []
     for index, heart in enumerate(hearts):

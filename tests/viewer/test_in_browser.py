@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: it plays, obeys, and complains of nothing."""
+"""The viewer in a headless Chromium: it plays, reacts to its controls, and logs no errors."""
 
 import json
 import shutil

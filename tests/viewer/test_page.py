@@ -1,4 +1,4 @@
-"""What is in the page: the voxels as a browser will show them, and nothing of where they came from."""
+"""The page holds the voxels as a browser will show them, and no trace of their folder."""
 
 import base64
 import gzip
@@ -48,7 +48,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return folder / "heart.nii.gz", folder / "labels.nii.gz"
 
 
-def test_pictures_are_turned_and_grey_as_on_our_sheets(tmp_path: Path) -> None:
+def test_pictures_have_the_orientation_and_grey_values_of_our_sheets(tmp_path: Path) -> None:
     volume = cine()
     masks = (volume.voxels > 700).astype(np.uint8)
     write_viewer(tmp_path / "view.html", [Shown("heart", volume, masks, window=(100, 900))])
@@ -62,7 +62,7 @@ def test_pictures_are_turned_and_grey_as_on_our_sheets(tmp_path: Path) -> None:
     assert (shown["low"], shown["high"]) == (100, 900)
 
 
-def test_levels_stand_for_the_sources_units_without_its_outliers(tmp_path: Path) -> None:
+def test_levels_map_to_the_source_units_without_outliers(tmp_path: Path) -> None:
     volume = cine(shape=(40, 40, 2, 4))
     volume.voxels[0, 0, 0, 0] = 32000
     write_viewer(tmp_path / "view.html", [Shown("heart", volume)])
@@ -95,7 +95,7 @@ def test_a_volume_without_time_and_one_with_broken_voxels(tmp_path: Path) -> Non
     assert len(page["colours"]) == 8 and page["legend"] == {}
 
 
-def test_the_page_needs_no_network_and_knows_no_folder(files: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+def test_the_page_needs_no_network_and_names_no_folder(files: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     image, labels = files
     output = tmp_path / "new" / "hearts.html"
     assert main(["view", str(image), str(image), "--mask", str(labels), "-", "--output", str(output)]) == 0
@@ -127,7 +127,7 @@ def test_a_title_cannot_break_out_of_the_page(tmp_path: Path) -> None:
 
 
 def test_a_page_too_large_for_a_browser_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CardioDiTError, match=r"0\.0\d? MB is the limit.*fewer volumes"):
+    with pytest.raises(CardioDiTError, match=r"the limit is 0\.0\d? MB.*fewer volumes"):
         write_viewer(tmp_path / "view.html", [Shown("heart", cine(shape=(64, 64, 4, 4)))], limit=40_000)
     assert not list(tmp_path.iterdir())
 
@@ -136,22 +136,22 @@ def test_a_page_too_large_for_a_browser_is_refused(tmp_path: Path) -> None:
     "masks, window, message",
     [
         (np.zeros((12, 10, 2), np.uint8), None, r"heart: the mask has the shape \(12, 10, 2\), its volume"),
-        (np.full(SHAPE, 0.5), None, "mask of heart holds 0.5 to 0.5; whole numbers from 0 to 255"),
+        (np.full(SHAPE, 0.5), None, "mask of heart has values from 0.5 to 0.5, expected whole numbers from 0 to 255"),
         (np.full(SHAPE, -1), None, "Is it a label map"),
         (None, (3.0, 3.0), "heart: the window from 3 to 3 is empty"),
     ],
 )
-def test_what_cannot_be_shown_is_said(tmp_path: Path, masks: Any, window: Any, message: str) -> None:
+def test_a_bad_mask_or_window_is_an_error(tmp_path: Path, masks: Any, window: Any, message: str) -> None:
     with pytest.raises(CardioDiTError, match=message):
         write_viewer(tmp_path / "view.html", [Shown("heart", cine(), masks, window)])
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_to_show(tmp_path: Path) -> None:
+def test_an_error_if_there_is_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match="no volume to show"):
         write_viewer(tmp_path / "view.html", [])
     empty = Volume(np.full((4, 4, 2), np.nan), GEOMETRY)
-    with pytest.raises(CardioDiTError, match="scan holds no finite number"):
+    with pytest.raises(CardioDiTError, match="scan has no finite values"):
         write_viewer(tmp_path / "view.html", [Shown("scan", empty)])
 
 

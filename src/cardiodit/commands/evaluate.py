@@ -115,7 +115,7 @@ def _add_measurement(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
-    from cardiodit.evaluation.markdown import table
+    from cardiodit.evaluation.report.markdown import table
 
     names = EvaluationSettings.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names}

@@ -1,4 +1,4 @@
-"""Energy of what was computed."""
+"""Energy of computations."""
 
 from cardiodit.energy.meter import Energy, EnergyMeter
 

@@ -1,7 +1,7 @@
-"""How much energy a piece of work took: what the GPU's own counter says, and the CPU's time at a nominal power.
+"""Measure the energy of a computation: the GPU's own counter, and CPU time at a nominal power.
 
-A CPU's counters are closed to users on most clusters, and count everybody's work; the time that our own threads were
-busy is known everywhere. Memory, cooling and the building are not in it.
+Most clusters do not let users read CPU energy counters, which include other users' work; the CPU time of a process is
+available everywhere. Memory, cooling and the building are not included.
 """
 
 import os
@@ -20,11 +20,11 @@ JOULES_IN_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Energy:
-    """Of a piece of work.
+    """Energy of a computation.
 
     Args:
         kwh: kilowatt hours.
-        method: how they were found, for people.
+        method: description of how they were measured.
     """
 
     kwh: float
@@ -32,10 +32,10 @@ class Energy:
 
 
 class EnergyMeter:
-    """Runs from its making.
+    """Measures from its construction.
 
     Args:
-        device: where the work is done; a CUDA device's own counter is read through NVML (`pip install nvidia-ml-py`).
+        device: where the computation runs; a CUDA device's counter is read through NVML (`pip install nvidia-ml-py`).
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -44,7 +44,7 @@ class EnergyMeter:
         self._busy = time.process_time()
 
     def read(self) -> Energy:
-        """What was used since the meter's making."""
+        """Return the energy used since construction."""
         core_seconds = time.process_time() - self._busy
         joules = core_seconds * self.core_watts
         method = f"CPU time of the process × {self.core_watts:g} W a core"
@@ -67,7 +67,7 @@ def _core_watts() -> float:
 
 
 class _Counter:
-    """A GPU's energy counter; None where there is none or it cannot be read."""
+    """A GPU's energy counter; readings are None if it cannot be read."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self.nvml, self.handle = nvml, handle

@@ -21,13 +21,13 @@ from cardiodit.evaluation.compatibility import (
 from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, EvaluatorConfig, Evaluators, open_evaluators
 from cardiodit.evaluation.features.inputs import Size
 from cardiodit.evaluation.gallery import media_of
-from cardiodit.evaluation.markdown import model_index_yaml, table
 from cardiodit.evaluation.measure import Measured
 from cardiodit.evaluation.measured_set import MeasuredSet
 from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES
 from cardiodit.evaluation.metrics.function import CURVES
 from cardiodit.evaluation.metrics.registry import Compute, Scoring, choose_metrics, compute_metrics, sources_of
 from cardiodit.evaluation.report import SCHEMA, rounded, write_report, write_text
+from cardiodit.evaluation.report.markdown import model_index_yaml, table
 from cardiodit.evaluation.volume_sets import (
     REAL,
     SYNTHETIC,
@@ -388,7 +388,7 @@ def _to_nearest(distances: np.ndarray) -> np.ndarray:
 
 
 def _write(folder: Path, report: dict[str, Any], sets: Sequence[MeasuredSet], steps: Preprocessing) -> list[Path]:
-    from cardiodit.evaluation.page import write_page
+    from cardiodit.evaluation.report.page import write_page
 
     write_report(report, folder / REPORT)
     write_text(table(report), folder / TABLE)

@@ -1,4 +1,4 @@
-"""Volumes that play in a browser: one HTML file, from disk, without network and without WebGL."""
+"""A viewer that plays volumes in a browser: one HTML file that needs no network and no WebGL."""
 
 from cardiodit.viewer.page import Shown, write_viewer
 

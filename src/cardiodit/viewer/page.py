@@ -1,13 +1,11 @@
-"""One HTML file that holds volumes and the viewer that plays them."""
+"""Write one HTML file that holds volumes and the viewer that plays them.
 
-# NiiVue, as the package ipyniivue brings it, draws with WebGL2 only; a 2D canvas also plays where that is missing.
+The viewer draws on 2D canvases, because NiiVue (package ipyniivue) requires WebGL2, which is not available everywhere.
+"""
 
 import base64
 import gzip
-import html
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +13,29 @@ from typing import Any
 
 import numpy as np
 
-from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.html import render_page, write_page_file
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.pictures import COLOURS, Window, window_of
 from cardiodit.imaging.volume import Volume
 
+TEMPLATE = Path(__file__).with_name("viewer.html.j2")
 PAGE_LIMIT = 200_000_000  # bytes; browsers open larger pages slowly or not at all
-PERCENTILES = (0.1, 99.9)  # what the levels 0 and 255 are, so that a few bright voxels do not cost all contrast
-MOST_LABEL = 255
-NAMED = 3  # volumes in the page's title
+PERCENTILES = (0.1, 99.9)  # shown as black and white by default, so that a few bright voxels do not cost all contrast
+MAX_LABEL = 255
+TITLES_NAMED = 3  # volumes in the page's title
 MORE_COLOURS = ((250, 200, 60), (200, 120, 255), (70, 210, 210), (255, 150, 60), (240, 130, 190), (170, 170, 170))
 HEART = {1: "RV", 2: "myocardium", 3: "LV"}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A volume as the viewer shows it.
+    """A volume for the viewer.
 
     Args:
-        title: above its picture.
-        volume: voxels as they lie; slices are cut across the third axis.
-        masks: integer labels in the volume's grid, `(H, W, D, T)`, or `(H, W, D)`, which then are in every frame.
-        window: the values that are black and white; beyond, they are cut. Default: all but a thousandth at each end.
+        title: caption of its picture.
+        volume: voxels in file order; slices are cut across the third axis.
+        masks: integer labels on the volume's grid, `(H, W, D, T)`, or `(H, W, D)` for all frames.
+        window: values shown as black and white; values beyond are clipped. Default: percentiles 0.1 and 99.9.
     """
 
     title: str
@@ -48,51 +47,34 @@ class Shown:
         shape = self.volume.voxels.shape
         if self.masks is not None and self.masks.shape not in (shape, shape[:3]):
             raise CardioDiTError(
-                f"{self.title}: the mask has the shape {self.masks.shape}, its volume {shape}. Both must be one grid."
+                f"{self.title}: the mask has the shape {self.masks.shape}, its volume {shape}; they must be equal."
             )
         if self.window is not None and not self.window[0] < self.window[1]:
             raise CardioDiTError(f"{self.title}: the window from {self.window[0]:g} to {self.window[1]:g} is empty.")
 
 
 def write_viewer(path: Path, volumes: Sequence[Shown], title: str | None = None, limit: int = PAGE_LIMIT) -> None:
-    """Writes a page that plays volumes side by side, in step.
+    """Write a page that plays volumes side by side, in sync.
 
     Args:
         path: the HTML file.
-        volumes: one or more; each keeps its own grid, and the first one's beat sets the pace.
-        title: of the page. Default: the first volumes' titles.
-        limit: bytes; a larger page is refused.
+        volumes: one or more volumes; each keeps its own grid, and the first known beat duration sets the pace.
+        title: page title; by default the titles of the first volumes.
+        limit: maximum size in bytes; a larger page is an error.
     """
     if not volumes:
-        raise CardioDiTError("There is no volume to show. Give at least one.")
-    page = _page(title or _title(volumes), _contents(volumes, limit)).encode()
+        raise CardioDiTError("There is no volume to show. Pass at least one.")
+    if title is None:
+        more = len(volumes) - TITLES_NAMED
+        title = ", ".join(shown.title for shown in volumes[:TITLES_NAMED]) + (f" and {more} more" if more > 0 else "")
+    contents = _contents(volumes, limit)
+    page = render_page(TEMPLATE, title=title, style="viewer.css", script="viewer.js", contents=contents)
     _check_size(len(page), limit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(page)
-
-
-def _title(volumes: Sequence[Shown]) -> str:
-    more = len(volumes) - NAMED
-    return ", ".join(shown.title for shown in volumes[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _page(title: str, contents: dict[str, Any]) -> str:
-    parts = {
-        "title": html.escape(title),
-        "style": _part("viewer.css"),
-        "script": _part("viewer.js"),
-        "contents": json.dumps(contents).replace("<", "\\u003c"),  # nothing in a title ends the script element
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("viewer.html"))
-
-
-def _part(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    write_page_file(page, path)
 
 
 def _contents(volumes: Sequence[Shown], limit: int) -> dict[str, Any]:
-    """What the script reads: everything but the code."""
+    """Return the data that the page's script reads."""
     entries: list[dict[str, Any]] = []
     size = 0
     for shown in volumes:
@@ -124,13 +106,13 @@ def _entry(shown: Shown) -> dict[str, Any]:
         "rows": second,
         "slices": slices,
         "frames": frames,
-        "width": first * spacing[0],  # mm where they are known; only the ratio counts
+        "width": first * spacing[0],  # in mm if known; only the ratio matters
         "height": second * spacing[1],
         "low": low,
         "high": high,
         "decimals": max(0, math.ceil(2 - math.log10(high - low))),  # a hundredth of the range is readable
-        "levels": _packed(levels),
-        "labels": None if masks is None else _packed(masks.astype(np.uint8)),
+        "levels": _compress(levels),
+        "labels": None if masks is None else _compress(masks.astype(np.uint8)),
         "maskFrames": 1 if masks is None or masks.ndim == 3 else frames,
     }
 
@@ -139,7 +121,7 @@ def _levels_window(shown: Shown) -> Window:
     voxels = shown.volume.voxels
     finite = voxels[np.isfinite(voxels)]
     if not finite.size:
-        raise CardioDiTError(f"{shown.title} holds no finite number, so there is nothing to show.")
+        raise CardioDiTError(f"{shown.title} has no finite values, so there is nothing to show.")
     return window_of(finite, PERCENTILES)
 
 
@@ -148,11 +130,11 @@ def _labels_in(shown: Shown) -> list[int]:
         return []
     labels = np.unique(shown.masks)
     if not (
-        np.isfinite(labels).all() and (labels == labels.round()).all() and 0 <= labels[0] <= labels[-1] <= MOST_LABEL
+        np.isfinite(labels).all() and (labels == labels.round()).all() and 0 <= labels[0] <= labels[-1] <= MAX_LABEL
     ):
         raise CardioDiTError(
-            f"The mask of {shown.title} holds {labels[0]:g} to {labels[-1]:g}; whole numbers from 0 to {MOST_LABEL} "
-            "were expected. Is it a label map?"
+            f"The mask of {shown.title} has values from {labels[0]:g} to {labels[-1]:g}, expected whole numbers from 0 "
+            f"to {MAX_LABEL}. Is it a label map?"
         )
     return [int(label) for label in labels if label]
 
@@ -161,8 +143,8 @@ def _colour(label: int) -> tuple[int, int, int]:
     return COLOURS.get(label) or MORE_COLOURS[label % len(MORE_COLOURS)]
 
 
-def _packed(voxels: np.ndarray) -> str:
-    """Frame by frame, slice by slice, row by row from the top of the picture; gzip in base64."""
+def _compress(voxels: np.ndarray) -> str:
+    """Return voxels by frame, slice and row from the top of the picture, as gzip in base64."""
     turned = np.flip(voxels, 1).T  # the first axis runs to the right, the second upwards: (T, D, W, H) or (D, W, H)
     return base64.b64encode(gzip.compress(turned.tobytes(), compresslevel=6, mtime=0)).decode("ascii")
 
@@ -170,6 +152,6 @@ def _packed(voxels: np.ndarray) -> str:
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise CardioDiTError(
-            f"The page would have {size / 1e6:.1f} MB or more; {limit / 1e6:.1f} MB is the limit, because browsers "
-            "open larger ones slowly or not at all. Show fewer volumes at once, or crop them."
+            f"The page would have at least {size / 1e6:.1f} MB; the limit is {limit / 1e6:.1f} MB, because browsers "
+            "open larger pages slowly or not at all. Show fewer volumes at once, or crop them."
         )

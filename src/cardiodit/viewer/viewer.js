@@ -1,20 +1,18 @@
-// Plays volumes side by side on 2D canvases, in step. A module: strict by itself, and nothing in it is global.
+// Plays volumes side by side on 2D canvases, in sync.
 
 const SPEEDS = [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4];
-const UNKNOWN_BEAT = 1; // seconds a cycle, where the frame time is unknown
 const CAPTION = 40; // pixels under a picture, as in the style
 const CAPTION_WIDTH = 240;
 const GAP = 8;
 const SMALLEST = 120; // pixels; below, the page scrolls
 
-const element = (id) => document.getElementById(id);
-const contents = JSON.parse(element("contents").textContent);
 const most = (name) => Math.max(...contents.volumes.map((volume) => volume[name]));
 const frames = most("frames");
 const slices = most("slices");
 const hasMasks = contents.volumes.some((volume) => volume.labels !== null);
 
-const view = { playing: false, next: 0, position: 0, slice: Math.floor((slices - 1) / 2), speed: 1 };
+const player = new Player(frames, contents.beat ?? UNKNOWN_BEAT, draw);
+let shownSlice = Math.floor((slices - 1) / 2);
 
 async function unpack(text) {
   const packed = atob(text);
@@ -52,13 +50,13 @@ class Panel {
     this.figure.append(this.canvas, caption);
   }
 
-  // A volume with fewer slices or frames shows those at the same share of its depth and of its beat.
+  // A volume with fewer slices or frames shows the one at the same share of its depth or beat.
   slice() {
-    return slices > 1 ? Math.round((view.slice * (this.volume.slices - 1)) / (slices - 1)) : 0;
+    return slices > 1 ? Math.round((shownSlice * (this.volume.slices - 1)) / (slices - 1)) : 0;
   }
 
   frame() {
-    return Math.floor((Math.floor(view.position) * this.volume.frames) / frames);
+    return Math.floor((player.step * this.volume.frames) / frames);
   }
 
   draw(grey, opacity) {
@@ -116,23 +114,17 @@ function draw() {
 }
 
 function describe() {
-  const frame = Math.floor(view.position);
+  const frame = player.step;
   const time = contents.beat === null ? "" : ` · ${Math.round((1000 * contents.beat * frame) / frames)} ms`;
-  tell("frame", frame, `${frame + 1} of ${frames}${time}`);
-  tell("slice", view.slice, `${view.slice + 1} of ${slices}`);
+  describeControl("frame", `${frame + 1} of ${frames}${time}`, frame);
+  describeControl("slice", `${shownSlice + 1} of ${slices}`, shownSlice);
   const [first, ...others] = contents.volumes;
   const isShared = others.every((other) => other.low === first.low && other.high === first.high);
   const share = (id) => `${Math.round(element(id).value / 2.55)} %`;
-  tell("window", null, isShared ? width(first) : share("window"));
-  tell("level", null, isShared ? level(first) : share("level"));
-  element("speed-says").textContent = `${view.speed}×`;
-  element("play").textContent = view.playing ? "Pause" : "Play";
-}
-
-function tell(id, value, text) {
-  if (value !== null) element(id).value = value;
-  element(id).setAttribute("aria-valuetext", text);
-  element(`${id}-says`).textContent = text;
+  describeControl("window", isShared ? width(first) : share("window"));
+  describeControl("level", isShared ? level(first) : share("level"));
+  element("speed-says").textContent = `${player.speed}×`;
+  element("play").textContent = player.playing ? "Pause" : "Play";
 }
 
 function arrange() {
@@ -156,40 +148,18 @@ function arrange() {
   }
 }
 
-// ---- What the user does
+// ---- Controls
 
-function play(playing) {
-  view.playing = playing && frames > 1;
-  cancelAnimationFrame(view.next);
-  if (view.playing) view.next = requestAnimationFrame(advanceFrom(performance.now()));
-  draw();
-}
-
-function advanceFrom(before) {
-  return (now) => {
-    if (!view.playing) return;
-    const shown = Math.floor(view.position);
-    const cycles = (Math.max(0, now - before) / 1000 / (contents.beat ?? UNKNOWN_BEAT)) * view.speed;
-    view.position = (view.position + cycles * frames) % frames;
-    if (Math.floor(view.position) !== shown) draw();
-    view.next = requestAnimationFrame(advanceFrom(now));
-  };
-}
-
-function stepFrame(by) {
-  view.playing = false;
-  view.position = (Math.floor(view.position) + by + frames) % frames;
-  draw();
-}
+const stepFrame = (by) => player.stopAt(player.step + by);
 
 function stepSlice(by) {
-  view.slice = Math.min(slices - 1, Math.max(0, view.slice + by));
+  shownSlice = Math.min(slices - 1, Math.max(0, shownSlice + by));
   draw();
 }
 
 function stepSpeed(by) {
-  const i = SPEEDS.indexOf(view.speed) + by;
-  view.speed = SPEEDS[Math.min(SPEEDS.length - 1, Math.max(0, i))];
+  const i = SPEEDS.indexOf(player.speed) + by;
+  player.speed = SPEEDS[Math.min(SPEEDS.length - 1, Math.max(0, i))];
   draw();
 }
 
@@ -204,7 +174,7 @@ function resetGrey() {
 }
 
 const KEYS = {
-  " ": () => play(!view.playing),
+  " ": () => player.play(!player.playing),
   ArrowLeft: () => stepFrame(-1),
   ArrowRight: () => stepFrame(1),
   ArrowDown: () => stepSlice(-1),
@@ -220,8 +190,8 @@ const KEYS = {
 function onKey(event) {
   if ((event.ctrlKey || event.altKey || event.metaKey) && !event.getModifierState("AltGraph")) return;
   const isArrow = event.key.startsWith("Arrow");
-  if (isArrow && event.target.matches("input[type=range]")) return; // the slider moves itself
-  if (event.key === " " && event.target.matches("button, input[type=checkbox]")) return; // it is pressed itself
+  if (isArrow && event.target.matches("input[type=range]")) return; // the slider handles arrow keys
+  if (event.key === " " && event.target.matches("button, input[type=checkbox]")) return; // the focused control handles the space key
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
   event.preventDefault();
@@ -236,9 +206,9 @@ function onDrag(event) {
 }
 
 function listen() {
-  element("play").addEventListener("click", () => play(!view.playing));
-  element("frame").addEventListener("input", (event) => stepFrame(event.target.value - Math.floor(view.position)));
-  element("slice").addEventListener("input", (event) => stepSlice(event.target.value - view.slice));
+  element("play").addEventListener("click", () => player.play(!player.playing));
+  element("frame").addEventListener("input", (event) => player.stopAt(Number(event.target.value)));
+  element("slice").addEventListener("input", (event) => stepSlice(event.target.value - shownSlice));
   element("slower").addEventListener("click", () => stepSpeed(-1));
   element("faster").addEventListener("click", () => stepSpeed(1));
   element("reset").addEventListener("click", resetGrey);
@@ -280,11 +250,7 @@ async function start() {
   showLegend();
   arrange();
   listen();
-  play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
-  document.body.dataset.ready = "yes";
+  player.playUnlessMotionIsReduced();
 }
 
-start().catch((error) => {
-  element("notice").textContent = `The volumes cannot be shown: ${error.message}.`;
-  throw error;
-});
+startPage(start);

@@ -14,7 +14,7 @@ from cardiodit.evaluation.metrics.coverage import coverage_metrics
 from cardiodit.evaluation.metrics.estimate import Estimate, floor_of
 from cardiodit.evaluation.metrics.frechet import frechet, frechet_distance
 from cardiodit.evaluation.metrics.registry import GROUPS, Score, choose_metrics, compute_metrics
-from cardiodit.evaluation.page.verdict import verdict
+from cardiodit.evaluation.report.summary import verdict
 
 
 class FeatureScoring:

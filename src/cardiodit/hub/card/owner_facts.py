@@ -182,7 +182,7 @@ def blank_facts() -> str:
 
 def with_evaluation(facts: OwnerFacts, report: Mapping[str, Any]) -> OwnerFacts:
     """Append the table of an evaluation report to the owner's words, and its main numbers to the metrics."""
-    from cardiodit.evaluation.markdown import number, table
+    from cardiodit.evaluation.report.markdown import number, table
 
     where = f"{report['protocol']['counts']['real']} real volumes ({report['sets']['real']['identity'][:12]})"
     measured = [

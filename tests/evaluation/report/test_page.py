@@ -1,4 +1,4 @@
-"""The file: whole or not there, without network, true to its report, and small enough for a browser."""
+"""The page is written atomically, needs no network, matches its report and is small enough for a browser."""
 
 import base64
 import io
@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cardiodit._util.html import templates
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.page import write_page
-from cardiodit.evaluation.page.mosaic import FRAMES, TILES, evenly, mosaic
-from cardiodit.evaluation.page.protocol_list import protocol_list
+from cardiodit.evaluation.report.page import TEMPLATE, write_page
+from cardiodit.evaluation.report.players import MOST_FRAMES, MOST_TILES, evenly_spaced, mosaic
 
 Media = dict[str, Callable[[], np.ndarray]]
 HOSTILE = """</script><img src="http://evil.example/x" onerror='alert(1)'>{{contents}} & \u2028"""
 
 
 def contents(path: Path) -> dict[str, Any]:
-    found = re.search(r'<script id="contents" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
-    assert found
-    return json.loads(found[1])
+    match = re.search(r'<script id="contents" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
+    assert match
+    return json.loads(match[1])
 
 
 def test_the_page_needs_no_network_and_holds_every_part(report: dict[str, Any], media: Media, tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_the_page_needs_no_network_and_holds_every_part(report: dict[str, Any], 
     parts = ("summary", "metrics", "distributions", "curves", "samples", "volumes", "protocol")
     order = [text.index(f'id="{part}"') for part in parts]
     assert order == sorted(order)
-    for said in ("ab" * 32, "cd" * 32, "0f" * 32, "4.5 × 4.5 × 16.67", "cardiodit-evaluation/1"):
-        assert said in text
+    for text_of_protocol in ("ab" * 32, "cd" * 32, "0f" * 32, "4.5 × 4.5 × 16.67", "cardiodit-evaluation/1"):
+        assert text_of_protocol in text
     assert 'role="alert"' not in text
 
 
@@ -50,7 +50,7 @@ def test_the_same_report_makes_the_same_page(report: dict[str, Any], media: Medi
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_nothing_in_the_data_becomes_markup(report: dict[str, Any], media: Media, tmp_path: Path) -> None:
+def test_no_text_of_the_report_becomes_markup(report: dict[str, Any], media: Media, tmp_path: Path) -> None:
     name = report["volumes"][0]["id"]
     media[HOSTILE] = media.pop(name)
     report["problems"] = [{"set": HOSTILE, "file": HOSTILE, "problem": HOSTILE}]
@@ -63,7 +63,7 @@ def test_nothing_in_the_data_becomes_markup(report: dict[str, Any], media: Media
 
 
 def hostile(entry: Any, names: dict[str, str]) -> Any:
-    """Every text that a person or a file may have chosen, replaced."""
+    """Replace every text that may come from a person or a file."""
     chosen = {"title", "unit", "method", "notes", "group", "note", "left_out", "better", "content"}
     if isinstance(entry, list):
         return [hostile(each, names) for each in entry]
@@ -76,7 +76,7 @@ def hostile(entry: Any, names: dict[str, str]) -> Any:
     return changed
 
 
-def test_problems_are_told_loudly(report: dict[str, Any], tmp_path: Path) -> None:
+def test_problems_are_shown_first(report: dict[str, Any], tmp_path: Path) -> None:
     report["problems"] = [
         {"set": "synthetic", "file": "cut.nii.gz", "problem": "It ends early."},
         {"set": "real", "file": None, "problem": "Two copies."},
@@ -124,12 +124,12 @@ def test_a_large_cine_keeps_its_ends_and_its_size() -> None:
     cine = np.random.default_rng([0]).uniform(-1, 1, (192, 160, 16, 40)).astype(np.float32)
     held = mosaic("noise", cine, 900_000)
     assert len(base64.b64decode(held.jpeg)) <= 900_000
-    assert (held.frames[0], held.frames[-1], len(held.frames)) == (0, 39, FRAMES)
-    assert (held.slices[0], held.slices[-1]) == (0, 15) and len(held.slices) * len(held.frames) <= TILES
+    assert (held.frames[0], held.frames[-1], len(held.frames)) == (0, 39, MOST_FRAMES)
+    assert (held.slices[0], held.slices[-1]) == (0, 15) and len(held.slices) * len(held.frames) <= MOST_TILES
     assert held.columns / held.rows == pytest.approx(192 / 160, abs=0.02)
     chest = mosaic("chest", cine[..., 0], 10_000_000)
     assert chest.slices == list(range(16)) and chest.frames == [0] and (chest.columns, chest.rows) == (128, 107)
-    assert evenly(5, 5) == [0, 1, 2, 3, 4] and evenly(9, 3) == [0, 4, 8] and evenly(7, 1) == [0]
+    assert evenly_spaced(5, 5) == [0, 1, 2, 3, 4] and evenly_spaced(9, 3) == [0, 4, 8] and evenly_spaced(7, 1) == [0]
 
 
 def test_voxels_without_a_value_are_black() -> None:
@@ -168,7 +168,7 @@ def test_a_thousand_volumes_fit_into_a_page(report: dict[str, Any], tmp_path: Pa
     assert (tmp_path / "report.html").stat().st_size < 15_000_000
 
 
-def test_a_report_of_chests_has_neither_curves_nor_beats(report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_report_of_still_volumes_has_neither_curves_nor_beats(report: dict[str, Any], tmp_path: Path) -> None:
     facts = {"count": 9, "size": [16, 12, 10], "spacing_mm": [2.0, 1.0, 3.0], "frame_time_s": None}
     report |= {"sets": {"real": facts, "synthetic": {**facts, "spacing_mm": None}}, "curves": []}
     report["protocol"] |= {"segmenter": None, "features": {}}
@@ -183,18 +183,19 @@ def test_a_report_of_chests_has_neither_curves_nor_beats(report: dict[str, Any],
     assert "Real: 16 × 12 × 10 voxels, 2.00 × 1.00 × 3.00 mm" in text and "Synthetic: 16 × 12 × 10 voxels<" in text
 
 
-def test_what_cannot_be_shown_is_said_and_nothing_is_written(report: dict[str, Any], tmp_path: Path) -> None:
+def test_errors_name_the_volume_and_nothing_is_written(report: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    with pytest.raises(CardioDiTError, match=r"no volume 'elsewhere\.nii'"):
+    with pytest.raises(CardioDiTError, match=r"cannot show 'elsewhere\.nii': the report has no volume"):
         write_page(report, {"elsewhere.nii": lambda: np.zeros((4, 4, 2))}, path)
-    with pytest.raises(CardioDiTError, match=r"real-00.nii.gz has the shape \(4, 4\); a volume \(H, W, D\)"):
+    with pytest.raises(CardioDiTError, match=r"real-00.nii.gz: its shape is \(4, 4\), expected \(H, W, D\)"):
         write_page(report, {"real-00.nii.gz": lambda: np.zeros((4, 4))}, path)
     with pytest.raises(CardioDiTError, match="schema 'cardiodit-evaluation/2'; the page can show"):
         write_page({**report, "schema": "cardiodit-evaluation/2"}, {}, path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_protocol_is_told_in_full() -> None:
-    told = {"grid": [1.4, 1.4, None], "range": [-1.0, 1.0], "rows": [], "notes": ["a", {"b": True}], "empty": {}}
-    words = re.sub(r"(<[^>]+>)+", "|", protocol_list(told))
+def test_the_protocol_is_complete() -> None:
+    settings = {"grid": [1.4, 1.4, None], "range": [-1.0, 1.0], "rows": [], "notes": ["a", {"b": True}], "empty": {}}
+    protocol = templates(TEMPLATE.parent).get_template("tables.html.j2").module.protocol
+    words = re.sub(r"(<[^>]+>)+", "|", protocol(settings))
     assert words == "|grid|1.4 × 1.4 × none|range|-1.0, 1.0|rows|none|notes|a|b|yes|empty|empty|"

@@ -1,11 +1,11 @@
-"""Numbers are read as they are: enough digits, no more, and no zeros that pretend."""
+"""Numbers are written with their significant digits only."""
 
 import math
 
 import numpy as np
 import pytest
 
-from cardiodit.evaluation.page.numbers import mean_and_sd, p_value, readable, value_and_interval, with_unit
+from cardiodit.evaluation.report.numbers import mean_and_sd, p_value, readable, value_and_interval, with_unit
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from cardiodit.evaluation.page.numbers import mean_and_sd, p_value, readable, va
         ("12", "–"),
     ],
 )
-def test_three_digits_that_mean_something(value: object, text: str) -> None:
+def test_three_significant_digits(value: object, text: str) -> None:
     assert readable(value) == text
 
 
@@ -46,7 +46,7 @@ def test_three_digits_that_mean_something(value: object, text: str) -> None:
         ((None, 1.0, 2.0), ("–", "1.00 to 2.00")),
     ],
 )
-def test_an_interval_says_how_well_its_value_is_known(numbers: tuple, texts: tuple[str, str]) -> None:
+def test_a_value_is_as_precise_as_its_interval(numbers: tuple, texts: tuple[str, str]) -> None:
     assert value_and_interval(*numbers) == texts
 
 

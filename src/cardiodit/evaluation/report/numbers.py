@@ -1,4 +1,4 @@
-"""Numbers as one reads them: as many digits as mean something, with their unit."""
+"""Format numbers for the report: significant digits only, with units."""
 
 import math
 
@@ -6,22 +6,22 @@ import numpy as np
 
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
-TINY, HUGE = 1e-4, 1e7  # beyond, a number is written with a power of ten
-TIGHT_UNITS = ("", "%", "°")
+TINY, HUGE = 1e-4, 1e7  # outside this range, numbers are written with a power of ten
+TIGHT_UNITS = ("", "%", "°")  # written without a space
 
 
 def is_number(value: object) -> bool:
-    """Whether there is something to draw."""
+    """Return True for a finite number; a bool is not one."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(float(value))
 
 
 def finite(*values: object) -> list[float]:
-    """Those that are numbers."""
+    """Return the finite numbers among the values."""
     return [float(value) for value in values if is_number(value)]  # type: ignore[arg-type]
 
 
 def readable(value: object, digits: int = 3) -> str:
-    """A number with that many significant digits; digits before the point are never dropped."""
+    """Format a number with that many significant digits, keeping all digits before the decimal point."""
     if not isinstance(value, int | float | np.number):
         return MISSING
     number = float(value)
@@ -37,7 +37,7 @@ def readable(value: object, digits: int = 3) -> str:
 
 
 def fixed(value: object, decimals: int) -> str:
-    """A number with that many digits behind the point."""
+    """Format a number with a fixed number of decimals."""
     if not is_number(value):
         return readable(value)
     text = f"{float(value):.{max(0, decimals)}f}"  # type: ignore[arg-type]
@@ -45,17 +45,17 @@ def fixed(value: object, decimals: int) -> str:
 
 
 def decimals_for(spread: float) -> int:
-    """Digits behind the point so that a spread, which is how well a number is known, keeps two digits."""
+    """Return the decimals that show a spread, a number's uncertainty, with two digits."""
     return min(9, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 and math.isfinite(spread) else 3
 
 
 def value_and_interval(value: object, low: object, high: object) -> tuple[str, str]:
-    """`("12.1", "8.0 to 16.2")`, both as precise as the interval is; its text is empty where there is none."""
+    """Return texts such as `("12.1", "8.0 to 16.2")`, as precise as the interval, which may be empty."""
     ends = finite(low, high)
     if len(ends) < 2 or ends[0] == ends[1]:
         return readable(value), "" if len(ends) < 2 else f"{readable(low)} to {readable(high)}"
     decimals = decimals_for(abs(ends[1] - ends[0]) / 2)
-    if decimals >= 6:  # a tiny number with as many zeros says less than its power of ten
+    if decimals >= 6:  # a power of ten is easier to read than so many zeros
         return readable(value), f"{readable(low)} to {readable(high)}"
     return fixed(value, decimals), f"{fixed(low, decimals)} to {fixed(high, decimals)}"
 
@@ -67,7 +67,7 @@ def with_unit(text: str, unit: str | None) -> str:
 
 
 def p_value(value: object) -> str:
-    """`p = 0.012`, `p < 0.001`."""
+    """Return `p = 0.012` or `p < 0.001`."""
     if not is_number(value):
         return f"p {MISSING}"
     p = float(value)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def p_value(value: object) -> str:
 
 
 def mean_and_sd(values: np.ndarray, unit: str = "") -> str:
-    """`58.2 ± 6.1 %`; one value has no deviation."""
+    """Return `58.2 ± 6.1%`, or the value alone if there is only one."""
     if len(values) < 2:
         return with_unit(readable(float(values[0]) if len(values) else None), unit)
     mean, sd = float(values.mean()), float(values.std(ddof=1))
@@ -87,7 +87,7 @@ def mean_and_sd(values: np.ndarray, unit: str = "") -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 volume`, `3 volumes`."""
+    """Return `1 volume`, `3 volumes`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 

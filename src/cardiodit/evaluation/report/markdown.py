@@ -1,4 +1,4 @@
-"""The report's table in Markdown, and its main numbers as the Hub's model cards list results."""
+"""The report's table in Markdown, and its metrics as the `model-index` of a model card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ import yaml
 
 TASK = "unconditional-image-generation"
 HEAD = (
-    "| Metric | Value (95% interval) | At the floor's number | Floor (real against real) | Better |",
+    "| Metric | Value (95% interval) | At the floor's sample size | Floor (real against real) | Better |",
     "|---|---|---|---|---|",
 )
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """One line a metric, and below it what a reader must know to compare it with another table."""
+    """Return one line per metric, followed by what a reader needs to compare it with another table."""
     protocol, metrics = report["protocol"], report["metrics"]
     lines = [*HEAD, *(_line(metric) for metric in metrics)]
     notes = [_counts(protocol), _networks(protocol)]
@@ -24,7 +24,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def model_index(report: Mapping[str, Any], model: str | None = None) -> list[dict[str, Any]]:
-    """The `model-index` of a model card's metadata."""
+    """Return the `model-index` of a model card's metadata."""
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
@@ -46,12 +46,12 @@ def model_index(report: Mapping[str, Any], model: str | None = None) -> list[dic
 
 
 def model_index_yaml(report: Mapping[str, Any], model: str | None = None) -> str:
-    """To be put into the block at the top of a card."""
+    """Return the `model-index` as YAML for the block at the top of a card."""
     return yaml.safe_dump({"model-index": model_index(report, model)}, sort_keys=False, allow_unicode=True, width=120)
 
 
 def number(value: float | None) -> str:
-    """Four digits, as tables show it."""
+    """Format a number with four digits."""
     return "–" if value is None else f"{value:.4g}"
 
 
@@ -59,17 +59,17 @@ def _line(metric: Mapping[str, Any]) -> str:
     unit = f" {metric['unit']}" if metric["unit"] else ""
     floor = metric["floor"]
     matched = f"{number(floor['matched'])}{unit}{_count(floor)}" if floor else "–"
-    beside = f"{number(floor['value'])}{unit}{_interval(floor)}" if floor else "–"
+    floor_text = f"{number(floor['value'])}{unit}{_interval(floor)}" if floor else "–"
     value = f"{number(metric['value'])}{unit}{_interval(metric)}"
-    return f"| {metric['title'].replace('|', '/')} | {value} | {matched} | {beside} | {metric['better']} |"
+    return f"| {metric['title'].replace('|', '/')} | {value} | {matched} | {floor_text} | {metric['better']} |"
 
 
 def _count(floor: Mapping[str, Any]) -> str:
     return f" (n = {floor['volumes']})" if floor["volumes"] else " (all)"
 
 
-def _interval(held: Mapping[str, Any]) -> str:
-    low, high = held["low"], held["high"]
+def _interval(entry: Mapping[str, Any]) -> str:
+    low, high = entry["low"], entry["high"]
     if low is None and high is None:
         return ""
     if low is None:
@@ -87,7 +87,7 @@ def _counts(protocol: Mapping[str, Any]) -> str:
 
 def _networks(protocol: Mapping[str, Any]) -> str:
     spatial, segmenter = protocol["features"]["spatial"], protocol["segmenter"]
-    told = f"Features: {spatial['name']}, weights {spatial['weights']['sha256'][:12]}"
+    text = f"Features: {spatial['name']}, weights {spatial['weights']['sha256'][:12]}"
     if note := spatial.get("note"):
-        told += f" ({note})"
-    return told + (f". Segmenter: {segmenter['name']}, {segmenter['identity'][:12]}." if segmenter else ".")
+        text += f" ({note})"
+    return text + (f". Segmenter: {segmenter['name']}, {segmenter['identity'][:12]}." if segmenter else ".")

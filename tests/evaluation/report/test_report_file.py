@@ -1,4 +1,4 @@
-"""The file: numbers that are the same everywhere, and nothing that is no JSON."""
+"""The report file: numbers that are the same on every machine, and valid JSON."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.markdown import model_index_yaml, table
 from cardiodit.evaluation.report import SCHEMA, read_report, rounded, write_report
+from cardiodit.evaluation.report.markdown import model_index_yaml, table
 
 
-def metric(**given: object) -> dict:
-    usual = {"name": "m", "title": "M", "group": "distribution", "better": "lower", "value": 1.0, "low": 0.5}
-    return {**usual, "high": 1.5, "level": 0.95, "method": "", "notes": [], "floor": None, "unit": "", **given}
+def metric(**changes: object) -> dict:
+    defaults = {"name": "m", "title": "M", "group": "distribution", "better": "lower", "value": 1.0, "low": 0.5}
+    return {**defaults, "high": 1.5, "level": 0.95, "method": "", "notes": [], "floor": None, "unit": "", **changes}
 
 
 def report(*metrics: dict) -> dict:
@@ -35,12 +35,12 @@ def report(*metrics: dict) -> dict:
     }
 
 
-def test_floats_keep_ten_digits_and_rounding_noise_is_nothing() -> None:
+def test_floats_keep_ten_digits_and_rounding_errors_become_zero() -> None:
     given = {"a": 1 / 3, "b": [1e-17, -1e-14], "c": (float("nan"), np.float64(2) / 3), "d": 12345678901.5, "e": True}
     assert rounded(given) == {"a": 0.3333333333, "b": [0, 0], "c": [None, 0.6666666667], "d": 12345678900.0, "e": True}
 
 
-def test_it_is_written_and_read(tmp_path: Path) -> None:
+def test_a_report_is_written_and_read(tmp_path: Path) -> None:
     write_report(report(metric(value=float("inf"))), tmp_path / "report.json")
     assert read_report(tmp_path / "report.json")["metrics"][0]["value"] is None
     for content, expected in (("{", "cannot be read"), ('{"schema": "other/2"}', "its schema is other/2")):
@@ -64,7 +64,7 @@ def test_a_table_line_shows_value_interval_and_floor() -> None:
     assert "- Left out: Critic: too few." in lines and "(random features)" in text
 
 
-def test_the_hub_understands_the_results() -> None:
+def test_the_hub_reads_the_results() -> None:
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
     held = yaml.safe_load(model_index_yaml(report(metric(value=3.25, unit="mL"), metric(value=None))))

@@ -1,4 +1,4 @@
-"""The report's page in a real headless Chromium: it plays, sorts, searches, and complains of nothing."""
+"""The report's page in a headless Chromium: it plays, sorts, searches, and logs no errors."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
-from cardiodit.evaluation.page import write_page
+from cardiodit.evaluation.report.page import write_page
 from cardiodit.imaging import Intensity, Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.phantom import write_cohort
 
@@ -33,7 +33,7 @@ Media = dict[str, Callable[[], np.ndarray]]
 
 
 class Page:
-    """What a reader can see and do."""
+    """Actions and observations of a reader."""
 
     def __init__(self, browser: Any, path: Path, still: bool, width: int) -> None:
         self.browser = browser
@@ -53,7 +53,7 @@ class Page:
         return self.browser.execute_script(script, *arguments)
 
     def pictures(self) -> list[np.ndarray]:
-        """Each canvas's grey levels, `(rows, columns)`."""
+        """Return the grey levels of each canvas, `(rows, columns)`."""
         drawn = self.run(PICTURES)
         return [np.array(values).reshape(rows, columns, 4)[..., 0] for rows, columns, values in drawn]
 
@@ -69,7 +69,7 @@ class Page:
         self.run(script, name, value)
 
     def column(self, number: int) -> list[str]:
-        """Of the rows that are shown."""
+        """Return a column's texts in the visible rows."""
         script = """return [...document.querySelectorAll(".volumes tbody tr:not([hidden])")]
             .map((row) => row.cells[arguments[0]].textContent)"""
         return self.run(script, number)
@@ -77,7 +77,7 @@ class Page:
 
 @pytest.fixture
 def open_file(browser: Any) -> Iterator[Callable[..., Page]]:
-    """Opens pages; at the end, nothing was complained of and nothing was fetched but these files."""
+    """Open pages; at the end, check that nothing was logged and only these files were fetched."""
     opened = set()
 
     def show(path: Path, still: bool = True, width: int = 1280) -> Page:
@@ -95,7 +95,7 @@ def open_file(browser: Any) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture
 def open_page(open_file: Callable[..., Page], tmp_path: Path) -> Callable[..., Page]:
-    """Writes a page, and opens it."""
+    """Write a page and open it."""
 
     def show(report: dict[str, Any], media: Media, still: bool = True, width: int = 1280) -> Page:
         write_page(report, media, tmp_path / "report.html")
@@ -107,7 +107,7 @@ def open_page(open_file: Callable[..., Page], tmp_path: Path) -> Callable[..., P
 def test_a_page_of_a_whole_evaluation_plays_its_worst_and_its_best(
     open_file: Callable[..., Page], tmp_path: Path
 ) -> None:
-    """Its volumes are called as the report calls them, set and id."""
+    """Volumes have the names of the report, set and id."""
     for seed, name in enumerate(("real", "others")):
         write_cohort(tmp_path / name, 5, seed=seed, size=(32, 32, 4, 6))
     steps = Preprocessing(intensity=Intensity("p0.5", "p99.5"))
@@ -137,7 +137,7 @@ def test_a_page_of_a_whole_evaluation_plays_its_worst_and_its_best(
         truth = (np.rot90(prepare_case(case, steps).volume.voxels[:, :, 1, 2]) + 1) * 127.5
         assert np.abs(picture - truth).mean() < 4, name  # JPEG
     curves = page.run("return [...document.querySelectorAll('.curves figcaption')].map((text) => text.textContent)")
-    assert len(curves) == 2 and all("Across: % of the beat." in text for text in curves)
+    assert len(curves) == 2 and all("Horizontal axis: % of the beat." in text for text in curves)
 
 
 def test_the_pixels_are_the_volumes(report: dict[str, Any], media: Media, open_page: Callable[..., Page]) -> None:
@@ -189,7 +189,7 @@ def test_the_table_sorts_numbers_as_numbers(report: dict[str, Any], open_page: C
     assert page.column(0) == [f"real-{i:02}.nii.gz" for i in range(6)]
 
 
-def test_the_table_is_searched(report: dict[str, Any], open_page: Callable[..., Page]) -> None:
+def test_the_table_can_be_searched(report: dict[str, Any], open_page: Callable[..., Page]) -> None:
     page = open_page(report, {})
     assert len(page.column(0)) == 18
     page.enter("filter", "synthetic -03")
@@ -199,14 +199,14 @@ def test_the_table_is_searched(report: dict[str, Any], open_page: Callable[..., 
     assert len(page.column(0)) == 18
 
 
-def test_hostile_names_stay_names(report: dict[str, Any], media: Media, open_page: Callable[..., Page]) -> None:
+def test_hostile_names_stay_text(report: dict[str, Any], media: Media, open_page: Callable[..., Page]) -> None:
     name = "</script><img src=http://evil.example onerror=\"document.title='broken'\">"
     media[name] = media.pop(report["volumes"][9]["id"])
     report["volumes"][9]["id"] = name
     report["problems"] = [{"set": "real", "file": name, "problem": name}]
     title = report["metrics"][0]["title"] = "<svg onload=\"document.title='broken'\">"
     page = open_page(report, media)
-    assert page.column(0)[9] == name and page.browser.title == "9 synthetic beside 9 real volumes"
+    assert page.column(0)[9] == name and page.browser.title == "9 synthetic volumes compared with 9 real volumes"
     assert page.run("return document.querySelector('.metrics .title').textContent") == title
     assert page.run("return document.querySelectorAll('img').length") == 0
 
@@ -226,7 +226,9 @@ def test_the_page_never_scrolls_sideways(
     assert page.run("return [...document.querySelectorAll('th')].every((head) => head.scope)")
 
 
-def test_chests_are_leafed_through(report: dict[str, Any], open_page: Callable[..., Page]) -> None:
+def test_volumes_without_a_beat_play_through_their_slices(
+    report: dict[str, Any], open_page: Callable[..., Page]
+) -> None:
     chest = np.linspace(-1, 1, 16 * 12 * 10).reshape(10, 16, 12).transpose(1, 2, 0)
     page = open_page(report, {"synthetic-00.nii.gz": lambda: chest})
     assert page.run("return document.getElementById('framing').hidden")

@@ -1,17 +1,17 @@
-// Plays the pictures, sorts and searches the table. A module: strict by itself, and nothing in it is global.
+// Plays the pictures; sorts and searches the table of volumes.
 
-const UNKNOWN_BEAT = 1; // seconds a cycle, where the frame time is unknown
+const LEAFING = 12; // slices per second, if volumes do not beat
 
-const element = (id) => document.getElementById(id);
-const contents = JSON.parse(element("contents").textContent);
-
-// ---- Playing: all volumes are at the same share of their beat and of their depth
+// ---- Playing: all volumes show the same share of their beat and of their depth
 
 const most = (name) => Math.max(1, ...contents.volumes.map((volume) => volume[name].length));
 const steps = { frame: most("frames"), slice: most("slices") };
-const moving = steps.frame > 1 ? "frame" : "slice"; // a volume that does not beat is leafed through
-const view = { playing: false, next: 0, frame: 0, slice: Math.floor((steps.slice - 1) / 2) };
-const players = [];
+const moving = steps.frame > 1 ? "frame" : "slice"; // volumes that do not beat play through their slices
+const still = { frame: 0, slice: Math.floor((steps.slice - 1) / 2) };
+const seconds = moving === "frame" ? (contents.seconds ?? UNKNOWN_BEAT) : steps.slice / LEAFING;
+const player = new Player(steps[moving], seconds, draw);
+const at = (name) => (name === moving ? player.step : still[name]);
+const pictures = [];
 
 async function open(volume, number) {
   const canvas = element(`canvas-${number}`);
@@ -26,15 +26,10 @@ async function open(volume, number) {
   return { volume, picture, place, pen: canvas.getContext("2d", { alpha: false }) };
 }
 
-function shown(volume) {
-  const frame = Math.floor((Math.floor(view.frame) * volume.frames.length) / steps.frame);
-  const share = steps.slice > 1 ? Math.floor(view.slice) / (steps.slice - 1) : 0;
-  return { frame, slice: Math.round(share * (volume.slices.length - 1)) };
-}
-
 function drawOne({ volume, picture, place, pen }) {
   const { columns, rows, across, slices, frames, depth, length } = volume;
-  const { frame, slice } = shown(volume);
+  const frame = Math.floor((at("frame") * frames.length) / steps.frame);
+  const slice = Math.round((at("slice") / Math.max(1, steps.slice - 1)) * (slices.length - 1));
   const tile = frame * slices.length + slice;
   const [x, y] = [(tile % across) * columns, Math.floor(tile / across) * rows];
   pen.drawImage(picture, x, y, columns, rows, 0, 0, columns, rows);
@@ -45,32 +40,9 @@ function drawOne({ volume, picture, place, pen }) {
 }
 
 function draw() {
-  players.forEach(drawOne);
-  for (const name of ["frame", "slice"]) {
-    const text = `${Math.floor(view[name]) + 1} of ${steps[name]}`;
-    element(name).value = Math.floor(view[name]);
-    element(name).setAttribute("aria-valuetext", text);
-    element(`${name}-says`).textContent = text;
-  }
-  element("play").textContent = view.playing ? "Pause" : "Play";
-}
-
-function play(playing) {
-  view.playing = playing && steps[moving] > 1;
-  cancelAnimationFrame(view.next);
-  if (view.playing) view.next = requestAnimationFrame(advanceFrom(performance.now()));
-  draw();
-}
-
-function advanceFrom(before) {
-  return (now) => {
-    if (!view.playing) return;
-    const step = Math.floor(view[moving]);
-    const beat = moving === "frame" ? (contents.seconds ?? UNKNOWN_BEAT) : steps.slice / 12;
-    view[moving] = (view[moving] + (Math.max(0, now - before) / 1000 / beat) * steps[moving]) % steps[moving];
-    if (Math.floor(view[moving]) !== step) draw();
-    view.next = requestAnimationFrame(advanceFrom(now));
-  };
+  pictures.forEach(drawOne);
+  for (const name of ["frame", "slice"]) describeControl(name, `${at(name) + 1} of ${steps[name]}`, at(name));
+  element("play").textContent = player.playing ? "Pause" : "Play";
 }
 
 function control(name) {
@@ -78,24 +50,23 @@ function control(name) {
   slider.max = steps[name] - 1;
   slider.parentElement.hidden = steps[name] === 1;
   slider.addEventListener("input", () => {
-    view[name] = Number(slider.value);
-    if (name === moving) view.playing = false;
+    const step = Number(slider.value);
+    if (name === moving) return player.stopAt(step);
+    still[name] = step;
     draw();
   });
 }
 
 async function startPlaying() {
   if (!contents.volumes.length) return;
-  players.push(...(await Promise.all(contents.volumes.map(open))));
+  pictures.push(...(await Promise.all(contents.volumes.map(open))));
   ["frame", "slice"].forEach(control);
   element("play").hidden = steps[moving] === 1;
-  element("play").addEventListener("click", () => play(!view.playing));
-  play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
-  // Nothing is drawn while nobody looks.
+  element("play").addEventListener("click", () => player.play(!player.playing));
+  player.playUnlessMotionIsReduced();
+  // Do not draw while the players are out of view.
   new IntersectionObserver(([entry]) => {
-    if (!view.playing) return;
-    cancelAnimationFrame(view.next);
-    if (entry.isIntersecting) view.next = requestAnimationFrame(advanceFrom(performance.now()));
+    if (player.playing) player.schedule(entry.isIntersecting);
   }).observe(element("players"));
 }
 
@@ -142,7 +113,7 @@ function startTable() {
   filter();
 }
 
-// ---- On paper every method and note is open
+// ---- All methods and notes are open on paper
 
 function openOnPaper() {
   const folded = () => document.querySelectorAll("details:not([open])");
@@ -153,9 +124,4 @@ function openOnPaper() {
 
 startTable();
 openOnPaper();
-startPlaying()
-  .then(() => (document.body.dataset.ready = "yes"))
-  .catch((error) => {
-    element("notice").textContent = `The volumes cannot be shown: ${error.message}.`;
-    throw error;
-  });
+startPage(startPlaying);

@@ -1,4 +1,4 @@
-"""The report as one dictionary and one file: the same bytes for the same inputs, with no clock and no path in it."""
+"""`report.json`: the same bytes for the same inputs, without times or paths."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from cardiodit.errors import CardioDiTError
 
 SCHEMA = "cardiodit-evaluation/1"
 DIGITS = 10
-NOTHING = 1e-12  # what is smaller is the rounding of sums, and not the same on every machine
+NEGLIGIBLE = 1e-12  # smaller values are rounding errors of sums, which differ between machines
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:
@@ -20,22 +20,22 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report of this schema; another file is an error."""
+    """Read a report; a file with another schema is an error."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CardioDiTError(f"{path} cannot be read as a report: {error}.") from error
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        found = report.get("schema") if isinstance(report, dict) else None
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if schema != SCHEMA:
         raise CardioDiTError(
-            f"{path} is no report of `cardiodit evaluate` that this version reads: its schema is {found}, and "
-            f"{SCHEMA} was expected."
+            f"{path} is not a report of `cardiodit evaluate` that this version can read: its schema is {schema}, "
+            f"expected {SCHEMA}."
         )
     return report
 
 
 def rounded(value: Any) -> Any:
-    """Floats to ten significant digits, what is no number to None, tuples to lists."""
+    """Round floats to ten significant digits; turn NaN and infinity into None, and tuples into lists."""
     if isinstance(value, Mapping):
         return {str(key): rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -43,7 +43,7 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
-        return 0.0 if abs(value) < NOTHING else float(f"{value:.{DIGITS}g}")
+        return 0.0 if abs(value) < NEGLIGIBLE else float(f"{value:.{DIGITS}g}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Drawings hold what they are drawn from: every count, every end, in the right place."""
+"""Charts show every count and every end in the right place."""
 
 import re
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cardiodit.evaluation.page.axis import Axis, axis_over
-from cardiodit.evaluation.page.curve_figure import LEFT, RIGHT, curve_figure
-from cardiodit.evaluation.page.histogram import MIDDLE, TALLEST, bin_edges, histogram_figure
-from cardiodit.evaluation.page.markup import Markup, joined, tag
-from cardiodit.evaluation.page.metric_picture import metric_picture
+from cardiodit.evaluation.report.charts import (
+    CURVES_LEFT,
+    CURVES_RIGHT,
+    MIRROR,
+    TALLEST,
+    Axis,
+    axis_over,
+    bin_edges,
+    curve_figure,
+    histogram_figure,
+    metric_chart,
+)
 
 
 def path(drawing: str, name: str) -> str:
-    found = re.search(rf'<path class="{name}" d="([^"]*)"', drawing)
-    assert found, name
-    return found[1]
+    match = re.search(rf'<path class="{name}" d="([^"]*)"', drawing)
+    assert match, name
+    return match[1]
 
 
 def attributes(drawing: str, name: str) -> dict[str, str]:
-    found = re.search(rf'<\w+ class="{name}"([^>]*)>', drawing)
-    assert found, name
-    return dict(re.findall(r'([\w-]+)="([^"]*)"', found[1]))
-
-
-def test_text_is_escaped_and_markup_is_not() -> None:
-    assert tag("td", '<b a="1">&', class_="x") == '<td class="x">&lt;b a=&quot;1&quot;&gt;&amp;</td>'
-    assert tag("td", tag("b", "1"), title='"<') == '<td title="&quot;&lt;"><b>1</b></td>'
-    assert tag("input", type="search", hidden=True, disabled=False, value=None) == '<input type="search" hidden>'
-    assert joined(["<", Markup("<br>")], between=" & ") == "&lt; &amp; <br>"
+    match = re.search(rf'<\w+ class="{name}"([^>]*)>', drawing)
+    assert match, name
+    return dict(re.findall(r'([\w-]+)="([^"]*)"', match[1]))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_an_axis_is_never_empty(values: list[float]) -> None:
 
 
 def distribution(real: list[Any], synthetic: list[Any], comparison: dict[str, Any] | None = None) -> dict[str, Any]:
-    told = {"name": "n", "title": "EF", "unit": "%", "group": "function"}
-    return {**told, "real": real, "synthetic": synthetic, "comparison": comparison}
+    entry = {"name": "n", "title": "EF", "unit": "%", "group": "function"}
+    return {**entry, "real": real, "synthetic": synthetic, "comparison": comparison}
 
 
 def test_the_heights_of_bars_are_shares_of_each_set() -> None:
@@ -72,7 +72,7 @@ def test_the_heights_of_bars_are_shares_of_each_set() -> None:
     tallest = max(shares.max() for shares in counts.values())
     for kind, up in (("real", -1), ("synthetic", 1)):
         heights = [float(y) for y in re.findall(r"V([\d.]+)H", path(drawing, f"{kind} bars"))]
-        expected = [MIDDLE + up * share / tallest * TALLEST for share in counts[kind] if share]
+        expected = [MIRROR + up * share / tallest * TALLEST for share in counts[kind] if share]
         assert heights == pytest.approx(expected, abs=0.051)
         assert path(drawing, f"{kind} rug").count("M") == len({"real": real, "synthetic": synthetic}[kind])
 
@@ -102,12 +102,12 @@ def test_a_distributions_numbers_are_its_captions() -> None:
     text = histogram_figure(distribution([50.0, 60.0], [46.0, 56.0], comparison)).replace("\N{NO-BREAK SPACE}", " ")
     assert "Real 55.0 ± 7.1% (n = 2); synthetic 51.0 ± 7.1% (n = 2)." in text
     assert "Difference −4.0% (95%: −9.1 to 1.2)." in text
-    assert "Wasserstein 4.1%, floor 2.0, 95% of it below 4.5; p &lt; 0.001." in text
+    assert "Wasserstein 4.1%, floor 2.0 (95th percentile 4.5); p &lt; 0.001." in text
 
 
 def curves(real: list[list[Any]], synthetic: list[list[Any]], is_one_beat: bool = True) -> dict[str, Any]:
-    told = {"name": "c", "title": "LV volume", "unit": "mL", "is_one_beat": is_one_beat}
-    return {**told, "real": real, "synthetic": synthetic}
+    entry = {"name": "c", "title": "LV volume", "unit": "mL", "is_one_beat": is_one_beat}
+    return {**entry, "real": real, "synthetic": synthetic}
 
 
 def test_each_curve_is_a_line_and_the_median_is_the_median() -> None:
@@ -117,7 +117,7 @@ def test_each_curve_is_a_line_and_the_median_is_the_median() -> None:
     assert path(drawing, "real median") in path(drawing, "real thin")  # the first row is the median
     assert path(drawing, "real median") == path(drawing, "synthetic median")  # one scale for both
     ends = "highest value, 100\N{NO-BREAK SPACE}mL, at 0% of the beat and its lowest, 40.0\N{NO-BREAK SPACE}mL, at 50%."
-    assert ends in drawing and "Across: % of the beat. " in drawing and ">100<" in drawing
+    assert ends in drawing and "Horizontal axis: % of the beat. " in drawing and ">100<" in drawing
 
 
 def test_a_frame_lies_at_its_share_of_the_beat_whatever_their_number_and_time() -> None:
@@ -129,12 +129,14 @@ def test_a_frame_lies_at_its_share_of_the_beat_whatever_their_number_and_time() 
         for kind in ("real", "synthetic")
     ]
     assert lines[0][::2] == lines[1]
-    assert [x for x, _ in lines[1]] == pytest.approx([LEFT + share * (RIGHT - LEFT) for share in (0, 0.25, 0.5, 0.75)])
+    assert [x for x, _ in lines[1]] == pytest.approx(
+        [CURVES_LEFT + share * (CURVES_RIGHT - CURVES_LEFT) for share in (0, 0.25, 0.5, 0.75)]
+    )
 
 
 def test_a_repeated_beat_is_not_called_one() -> None:
     drawing = curve_figure(curves([[1.0, 2.0]], [[1.0, 3.0]], is_one_beat=False))
-    assert "Across: % of the cine, whose beat is repeated to fill the frames." in drawing
+    assert "Horizontal axis: % of the cine, whose beat is repeated to fill the frames." in drawing
     assert "% of the beat" not in drawing
 
 
@@ -157,7 +159,7 @@ def test_poor_curves_are_drawn_too(real: list[list[Any]], synthetic: list[list[A
 def test_a_metrics_marks_lie_on_one_axis() -> None:
     floor = {"value": 20.0, "low": 10.0, "high": 30.0, "matched": 50.0, "volumes": 8}
     metric = {"title": "FD", "better": "lower", "value": 40.0, "low": 30.0, "high": 60.0, "floor": floor}
-    drawing = metric_picture(metric)
+    drawing = metric_chart(metric)
     axis = axis_over([60.0], 8, 222, with_zero=True, margin=0.06)
     assert float(attributes(drawing, "synthetic dot")["cx"]) == pytest.approx(axis.at(40), abs=0.06)
     assert float(attributes(drawing, "synthetic ring")["cx"]) == pytest.approx(axis.at(50), abs=0.06)
@@ -165,17 +167,17 @@ def test_a_metrics_marks_lie_on_one_axis() -> None:
     band = attributes(drawing, "real band")
     assert float(band["x"]) == pytest.approx(axis.at(10), abs=0.06)
     assert float(band["width"]) == pytest.approx(axis.at(30) - axis.at(10), abs=0.06)
-    assert "FD: 40.0, interval 30.0 to 60.0, floor 20.0, at the floor&#x27;s number of volumes 50.0" in drawing
+    assert "FD: 40.0, interval 30.0 to 60.0, floor 20.0, at the floor&#39;s sample size 50.0" in drawing
 
 
 def test_a_metric_without_interval_floor_or_value() -> None:
     metric = {"title": "Recall", "better": "higher", "value": 0.25, "low": None, "high": None, "floor": None}
-    drawing = metric_picture(metric)
+    drawing = metric_chart(metric)
     assert float(attributes(drawing, "synthetic dot")["cx"]) == pytest.approx(8 + 0.25 * 214, abs=0.06)  # of 0 to 1
     assert "whisker" not in drawing and "band" not in drawing
-    assert metric_picture({**metric, "value": None}) == ""
+    assert metric_chart({**metric, "value": None}) == ""
     one_sided = {"value": 0.2, "low": None, "high": 0.4, "matched": 0.3, "volumes": 4}
-    band = attributes(metric_picture({**metric, "better": "lower", "floor": one_sided}), "real band")
+    band = attributes(metric_chart({**metric, "better": "lower", "floor": one_sided}), "real band")
     assert float(band["x"]) == 8
 
 
