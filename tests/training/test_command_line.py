@@ -12,7 +12,7 @@ from cardiodit import DiT4DTransformerModel, VQModel4D
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.settings import DiTSettings, VQGANSettings
+from cardiodit.training.settings import DiTSettings, VQGANSettings, build_preprocessing
 from cardiodit.training.train_dit import add_options
 from cardiodit.training.upstream_config import translate_dit, translate_vqgan
 
@@ -128,7 +128,7 @@ def test_the_published_autoencoder() -> None:
     said = settings.model
     model = VQModel4D(said.in_channels, said.out_channels, said.channels, said.num_res_channels, said.num_res_layers)
     assert sum(p.numel() for p in model.parameters()) == 25_690_377
-    assert settings.data.preprocessing.build() == PRESETS["cardiodit"]
+    assert build_preprocessing(settings.data.preprocessing) == PRESETS["cardiodit"]
     training = settings.training
     assert (training.learning_rate, training.discriminator_learning_rate) == (5e-5, 2e-5)
     assert (training.adam_beta1, training.adam_beta2, training.lr_gamma) == (0.5, 0.9, 0.9999)

@@ -19,10 +19,9 @@ from safetensors.torch import load_file
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_dit, train_prdit
-from cardiodit.training.harness.sampler import Share
+from cardiodit.training.harness.schedule import DistributedSampler
 from cardiodit.training.harness.state import WEIGHTS
 from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, NoisyDataset
-from cardiodit.training.settings import DiffusionSettings
 
 from ..conftest import begin_two
 from .conftest import DIT, PATIENCE, VQGAN, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
@@ -247,7 +246,7 @@ def noisy_visits(channels: int, size: tuple[int, ...], labels: bool = False) -> 
 def test_accumulated_gradients_are_those_of_the_large_batch(make_dit: Callable) -> None:
     model = make_dit()
     visits = noisy_visits(model.config.in_channels, (2, 8, 8, 4))
-    denoising = Denoising(DiffusionSettings(), "cpu")
+    denoising = Denoising()
 
     def gradients(*batches: list[int]) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -279,7 +278,10 @@ def test_a_visit_does_not_depend_on_who_makes_it(processes: int, accumulation: i
     whole = noisy_visits(2, (2, 4, 4, 2), labels=True)
     batch_size = 8 // (processes * accumulation)
     for step in range(3):
-        shares = [Share(step, step + 1, batch_size, accumulation, process, processes) for process in range(processes)]
+        shares = [
+            DistributedSampler(step, step + 1, batch_size, accumulation, process, processes)
+            for process in range(processes)
+        ]
         seen = {visit: mine[visit] for mine, share in made_by(shares) for batch in share for visit in batch}
         assert sorted(seen) == list(range(step * 8, step * 8 + 8))
         for visit, item in seen.items():

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D
 from cardiodit.errors import CardioDiTError
+from cardiodit.training.denoiser_loop import swap
 from cardiodit.training.harness.run import Run
-from cardiodit.training.train_dit import swap
 
 from .conftest import Cohorts, lines_of
 

@@ -18,7 +18,7 @@ from cardiodit.imaging.intensity import to_model
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_prdit
 from cardiodit.training.build_prdit import is_refined
-from cardiodit.training.prdit_data import NoiseAndImage
+from cardiodit.training.objectives import NoiseAndImage
 
 from .conftest import arguments_of, lines_of, merged
 

@@ -33,9 +33,9 @@ from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps
 from cardiodit.latents.masks import read_mask
 from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.training import train_tgca
-from cardiodit.training.adapter_data import leave_out
+from cardiodit.training.adapter_data import drop_masks
 from cardiodit.training.adapter_model import Steered, halvings, new_adapter
-from cardiodit.training.harness.sampler import seed_for
+from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import ConditionSettings, TGCASettings
 
 from ..conftest import randomise
@@ -308,7 +308,7 @@ def test_masks_are_left_out_once_in_training_and_never_in_validation(
     train_an_adapter(conditions=conditions)
     settings = ConditionSettings(dropout_prob=0.5, channel_dropout_prob=0.0)
     drawn = [generator_for(seed_for(0, "conditions"), visit) for visit in range(12)]
-    expected = [not leave_out(torch.ones(3, 1, 1, 1), settings, generator).any() for generator in drawn]
+    expected = [not drop_masks(torch.ones(3, 1, 1, 1), settings, generator).any() for generator in drawn]
     assert seen[True] == expected and 0 < sum(expected) < 12
     assert len(seen[False]) == 16 and not any(seen[False])
 
@@ -370,7 +370,7 @@ def test_a_base_of_volumes_is_the_same_to_the_bit(tmp_path: Path, make_vae: Call
 def test_masks_are_left_out_as_often_as_configured(channels: int, each: float) -> None:
     settings = ConditionSettings(dropout_prob=0.2, channel_dropout_prob=each)
     condition = torch.ones(channels, 2, 2, 2)
-    left = torch.stack([leave_out(condition, settings, torch.Generator().manual_seed(i)) for i in range(4000)])
+    left = torch.stack([drop_masks(condition, settings, torch.Generator().manual_seed(i)) for i in range(4000)])
     there = left.flatten(2).amax(dim=2)  # (N, K)
     nothing = (there.sum(dim=1) == 0).float().mean()
     assert nothing == pytest.approx(0.2 + 0.8 * each**channels * (channels > 1), abs=0.02)
@@ -380,7 +380,7 @@ def test_masks_are_left_out_as_often_as_configured(channels: int, each: float) -
 
 def test_patches_are_left_out_for_all_channels_alike() -> None:
     settings = ConditionSettings(dropout_prob=0, channel_dropout_prob=0, patch_dropout_prob=0.25, patch_dropout_size=4)
-    left = leave_out(torch.ones(2, 10, 40, 40), settings, torch.Generator().manual_seed(1))
+    left = drop_masks(torch.ones(2, 10, 40, 40), settings, torch.Generator().manual_seed(1))
     assert torch.equal(left[0], left[1])
     assert left.mean() == pytest.approx(0.75, abs=0.1)
     assert left[0, :4, :4, :4].unique().numel() == 1
