@@ -18,7 +18,7 @@ from cardiodit.training.objectives import (
 
 SHAPE = (4, 2, 4, 4, 2)
 PATIENTS = LabelledSamples([torch.full(SHAPE, float(i)) for i in range(5)], list("abcde"), [0, 1, 2, 0, 1])
-NOISING = Noising(SHAPE, timesteps=300, seed=0, null_label=3, label_dropout=0.3)
+NOISING = Noising(Denoising(300), seed=0, null_label=3, label_dropout=0.3)
 
 
 class Oracle(torch.nn.Module):
@@ -91,7 +91,7 @@ def test_a_visit_is_the_same_in_every_process_and_batch() -> None:
         found = {}
         for process in range(processes):
             share = DistributedSampler(2, 4, batch, 1, process, processes)
-            loader = DataLoader(NoisyDataset(PATIENTS, NOISING), batch_sampler=share, num_workers=workers)
+            loader = DataLoader(NoisyDataset(PATIENTS.shuffled(0), NOISING), batch_sampler=share, num_workers=workers)
             for visits, items in zip(share, loader):
                 for place, visit in enumerate(visits):
                     found[visit] = {key: items[key][place] for key in items}
@@ -106,7 +106,7 @@ def test_a_visit_is_the_same_in_every_process_and_batch() -> None:
 
 
 def test_timesteps_noise_and_dropped_labels_are_distributed_as_said() -> None:
-    visits = NoisyDataset(PATIENTS, Noising((64,), 300, seed=1, null_label=3, label_dropout=0.3))
+    visits = NoisyDataset(PATIENTS.shuffled(1), Noising(Denoising(300), 1, (64,), null_label=3, label_dropout=0.3))
     items = [visits[i] for i in range(3000)]
     timesteps = torch.stack([item["timestep"] for item in items]).float()
     assert (timesteps.min(), timesteps.max()) == (0, 299)
@@ -118,7 +118,7 @@ def test_timesteps_noise_and_dropped_labels_are_distributed_as_said() -> None:
 
 
 def test_labels_stay_where_they_are_not_to_be_dropped() -> None:
-    visits = NoisyDataset(PATIENTS, Noising(SHAPE, 300, seed=1))
+    visits = NoisyDataset(PATIENTS.shuffled(1), Noising(Denoising(300), seed=1, label_dropout=0.0))
     for i in range(50):
         item = visits[i]
         assert int(item["label"]) == PATIENTS.labels["abcde".index(item["subject"])]
@@ -139,12 +139,11 @@ def test_validation_is_fixed_stratified_and_padded_with_nothing() -> None:
 
 def test_noisy_steps_may_be_visited_more_often() -> None:
     shares = (torch.arange(300) + 0.5) / 300
-    assert Noising((1,), 300, 0).timestep_at(shares).tolist() == list(range(300))
-    often = Noising((1,), 300, 0, noise_power=6.0).timestep_at(shares)
+    assert Denoising(300).time_at(shares).tolist() == list(range(300))
+    often = Denoising(300, noise_power=6.0).time_at(shares)
     assert often.min() >= 0 and often.max() == 299
     assert (often >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.01)
-    visits = NoisyDataset(
-        LabelledSamples([torch.zeros(1)] * 4, list("abcd"), None), Noising((1,), 300, 0, noise_power=6.0)
-    )
+    samples = LabelledSamples([torch.zeros(1)] * 4, list("abcd"))
+    visits = NoisyDataset(samples.shuffled(0), Noising(Denoising(300, noise_power=6.0), seed=0))
     drawn = torch.stack([visits[i]["timestep"] for i in range(400)])
     assert (drawn >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.08)

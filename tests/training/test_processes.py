@@ -240,7 +240,7 @@ def test_both_processes_begin_and_end_with_the_same_voxel_transformer(runs: Runs
 def noisy_visits(channels: int, size: tuple[int, ...], labels: bool = False) -> NoisyDataset:
     latents = list(torch.randn(5, channels, *size, generator=torch.Generator().manual_seed(1)))
     patients = LabelledSamples(latents, [f"heart {i}" for i in range(5)], [i % 2 for i in range(5)] if labels else None)
-    return NoisyDataset(patients, Noising((channels, *size), timesteps=300, seed=3, null_label=2, label_dropout=0.5))
+    return NoisyDataset(patients.shuffled(3), Noising(Denoising(300), seed=3, null_label=2, label_dropout=0.5))
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(make_dit: Callable) -> None:
@@ -290,7 +290,7 @@ def test_a_visit_does_not_depend_on_who_makes_it(processes: int, accumulation: i
             assert all(torch.equal(item[key], expected[key]) for key in ("sample", "noise", "timestep", "label"))
 
 
-def made_by(shares: list[Share]) -> list[tuple[NoisyDataset, Share]]:
+def made_by(shares: list[DistributedSampler]) -> list[tuple[NoisyDataset, DistributedSampler]]:
     """Each share with a data set of its own, as each process has one."""
     return [(noisy_visits(2, (2, 4, 4, 2), labels=True), share) for share in shares]
 

@@ -33,7 +33,7 @@ from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps
 from cardiodit.latents.masks import read_mask
 from cardiodit.models.fingerprint import fingerprint_of
 from cardiodit.training import train_tgca
-from cardiodit.training.adapter_data import drop_masks
+from cardiodit.training.adapter_data import drop_masks, labelled_samples, own_preprocessing
 from cardiodit.training.adapter_model import Steered, halvings, new_adapter
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import ConditionSettings, TGCASettings
@@ -236,16 +236,16 @@ def test_the_preprocessing_of_latents(make_vae: Callable[..., Any]) -> None:
     def cohort(steps: Preprocessing, is_kept: bool = True) -> Any:
         return SimpleNamespace(preprocessing=identity_of_steps(steps), steps=steps if is_kept else None)
 
-    assert train_tgca.steps_of([cohort(STEPS, False)] * 2, vae) is None  # its own
-    found = train_tgca.steps_of([cohort(resized)] * 2, vae)
+    assert own_preprocessing([cohort(STEPS, False)] * 2, vae) is None  # its own
+    found = own_preprocessing([cohort(resized)] * 2, vae)
     assert found is not None and found.fit == "resize" and found.intensity.typical == (0, 900)
     other = replace(STEPS, intensity=Intensity(-1000, 1000))
-    found = train_tgca.steps_of([cohort(other)] * 2, vae)
+    found = own_preprocessing([cohort(other)] * 2, vae)
     assert found is not None and found.intensity.units == (-1000, 1000)
     with pytest.raises(CardioDiTError, match="prepared in different ways"):
-        train_tgca.steps_of([cohort(STEPS), cohort(resized)], vae)
-    with pytest.raises(CardioDiTError, match="do not say how they were prepared"):
-        train_tgca.steps_of([cohort(resized, False)] * 2, vae)
+        own_preprocessing([cohort(STEPS), cohort(resized)], vae)
+    with pytest.raises(CardioDiTError, match="do not record how they were prepared"):
+        own_preprocessing([cohort(resized, False)] * 2, vae)
 
 
 def test_a_run_does_not_go_on_with_other_masks(
@@ -262,7 +262,7 @@ def test_a_run_does_not_go_on_with_other_masks(
     mask = sorted((folder / "masks").iterdir())[0]
     write_nifti(mask, np.ascontiguousarray(read_mask(mask)[::-1]), Geometry((4.5, 4.5, 25.0)))
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(CardioDiTError, match=r"training_masks has changed\nGive it what it began with.*--run_name\.$"):
+    with pytest.raises(CardioDiTError, match=r"training_masks has changed\nUse the same to resume it.*--run_name\.$"):
         train(2)
 
 
@@ -285,12 +285,12 @@ def test_without_a_column_the_base_is_trained_under_its_null_label(
     base = CardioDiTPipeline.from_pretrained(steerable[0]).transformer
     cohort = LatentCohort.open(steerable[1][0])
     needing = DiT4DTransformerModel.from_config(base.config, class_dropout_prob=0.0)
-    with pytest.raises(CardioDiTError, match="without label dropout, so it cannot do without one"):
-        train_tgca.patients_of(cohort, TGCASettings(), needing)
+    with pytest.raises(CardioDiTError, match="without label dropout, so it always needs a label"):
+        labelled_samples(cohort, None, None, needing)
     unlabelled = DiT4DTransformerModel.from_config(base.config, num_classes=0, class_names=None)
-    assert train_tgca.patients_of(cohort, TGCASettings(), unlabelled).labels is None
+    assert labelled_samples(cohort, None, None, unlabelled).labels is None
     with pytest.raises(CardioDiTError, match="the base has no named labels"):
-        train_tgca.patients_of(cohort, TGCASettings(label_column="label"), unlabelled)
+        labelled_samples(cohort, None, "label", unlabelled)
 
 
 def test_masks_are_left_out_once_in_training_and_never_in_validation(

@@ -16,7 +16,6 @@ from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.models.codebook import perplexity
 from cardiodit.models.discriminator import PatchDiscriminator
-from cardiodit.training.codebook_use import CodebookUse
 
 from .conftest import STEPS, Cohorts, lines_of
 
@@ -136,9 +135,6 @@ def test_perplexity_in_closed_form() -> None:
     assert float(perplexity(torch.ones(7))) == pytest.approx(7)
     assert float(perplexity(torch.tensor([5.0, 0.0, 0.0]))) == pytest.approx(1)
     assert float(perplexity(torch.tensor([3.0, 1.0]))) == pytest.approx(4 / 27**0.25)
-    use = CodebookUse(4, torch.device("cpu"))
-    use.add(torch.tensor([[0, 3], [3, 3]]))
-    assert use.counts.tolist() == [1, 0, 0, 3]
 
 
 def test_psnr_in_closed_form() -> None:

@@ -92,8 +92,8 @@ class RunRecord:
         if before != now:
             raise CardioDiTError(
                 f"The checkpoint was written with {before} samples per step, now there are {now}. Choose "
-                f"train_batch_size and gradient_accumulation_steps so that, with {self.accelerator.num_processes} processes, they "
-                f"give {before}."
+                "train_batch_size and gradient_accumulation_steps so that, with "
+                f"{self.accelerator.num_processes} processes, they give {before}."
             )
 
     def end(self, status: str, step: int) -> None:
