@@ -76,7 +76,7 @@ def test_wrong_options_are_named_too() -> None:
     with pytest.raises(CardioDiTError, match=r"the command line: training.seed must be an integer, found 'x'"):
         read_dit("--seed", "x")
     with pytest.raises(
-        CardioDiTError, match=r"There is no config nowhere.yaml. With the package come .*dit_ds8_b4.yaml"
+        CardioDiTError, match=r"There is no config nowhere.yaml. The package contains .*dit_ds8_b4.yaml"
     ):
         read_dit("--config", "nowhere.yaml")
 
@@ -156,7 +156,7 @@ def test_the_authors_training_keys_have_their_meaning(tmp_path: Path) -> None:
     assert (training.lr_scheduler, training.lr_warmup_epochs, training.lr_min_ratio) == ("cosine", 2, 0.1)
     assert (training.mixed_precision, training.validation_epochs, training.ema_decay) == ("bf16", 5, 0.99)
     raw["dit"] |= {"min_snr_gamma": 5.0}
-    with pytest.raises(CardioDiTError, match="min_snr_gamma would change what is trained"):
+    with pytest.raises(CardioDiTError, match="min_snr_gamma would change training"):
         read_dit("--config", config(tmp_path, yaml.safe_dump(raw)))
 
 

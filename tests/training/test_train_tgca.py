@@ -203,7 +203,7 @@ def test_a_run_does_not_go_on_with_another_base(
     changed = shutil.copytree(steerable[0], tmp_path / "base")
     transformer = DiT4DTransformerModel.from_pretrained(changed / "transformer")
     randomise(transformer, seed=1).save_pretrained(changed / "transformer")
-    with pytest.raises(CardioDiTError, match=r"began otherwise:\n  - base_fingerprint has changed"):
+    with pytest.raises(CardioDiTError, match=r"started with other settings or data:\n  - base_fingerprint has changed"):
         train_an_adapter(run.name, "--base", str(changed), training={"max_train_steps": 2})
 
 
