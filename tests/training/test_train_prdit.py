@@ -149,7 +149,7 @@ def test_boxes_of_volumes_teach_the_local_denoiser(train: Train) -> None:
 @pytest.mark.parametrize(
     ("changes", "more", "words"),
     [
-        (REFINED, (), "name its run with --stage1"),
+        (REFINED, (), "give its run as --stage1"),
         ({}, ("--stage1", "LOCAL"), "--stage1 is for stage 2"),
         (merged(REFINED, {"model": {"patch_size": 10}}), ("--stage1", "LOCAL"), "patch_size is 10 here and 8 there"),
         (REFINED, ("--init_from", "LOCAL"), "num_layers is 2 in the config and 0 in the model"),

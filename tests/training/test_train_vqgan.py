@@ -97,7 +97,7 @@ def test_volumes_are_coded_too(train_a_vqgan: Callable, tmp_path) -> None:
         ),
         ({"data": {"crop": [10, 16, 8]}}, r"data.crop makes height 10; it must be a multiple of 4"),
         ({"data": {"crop": [16, 16]}}, r"data.crop \[16, 16\] must have three numbers"),
-        ({"data": {"crop": [64, 64, 8]}}, r"data.crop makes height 64, more than the 32 that there are"),
+        ({"data": {"crop": [64, 64, 8]}}, r"data.crop makes height 64, more than the available 32"),
         ({"data": {"preprocessing": {"preset": "cin"}}}, r"There is no preset 'cin'; choose one of cine"),
         ({"losses": {"adversarial_weight": -1.0}}, r"adversarial_weight"),
     ],
