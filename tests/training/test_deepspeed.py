@@ -160,7 +160,7 @@ def test_other_stages_end_in_one_sentence(runs: Runs) -> None:
             "train_dit",
             {"zero_stage": 3},
             "no",
-            "ZeRO stage must be 1 or 2, not 3. To shard the weights too, use configs/",
+            "must be 1 or 2, not 3. To shard the weights too, use configs/",
         ),
         ("train_dit", {"zero_stage": 0}, "no", "ZeRO stage must be 1 or 2, not 0"),
         ("train_dit", {"offload_optimizer_device": "cpu"}, "no", "offload_optimizer_device must be none, not 'cpu'"),
