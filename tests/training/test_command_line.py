@@ -91,7 +91,7 @@ def test_every_key_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     shown = capsys.readouterr().out
     text = " ".join(shown.split())
     for part in (
-        "--learning_rate V of the autoencoder (5.0e-05)",
+        "--learning_rate V highest learning rate of the autoencoder (5.0e-05)",
         "--losses.perceptual_weights",
         "--data.crop",
         "example:",
