@@ -40,7 +40,7 @@ from cardiodit.imaging.phantom import write_chests
 from cardiodit.imaging.pictures import write_captioned
 from cardiodit.training import train_prdit
 from cardiodit.training.build_prdit import freeze_local_part
-from cardiodit.training.prdit_data import NoiseAndImage
+from cardiodit.training.objectives import NoiseAndImage
 
 SIZE = (32, 32, 24)
 COHORTS = {"training": (400, 0), "validation": (16, 1), "test": (128, 5000)}  # number and seed
@@ -271,7 +271,7 @@ def volumes_a_second(side: int, batch: int, rounds: int) -> float:
     model = PRDiTTransformerModel(sample_size=(side,) * 3, num_layers=4).to("cuda").train()
     freeze_local_part(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer, process = torch.optim.AdamW(weights, 8e-5, fused=True), NoiseAndImage(NoiseAndImageScheduler())
+    optimizer, process = torch.optim.AdamW(weights, 8e-5, fused=True), NoiseAndImage()
     shape = (batch, 1, side, side, side)
     item = {"noise": torch.randn(shape, device="cuda"), "timestep": torch.full((batch,), 500, device="cuda")}
     volumes = torch.randn(shape, device="cuda")

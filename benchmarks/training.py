@@ -36,7 +36,6 @@ from cardiodit.latents import LatentHeader, identity_of_vae, write_latent
 from cardiodit.training import train_dit
 from cardiodit.training.harness.run import Run
 from cardiodit.training.objectives import Denoising
-from cardiodit.training.settings import DiffusionSettings
 
 PUBLISHED = (8, 6, 64, 64, 8)  # latents, (C, D, H, W, T)
 SHORT = (8, 2, 16, 16, 4)  # 64 tokens: a step in which whatever is not arithmetic shows
@@ -130,7 +129,7 @@ def plain_loop(shape: tuple[int, ...], model: dict[str, Any]) -> Callable[[], No
     decay, still = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
     optimizer = torch.optim.AdamW([{"params": decay}, {"params": still, "weight_decay": 0.0}], 1e-4, weight_decay=1e-4)
     ema = EMAModel(parameters, 0.9999, use_ema_warmup=True, power=2 / 3)
-    scheduler = Denoising(DiffusionSettings(), DEVICE).scheduler
+    scheduler = Denoising().scheduler
     latents, noise = torch.randn(2, 1, *shape, device=DEVICE)
     timesteps = torch.tensor([150], device=DEVICE)
 

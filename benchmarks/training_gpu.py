@@ -27,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit import DiT4DTransformerModel
 from cardiodit.training.objectives import Denoising
-from cardiodit.training.settings import DiffusionSettings
 
 # Dense bf16, TFLOP/s, as the makers state them; the first name that is part of the GPU's name counts.
 PEAKS = {
@@ -94,7 +93,7 @@ def training_step(settings: dict[str, Any], case: Case, device: str, backend: st
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, 1e-4, weight_decay=1e-4)
     ema = EMAModel(parameters, 0.9999)
-    scheduler = Denoising(DiffusionSettings(), device).scheduler
+    scheduler = Denoising().scheduler
     latents, noise = torch.randn(2, case.batch, 8, *settings["sample_size"], device=device)
     timesteps = torch.randint(300, (case.batch,), device=device)
 

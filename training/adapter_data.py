@@ -1,47 +1,57 @@
-"""The adapter's samples: latents with noise, and the masks that belong to them, of which some are left out."""
+"""Training data of the mask adapter: latents, the masks that belong to them, and how masks are dropped."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from cardiodit._util.randomness import generator_for
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.errors import CardioDiTError, Problems, try_all
 from cardiodit.imaging.checks import content_of
-from cardiodit.imaging.manifest import Case
+from cardiodit.imaging.manifest import Case, check_disjoint
+from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.latents import LatentCohort, identity_of_steps, identity_of_vae
 from cardiodit.latents.dataset import read_mask
 from cardiodit.latents.file import identity_of
+from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.conditions import Conditions, as_model_sees
-from cardiodit.training.harness.sampler import seed_for
-from cardiodit.training.settings import ConditionSettings
+from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.training.harness.schedule import seed_for
+from cardiodit.training.latent_data import numbers_of
+from cardiodit.training.objectives import Batch, LabelledSamples, SamplesByVisit
+from cardiodit.training.settings import ConditionSettings, TGCASettings
 
-Batch = dict[str, Any]
+
+def conditions_of(settings: TGCASettings) -> Conditions:
+    conditions = settings.conditions
+    return Conditions(conditions.keys, conditions.labels, conditions.other_labels)
 
 
 class CohortMasks:
-    """Masks of a manifest of latents; all are looked at when the object is made.
+    """Masks of a manifest of latents; all of them are checked at the start.
+
+    `identity` is a hash of all masks in their order, as the model sees them.
 
     Args:
-        cases: its rows.
-        conditions: which columns, and what becomes of them.
-        size: of the volumes, along the model's axes.
-
-    Its `identity` is that of all masks and their order, as the model sees them.
+        cases: rows of the manifest.
+        conditions: which columns hold masks, and how masks become channels.
+        size: size of the volumes along the model's axes.
     """
 
     def __init__(self, cases: Sequence[Case], conditions: Conditions, size: tuple[int, ...]) -> None:
         self.paths: list[dict[str, Path]] = []
         self.conditions = conditions
         contents: list[str] = []
-        problems = Problems("The masks beside these latents cannot be used")
+        problems = Problems("The masks of these latents cannot be used")
         for case in cases:
-            found = {key: case.path(key) for key in conditions.keys}
-            if missing := [key for key, path in found.items() if path is None]:
+            paths = {key: case.path(key) for key in conditions.keys}
+            if missing := [key for key, path in paths.items() if path is None]:
                 problems.add(f"{case.subject} has no {', '.join(missing)}")
                 continue
-            self.paths.append({key: path for key, path in found.items() if path is not None})
+            self.paths.append({key: path for key, path in paths.items() if path is not None})
             try:
                 channels = self[len(self.paths) - 1]
             except (CardioDiTError, OSError) as error:
@@ -51,10 +61,13 @@ class CohortMasks:
                 problems.add(f"{case.subject} has masks of {tuple(channels.shape[1:])}, its volume is {size}")
             contents.append(content_of(channels.numpy()))
         problems.raise_if_any(
-            "`cardiodit encode --condition_keys ...` prepares masks beside the latents. Labels that are not listed in "
-            "conditions.labels are background with conditions.other_labels background."
+            "`cardiodit encode --condition_keys ...` prepares masks with the latents. With conditions.other_labels "
+            "background, labels that are not listed in conditions.labels become background."
         )
         self.identity = identity_of(contents)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """`(K, *axes)` float32."""
@@ -62,52 +75,93 @@ class CohortMasks:
         return as_model_sees(self.conditions.channels_of(masks))
 
 
-class Conditioned(Dataset):
-    """Another data set's samples with their masks, of which some are left out.
+class MaskDropout:
+    """Training samples by visit number, some of whose masks are dropped."""
 
-    Args:
-        items: samples by visit, or by place.
-        index_of: which row of the cohort a visit or place is of.
-        masks: of the cohort.
-        settings: how often they are left out; None, as in validation: never.
-    """
-
-    def __init__(
-        self, items: Any, index_of: Any, masks: CohortMasks, settings: ConditionSettings | None, seed: int
-    ) -> None:
-        self.items, self.index_of, self.masks, self.settings = items, index_of, masks, settings
+    def __init__(self, samples: SamplesByVisit, settings: ConditionSettings, seed: int) -> None:
+        self.samples, self.settings = samples, settings
         self.seed = seed_for(seed, "conditions")
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     def __getitem__(self, visit: int) -> Batch:
-        condition = self.masks[self.index_of(visit)]
-        if self.settings is not None:
-            condition = leave_out(condition, self.settings, generator_for(self.seed, visit))
-        return {**self.items[visit], "condition": condition}
+        item = self.samples[visit]
+        return {**item, "condition": drop_masks(item["condition"], self.settings, generator_for(self.seed, visit))}
 
 
-def leave_out(condition: torch.Tensor, settings: ConditionSettings, generator: torch.Generator) -> torch.Tensor:
-    """Channels `(K, *axes)` of which all, some, or some places are 0; each at exactly the rate that is configured."""
+def drop_masks(condition: torch.Tensor, settings: ConditionSettings, generator: torch.Generator) -> torch.Tensor:
+    """Set all channels, some channels or some boxes of `(K, *axes)` to 0, each at exactly the configured rate."""
     channels = len(condition)
-    all_of_them, *each = torch.rand(
-        1 + channels, generator=generator
-    ).tolist()  # drawn always: no choice shifts another
-    if all_of_them < settings.dropout_prob:
+    # All numbers are always drawn, so that one setting does not change the draws of another.
+    draw_for_all, *draws = torch.rand(1 + channels, generator=generator).tolist()
+    if draw_for_all < settings.dropout_prob:
         return torch.zeros_like(condition)
     if channels > 1:
-        kept = torch.tensor([draw >= settings.channel_dropout_prob for draw in each])
+        kept = torch.tensor([draw >= settings.channel_dropout_prob for draw in draws])
         condition = condition * kept.view(-1, *[1] * (condition.ndim - 1))
     if settings.patch_dropout_prob > 0:
-        condition = condition * _kept_patches(condition.shape[1:], settings, generator)
+        size, side = condition.shape[1:], settings.patch_dropout_size
+        boxes = torch.rand([-(-n // side) for n in size], generator=generator)
+        kept = (boxes >= settings.patch_dropout_prob).float()
+        for axis, length in enumerate(size):
+            kept = kept.repeat_interleave(side, dim=axis).narrow(axis, 0, length)
+        condition = condition * kept
     return condition
 
 
-def _kept_patches(size: Sequence[int], settings: ConditionSettings, generator: torch.Generator) -> torch.Tensor:
-    """1 in boxes that stay and 0 in others, for all channels alike."""
-    boxes = torch.rand([-(-n // settings.patch_dropout_size) for n in size], generator=generator)
-    kept = (boxes >= settings.patch_dropout_prob).float()
-    for axis, length in enumerate(size):
-        kept = kept.repeat_interleave(settings.patch_dropout_size, dim=axis).narrow(axis, 0, length)
-    return kept
+def read_cohorts(paths: Sequence[Path], vae: VQModel) -> list[LatentCohort]:
+    """Read the latents for training and validation, which must be of the base's own VQ model."""
+    cohorts = try_all(*(partial(LatentCohort.open, path, identity_of_vae(vae)) for path in paths))
+    check_disjoint(training=cohorts[0].cases, validation=cohorts[1].cases)
+    if cohorts[0].size != cohorts[1].size:
+        raise CardioDiTError(
+            f"Latents for training are {cohorts[0].size} and for validation {cohorts[1].size}: they must agree."
+        )
+    return list(cohorts)
+
+
+def read_masks(cohorts: Sequence[LatentCohort], conditions: Conditions, voxels_per_latent: Sequence[int]) -> Any:
+    """Read the masks of all latents, which must have the size of the volumes."""
+    size = tuple(n * f for n, f in zip(cohorts[0].size, voxels_per_latent, strict=True))
+    return try_all(*(partial(CohortMasks, cohort.cases, conditions, size) for cohort in cohorts))
+
+
+def own_preprocessing(cohorts: Sequence[LatentCohort], vae: VQModel) -> Preprocessing | None:
+    """Return how the latents and their masks were prepared, if that differs from the VQ model's preprocessing.
+
+    It can differ: the authors' adapter was trained on cropped volumes and their base on resized ones.
+    """
+    training, validation = cohorts
+    if training.preprocessing != validation.preprocessing:
+        raise CardioDiTError(
+            "The latents for training and for validation were prepared in different ways. Encode both with the same "
+            "--preset and --depth."
+        )
+    own = None if vae.config.preprocessing is None else Preprocessing.from_dict(vae.config.preprocessing)
+    if own is not None and identity_of_steps(own) == training.preprocessing:
+        return None
+    if training.steps is None:
+        raise CardioDiTError(
+            "The latents do not record how they were prepared, because an older version of cardiodit wrote them. Run "
+            "the same `cardiodit encode` again."
+        )
+    limits = training.steps.intensity.low, training.steps.intensity.high
+    if own is not None and (own.intensity.low, own.intensity.high) == limits:
+        return replace(training.steps, intensity=own.intensity)  # which knows what -1 and 1 usually stand for
+    return training.steps
+
+
+def labelled_samples(
+    cohort: LatentCohort, masks: CohortMasks | None, label_column: str | None, base: DiTTransformerModel
+) -> LabelledSamples:
+    """Return latents with their masks and the class labels that the base gets: without a column, its null label."""
+    names, null_label = base.config.class_names, base.null_label
+    if label_column is not None and not names:
+        raise CardioDiTError(f"label_column is {label_column!r}, but the base has no named labels.")
+    if label_column is None and base.config.num_classes and null_label is None:
+        raise CardioDiTError(
+            "The base was trained with class labels and without label dropout, so it always needs a label: set "
+            "label_column to the manifest column that holds them."
+        )
+    labels = numbers_of(cohort.cases, label_column, names or ())
+    if labels is None and null_label is not None:
+        labels = [null_label] * len(cohort.cases)
+    return LabelledSamples(cohort, [case.subject for case in cohort.cases], labels, masks)

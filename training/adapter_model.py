@@ -1,4 +1,4 @@
-"""A frozen transformer with the adapter that is trained on it."""
+"""A frozen transformer with the mask adapter that is trained on it."""
 
 import math
 from collections.abc import Sequence
@@ -11,21 +11,22 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.load import open_transformer
 from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
-from cardiodit.models.conditions import Conditions
 from cardiodit.models.transformer_dit import DiTTransformerModel
-from cardiodit.training.harness.sampler import seed_for
-from cardiodit.training.harness.state import Average, Network, Part, Tensors
+from cardiodit.training.adapter_data import conditions_of
+from cardiodit.training.harness.schedule import seed_for
+from cardiodit.training.harness.state import Average, Checkpointable, Network, Tensors
 from cardiodit.training.settings import TGCASettings
 
-CONVOLVED = 3  # axes
+CONVOLVED_AXES = 3
 
 
 class Steered(torch.nn.Module):
-    """The base, frozen and in eval mode whatever is asked of the whole, and its adapter.
+    """A frozen base with its adapter. The base always stays in eval mode, since its dropout would change it.
 
     Args:
-        base: its last `freed` blocks and its head are trained, too.
-        adapter: is trained.
+        base: the transformer.
+        adapter: the adapter to train.
+        freed: number of last blocks of the base that are trained too, with its output head.
     """
 
     def __init__(self, base: DiTTransformerModel, adapter: TGCAAdapterModel, freed: int = 0) -> None:
@@ -35,14 +36,20 @@ class Steered(torch.nn.Module):
                 f"adapter.finetune_last_n_blocks={freed}: the base has {len(base.transformer_blocks)} blocks."
             )
         self.base, self.adapter = base.eval().requires_grad_(False), adapter
-        for module in freed_modules(base, freed):
-            module.requires_grad_(True)
+        if freed:
+            for module in (*list(base.transformer_blocks)[-freed:], base.modulation_out, base.proj_out):
+                module.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "Steered":
-        """Dropout in the base would make another model of it."""
         super().train(mode)
         self.base.eval()
         return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.base.enable_gradient_checkpointing()
+
+    def compile_repeated_blocks(self, fullgraph: bool) -> None:
+        self.base.compile_repeated_blocks(fullgraph=fullgraph)
 
     def forward(
         self,
@@ -59,18 +66,12 @@ class Steered(torch.nn.Module):
         return self.base(hidden_states, timestep, class_labels, return_dict, block_controls=controls)
 
 
-def freed_modules(base: DiTTransformerModel, freed: int) -> list[torch.nn.Module]:
-    """The last blocks and the head; none for 0."""
-    blocks = list(base.transformer_blocks)[-freed:] if freed else []
-    return [*blocks, base.modulation_out, base.proj_out] if freed else []
-
-
-class AdapterBeside:
-    """An adapter's part of a checkpoint: its config tells which transformer was written beside it.
+class AdapterOfTrainedBase:
+    """An adapter in a checkpoint whose config names the transformer in the same checkpoint by its fingerprint.
 
     Args:
-        part: the adapter's.
-        transformer: name of the transformer's part, which is written before.
+        part: the adapter.
+        transformer: name of the transformer in the checkpoint, which is written first.
     """
 
     def __init__(self, part: Network | Average, transformer: str) -> None:
@@ -80,27 +81,19 @@ class AdapterBeside:
         return self.part.gather()
 
     def write(self, tensors: Tensors, folder: Path) -> None:
-        beside = open_transformer(str(folder / self.transformer))
-        self.part.model.register_to_config(fingerprint=fingerprint_of(beside))
+        base = open_transformer(str(folder / self.transformer))
+        self.part.model.register_to_config(fingerprint=fingerprint_of(base))
         self.part.write(tensors, folder)
 
     def load(self, folder: Path) -> None:
         self.part.load(folder)
 
 
-def with_fingerprints(parts: Sequence[Network | Average]) -> list[Part]:
-    """The same parts. Where the transformer is trained, too, each adapter keeps the fingerprint of its own."""
+def with_fingerprints(parts: Sequence[Network | Average]) -> list[Checkpointable]:
+    """Return the parts so that each adapter is saved with the fingerprint of its base, if the base is trained too."""
     names = {part.name for part in parts}
-    beside = {part.name: part.name.replace("adapter", "transformer") for part in parts if "adapter" in part.name}
-    return [
-        AdapterBeside(part, beside[part.name]) if beside.get(part.name) in names else part  # of a frozen base: has it
-        for part in parts
-    ]
-
-
-def conditions_of(settings: TGCASettings) -> Conditions:
-    said = settings.conditions
-    return Conditions(said.keys, said.labels, said.other_labels)
+    bases = {part.name: part.name.replace("adapter", "transformer") for part in parts if "adapter" in part.name}
+    return [AdapterOfTrainedBase(part, bases[part.name]) if bases.get(part.name) in names else part for part in parts]
 
 
 def new_adapter(
@@ -109,10 +102,13 @@ def new_adapter(
     voxels_per_latent: Sequence[int],
     fingerprint: str | None = None,
 ) -> TGCAAdapterModel:
-    """As the config says, for this base, whose fingerprint it keeps."""
-    said, conditions = settings.adapter, conditions_of(settings)
-    labels = conditions.labels
+    """Make the configured adapter for a base, whose fingerprint it keeps."""
+    conditions, section = conditions_of(settings), dict(settings.adapter)
+    section.pop("finetune_last_n_blocks")
     voxels_a_token = [patch * voxels for patch, voxels in zip(base.patch_size, voxels_per_latent, strict=True)]
+    section["strides"] = section["strides"] or halvings(voxels_a_token[-CONVOLVED_AXES:], len(section["channels"]) - 1)
+    if isinstance(section["inject_layers"], tuple):
+        section["inject_layers"] = list(section["inject_layers"])
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
     return TGCAAdapterModel(
         hidden_size=base.config.num_attention_heads * base.config.attention_head_dim,
@@ -120,17 +116,14 @@ def new_adapter(
         num_axes=len(base.axis_names),
         condition_channels=conditions.channels,
         condition_keys=list(conditions.keys),
-        condition_labels=None if labels is None else [list(found) for found in labels],
-        inject_layers=list(said.inject_layers) if isinstance(said.inject_layers, tuple) else said.inject_layers,
-        channels=said.channels,
-        strides=said.strides or halvings(voxels_a_token[-CONVOLVED:], len(said.channels) - 1),
-        normalise_control=said.normalise_control,
-        fingerprint=fingerprint,
+        condition_labels=None if conditions.labels is None else [list(labels) for labels in conditions.labels],
         other_labels=conditions.other_labels,
+        fingerprint=fingerprint,
+        **section,
     )
 
 
 def halvings(voxels_a_token: Sequence[int], levels: int) -> tuple[tuple[int, ...], ...]:
-    """Strides of the levels, so that along each axis a voxel becomes as large as a token, as far as halving goes."""
+    """Return the strides of the levels: each axis is halved until a voxel has a token's size, once a level at most."""
     times = [min(levels, int(math.log2(voxels))) for voxels in voxels_a_token]
     return tuple(tuple(2 if level < count else 1 for count in times) for level in range(levels))

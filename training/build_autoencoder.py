@@ -1,54 +1,53 @@
-"""The autoencoder and the discriminator that stage 1 trains: new ones, or ones to be fine-tuned."""
+"""Build the autoencoder and the discriminator that stage 1 trains: new ones, or ones to fine-tune."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cardiodit._util.randomness import generator_for
-from cardiodit._util.typed_yaml import plain as as_yaml
+from cardiodit._util.typed_yaml import to_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_vae
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.models import VQModel3D, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
-from cardiodit.training.harness.sampler import seed_for
+from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import VQGANSettings
 
 KINDS: dict[int, type[VQModel]] = {3: VQModel3D, 4: VQModel4D}
 
 
-def model_to_tune(name: str, settings: VQGANSettings, plain: Mapping[str, Any]) -> VQModel:
-    """A trained VQ model with its own config; what the user's config says otherwise is an error."""
+def model_to_tune(name: str, settings: VQGANSettings, given: Mapping[str, Any]) -> VQModel:
+    """Open a trained VQ model; raise an error for keys of the user's config that contradict the model's."""
     model = open_vae(name)
     problems = Problems(f"The VQ model {name} cannot be fine-tuned with this config")
     if not isinstance(model, KINDS[settings.dimensions]):
         problems.add(f"dimensions is {settings.dimensions}, the model is a {type(model).__name__}")
-    for key, value in (plain.get("model") or {}).items():
-        if value != as_yaml(model.config[key]):
-            problems.add(f"{key} is {value} in the config and {as_yaml(model.config[key])} in the model")
-    problems.raise_if_any("Leave these keys out: the model brings its own.")
+    for key, value in (given.get("model") or {}).items():
+        if value != to_yaml(model.config[key]):
+            problems.add(f"{key} is {value} in the config and {to_yaml(model.config[key])} in the model")
+    problems.raise_if_any("Omit these keys: the model has its own.")
     return model
 
 
 def new_model(settings: VQGANSettings) -> VQModel:
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-    return KINDS[settings.dimensions](**asdict(settings.model))
+    return KINDS[settings.dimensions](**settings.model)
 
 
 def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] | None) -> None:
-    """Prepared volumes, and boxes of them, must be multiples of what the model divides by."""
+    """Raise an error unless the sizes of volumes and boxes are multiples of the model's downsampling factors."""
     if crop is not None and len(crop) != 3:
         raise CardioDiTError(f"data.crop {list(crop)} must have three numbers, for {', '.join(model.axis_names)}.")
-    problems = Problems("The VQ model cannot code these volumes")
+    problems = Problems("The VQ model cannot encode these volumes")
     prepared = volumes.shapes[0][-3:]
     for what, size in [("data.preprocessing", prepared), ("data.crop", crop or prepared)]:
         for axis, length, factor, most in zip(model.axis_names, size, model.scale_factors, prepared):
             if length > most:
-                problems.add(f"{what} makes {axis} {length}, more than the {most} that there are")
+                problems.add(f"{what} makes {axis} {length}, more than the available {most}")
             if length % factor:
                 below, above = length // factor * factor, (length // factor + 1) * factor
                 nearest = below or above
@@ -58,11 +57,11 @@ def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] 
 
 def new_discriminator(settings: VQGANSettings) -> PatchDiscriminator:
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "discriminator"), 0).initial_seed())
-    return PatchDiscriminator(spatial_dims=3, **asdict(settings.discriminator))
+    return PatchDiscriminator(spatial_dims=3, **settings.discriminator)
 
 
 def discriminator_beside(name: str) -> PatchDiscriminator | None:
-    """The one that was trained with a VQ model, where it was kept beside it."""
+    """Open the discriminator that was trained with a VQ model, if it is in the same run folder."""
     for folder in (Path(name) / "best", Path(name), Path(name).parent):
         if (folder / "discriminator" / "config.json").is_file():
             return PatchDiscriminator.from_pretrained(folder / "discriminator")

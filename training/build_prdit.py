@@ -1,8 +1,7 @@
-"""The PRDiT model that is trained: a new one, or one that begins with what another has learned."""
+"""Build the PRDiT model to train: a new one, or one that starts with trained weights."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -11,45 +10,49 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_voxel_transformer
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
-from cardiodit.models.transformer_prdit import PROCESS, REFINER, PRDiTTransformerModel
+from cardiodit.models.transformer_prdit import REFINER, PRDiTTransformerModel
 from cardiodit.training.harness.command_line import Request
-from cardiodit.training.harness.sampler import seed_for
+from cardiodit.training.harness.schedule import seed_for
+from cardiodit.training.image_data import preprocessing_of
+from cardiodit.training.objectives import NoiseAndImage
 from cardiodit.training.settings import PRDiTSettings
-from cardiodit.training.volumes import preprocessing_of
 
-# What a part that was trained before depends on: its shape, the process, and how grey values and axes came to it. Size,
-# voxels and averaging are free, so that a low resolution can start a high one.
-SHAPE = ("patch_size", "in_channels", "num_attention_heads", "attention_head_dim")
-SEEN = ("intensity", "limits_of", "orient")
+# What trained weights depend on, besides the objective. Size, spacing and averaging may differ, so that a model of
+# low resolution can start one of a high resolution.
+SHAPE_KEYS = ("patch_size", "in_channels", "num_attention_heads", "attention_head_dim")
+PREPROCESSING_KEYS = ("intensity", "limits_of", "orient")
 
 
-def tuned_model(request: Request[PRDiTSettings]) -> PRDiTTransformerModel | None:
-    """The model of `--init_from`, of whatever size its volumes were; None where the option was not given."""
+def tuned_model(request: Request[PRDiTSettings], objective: NoiseAndImage) -> PRDiTTransformerModel | None:
+    """Return the model of `--init_from`, trained on volumes of any size; None without that option."""
     name = request.options.init_from
     if name is None:
         return None
     model = open_voxel_transformer(name).train()
     problems = Problems(f"The model {name} cannot be fine-tuned with this config")
-    for key, value in (request.plain.get("model") or {}).items():
+    for key, value in (request.given.get("model") or {}).items():
         if value != model.config[key]:
             problems.add(f"{key} is {value} in the config and {model.config[key]} in the model")
     problems.raise_if_any(
-        "Leave these keys out: the model brings its own. A refiner (num_layers) on top of a local denoiser is stage 2: "
+        "Omit these keys: the model has its own. A refiner (num_layers) on top of a local denoiser is stage 2: "
         "give the denoiser as --stage1."
     )
-    check_process_and_preparation(model, name, request, preprocessing_of(request, model))
+    check_compatible(model, name, objective, preprocessing_of(request, model))
     return model
 
 
 def model_for(
-    request: Request[PRDiTSettings], tuned: PRDiTTransformerModel | None, size: Sequence[int], steps: Preprocessing
+    request: Request[PRDiTSettings],
+    objective: NoiseAndImage,
+    tuned: PRDiTTransformerModel | None,
+    size: Sequence[int],
+    steps: Preprocessing,
 ) -> PRDiTTransformerModel:
-    """What is trained on volumes of a size, prepared by these steps, with what stage 2 does not train frozen."""
+    """Return the model to train on volumes of this size and preprocessing; in stage 2 its local part is frozen."""
     settings, stage1 = request.settings, request.options.stage1
     if tuned is None:
         torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-        process = {key: getattr(settings.process, key) for key in PROCESS}
-        model = PRDiTTransformerModel(sample_size=size, **asdict(settings.model), **process)
+        model = PRDiTTransformerModel(sample_size=size, **settings.model, **objective.model_config)
     else:
         model = tuned
         model.grid_of(size)
@@ -57,52 +60,49 @@ def model_for(
     if not model.has_refiner:
         if stage1 is not None:
             raise CardioDiTError(
-                "--stage1 is for stage 2, but this model has no refiner (num_layers is 0). To go on with a local "
-                "denoiser give it as --init_from."
+                "--stage1 is for stage 2, but this model has no refiner (num_layers is 0). To continue the "
+                "training of a local denoiser, give it as --init_from."
             )
         return model
     if stage1 is not None:
         other = open_voxel_transformer(stage1)
-        check_process_and_preparation(other, stage1, request, steps)
+        check_compatible(other, stage1, objective, steps)
         take_local_part(model, other, stage1)
     elif tuned is None:
         raise CardioDiTError(
-            "Stage 2 trains the refiner of a local denoiser that was trained before: name its run with --stage1 (or a "
-            "whole model with --init_from)."
+            "Stage 2 trains the refiner on top of a trained local denoiser: give its run as --stage1, or a whole model "
+            "as --init_from."
         )
     freeze_local_part(model)
     return model
 
 
-def check_process_and_preparation(
-    other: PRDiTTransformerModel, name: str, request: Request[PRDiTSettings], steps: Preprocessing
-) -> None:
-    """What was trained before must meet the noise, the grey values and the axes that it knows."""
-    problems = Problems(f"The model {name} was trained on other noise or other volumes than this config's")
-    for key in PROCESS:
-        if (here := getattr(request.settings.process, key)) != other.config[key]:
-            problems.add(f"process.{key} is {here} here and {other.config[key]} there")
+def check_compatible(other: PRDiTTransformerModel, name: str, objective: NoiseAndImage, steps: Preprocessing) -> None:
+    """Raise an error if a model was trained with other noise, grey values or axes."""
+    problems = Problems(f"The model {name} was trained with other noise or other volumes than this config's")
+    for conflict in objective.conflicts(other.config):
+        problems.add(f"process.{conflict}")
     if other.config.preprocessing is not None:
         both = (steps, Preprocessing.from_dict(other.config.preprocessing))
         known = [without_typical(each).to_dict() for each in both]
-        for key in SEEN:
+        for key in PREPROCESSING_KEYS:
             here, there = (each.get(key) for each in known)
             if here != there:
                 problems.add(f"data.preprocessing.{key} is {here} here and {there} there")
-    problems.raise_if_any("Take the same values in both trainings.")
+    problems.raise_if_any("Use the same values in both trainings.")
 
 
 def take_local_part(model: PRDiTTransformerModel, other: PRDiTTransformerModel, name: str) -> None:
-    """Everything but the refiner, from a model of stage 1 or one that is whole."""
-    problems = Problems(f"The local denoiser of {name} does not belong to this model")
-    for key in SHAPE:
+    """Copy all weights but the refiner's from a model of stage 1 or a whole model."""
+    problems = Problems(f"The local denoiser of {name} does not fit this model")
+    for key in SHAPE_KEYS:
         if model.config[key] != other.config[key]:
             problems.add(f"{key} is {model.config[key]} here and {other.config[key]} there")
-    problems.raise_if_any("Take the same values in both stages.")
+    problems.raise_if_any("Use the same values in both stages.")
     weights = {key: value for key, value in other.state_dict().items() if not is_refined(key)}
     missing, unknown = model.load_state_dict(weights, strict=False)
-    if unknown or (strangers := [key for key in missing if not is_refined(key)]):
-        raise CardioDiTError(f"{name} and this model differ in {', '.join([*unknown, *strangers][:4])}.")
+    if unknown or (lacking := [key for key in missing if not is_refined(key)]):
+        raise CardioDiTError(f"{name} and this model differ in {', '.join([*unknown, *lacking][:4])}.")
 
 
 def freeze_local_part(model: PRDiTTransformerModel) -> None:
@@ -112,12 +112,12 @@ def freeze_local_part(model: PRDiTTransformerModel) -> None:
 
 
 def is_refined(key: str) -> bool:
-    """Whether stage 2 trains this weight."""
+    """Return whether stage 2 trains this weight."""
     return key.split(".")[0] in REFINER
 
 
 def identity_of_local(model: PRDiTTransformerModel) -> str | None:
-    """A hash of the weights that stage 2 leaves as they are; None of stage 1, which leaves none."""
+    """Return a hash of the weights that stage 2 does not train; None for a model of stage 1."""
     if not model.has_refiner:
         return None
     digest = hashlib.sha256()

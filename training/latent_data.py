@@ -1,4 +1,4 @@
-"""Stage 2's data: the latents or volumes of two manifests, checked against each other before the first step."""
+"""Data of stage 2: latents or images of two manifests, checked against each other before training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,20 +17,20 @@ from cardiodit.latents import LatentCohort, encode_volume, identity_of_vae, meas
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.training.objectives import LabelledSamples
 
-LOOKED_AT = 16  # latents, to see whether the scaling factor is theirs
-SCALE_TOLERANCE = 0.3  # of a standard deviation that should be 1
+SCALE_SAMPLES = 16  # latents by which the scaling factor is checked
+SCALE_TOLERANCE = 0.3  # deviation from the standard deviation of 1
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """What a transformer is trained on and judged by.
+    """Training and validation data of a transformer.
 
     Args:
         training, validation: tensors with their subjects and labels.
-        classes: names of the labels, in the order of their numbers.
-        shape: of a latent, `(C, *size)`.
-        online: tensors are volumes that are still to be encoded.
-        identities: of the data and the VQ model, for the run's record.
+        classes: class names in the order of their numbers.
+        shape: shape of a latent `(C, *size)`.
+        online: whether the tensors are volumes that are encoded while training.
+        identities: hashes of the data and the VQ model, for the run's record.
     """
 
     training: LabelledSamples
@@ -49,20 +49,21 @@ def read_cohort(
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> Cohort:
-    """Reads both manifests.
+    """Read both manifests.
 
     Args:
-        training_ids, validation_ids: of `cardiodit encode` (a column `latent`), or of images, encoded while training.
-        vae: made the latents, or will.
-        depth: slices to crop or pad images to; latents have theirs.
-        label_column: whose values are the classes.
-        classes: names of a model that is fine-tuned; others are errors.
+        training_ids, validation_ids: manifests of `cardiodit encode` (with a column `latent`), or of images, which are
+            encoded while training.
+        vae: VQ model that encoded the latents or will encode the images.
+        depth: number of slices to crop or pad images to.
+        label_column: column with the class labels.
+        classes: class names of a model that is fine-tuned; other labels are errors.
     """
     online = {path: "latent" not in read_table(path, ())[0][1] for path in (training_ids, validation_ids)}
     if len(set(online.values())) > 1:
         raise CardioDiTError(
             f"{training_ids} and {validation_ids} must both be manifests of images or both of latents "
-            "(`cardiodit encode` writes those)."
+            "(from `cardiodit encode`)."
         )
     is_online = online[training_ids]
     made_by = identity_of_vae(vae)
@@ -95,9 +96,9 @@ def encode(vae: VQModel, volumes: torch.Tensor) -> torch.Tensor:
 
 
 def check_scale(cohort: Cohort, vae: VQModel) -> None:
-    """Latents times the scaling factor must have a standard deviation near 1; otherwise samples are noise."""
+    """Raise an error unless latents times the scaling factor have a standard deviation near 1."""
     device = next(vae.parameters()).device
-    some = islice((cohort.training.source[i] for i in range(len(cohort.training.source))), LOOKED_AT)
+    some = islice((cohort.training.source[i] for i in range(len(cohort.training.source))), SCALE_SAMPLES)
     right = measure_scale(encode(vae, volume[None].to(device)) if cohort.online else volume for volume in some)
     held = vae.config.scaling_factor
     if abs(held / right - 1) > SCALE_TOLERANCE:
@@ -115,8 +116,8 @@ def check_scale(cohort: Cohort, vae: VQModel) -> None:
 def _volumes(path: Path, vae: VQModel, depth: int | None) -> PreparedVolumes:
     if vae.config.preprocessing is None:
         raise CardioDiTError(
-            "The VQ model does not know its preprocessing, so images cannot be encoded while training. Encode them "
-            "first: cardiodit encode --preset …, and train on the latents."
+            "The VQ model's config has no preprocessing, so images cannot be encoded while training. Encode them "
+            "first (cardiodit encode --preset …) and train on the latents."
         )
     steps = Preprocessing.from_dict(vae.config.preprocessing)
     if depth is not None:
@@ -128,8 +129,8 @@ def _shape(source: Any, vae: VQModel, online: bool, path: Path) -> tuple[int, ..
     if not online:
         return (source.channels, *source.size)
     if len(set(source.shapes)) > 1:
-        found = ", ".join(map(str, sorted({shape[1:] for shape in source.shapes})))
-        raise CardioDiTError(f"The volumes of {path} have different sizes ({found}). Give --depth to crop or pad them.")
+        sizes = ", ".join(map(str, sorted({shape[1:] for shape in source.shapes})))
+        raise CardioDiTError(f"The volumes of {path} have different sizes ({sizes}). Give --depth to crop or pad them.")
     size = source.shapes[0][1:]
     factors = vae.scale_factors
     divided = tuple(n // f for n, f in zip(size[-3:], factors, strict=True))
@@ -143,7 +144,7 @@ def _classes(cases: Sequence[Case], column: str | None, known: Sequence[str] | N
 
 
 def numbers_of(cases: Sequence[Case], column: str | None, classes: Sequence[str]) -> list[int] | None:
-    """Each row's class; rows without one, or with one that is not known, are listed."""
+    """Return each row's class number; raise an error that lists rows without a label or with an unknown one."""
     if column is None:
         return None
     problems = Problems(f"The column {column!r} cannot be used as class labels")

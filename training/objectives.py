@@ -1,8 +1,13 @@
-"""Stage 2's samples, loss and validation: noise is put on latents, and a transformer is asked to undo it."""
+"""Training objectives: how samples are corrupted, what a model predicts, and how the prediction is compared.
+
+Each objective is one class. It draws the times, corrupts clean samples, states the target and the loss, makes the
+scheduler that samples with it, and checks that a trained model belongs to it. A new objective is one more class here,
+and a line in `OBJECTIVES` if the configs of latent transformers may choose it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,103 +15,273 @@ from diffusers import DDPMScheduler
 from torch.utils.data import Dataset
 
 from cardiodit._util.randomness import generator_for
-from cardiodit.schedulers import cosine_betas, make_scheduler
-from cardiodit.training.harness.sampler import SampleOrder, seed_for
-from cardiodit.training.settings import DiffusionSettings
+from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
+from cardiodit.training.harness.schedule import SampleOrder, seed_for
 
-ERRORS: dict[str, Callable[..., torch.Tensor]] = {
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "smooth_l1": F.smooth_l1_loss,
     "mse": F.mse_loss,
     "l1": F.l1_loss,
 }
-LOG_VARIANCES = (-20.0, 5.0)  # what a learned log σ is kept within
+LOG_VARIANCE_RANGE = (-20.0, 5.0)
 
 Batch = dict[str, Any]
 
 
+class Objective:
+    """Base of the objectives. Times are integers of a schedule, uniformly drawn, unless a subclass says otherwise.
+
+    Args:
+        num_train_timesteps: steps of the schedule.
+        noise_power: 1 draws all times equally often; with larger numbers, the share of times up to t is (t / T)^power.
+    """
+
+    model_config: dict[str, Any]  # what the config of a model that was trained with it must say
+
+    def __init__(self, num_train_timesteps: int, noise_power: float = 1.0) -> None:
+        self.num_train_timesteps = num_train_timesteps
+        self.noise_power = noise_power
+
+    def draw_time(self, generator: torch.Generator) -> torch.Tensor:
+        """Draw the time of a training sample, a scalar."""
+        time = torch.randint(self.num_train_timesteps, (), generator=generator)
+        return time if self.noise_power == 1 else self.time_at((time + 0.5) / self.num_train_timesteps)
+
+    def time_at(self, share: torch.Tensor) -> torch.Tensor:
+        """Return the time below which a share in [0, 1) of all drawn times lies: the quantile function of the draw."""
+        times = (share.double() ** (1 / self.noise_power) * self.num_train_timesteps).long()
+        return times.clamp(max=self.num_train_timesteps - 1)
+
+    def corrupt(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Return the noisy samples `(B, C, *size)` at times `(B,)`."""
+        raise NotImplementedError
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Return what the model is to predict."""
+        raise NotImplementedError
+
+    def error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the error of each voxel; its mean is the loss."""
+        raise NotImplementedError
+
+    def sampling_scheduler(self) -> Any:
+        """Make the scheduler that samples with a model trained this way."""
+        raise NotImplementedError
+
+    def losses(self, model: torch.nn.Module, clean: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss of each sample `(B,)`; `clean` `(B, C, *size)` is as the model sees it, latents scaled."""
+        noise, time = batch["noise"], batch["timestep"]
+        inputs = {name: batch[key] for name, key in MODEL_INPUTS.items() if key in batch}
+        predicted = model(self.corrupt(clean, noise, time), time, return_dict=False, **inputs)[0].float()
+        return self.error(predicted, self.target(clean, noise, time)).flatten(1).mean(dim=1)
+
+    def conflicts(self, model_config: Any) -> list[str]:
+        """Return a phrase for each entry by which a trained model shows that it had another objective."""
+        return [
+            f"{key} is {value} here and {model_config[key]} there"
+            for key, value in self.model_config.items()
+            if value != model_config[key]
+        ]
+
+
+MODEL_INPUTS = {"class_labels": "label", "condition": "condition"}  # argument of the model, key of the batch
+
+
+class Denoising(Objective):
+    """Prediction of v, ε or x0 on the squared-cosine schedule, as published for CardioDiT and VolDiT.
+
+    Args:
+        num_train_timesteps: number of steps of the squared-cosine noise schedule.
+        prediction_type: what the model predicts: the velocity, the noise or the clean sample.
+        loss: error between prediction and target.
+        noise_power: see `Objective`.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 300,
+        prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction",
+        loss: Literal["smooth_l1", "mse", "l1"] = "smooth_l1",
+        noise_power: float = 1.0,
+    ) -> None:
+        super().__init__(num_train_timesteps, noise_power)
+        self.prediction_type, self.loss = prediction_type, loss
+        self.model_config = {"prediction_type": prediction_type}
+        self.betas = cosine_betas(num_train_timesteps)
+        self.scheduler: DDPMScheduler = make_scheduler("ddpm", num_train_timesteps, self.betas, prediction_type)
+
+    def corrupt(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(clean, noise, time)
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans and Ho, arXiv:2202.00512, appendix D), ε or x0."""
+        if self.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(clean, noise, time)
+        return noise if self.prediction_type == "epsilon" else clean
+
+    def error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if predicted.shape[1] == 2 * target.shape[1]:
+            mean, log_variance = predicted.chunk(2, dim=1)
+            return gaussian_nll(mean, log_variance, target)
+        return LOSSES[self.loss](predicted, target, reduction="none")
+
+    def sampling_scheduler(self) -> Any:
+        return make_scheduler("dpm++", self.num_train_timesteps, self.betas, self.prediction_type)
+
+
+def gaussian_nll(mean: torch.Tensor, log_variance: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """exp(−log σ)·error² + log σ, the published loss with a learned variance."""
+    log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
+    return torch.exp(-log_variance) * (mean - target).square() + log_variance
+
+
+class NoiseAndImage(Objective):
+    """PRDiT's process: the model predicts the noise and the clean image at once; the loss is the sum of both MSEs.
+
+    Args:
+        num_train_timesteps: number of steps between image and noise.
+        noise_scale: standard deviation of the noise.
+        solver: solver for sampling; hot is the stochastic predictor-corrector.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        noise_scale: float = 0.5,
+        solver: Literal["hot", "euler"] = "hot",
+    ) -> None:
+        super().__init__(num_train_timesteps)
+        self.model_config = {"num_train_timesteps": num_train_timesteps, "noise_scale": noise_scale}
+        self.scheduler = NoiseAndImageScheduler(num_train_timesteps, noise_scale, solver)
+
+    def corrupt(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(clean, noise, time)
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """`(B, 2·C, *size)`: the noise, then the clean image."""
+        return self.scheduler.targets(clean, noise)
+
+    def error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return 2 * (predicted - target).square()  # the sum of two means over half of the channels each
+
+    def sampling_scheduler(self) -> NoiseAndImageScheduler:
+        return self.scheduler
+
+
+# --- Samples with their noise and time ---
+
+
 class Source(Protocol):
-    """Latents from files, or volumes that are still to be encoded."""
+    """Latents from files, or volumes that are encoded while training."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> torch.Tensor: ...
 
 
+class SamplesByVisit(Protocol):
+    """Training samples by visit number: dictionaries with `sample`, `subject` and what else a model is given."""
+
+    def __getitem__(self, visit: int) -> Batch: ...
+
+
 @dataclass(frozen=True)
 class LabelledSamples:
-    """Samples with what is known of them.
+    """Samples with what is known about them.
 
     Args:
         source: tensors by index.
-        subjects: whose each is.
-        labels: class of each, or None.
+        subjects: subject of each tensor.
+        labels: class number of each tensor, if there are labels.
+        conditions: masks of each tensor, if an adapter is trained.
     """
 
     source: Source
     subjects: Sequence[str]
     labels: Sequence[int] | None = None
+    conditions: Source | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Batch:
+        item: Batch = {"sample": self.source[index], "subject": self.subjects[index]}
+        if self.labels is not None:
+            item["label"] = torch.tensor(self.labels[index])
+        if self.conditions is not None:
+            item["condition"] = self.conditions[index]
+        return item
+
+    def shuffled(self, seed: int) -> "ShuffledSamples":
+        return ShuffledSamples(self, SampleOrder(len(self), seed))
+
+
+@dataclass(frozen=True)
+class ShuffledSamples:
+    """Samples by visit number, each once per epoch."""
+
+    samples: LabelledSamples
+    order: SampleOrder
+
+    def __getitem__(self, visit: int) -> Batch:
+        return self.samples[self.order[visit]]
 
 
 @dataclass(frozen=True)
 class Noising:
-    """How noise is drawn: everything by a visit's number, so by nothing else.
+    """How noise and times are drawn for samples: from the seed and a sample's number alone.
 
     Args:
-        shape: of a latent `(C, *size)`.
-        timesteps: of the schedule.
-        seed: of the run.
-        null_label: stands for a label that was dropped; None where labels are never dropped.
-        label_dropout: share of labels dropped.
-        noise_power: 1 visits all timesteps alike; by larger numbers, the share of those up to t is (t / T)^power.
+        objective: draws the times.
+        seed: the run's seed.
+        shape: shape of the noise `(C, *size)` if it is not the sample's, as for volumes that are still to be encoded.
+        null_label: stands for a label that was dropped; None if labels are never dropped.
+        label_dropout: share of labels to drop; None for models without labels, for which nothing is drawn.
     """
 
-    shape: tuple[int, ...]
-    timesteps: int
+    objective: Objective
     seed: int
+    shape: tuple[int, ...] | None = None
     null_label: int | None = None
-    label_dropout: float = 0.0
-    noise_power: float = 1.0
+    label_dropout: float | None = None
 
-    def timestep_at(self, share: torch.Tensor) -> torch.Tensor:
-        """That below which a share of all visits lies, the share being in [0, 1)."""
-        return (share.double() ** (1 / self.noise_power) * self.timesteps).long().clamp(max=self.timesteps - 1)
+    def noise_for(self, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(sample.shape if self.shape is None else self.shape, generator=generator)
 
 
 class NoisyDataset(Dataset):
-    """Training samples by visit: a latent (or volume), its noise, its timestep and its label."""
+    """Training samples by visit number, each with its noise and time."""
 
-    def __init__(self, patients: LabelledSamples, noising: Noising) -> None:
-        self.patients = patients
+    def __init__(self, samples: SamplesByVisit, noising: Noising) -> None:
+        self.samples = samples
         self.noising = noising
-        self.order = SampleOrder(len(patients.source), noising.seed)
         self.seed = seed_for(noising.seed, "noise")
 
     def __getitem__(self, visit: int) -> Batch:
-        index, how = self.order[visit], self.noising
+        item, noising = self.samples[visit], self.noising
         generator = generator_for(self.seed, visit)
-        timestep = torch.randint(how.timesteps, (), generator=generator)
-        if how.noise_power != 1:
-            timestep = how.timestep_at((timestep + 0.5) / how.timesteps)
-        is_dropped = torch.rand((), generator=generator) < how.label_dropout
-        noise = torch.randn(how.shape, generator=generator)
-        item = _item(self.patients, index, timestep, noise)
-        if "label" in item and how.null_label is not None and is_dropped:
-            item["label"] = torch.tensor(how.null_label)
+        item["timestep"] = noising.objective.draw_time(generator)
+        if noising.label_dropout is not None:
+            is_dropped = torch.rand((), generator=generator) < noising.label_dropout
+            if "label" in item and noising.null_label is not None and is_dropped:
+                item["label"] = torch.tensor(noising.null_label)
+        item["noise"] = noising.noise_for(item["sample"], generator)
         return item
 
 
 class ValidationDataset(Dataset):
-    """Validation samples: every patient at several noise levels, the same ones and the same noise every time.
+    """Validation samples: every sample at several noise levels, with the same noise at every validation.
 
-    Timesteps are stratified (one from each of `levels` equal parts of the schedule), so that the mean over a few tells
-    much. Padded to a multiple of `multiple` by samples that weigh nothing, so that all processes have equally many.
+    Times are stratified, one from each of `levels` equal parts of the training distribution, so that the mean over a
+    few of them varies little. The set is padded to a multiple of `multiple` by samples of weight 0, so that all
+    processes get equally many.
     """
 
-    def __init__(self, patients: LabelledSamples, noising: Noising, levels: int, multiple: int) -> None:
-        self.patients = patients
+    def __init__(self, samples: LabelledSamples, noising: Noising, levels: int, multiple: int) -> None:
+        self.samples = samples
         self.noising = noising
         self.levels = levels
-        self.real = len(patients.source) * levels
+        self.real = len(samples) * levels
         self.size = -(-self.real // multiple) * multiple
         self.seed = seed_for(noising.seed, "validation")
 
@@ -116,59 +291,8 @@ class ValidationDataset(Dataset):
     def __getitem__(self, place: int) -> Batch:
         index, level = divmod(place % self.real, self.levels)
         generator = generator_for(self.seed, place % self.real)
+        item = self.samples[index]
         share = (level + torch.rand((), generator=generator, dtype=torch.float64)) / self.levels
-        noise = torch.randn(self.noising.shape, generator=generator)
-        item = _item(self.patients, index, self.noising.timestep_at(share), noise)
+        item["timestep"] = self.noising.objective.time_at(share)
+        item["noise"] = self.noising.noise_for(item["sample"], generator)
         return {**item, "weight": torch.tensor(float(place < self.real))}
-
-
-def _item(patients: LabelledSamples, index: int, timestep: torch.Tensor, noise: torch.Tensor) -> Batch:
-    item = {
-        "sample": patients.source[index],
-        "noise": noise,
-        "timestep": timestep,
-        "subject": patients.subjects[index],
-    }
-    return item if patients.labels is None else {**item, "label": torch.tensor(patients.labels[index])}
-
-
-class Process(Protocol):
-    """What is undone, and the error that is lowered."""
-
-    def losses(self, model: torch.nn.Module, latents: torch.Tensor, batch: Batch) -> torch.Tensor: ...
-
-
-class Denoising:
-    """The published process and loss (`DiffusionSettings`)."""
-
-    def __init__(self, settings: DiffusionSettings, device: torch.device | str) -> None:
-        steps = settings.num_train_timesteps
-        self.settings = settings
-        self.betas = cosine_betas(steps)
-        self.scheduler: DDPMScheduler = make_scheduler("ddpm", steps, self.betas, settings.prediction_type)
-        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)  # else copied at every step
-
-    def losses(self, model: torch.nn.Module, latents: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The loss of each sample `(B,)`; latents `(B, C, *size)` as the transformer sees them, scaled."""
-        noise, timesteps = batch["noise"], batch["timestep"]
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        steering = {"condition": batch["condition"]} if "condition" in batch else {}
-        predicted = model(noisy, timesteps, class_labels=batch.get("label"), return_dict=False, **steering)[0].float()
-        target = self.target(latents, noise, timesteps)
-        if predicted.shape[1] == 2 * target.shape[1]:
-            mean, log_variance = predicted.chunk(2, dim=1)
-            return gaussian_nll(mean, log_variance, target).flatten(1).mean(dim=1)
-        error = ERRORS[self.settings.loss](predicted, target, reduction="none")
-        return error.flatten(1).mean(dim=1)
-
-    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What is to be predicted; v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans and Ho, arXiv:2202.00512, appendix D)."""
-        if self.settings.prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(latents, noise, timesteps)
-        return noise if self.settings.prediction_type == "epsilon" else latents
-
-
-def gaussian_nll(mean: torch.Tensor, log_variance: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """exp(−log σ)·error² + log σ: the published loss with a learned variance."""
-    log_variance = log_variance.clamp(*LOG_VARIANCES)
-    return torch.exp(-log_variance) * (mean - target).square() + log_variance

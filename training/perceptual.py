@@ -1,7 +1,7 @@
-"""The perceptual loss's network: found, announced and loaded before training starts, so that nothing fails later.
+"""The network of the perceptual loss, checked and loaded before training starts, so that nothing fails later.
 
-MONAI leaves three things to chance that are settled here: the network's weights are downloaded in the middle of
-making the loss, its last layers can be trained and have dropout, and its slices are drawn from the global generator.
+This fixes three things in MONAI's loss: the weights are downloaded while the loss is constructed, the last layers are
+trainable and have dropout, and the slices are drawn from the global generator.
 """
 
 import urllib.error
@@ -26,8 +26,8 @@ class Backbone:
 
     Args:
         title: torchvision's name.
-        weights: of torchvision's class that knows the file and its address.
-        smallest: the shortest side of a picture that it can take.
+        weights: torchvision's class with the file's URL.
+        smallest: shortest side of an image that the network accepts.
     """
 
     title: str
@@ -46,7 +46,7 @@ NETWORKS = ("none", *BACKBONES, *FROM_GITHUB)
 
 
 def check_perceptual_network(network: str, weights: str | None = None) -> None:
-    """Makes sure that the network can be made; prints a line where something will be downloaded for it."""
+    """Check that the network is available; print a line if something will be downloaded."""
     if network in FROM_GITHUB:
         _check_github(network)
         return
@@ -66,18 +66,18 @@ def check_perceptual_network(network: str, weights: str | None = None) -> None:
         )
     print(
         f"The perceptual network {name} ({megabytes:.1f} MB) is downloaded once from {url} to {_cached(url).parent}; "
-        f"on a machine without network give the file as --losses.perceptual_weights FILE."
+        f"on a machine without network access, give the file as --losses.perceptual_weights FILE."
     )
 
 
 class PerceptualDistance(nn.Module):
-    """How far two images `(B, C, *size)` in [-1, 1] are from each other to a network; frozen, always float32.
+    """Perceptual distance of two images `(B, C, *size)` in [-1, 1], by a frozen network in float32.
 
     Args:
-        network: of `NETWORKS`. LPIPS and RadImageNet look at planes along each of the three axes (2.5D), MedicalNet
-            at the whole image.
-        slices: share of the planes of an axis that are looked at.
-        weights: torchvision's file of the network under LPIPS; without it, it is downloaded once.
+        network: one of `NETWORKS`. LPIPS and RadImageNet compare planes along each of the three axes (2.5D), MedicalNet
+            the whole image.
+        slices: share of the planes of each axis.
+        weights: torchvision's weights file of the network under LPIPS; by default it is downloaded once.
     """
 
     def __init__(self, network: str, slices: float = 0.5, weights: str | None = None) -> None:
@@ -89,11 +89,11 @@ class PerceptualDistance(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation: LPIPS would drop features at random."""
+        """Stay in eval mode: LPIPS has dropout."""
         return super().train(False)
 
     def forward(self, reconstruction: Tensor, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A number; `generator` (on the CPU) draws the planes. Without one the global generator does."""
+        """Return the distance, a scalar; `generator` (on the CPU, default: the global one) draws the planes."""
         self._check_size(image)
         first, second = reconstruction.float(), image.float()
         if self.network == "radimagenet_resnet50":
@@ -110,9 +110,9 @@ class PerceptualDistance(nn.Module):
         smallest = BACKBONES[self.network].smallest if self.network in BACKBONES else 1
         if min(size) < smallest:
             raise CardioDiTError(
-                f"Images of {' × '.join(map(str, size))} are too small for the perceptual network {self.network}: it "
-                f"looks at planes along every axis and needs at least {smallest} voxels and frames. Train with more, "
-                "or with --losses.perceptual_network none."
+                f"Images of {' × '.join(map(str, size))} are too small for the perceptual network {self.network}, "
+                f"which compares planes along every axis and needs at least {smallest} voxels and frames. Use larger "
+                "images, or --losses.perceptual_network none."
             )
         if self.loss.is_fake_3d and int(len(image) * min(size) * self.slices) < 1:
             raise CardioDiTError(
@@ -128,7 +128,7 @@ def _monai_loss(network: str, slices: float, weights: str | None) -> nn.Module:
         return PerceptualLoss(spatial_dims=3, network_type=network, is_fake_3d=is_2d, fake_3d_ratio=slices)
 
     class LossOverLPIPS(PerceptualLoss):
-        """MONAI's loss over planes with a network that is already loaded; MONAI itself would download one."""
+        """MONAI's loss over planes with a network that is already loaded, where MONAI would download one."""
 
         def __init__(self) -> None:
             nn.Module.__init__(self)
@@ -139,28 +139,30 @@ def _monai_loss(network: str, slices: float, weights: str | None) -> nn.Module:
 
 
 def _lpips(network: str, weights: str | None) -> nn.Module:
-    """LPIPS with its own last layers, which its package holds, over the given or downloaded network."""
+    """Return LPIPS with its own last layers, from its package, over the given or downloaded network."""
     import warnings
 
     lpips = _import_lpips()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # lpips calls it the old way
-        distance = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)  # drawn at random, loaded below
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module="torchvision"
+        )  # lpips uses a deprecated argument
+        distance = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)  # random weights, replaced below
     name = BACKBONES[network].title
     _load_backbone(distance.net, name, _read(weights) if weights is not None else _download(network), weights)
     return distance
 
 
 def _load_backbone(backbone: nn.Module, name: str, features: dict[str, Tensor], file: str | None) -> None:
-    """LPIPS cuts torchvision's `features.{i}` into `slice{k}.{i}`; the classifier is not used."""
+    """Load torchvision's weights: LPIPS splits `features.{i}` into `slice{k}.{i}` and does not use the classifier."""
     own = {key: f"features.{key.split('.', 1)[1]}" for key in backbone.state_dict()}
-    found = {key for key in features if not key.startswith("classifier.")}
-    if found != set(own.values()) or any(
+    given = {key for key in features if not key.startswith("classifier.")}
+    if given != set(own.values()) or any(
         features[theirs].shape != backbone.state_dict()[key].shape for key, theirs in own.items()
     ):
         raise CardioDiTError(
             f"{file or 'The downloaded file'} does not hold the weights of torchvision's {name}, which "
-            "--losses.perceptual_network asks for."
+            "--losses.perceptual_network needs."
         )
     backbone.load_state_dict({key: features[theirs] for key, theirs in own.items()}, strict=True)
 
@@ -178,7 +180,7 @@ def _read(file: str) -> dict[str, Any]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise CardioDiTError(f"{file} is damaged or no safetensors file: {error}") from error
+        raise CardioDiTError(f"{file} is damaged or not a safetensors file: {error}") from error
 
 
 def _download(network: str) -> dict[str, Any]:
@@ -187,7 +189,7 @@ def _download(network: str) -> dict[str, Any]:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise CardioDiTError(
-            f"The perceptual network could not be had from {url} ({error}). Give the file as "
+            f"The perceptual network could not be downloaded from {url} ({error}). Give the file as "
             "--losses.perceptual_weights FILE, or train with --losses.perceptual_network none."
         ) from error
 
@@ -203,14 +205,14 @@ def _import_lpips() -> Any:
     except RuntimeError as error:
         raise CardioDiTError(
             f"The perceptual loss needs torchvision, which does not fit the installed torch {torch.__version__} "
-            f"({str(error).splitlines()[0]}). Install both from the same place, or train with "
+            f"({str(error).splitlines()[0]}). Install both from the same source, or train with "
             "--losses.perceptual_network none."
         ) from error
     return lpips
 
 
 def _address(backbone: Backbone) -> tuple[str, float]:
-    """URL and size in MB of torchvision's file."""
+    """Return the URL and the size in MB of torchvision's file."""
     import torchvision
 
     weights = getattr(torchvision.models, backbone.weights).IMAGENET1K_V1  # the ones LPIPS was trained over
@@ -218,7 +220,7 @@ def _address(backbone: Backbone) -> tuple[str, float]:
 
 
 def _cached(url: str) -> Path:
-    """Where torch.hub looks before it downloads."""
+    """Return the path where torch.hub looks before it downloads."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 

@@ -1,33 +1,40 @@
-"""A segmenter learns to find both ventricles and the muscle in cine volumes, to measure what is generated.
+"""Train a segmenter of both ventricles and the myocardium in cine volumes, by which generated hearts are measured.
 
-In: two manifests with a column `mask` (RV 1, myocardium 2, LV 3; frames without labels are left out). Out, in
-OUTPUT_DIR/RUN_NAME: checkpoints to go on from, and `best/segmenter` with the highest Dice on the validation volumes.
+Input: two manifests with a column `mask` (RV 1, myocardium 2, LV 3; frames without labels are not used). Output, in
+OUTPUT_DIR/RUN_NAME: checkpoints, and `best/segmenter` with the highest Dice on the validation volumes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
+from torch.utils.data import Dataset
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit._util.randomness import generator_for
-from cardiodit.errors import try_all
+from cardiodit.errors import Problems, try_all
 from cardiodit.evaluation.metrics.function import ejection_fraction, volumes_ml
-from cardiodit.imaging.manifest import check_disjoint, read_manifest
+from cardiodit.imaging.augmentation import Augmentation
+from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.manifest import Case, check_disjoint, prepare_case, prepare_mask, read_manifest
+from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.models.segmenter import HeartSegmenter, dice
 from cardiodit.training.harness.command_line import Request, read_command_line
+from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
-from cardiodit.training.harness.sampler import seed_for
-from cardiodit.training.harness.script import run_script
-from cardiodit.training.harness.state import Network, Optimizer, decaying
-from cardiodit.training.segmenter_data import FrameVisits, SegmentedCines
-from cardiodit.training.settings import SegmenterSettings
+from cardiodit.training.harness.schedule import SampleOrder, seed_for
+from cardiodit.training.harness.state import Network, Optimizer, decay_groups
+from cardiodit.training.settings import SegmenterSettings, build_augmentation, build_preprocessing
 
 EXAMPLE = (
     "accelerate launch training/train_segmenter.py --config configs/phantom/segmenter.yaml \\\n"
     "    --training_ids phantoms/manifest.csv --validation_ids fresh/manifest.csv --output_dir runs --run_name seg"
 )
+Batch = dict[str, Any]
+
 LABELS = {1: "rv", 2: "myo", 3: "lv"}
 
 
@@ -44,25 +51,26 @@ def train(request: Request[SegmenterSettings], run: Run) -> None:
     cines, validation = read_cines(request)
     run.open(len(cines.frames), {"training_data": cines.identity, "validation_data": validation.identity})
     model = new_segmenter(settings, cines)
-    optimizer = torch.optim.AdamW(decaying(model, training.weight_decay), training.learning_rate)
+    optimizer = torch.optim.AdamW(decay_groups(model, training.weight_decay), training.learning_rate)
     model, optimizer = run.accelerator.prepare(model, optimizer)
     bare = run.accelerator.unwrap_model(model)
     networks = [Network("segmenter", bare)]
-    run.keep([*networks, Optimizer("optimizer", bare, optimizer)], [(optimizer, training.learning_rate)])
+    run.register([*networks, Optimizer("optimizer", bare, optimizer)], [(optimizer, training.learning_rate)])
 
     data = settings.data
-    loader = run.loader(FrameVisits(cines, data.augmentation.build(), data.blur, data.noise, training.seed))
-    validate_every = run.calendar.every(training.validation_epochs, training.validation_steps)
+    loader = run.loader(
+        FrameDataset(cines, build_augmentation(data.augmentation), data.blur, data.noise, training.seed)
+    )
+    validate_every = run.schedule.every(training.validation_epochs, training.validation_steps)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
     for _, batches in run.steps(loader):
         total = torch.zeros((), device=run.accelerator.device)
-        for number, batch in enumerate(batches, start=1):
-            with run.accumulating(model, is_last=number == len(batches)):
-                loss = loss_of(model(batch["image"]).float(), batch["labels"])
-                run.backward(loss)
+        for batch in run.accumulating(model, batches):
+            loss = loss_of(model(batch["image"]).float(), batch["labels"])
+            run.backward(loss)
             total += loss.detach() / len(batches)
         run.update(optimizer, model)
-        run.log({"loss": total}, [subject for batch in batches for subject in batch["subject"]])
+        run.log({"loss": total}, batches)
         if run.is_due(validate_every):
             run.validated(validate(bare, validation), networks, by="validation_dice_error")
     if run.was_interrupted:
@@ -71,8 +79,73 @@ def train(request: Request[SegmenterSettings], run: Run) -> None:
     run.say(f"The segmenter is {run.folder / 'best' / 'segmenter'}.")
 
 
+class SegmentedCines:
+    """Cines `(H, W, D, T)` with their label maps in memory, and the list of labelled frames."""
+
+    def __init__(self, cases: Sequence[Case], steps: Preprocessing, most_label: int) -> None:
+        from tqdm import tqdm
+
+        self.cases, self.steps = list(cases), steps
+        self.images: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+        self.geometries: list[Geometry] = []
+        problems = Problems("The segmenter cannot be trained with these rows")
+        for case in tqdm(self.cases, desc="Reading", unit="volume", disable=None, leave=False):
+            prepared = prepare_case(case, steps)
+            mask = prepare_mask(case, prepared)
+            if mask is None:
+                problems.add(f"{case.subject} has no mask; the manifest needs a column of that name")
+                continue
+            if mask.voxels.max() > most_label or mask.voxels.max() == 0:
+                problems.add(f"{case.path('mask')} holds labels up to {mask.voxels.max()}, not 1 to {most_label}")
+            self.images.append(prepared.volume.voxels.astype(np.float32))
+            self.labels.append(mask.voxels.astype(np.uint8))
+            self.geometries.append(prepared.volume.geometry)
+        problems.raise_if_any()
+        self.frames = [
+            (i, int(t)) for i, mask in enumerate(self.labels) for t in np.flatnonzero(mask.any(axis=(0, 1, 2)))
+        ]
+
+    @property
+    def identity(self) -> str:
+        """Hashes of the files, independent of their paths."""
+        return " ".join(sha256_of(case.image)[:12] for case in self.cases)
+
+    def frame(self, index: int, time: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image and labels `(H, W, D)`."""
+        return torch.from_numpy(self.images[index][..., time]), torch.from_numpy(self.labels[index][..., time])
+
+
+class FrameDataset(Dataset):
+    """Training samples by visit number: an image `(1, H, W, D)` with its labels.
+
+    Args:
+        blur: largest blur in voxels within the plane; half of the images are not blurred.
+        noise: largest standard deviation of added noise; the intensity range is 2.
+    """
+
+    def __init__(self, cines: SegmentedCines, augmentation: Augmentation, blur: float, noise: float, seed: int) -> None:
+        self.cines, self.augmentation, self.blur, self.noise = cines, augmentation, blur, noise
+        self.order = SampleOrder(len(cines.frames), seed)
+        self.seed = seed_for(seed, "frames")
+
+    def __getitem__(self, visit: int) -> Batch:
+        index, time = self.cines.frames[self.order[visit]]
+        generator = generator_for(self.seed, visit)
+        image, labels = self.cines.frame(index, time)
+        spacing = self.cines.geometries[index].spacing
+        plane = (1.0, 1.0) if spacing is None else spacing[:2]
+        image, (labels,) = self.augmentation(image, [labels], generator, spacing=plane)
+        is_blurred, blur, noise = torch.rand(3, generator=generator).tolist()
+        if is_blurred < 0.5:
+            sigma = blur * self.blur
+            image = torch.from_numpy(gaussian_filter(image.numpy(), (sigma, sigma, 0), mode="nearest"))
+        image = image + noise * self.noise * torch.randn(image.shape, generator=generator)
+        return {"image": image[None], "labels": labels[None].long(), "subject": self.cines.cases[index].subject}
+
+
 def read_cines(request: Request[SegmenterSettings]) -> tuple[SegmentedCines, SegmentedCines]:
-    options, steps = request.options, request.settings.data.preprocessing.build()
+    options, steps = request.options, build_preprocessing(request.settings.data.preprocessing)
     cases = try_all(partial(read_manifest, options.training_ids), partial(read_manifest, options.validation_ids))
     check_disjoint(training=cases[0], validation=cases[1])
     most = request.settings.model.num_labels - 1
@@ -84,22 +157,22 @@ def new_segmenter(settings: SegmenterSettings, cines: SegmentedCines) -> HeartSe
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
     spacings = {geometry.spacing for geometry in cines.geometries}
     return HeartSegmenter(
-        **asdict(settings.model),
+        **settings.model,
         preprocessing=cines.steps.to_dict(),
         spacing=spacings.pop() if len(spacings) == 1 else None,
     )
 
 
 def validate(model: HeartSegmenter, cines: SegmentedCines) -> dict[str, float]:
-    """Mean Dice over volumes, label by label, and by how much the ejection fraction is off, in points."""
+    """Return the mean Dice of each label over volumes, and the error of the ejection fraction in percentage points."""
     overlaps, errors = [], []
     for image, labels, geometry in zip(cines.images, cines.labels, cines.geometries, strict=True):
-        found = model.segment(image)
+        predicted = model.segment(image)
         labelled = labels.any(axis=(0, 1, 2))
-        overlaps.append(list(dice(found[..., labelled], labels[..., labelled], tuple(LABELS)).values()))
+        overlaps.append(list(dice(predicted[..., labelled], labels[..., labelled], tuple(LABELS)).values()))
         if labelled.all():
             errors.append(
-                ejection_fraction(volumes_ml(found, geometry)) - ejection_fraction(volumes_ml(labels, geometry))
+                ejection_fraction(volumes_ml(predicted, geometry)) - ejection_fraction(volumes_ml(labels, geometry))
             )
     means = np.mean(overlaps, axis=0)
     values = {f"validation_dice_{name}": float(mean) for name, mean in zip(LABELS.values(), means, strict=True)}

@@ -1,7 +1,7 @@
-"""The authors' YAML files as configs of ours, so that `--config` takes either.
+"""Translate the authors' YAML files to our configs, so that `--config` accepts either.
 
-What only their code needs (paths, trackers, workers) is left out; what changes training and we do not have is refused
-where the files are read.
+Keys that only their code needs (paths, trackers, workers) are ignored; keys that would change training and that we do
+not support are refused.
 """
 
 from pathlib import Path
@@ -19,17 +19,17 @@ from cardiodit.errors import CardioDiTError
 
 Plain = dict[str, Any]
 PRECISIONS = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16", "fp32": "no", "float32": "no"}
-# Keys of theirs that would change what is computed, and that we have nothing for.
-MISSING = ("min_snr_gamma", "offset_noise_strength", "use_bucket_sampler", "latent_stats_path", "alpha_pool")
+# Their keys that would change training and that we do not support.
+UNSUPPORTED = ("min_snr_gamma", "offset_noise_strength", "use_bucket_sampler", "latent_stats_path", "alpha_pool")
 
 
 def translate_vqgan(path: Path, raw: Plain) -> Plain | None:
-    """Ours for a stage 1 file of theirs; None for a file of ours."""
+    """Return our config for their stage 1 file; None for a file in our layout."""
     return vqgan_settings(read_vqgan_config(path)) if _is_theirs(raw) else None
 
 
 def translate_dit(path: Path, raw: Plain) -> Plain | None:
-    """Ours for a stage 2 file of theirs; None for a file of ours."""
+    """Return our config for their stage 2 file; None for a file in our layout."""
     return dit_settings(read_dit_config(path)) if _is_theirs(raw) else None
 
 
@@ -78,7 +78,7 @@ def vqgan_settings(config: VQGANConfig) -> Plain:
         names = ("num_channels", "num_layers_d", "in_channels", "out_channels", "kernel_size", "norm", "bias")
         more = ("padding", "activation", "dropout", "last_conv_kernel_size")
         plain["discriminator"] = {name: getattr(config.discriminator, name) for name in (*names, *more)}
-    return _said(plain)
+    return _without_nulls(plain)
 
 
 def dit_settings(config: DiTConfig) -> Plain:
@@ -109,7 +109,7 @@ def dit_settings(config: DiTConfig) -> Plain:
         run["lr_scheduler"] = "cosine"
     elif training.lr_gamma is not None:
         run |= {"lr_scheduler": "exponential", "lr_gamma": training.lr_gamma, "lr_warmup_epochs": 0}
-    return _said(
+    return _without_nulls(
         {
             "dimensions": len(params.input_size),
             "label_column": "label" if params.num_classes else None,
@@ -142,7 +142,7 @@ def _shared(training: Run) -> Plain:
 
 
 def _preprocessing(training: Run) -> Plain:
-    """CardioDiT's, with the sizes that the file names."""
+    """Return CardioDiT's preset with the sizes of the file."""
     plane = training.roi_size
     frames = training.target_frames or (plane[2] if plane is not None and len(plane) == 3 else None)
     size = None if plane is None else [*plane[:2], training.target_z]
@@ -151,18 +151,18 @@ def _preprocessing(training: Run) -> Plain:
 
 def _refuse(config: DiTConfig) -> None:
     training: DiTTraining = config.training
-    said = [name for name in MISSING if getattr(training, name) not in (None, False, 0, 0.0)]
+    unsupported = [name for name in UNSUPPORTED if getattr(training, name) not in (None, False, 0, 0.0)]
     if config.params.spacing is not None:
-        said.append("spacing")
-    if said:
+        unsupported.append("spacing")
+    if unsupported:
         raise CardioDiTError(
-            f"{config.file}: {', '.join(said)} would change what is trained, and is not known here. Take it out of the "
-            "file to train without."
+            f"{config.file}: {', '.join(unsupported)} would change training and is not supported. Remove it from the "
+            "file to train without it."
         )
 
 
-def _said(plain: Any) -> Any:
-    """Without what a file does not say, and with tuples as YAML's lists."""
+def _without_nulls(plain: Any) -> Any:
+    """Remove keys that the file does not give, and convert tuples to lists as in YAML."""
     if isinstance(plain, dict):
-        return {key: _said(value) for key, value in plain.items() if value is not None}
-    return [_said(value) for value in plain] if isinstance(plain, list | tuple) else plain
+        return {key: _without_nulls(value) for key, value in plain.items() if value is not None}
+    return [_without_nulls(value) for value in plain] if isinstance(plain, list | tuple) else plain

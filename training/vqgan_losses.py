@@ -1,33 +1,33 @@
-"""What the published VQ-GAN is trained with: L1, commitment, perceptual, adversarial and spectral loss."""
+"""Losses of the published VQ-GAN: L1, commitment, perceptual, adversarial and spectral loss."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cardiodit._util.typed_yaml import option
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.training.perceptual import BACKBONES, NETWORKS, PerceptualDistance, check_perceptual_network
 
 
-def _key(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """The losses of stage 1; the defaults are the published ones. Each key's meaning stands beside it."""
+    """Settings of the losses of stage 1; the defaults are the published ones."""
 
-    perceptual_weight: float = _key(0.002, "of the perceptual loss")
-    perceptual_network: str = _key("squeeze", f"one of {', '.join(NETWORKS)}")
-    perceptual_slices: float = _key(0.5, "share of the planes along each axis that the network looks at")
-    perceptual_weights: str | None = _key(None, "file of the network, for machines that cannot download it")
-    adversarial_weight: float = _key(0.005, "of the adversarial loss, once its ramp is over")
-    adversarial_ramp_epochs: float = _key(50.0, "in which that weight rises from 0")
-    adversarial_start_epoch: float = _key(0.0, "at which it begins to rise")
-    spectral_weight: float = _key(0.0, "of the difference of the amplitudes of all frequencies")
+    perceptual_weight: float = option(0.002, "weight of the perceptual loss")
+    perceptual_network: str = option("squeeze", f"network of the perceptual loss: {', '.join(NETWORKS)}")
+    perceptual_slices: float = option(
+        0.5, "share of the planes along each axis on which the perceptual loss is computed"
+    )
+    perceptual_weights: str | None = option(None, "weights file of the network, for machines that cannot download it")
+    adversarial_weight: float = option(0.005, "weight of the adversarial loss after its ramp")
+    adversarial_ramp_epochs: float = option(50.0, "epochs in which this weight rises linearly from 0")
+    adversarial_start_epoch: float = option(0.0, "epoch at which the ramp starts")
+    spectral_weight: float = option(
+        0.0, "weight of the spectral loss, which compares the amplitudes of all frequencies"
+    )
 
     def __post_init__(self) -> None:
         problems = Problems("The losses cannot be used")
@@ -36,7 +36,7 @@ class LossSettings:
         for name in ("adversarial_ramp_epochs", "adversarial_start_epoch"):
             _check_number(problems, name, getattr(self, name))
         if self.perceptual_network not in NETWORKS:
-            problems.add(f"perceptual_network={self.perceptual_network!r} is none of {', '.join(NETWORKS)}")
+            problems.add(f"perceptual_network={self.perceptual_network!r} is not one of {', '.join(NETWORKS)}")
         if not 0 < self.perceptual_slices <= 1:
             problems.add(f"perceptual_slices={self.perceptual_slices} must be above 0 and at most 1")
         if self.perceptual_weights is not None and self.perceptual_network not in BACKBONES:
@@ -49,16 +49,16 @@ class LossSettings:
 
 
 def check_perceptual(settings: LossSettings) -> None:
-    """To be called before training starts: an error where the perceptual network cannot be had.
+    """Check before training that the perceptual network is available; print a line if it will be downloaded.
 
-    Prints a line where it will be downloaded; in a run of several processes, one of them should do this first.
+    With several processes, one of them should call this first.
     """
     if settings.is_perceptual:
         check_perceptual_network(settings.perceptual_network, settings.perceptual_weights)
 
 
 def adversarial_weight(settings: LossSettings, epoch: float) -> float:
-    """Rises linearly from 0 to its full size; while it is 0 the discriminator does not train."""
+    """Return the weight at an epoch, which rises linearly from 0; while it is 0, the discriminator is not trained."""
     since = epoch - settings.adversarial_start_epoch
     if since < 0:
         return 0.0
@@ -67,7 +67,7 @@ def adversarial_weight(settings: LossSettings, epoch: float) -> float:
 
 
 class GeneratorLoss(nn.Module):
-    """What the autoencoder is trained to lower. All of it is float32, outside of autocast."""
+    """The autoencoder's loss, computed in float32 outside autocast."""
 
     def __init__(self, settings: LossSettings) -> None:
         super().__init__()
@@ -85,15 +85,15 @@ class GeneratorLoss(nn.Module):
         adversarial_weight: float,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """The parts, unweighted, and "loss", their weighted sum; a part whose weight is 0 is not computed.
+        """Return the unweighted parts and "loss", their weighted sum; parts with weight 0 are not computed.
 
         Args:
             reconstruction, image: `(B, C, H, W, T)` or `(B, C, H, W, D)`, in [-1, 1].
-            commitment: of the codebook, already multiplied by its cost.
-            fake_logits: the discriminator's verdict on the reconstruction; not needed while it has no weight.
-            adversarial_weight: of this moment, as the function of this name says.
-            generator: on the CPU, draws the planes that the perceptual network looks at. Without one they come from
-                torch's global generator, which the training harness seeds at every step.
+            commitment: commitment loss of the codebook, already multiplied by its cost.
+            fake_logits: output of the discriminator for the reconstruction; not needed if its weight is 0.
+            adversarial_weight: current weight, see the function of this name.
+            generator: CPU generator that draws the planes of the perceptual loss; default: torch's global generator,
+                which the training harness seeds at every step.
         """
         with torch.autocast(image.device.type, enabled=False):
             fake, real = reconstruction.float(), image.float()
@@ -121,10 +121,10 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def _adversarial(logits: Tensor, is_real: bool, for_discriminator: bool) -> Tensor:
-    """Least squares with MONAI's default, a LeakyReLU(0.05) on the logits.
+    """Return the least-squares loss with MONAI's default, a LeakyReLU(0.05) on the logits.
 
-    That is what the published training ran: models continue from its checkpoints, and its weights are tuned to it.
-    `no_activation_leastsq=True` would be the loss of the paper; it pulls harder on logits below 0.
+    The published training used it, its weights are tuned to it, and models continue from its checkpoints.
+    `no_activation_leastsq=True` would be the loss of the paper, with larger gradients for logits below 0.
     """
     from monai.losses import PatchAdversarialLoss
 
@@ -134,7 +134,7 @@ def _adversarial(logits: Tensor, is_real: bool, for_discriminator: bool) -> Tens
 
 def _given(logits: Tensor | None) -> Tensor:
     if logits is None:
-        raise CardioDiTError("The adversarial loss has a weight, so the discriminator's logits must be given.")
+        raise CardioDiTError("The adversarial loss has a weight above 0, so fake_logits must be given.")
     return logits
 
 
@@ -144,8 +144,8 @@ def _spectral_loss() -> nn.Module:
     class SpectralLoss(JukeboxLoss):
         """Section 3.3 of Dhariwal et al. (arXiv:2005.00341), with a gradient that is finite everywhere.
 
-        MONAI's root has an infinite slope at an amplitude of 0, which a constant image has at all frequencies but
-        one: after `backward` every weight would be NaN. The slope of `abs` is 0 there.
+        The slope of MONAI's square root is infinite at an amplitude of 0, which a constant image has at all frequencies
+        but one: every weight would become NaN. The slope of `abs` is 0 there.
         """
 
         def _get_fft_amplitude(self, images: Tensor) -> Tensor:

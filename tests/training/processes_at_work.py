@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from cardiodit.training import train_dit, train_prdit, train_vqgan
 from cardiodit.training.harness.command_line import read_command_line
 from cardiodit.training.harness.run import Run
-from cardiodit.training.harness.state import Part, Tensors
+from cardiodit.training.harness.state import Checkpointable, Tensors
 from cardiodit.training.settings import PRDiTSettings, VQGANSettings
 from cardiodit.training.upstream_config import translate_vqgan
 
@@ -32,8 +32,8 @@ SHARDED = {
 class TellingRun(Run):
     """A run whose every process writes down what it holds before it leaves."""
 
-    def keep(self, parts: Sequence[Part], optimizers: Sequence[tuple[Any, float]]) -> None:
-        super().keep(parts, optimizers)
+    def register(self, parts: Sequence[Checkpointable], optimizers: Sequence[tuple[Any, float]]) -> None:
+        super().register(parts, optimizers)
         self.held = parts
 
     def finish(self) -> None:

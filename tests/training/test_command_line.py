@@ -12,7 +12,7 @@ from cardiodit import DiT4DTransformerModel, VQModel4D
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.training.harness.command_line import Request, read_command_line
-from cardiodit.training.settings import DiTSettings, VQGANSettings
+from cardiodit.training.settings import DiTSettings, VQGANSettings, build_preprocessing
 from cardiodit.training.train_dit import add_options
 from cardiodit.training.upstream_config import translate_dit, translate_vqgan
 
@@ -76,7 +76,7 @@ def test_wrong_options_are_named_too() -> None:
     with pytest.raises(CardioDiTError, match=r"the command line: training.seed must be an integer, found 'x'"):
         read_dit("--seed", "x")
     with pytest.raises(
-        CardioDiTError, match=r"There is no config nowhere.yaml. With the package come .*dit_ds8_b4.yaml"
+        CardioDiTError, match=r"There is no config nowhere.yaml. The package contains .*dit_ds8_b4.yaml"
     ):
         read_dit("--config", "nowhere.yaml")
 
@@ -91,7 +91,7 @@ def test_every_key_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     shown = capsys.readouterr().out
     text = " ".join(shown.split())
     for part in (
-        "--learning_rate V of the autoencoder (5.0e-05)",
+        "--learning_rate V highest learning rate of the autoencoder (5.0e-05)",
         "--losses.perceptual_weights",
         "--data.crop",
         "example:",
@@ -128,7 +128,7 @@ def test_the_published_autoencoder() -> None:
     said = settings.model
     model = VQModel4D(said.in_channels, said.out_channels, said.channels, said.num_res_channels, said.num_res_layers)
     assert sum(p.numel() for p in model.parameters()) == 25_690_377
-    assert settings.data.preprocessing.build() == PRESETS["cardiodit"]
+    assert build_preprocessing(settings.data.preprocessing) == PRESETS["cardiodit"]
     training = settings.training
     assert (training.learning_rate, training.discriminator_learning_rate) == (5e-5, 2e-5)
     assert (training.adam_beta1, training.adam_beta2, training.lr_gamma) == (0.5, 0.9, 0.9999)
@@ -156,7 +156,7 @@ def test_the_authors_training_keys_have_their_meaning(tmp_path: Path) -> None:
     assert (training.lr_scheduler, training.lr_warmup_epochs, training.lr_min_ratio) == ("cosine", 2, 0.1)
     assert (training.mixed_precision, training.validation_epochs, training.ema_decay) == ("bf16", 5, 0.99)
     raw["dit"] |= {"min_snr_gamma": 5.0}
-    with pytest.raises(CardioDiTError, match="min_snr_gamma would change what is trained"):
+    with pytest.raises(CardioDiTError, match="min_snr_gamma would change training"):
         read_dit("--config", config(tmp_path, yaml.safe_dump(raw)))
 
 

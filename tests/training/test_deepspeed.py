@@ -147,7 +147,7 @@ def test_the_launcher_starts_it_in_bf16(runs: Runs) -> None:
 @needed
 def test_other_stages_end_in_one_sentence(runs: Runs) -> None:
     starts = [start_zero([*TRAIN_VQGAN, *runs.vqgan("vqgan")]), start_zero([*TRAIN_DIT, *runs.dit("three")], stage=3)]
-    for process, sentence in zip(starts, ["for train_vqgan take configs", "ZeRO 3 is none of 1, 2"], strict=True):
+    for process, sentence in zip(starts, ["for train_vqgan", "ZeRO stage must be 1 or 2, not 3"], strict=True):
         said = said_by(process)
         assert process.returncode != 0 and said.count("error: ") == said.count(sentence) == 1, said
 
@@ -155,11 +155,16 @@ def test_other_stages_end_in_one_sentence(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("stage", "plugin", "precision", "sentence"),
     [
-        ("train_vqgan", {}, "no", "for train_vqgan take configs/accelerate/multi_gpu.yaml (DDP)"),
-        ("train_dit", {"zero_stage": 3}, "no", "ZeRO 3 is none of 1, 2. To spread the weights too, take configs/"),
-        ("train_dit", {"zero_stage": 0}, "no", "ZeRO 0 is none of 1, 2"),
-        ("train_dit", {"offload_optimizer_device": "cpu"}, "no", "offload_optimizer_device 'cpu' is not none"),
-        ("train_dit", {}, "fp16", "for fp16 take configs/accelerate/multi_gpu.yaml (DDP)"),
+        ("train_vqgan", {}, "no", "use configs/accelerate/multi_gpu.yaml (DDP) for train_vqgan"),
+        (
+            "train_dit",
+            {"zero_stage": 3},
+            "no",
+            "must be 1 or 2, not 3. To shard the weights too, use configs/",
+        ),
+        ("train_dit", {"zero_stage": 0}, "no", "ZeRO stage must be 1 or 2, not 0"),
+        ("train_dit", {"offload_optimizer_device": "cpu"}, "no", "offload_optimizer_device must be none, not 'cpu'"),
+        ("train_dit", {}, "fp16", "use configs/accelerate/multi_gpu.yaml (DDP) for fp16"),
     ],
 )
 def test_what_cannot_be_is_told_at_the_start(stage: str, plugin: dict[str, Any], precision: str, sentence: str) -> None:
@@ -171,7 +176,7 @@ def test_what_cannot_be_is_told_at_the_start(stage: str, plugin: dict[str, Any],
 
 def test_without_deepspeed_nothing_is_checked() -> None:
     deepspeed.check(Accelerator(cpu=True), "train_vqgan")
-    assert not deepspeed.is_asked_for()
+    assert not deepspeed.is_requested()
 
 
 @pytest.mark.skipif(IS_THERE, reason="deepspeed is installed")

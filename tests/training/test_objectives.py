@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cardiodit.training.harness.sampler import Share
+from cardiodit.training.harness.schedule import DistributedSampler
 from cardiodit.training.objectives import (
     Denoising,
     LabelledSamples,
@@ -15,11 +15,10 @@ from cardiodit.training.objectives import (
     ValidationDataset,
     gaussian_nll,
 )
-from cardiodit.training.settings import DiffusionSettings
 
 SHAPE = (4, 2, 4, 4, 2)
 PATIENTS = LabelledSamples([torch.full(SHAPE, float(i)) for i in range(5)], list("abcde"), [0, 1, 2, 0, 1])
-NOISING = Noising(SHAPE, timesteps=300, seed=0, null_label=3, label_dropout=0.3)
+NOISING = Noising(Denoising(300), seed=0, null_label=3, label_dropout=0.3)
 
 
 class Oracle(torch.nn.Module):
@@ -46,7 +45,7 @@ def alpha_bar(t: int, steps: int = 300) -> float:
 @pytest.mark.parametrize("timestep", [0, 40, 150, 290])
 def test_velocity_in_closed_form(timestep: int) -> None:
     clean, noise = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
-    denoising = Denoising(DiffusionSettings(), "cpu")
+    denoising = Denoising()
     abar = alpha_bar(timestep)
     expected = math.sqrt(abar) * noise - math.sqrt(1 - abar) * clean
     timesteps = torch.full((2,), timestep)
@@ -59,14 +58,14 @@ def test_velocity_in_closed_form(timestep: int) -> None:
 def test_errors_of_a_constant_offset(loss: str, expected: float) -> None:
     """Off by 2: 4, 2, and 2 - 1/2 for Huber's loss with its corner at 1."""
     clean, noise = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE)
-    denoising = Denoising(DiffusionSettings(loss=loss, prediction_type="epsilon"), "cpu")
+    denoising = Denoising(loss=loss, prediction_type="epsilon")
     losses = denoising.losses(Oracle(noise + 2), clean, batch_of(noise, 100))
     torch.testing.assert_close(losses, torch.full((3,), expected), rtol=1e-5, atol=1e-5)
 
 
 def test_the_clean_sample_can_be_predicted() -> None:
     clean, noise = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
-    denoising = Denoising(DiffusionSettings(prediction_type="sample"), "cpu")
+    denoising = Denoising(prediction_type="sample")
     assert denoising.losses(Oracle(clean), clean, batch_of(noise, 200)).item() == 0
 
 
@@ -82,7 +81,7 @@ def test_a_learned_variance_is_the_errors_own() -> None:
     assert values[best] == pytest.approx(1 + best)
     assert gaussian_nll(target, torch.full_like(target, -100.0), target).mean().item() == -20
     clean, noise = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
-    denoising = Denoising(DiffusionSettings(prediction_type="epsilon"), "cpu")
+    denoising = Denoising(prediction_type="epsilon")
     both = torch.cat([noise, torch.zeros_like(noise)], dim=1)
     assert denoising.losses(Oracle(both), clean, batch_of(noise, 10)).item() == 0
 
@@ -91,8 +90,8 @@ def test_a_visit_is_the_same_in_every_process_and_batch() -> None:
     def seen(batch: int, processes: int, workers: int = 0) -> dict[int, dict]:
         found = {}
         for process in range(processes):
-            share = Share(2, 4, batch, 1, process, processes)
-            loader = DataLoader(NoisyDataset(PATIENTS, NOISING), batch_sampler=share, num_workers=workers)
+            share = DistributedSampler(2, 4, batch, 1, process, processes)
+            loader = DataLoader(NoisyDataset(PATIENTS.shuffled(0), NOISING), batch_sampler=share, num_workers=workers)
             for visits, items in zip(share, loader):
                 for place, visit in enumerate(visits):
                     found[visit] = {key: items[key][place] for key in items}
@@ -107,7 +106,7 @@ def test_a_visit_is_the_same_in_every_process_and_batch() -> None:
 
 
 def test_timesteps_noise_and_dropped_labels_are_distributed_as_said() -> None:
-    visits = NoisyDataset(PATIENTS, Noising((64,), 300, seed=1, null_label=3, label_dropout=0.3))
+    visits = NoisyDataset(PATIENTS.shuffled(1), Noising(Denoising(300), 1, (64,), null_label=3, label_dropout=0.3))
     items = [visits[i] for i in range(3000)]
     timesteps = torch.stack([item["timestep"] for item in items]).float()
     assert (timesteps.min(), timesteps.max()) == (0, 299)
@@ -119,7 +118,7 @@ def test_timesteps_noise_and_dropped_labels_are_distributed_as_said() -> None:
 
 
 def test_labels_stay_where_they_are_not_to_be_dropped() -> None:
-    visits = NoisyDataset(PATIENTS, Noising(SHAPE, 300, seed=1))
+    visits = NoisyDataset(PATIENTS.shuffled(1), Noising(Denoising(300), seed=1, label_dropout=0.0))
     for i in range(50):
         item = visits[i]
         assert int(item["label"]) == PATIENTS.labels["abcde".index(item["subject"])]
@@ -140,12 +139,11 @@ def test_validation_is_fixed_stratified_and_padded_with_nothing() -> None:
 
 def test_noisy_steps_may_be_visited_more_often() -> None:
     shares = (torch.arange(300) + 0.5) / 300
-    assert Noising((1,), 300, 0).timestep_at(shares).tolist() == list(range(300))
-    often = Noising((1,), 300, 0, noise_power=6.0).timestep_at(shares)
+    assert Denoising(300).time_at(shares).tolist() == list(range(300))
+    often = Denoising(300, noise_power=6.0).time_at(shares)
     assert often.min() >= 0 and often.max() == 299
     assert (often >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.01)
-    visits = NoisyDataset(
-        LabelledSamples([torch.zeros(1)] * 4, list("abcd"), None), Noising((1,), 300, 0, noise_power=6.0)
-    )
+    samples = LabelledSamples([torch.zeros(1)] * 4, list("abcd"))
+    visits = NoisyDataset(samples.shuffled(0), Noising(Denoising(300, noise_power=6.0), seed=0))
     drawn = torch.stack([visits[i]["timestep"] for i in range(400)])
     assert (drawn >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.08)

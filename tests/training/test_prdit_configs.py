@@ -9,7 +9,7 @@ import torch
 from cardiodit import PRDiTTransformerModel
 from cardiodit._util.typed_yaml import Reader, read_yaml
 from cardiodit.training.harness.command_line import SHIPPED
-from cardiodit.training.settings import PRDiTSettings
+from cardiodit.training.settings import PRDiTSettings, build_preprocessing
 
 MILLIONS = {("b", "0"): 39.16, ("b", "4"): 93.23, ("b", "8"): 135.74, ("b", "12"): 178.26, ("xl", "4"): 155.97}
 SIZES = {"b": (768, 12), "xl": (1152, 16)}  # width and heads
@@ -27,7 +27,7 @@ def test_a_config_is_as_published(file: Path) -> None:
     assert training.train_batch_size * training.gradient_accumulation_steps == 64
     assert (training.weight_decay, training.lr_scheduler, training.max_grad_norm) == (0, "constant", 1.0)
     assert (training.ema_decay, training.ema_warmup) == (0.9999, False)
-    steps = settings.data.preprocessing.build()
+    steps = build_preprocessing(settings.data.preprocessing)
     assert steps.intensity.low == -1000 and steps.limits_of == "view" and steps.fit == "crop"
     assert (size, steps.intensity.high, steps.spacing) == COHORTS[cohort] and steps.size == (256,) * 3
     assert tuple(n // steps.pool for n in steps.size if n) == (side,) * 3

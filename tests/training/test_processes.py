@@ -19,10 +19,9 @@ from safetensors.torch import load_file
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_dit, train_prdit
-from cardiodit.training.harness.sampler import Share
+from cardiodit.training.harness.schedule import DistributedSampler
 from cardiodit.training.harness.state import WEIGHTS
 from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, NoisyDataset
-from cardiodit.training.settings import DiffusionSettings
 
 from ..conftest import begin_two
 from .conftest import DIT, PATIENCE, VQGAN, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
@@ -241,13 +240,13 @@ def test_both_processes_begin_and_end_with_the_same_voxel_transformer(runs: Runs
 def noisy_visits(channels: int, size: tuple[int, ...], labels: bool = False) -> NoisyDataset:
     latents = list(torch.randn(5, channels, *size, generator=torch.Generator().manual_seed(1)))
     patients = LabelledSamples(latents, [f"heart {i}" for i in range(5)], [i % 2 for i in range(5)] if labels else None)
-    return NoisyDataset(patients, Noising((channels, *size), timesteps=300, seed=3, null_label=2, label_dropout=0.5))
+    return NoisyDataset(patients.shuffled(3), Noising(Denoising(300), seed=3, null_label=2, label_dropout=0.5))
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(make_dit: Callable) -> None:
     model = make_dit()
     visits = noisy_visits(model.config.in_channels, (2, 8, 8, 4))
-    denoising = Denoising(DiffusionSettings(), "cpu")
+    denoising = Denoising()
 
     def gradients(*batches: list[int]) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -279,7 +278,10 @@ def test_a_visit_does_not_depend_on_who_makes_it(processes: int, accumulation: i
     whole = noisy_visits(2, (2, 4, 4, 2), labels=True)
     batch_size = 8 // (processes * accumulation)
     for step in range(3):
-        shares = [Share(step, step + 1, batch_size, accumulation, process, processes) for process in range(processes)]
+        shares = [
+            DistributedSampler(step, step + 1, batch_size, accumulation, process, processes)
+            for process in range(processes)
+        ]
         seen = {visit: mine[visit] for mine, share in made_by(shares) for batch in share for visit in batch}
         assert sorted(seen) == list(range(step * 8, step * 8 + 8))
         for visit, item in seen.items():
@@ -288,7 +290,7 @@ def test_a_visit_does_not_depend_on_who_makes_it(processes: int, accumulation: i
             assert all(torch.equal(item[key], expected[key]) for key in ("sample", "noise", "timestep", "label"))
 
 
-def made_by(shares: list[Share]) -> list[tuple[NoisyDataset, Share]]:
+def made_by(shares: list[DistributedSampler]) -> list[tuple[NoisyDataset, DistributedSampler]]:
     """Each share with a data set of its own, as each process has one."""
     return [(noisy_visits(2, (2, 4, 4, 2), labels=True), share) for share in shares]
 

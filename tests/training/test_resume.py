@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_found_and_an_older_one_taken(
     again = train_a_dit("run")
     printed = capsys.readouterr().out
     assert "checkpoint-12 is damaged (transformer/diffusion_pytorch_model.safetensors is not as it was" in printed
-    assert "Going on after step 8" in printed
+    assert "after step 8" in printed
     assert (again / "damaged-checkpoint-12").is_dir() and (again / "checkpoint-12").is_dir()
     assert lines_of(again) == losses
 
@@ -150,11 +150,11 @@ def test_another_config_or_other_data_is_not_the_same_run(train_a_dit: Callable,
         fewer = manifest.with_name("fewer.csv")
         fewer.write_text("\n".join(manifest.read_text().splitlines()[:-1]))
         train_a_dit("run", "--validation_ids", str(fewer))
-    with pytest.raises(CardioDiTError, match=r"checkpoint counts 2 samples a step, now they are 4"):
+    with pytest.raises(CardioDiTError, match=r"written with 2 samples per step, now there are 4"):
         train_a_dit("run", training={"gradient_accumulation_steps": 2})
-    with pytest.raises(CardioDiTError, match="has begun already"):
+    with pytest.raises(CardioDiTError, match="already exists"):
         train_a_dit("run", "--resume_from_checkpoint", "never")
-    with pytest.raises(CardioDiTError, match="is no checkpoint of a run"):
+    with pytest.raises(CardioDiTError, match="is not a checkpoint"):
         train_a_dit("run", "--resume_from_checkpoint", "somewhere")
 
 
@@ -175,4 +175,4 @@ def test_a_named_checkpoint_is_taken(train_a_dit: Callable, capsys: pytest.Captu
     run = train_a_dit("run")
     shutil.rmtree(run / "checkpoint-12")
     train_a_dit("run", "--resume_from_checkpoint", str(run / "checkpoint-8"))
-    assert "Going on after step 8" in capsys.readouterr().out
+    assert "after step 8" in capsys.readouterr().out

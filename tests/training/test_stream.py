@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from cardiodit.training.harness.sampler import SampleOrder, Share, seed_for
-from cardiodit.training.harness.schedule import Schedule
+from cardiodit.training.harness.schedule import DistributedSampler, SampleOrder, Schedule, seed_for
 from cardiodit.training.settings import Training
 
 
@@ -19,8 +18,8 @@ def test_every_epoch_visits_everybody_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize(("processes", "accumulation", "batch"), [(1, 1, 8), (1, 4, 2), (2, 2, 2), (4, 1, 2)])
 def test_a_step_has_the_same_visits_however_they_are_shared(processes: int, accumulation: int, batch: int) -> None:
-    shares = [list(Share(3, 5, batch, accumulation, p, processes)) for p in range(processes)]
-    assert all(len(share) == len(Share(3, 5, batch, accumulation, 0, processes)) for share in shares)
+    shares = [list(DistributedSampler(3, 5, batch, accumulation, p, processes)) for p in range(processes)]
+    assert all(len(share) == len(DistributedSampler(3, 5, batch, accumulation, 0, processes)) for share in shares)
     for step in (0, 1):
         seen = [v for share in shares for b in share[step * accumulation : (step + 1) * accumulation] for v in b]
         assert sorted(seen) == list(range((3 + step) * 8, (4 + step) * 8))

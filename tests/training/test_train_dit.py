@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D
 from cardiodit.errors import CardioDiTError
+from cardiodit.training.denoiser_loop import swap
 from cardiodit.training.harness.run import Run
-from cardiodit.training.train_dit import swap
 
 from .conftest import Cohorts, lines_of
 
@@ -180,7 +180,7 @@ def test_a_tracker_that_is_not_installed_or_not_known(train_a_dit: Callable) -> 
 def test_someone_elses_folder_is_left_alone(train_a_dit: Callable, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    with pytest.raises(CardioDiTError, match=r"holds thesis.tex and is no run of ours"):
+    with pytest.raises(CardioDiTError, match=r"contains thesis.tex and is not a run folder"):
         train_a_dit("run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 

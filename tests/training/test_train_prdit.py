@@ -18,7 +18,7 @@ from cardiodit.imaging.intensity import to_model
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_prdit
 from cardiodit.training.build_prdit import is_refined
-from cardiodit.training.prdit_data import NoiseAndImage
+from cardiodit.training.objectives import NoiseAndImage
 
 from .conftest import arguments_of, lines_of, merged
 
@@ -149,7 +149,7 @@ def test_boxes_of_volumes_teach_the_local_denoiser(train: Train) -> None:
 @pytest.mark.parametrize(
     ("changes", "more", "words"),
     [
-        (REFINED, (), "name its run with --stage1"),
+        (REFINED, (), "give its run as --stage1"),
         ({}, ("--stage1", "LOCAL"), "--stage1 is for stage 2"),
         (merged(REFINED, {"model": {"patch_size": 10}}), ("--stage1", "LOCAL"), "patch_size is 10 here and 8 there"),
         (REFINED, ("--init_from", "LOCAL"), "num_layers is 2 in the config and 0 in the model"),

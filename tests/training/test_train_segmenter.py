@@ -15,7 +15,7 @@ from cardiodit.imaging import read_manifest
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.training import train_segmenter
-from cardiodit.training.segmenter_data import FrameVisits, SegmentedCines
+from cardiodit.training.train_segmenter import FrameDataset, SegmentedCines
 
 from .conftest import STEPS, Cohorts, arguments_of, lines_of, merged
 
@@ -87,10 +87,10 @@ def test_what_cannot_be_learned_from_is_listed(
 def test_a_visit_is_a_function_of_its_number(cohorts: Cohorts) -> None:
     cines = SegmentedCines(read_manifest(cohorts.images[1]), STEPS, 3)
     assert len(cines.frames) == 4 * 8
-    visits = FrameVisits(cines, Augmentation(flip_probability=0), blur=1.0, noise=0.1, seed=5)
-    again = FrameVisits(cines, Augmentation(flip_probability=0), blur=1.0, noise=0.1, seed=5)
+    visits = FrameDataset(cines, Augmentation(flip_probability=0), blur=1.0, noise=0.1, seed=5)
+    again = FrameDataset(cines, Augmentation(flip_probability=0), blur=1.0, noise=0.1, seed=5)
     assert torch.equal(visits[70]["image"], again[70]["image"])
-    plain = FrameVisits(cines, Augmentation(0, 0, 0), blur=0.0, noise=0.0, seed=5)[3]
+    plain = FrameDataset(cines, Augmentation(0, 0, 0), blur=0.0, noise=0.0, seed=5)[3]
     assert plain["image"].shape == (1, 32, 32, 4) and plain["labels"].shape == (1, 32, 32, 4)
     index, time = cines.frames[visits.order[3]]
     assert torch.equal(plain["image"][0], torch.from_numpy(cines.images[index][..., time]))

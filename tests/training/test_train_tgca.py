@@ -32,9 +32,9 @@ from cardiodit.imaging.phantom import write_chests
 from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps, read_mask
 from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.training import train_tgca
-from cardiodit.training.adapter_data import leave_out
+from cardiodit.training.adapter_data import drop_masks, labelled_samples, own_preprocessing
 from cardiodit.training.adapter_model import Steered, halvings, new_adapter
-from cardiodit.training.harness.sampler import seed_for
+from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import ConditionSettings, TGCASettings
 
 from ..conftest import randomise
@@ -202,7 +202,7 @@ def test_a_run_does_not_go_on_with_another_base(
     changed = shutil.copytree(steerable[0], tmp_path / "base")
     transformer = DiT4DTransformerModel.from_pretrained(changed / "transformer")
     randomise(transformer, seed=1).save_pretrained(changed / "transformer")
-    with pytest.raises(CardioDiTError, match=r"began otherwise:\n  - base_fingerprint has changed"):
+    with pytest.raises(CardioDiTError, match=r"started with other settings or data:\n  - base_fingerprint has changed"):
         train_an_adapter(run.name, "--base", str(changed), training={"max_train_steps": 2})
 
 
@@ -235,16 +235,16 @@ def test_the_preprocessing_of_latents(make_vae: Callable[..., Any]) -> None:
     def cohort(steps: Preprocessing, is_kept: bool = True) -> Any:
         return SimpleNamespace(preprocessing=identity_of_steps(steps), steps=steps if is_kept else None)
 
-    assert train_tgca.steps_of([cohort(STEPS, False)] * 2, vae) is None  # its own
-    found = train_tgca.steps_of([cohort(resized)] * 2, vae)
+    assert own_preprocessing([cohort(STEPS, False)] * 2, vae) is None  # its own
+    found = own_preprocessing([cohort(resized)] * 2, vae)
     assert found is not None and found.fit == "resize" and found.intensity.typical == (0, 900)
     other = replace(STEPS, intensity=Intensity(-1000, 1000))
-    found = train_tgca.steps_of([cohort(other)] * 2, vae)
+    found = own_preprocessing([cohort(other)] * 2, vae)
     assert found is not None and found.intensity.units == (-1000, 1000)
     with pytest.raises(CardioDiTError, match="prepared in different ways"):
-        train_tgca.steps_of([cohort(STEPS), cohort(resized)], vae)
-    with pytest.raises(CardioDiTError, match="do not say how they were prepared"):
-        train_tgca.steps_of([cohort(resized, False)] * 2, vae)
+        own_preprocessing([cohort(STEPS), cohort(resized)], vae)
+    with pytest.raises(CardioDiTError, match="do not record how they were prepared"):
+        own_preprocessing([cohort(resized, False)] * 2, vae)
 
 
 def test_a_run_does_not_go_on_with_other_masks(
@@ -261,7 +261,7 @@ def test_a_run_does_not_go_on_with_other_masks(
     mask = sorted((folder / "masks").iterdir())[0]
     write_nifti(mask, np.ascontiguousarray(read_mask(mask)[::-1]), Geometry((4.5, 4.5, 25.0)))
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(CardioDiTError, match=r"training_masks has changed\nGive it what it began with.*--run_name\.$"):
+    with pytest.raises(CardioDiTError, match=r"training_masks has changed\nUse the same to resume it.*--run_name\.$"):
         train(2)
 
 
@@ -284,12 +284,12 @@ def test_without_a_column_the_base_is_trained_under_its_null_label(
     base = CardioDiTPipeline.from_pretrained(steerable[0]).transformer
     cohort = LatentCohort.open(steerable[1][0])
     needing = DiT4DTransformerModel.from_config(base.config, class_dropout_prob=0.0)
-    with pytest.raises(CardioDiTError, match="without label dropout, so it cannot do without one"):
-        train_tgca.patients_of(cohort, TGCASettings(), needing)
+    with pytest.raises(CardioDiTError, match="without label dropout, so it always needs a label"):
+        labelled_samples(cohort, None, None, needing)
     unlabelled = DiT4DTransformerModel.from_config(base.config, num_classes=0, class_names=None)
-    assert train_tgca.patients_of(cohort, TGCASettings(), unlabelled).labels is None
+    assert labelled_samples(cohort, None, None, unlabelled).labels is None
     with pytest.raises(CardioDiTError, match="the base has no named labels"):
-        train_tgca.patients_of(cohort, TGCASettings(label_column="label"), unlabelled)
+        labelled_samples(cohort, None, "label", unlabelled)
 
 
 def test_masks_are_left_out_once_in_training_and_never_in_validation(
@@ -307,7 +307,7 @@ def test_masks_are_left_out_once_in_training_and_never_in_validation(
     train_an_adapter(conditions=conditions)
     settings = ConditionSettings(dropout_prob=0.5, channel_dropout_prob=0.0)
     drawn = [generator_for(seed_for(0, "conditions"), visit) for visit in range(12)]
-    expected = [not leave_out(torch.ones(3, 1, 1, 1), settings, generator).any() for generator in drawn]
+    expected = [not drop_masks(torch.ones(3, 1, 1, 1), settings, generator).any() for generator in drawn]
     assert seen[True] == expected and 0 < sum(expected) < 12
     assert len(seen[False]) == 16 and not any(seen[False])
 
@@ -369,7 +369,7 @@ def test_a_base_of_volumes_is_the_same_to_the_bit(tmp_path: Path, make_vae: Call
 def test_masks_are_left_out_as_often_as_configured(channels: int, each: float) -> None:
     settings = ConditionSettings(dropout_prob=0.2, channel_dropout_prob=each)
     condition = torch.ones(channels, 2, 2, 2)
-    left = torch.stack([leave_out(condition, settings, torch.Generator().manual_seed(i)) for i in range(4000)])
+    left = torch.stack([drop_masks(condition, settings, torch.Generator().manual_seed(i)) for i in range(4000)])
     there = left.flatten(2).amax(dim=2)  # (N, K)
     nothing = (there.sum(dim=1) == 0).float().mean()
     assert nothing == pytest.approx(0.2 + 0.8 * each**channels * (channels > 1), abs=0.02)
@@ -379,7 +379,7 @@ def test_masks_are_left_out_as_often_as_configured(channels: int, each: float) -
 
 def test_patches_are_left_out_for_all_channels_alike() -> None:
     settings = ConditionSettings(dropout_prob=0, channel_dropout_prob=0, patch_dropout_prob=0.25, patch_dropout_size=4)
-    left = leave_out(torch.ones(2, 10, 40, 40), settings, torch.Generator().manual_seed(1))
+    left = drop_masks(torch.ones(2, 10, 40, 40), settings, torch.Generator().manual_seed(1))
     assert torch.equal(left[0], left[1])
     assert left.mean() == pytest.approx(0.75, abs=0.1)
     assert left[0, :4, :4, :4].unique().numel() == 1

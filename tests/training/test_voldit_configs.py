@@ -11,7 +11,14 @@ from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.training import train_dit, train_prdit, train_segmenter, train_tgca, train_vqgan
 from cardiodit.training.adapter_model import halvings
 from cardiodit.training.harness.command_line import SHIPPED, Request, read_command_line
-from cardiodit.training.settings import DiTSettings, PRDiTSettings, SegmenterSettings, TGCASettings, VQGANSettings
+from cardiodit.training.settings import (
+    DiTSettings,
+    PRDiTSettings,
+    SegmenterSettings,
+    TGCASettings,
+    VQGANSettings,
+    build_preprocessing,
+)
 
 PLACES = ["--training_ids", "a.csv", "--validation_ids", "b.csv", "--output_dir", "o", "--run_name", "r"]
 # Parameters in millions as the authors state them, for patches of 4 and of 2; they count the table of positions, too.
@@ -76,7 +83,7 @@ def test_the_published_autoencoder() -> None:
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(95.57, rel=0.0015)
     assert tuple(model.scale_factors) == (8, 8, 8)
     assert (said.num_embeddings, said.embedding_dim) == (4096, 8)
-    assert settings.data.preprocessing.build() == PRESETS["voldit-tgca"]
+    assert build_preprocessing(settings.data.preprocessing) == PRESETS["voldit-tgca"]
 
 
 @pytest.mark.parametrize(("hidden", "layers", "millions"), [(384, 12, 1.77), (768, 12, 3.10), (1152, 24, 4.42)])

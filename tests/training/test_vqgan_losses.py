@@ -59,7 +59,7 @@ def test_parts_without_weight_are_not_computed() -> None:
     assert set(parts) == {"l1", "commitment", "loss"}
     assert set(GeneratorLoss(PLAIN)(fake, real, torch.tensor(0.1), torch.ones(2), 0.0)) == set(parts)
     assert GeneratorLoss(LossSettings(perceptual_weight=0)).perceptual is None
-    with pytest.raises(CardioDiTError, match="logits must be given"):
+    with pytest.raises(CardioDiTError, match="fake_logits must be given"):
         GeneratorLoss(PLAIN)(fake, real, torch.tensor(0.1), None, 0.005)
 
 
@@ -293,7 +293,7 @@ def test_a_download_is_checked_and_kept(squeeze: Path, tmp_path: Path, monkeypat
         url = source.as_uri()
         monkeypatch.setattr(perceptual, "_address", lambda backbone, url=url: (url, 4.7))
         if name == "bad":
-            with pytest.raises(CardioDiTError, match="could not be had from.*perceptual_weights FILE"):
+            with pytest.raises(CardioDiTError, match="could not be downloaded from.*perceptual_weights FILE"):
                 GeneratorLoss(LossSettings())
             continue
         fake, real = images(size=LARGE)

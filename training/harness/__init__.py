@@ -1,1 +1,1 @@
-"""What all training stages share: command line, run folder, order of samples, checkpoints, averages, metrics."""
+"""What all training stages share: command line, run folder, schedule, checkpoints, averages and metrics."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the search for the newest sound one."""
+"""Checkpoints: written completely or not at all, and the search for the newest intact one."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 from cardiodit._util.atomic_io import new_folder, replace_folder
 from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.training.harness.state import Part, Tensors
+from cardiodit.training.harness.state import Checkpointable, Tensors
 
 STATE = "state.json"
 PREFIX = "checkpoint-"
@@ -30,7 +30,7 @@ class Checkpoint:
         return json.loads((self.folder / STATE).read_text())
 
     def damage(self) -> str | None:
-        """What is wrong with it, or None: every file must be as it was written."""
+        """Return what is wrong with it, or None if every file is as it was written."""
         try:
             files = self.state()["files"]
         except (OSError, ValueError, KeyError):
@@ -40,20 +40,20 @@ class Checkpoint:
             if not path.is_file():
                 return f"{name} is missing"
             if sha256_of(path) != digest:
-                return f"{name} is not as it was written"
+                return f"{name} has changed since it was written"
         return None
 
 
 def checkpoints_in(folder: Path) -> list[Checkpoint]:
-    """Oldest first."""
-    found = [Checkpoint(path) for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    """Return the checkpoints in a run folder, oldest first."""
+    checkpoints = [Checkpoint(path) for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal()]
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is as it was written, and a sentence for each newer one that is not.
+    """Return the newest intact checkpoint, and a sentence for each newer one that is damaged.
 
-    Damaged ones are renamed, so that they are in nobody's way and can still be looked at.
+    Damaged checkpoints are renamed, so that they can still be inspected.
     """
     damaged: list[str] = []
     for checkpoint in reversed(checkpoints_in(folder)):
@@ -62,23 +62,27 @@ def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return checkpoint, damaged
         aside = _free_name(checkpoint.folder.with_name(f"damaged-{checkpoint.folder.name}"))
         checkpoint.folder.rename(aside)
-        damaged.append(f"{checkpoint.folder.name} is damaged ({why}); it is called {aside.name} now.")
+        damaged.append(f"{checkpoint.folder.name} is damaged ({why}) and was renamed to {aside.name}.")
     return None, damaged
 
 
-def write_checkpoint(folder: Path, step: int, parts: Sequence[Part], gathered: Sequence[Tensors], info: Any) -> None:
-    """Writes `checkpoint-step` as a whole."""
+def write_checkpoint(
+    folder: Path, step: int, parts: Sequence[Checkpointable], gathered: Sequence[Tensors], info: Any
+) -> None:
+    """Write `checkpoint-step`."""
     with new_folder(folder / f"{PREFIX}{step}") as temporary:
         _write(temporary, step, parts, gathered, info)
 
 
-def write_best(folder: Path, step: int, parts: Sequence[Part], gathered: Sequence[Tensors], info: Any) -> None:
-    """Writes `best`, in place of an older one."""
+def write_best(
+    folder: Path, step: int, parts: Sequence[Checkpointable], gathered: Sequence[Tensors], info: Any
+) -> None:
+    """Write `best`, replacing an older one."""
     with replace_folder(folder / "best") as temporary:
         _write(temporary, step, parts, gathered, info)
 
 
-def _write(temporary: Path, step: int, parts: Sequence[Part], gathered: Sequence[Tensors], info: Any) -> None:
+def _write(temporary: Path, step: int, parts: Sequence[Checkpointable], gathered: Sequence[Tensors], info: Any) -> None:
     for part, tensors in zip(parts, gathered, strict=True):
         part.write(tensors, temporary)
     files = {
@@ -88,25 +92,25 @@ def _write(temporary: Path, step: int, parts: Sequence[Part], gathered: Sequence
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Removes all but the newest checkpoints."""
+    """Remove all but the newest checkpoints."""
     for checkpoint in checkpoints_in(folder)[:-keep]:
         leaving = checkpoint.folder.rename(checkpoint.folder.with_name(f".tmp-{checkpoint.folder.name}"))
         shutil.rmtree(leaving)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What a killed process was writing."""
+    """Remove what a killed process was writing."""
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def given_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint that the user names, which must be sound."""
+    """Return the checkpoint that the user names; raise an error if it is damaged."""
     if not path.name.removeprefix(PREFIX).isdecimal() or not (path / STATE).is_file():
-        raise CardioDiTError(f"{path} is no checkpoint of a run; those are folders named {PREFIX}N with a {STATE}.")
+        raise CardioDiTError(f"{path} is not a checkpoint; checkpoints are folders named {PREFIX}N with a {STATE}.")
     checkpoint = Checkpoint(path)
     if why := checkpoint.damage():
-        raise CardioDiTError(f"{path} is damaged: {why}. Name another one, or leave the choice to 'latest'.")
+        raise CardioDiTError(f"{path} is damaged: {why}. Choose another one, or use --resume_from_checkpoint latest.")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""A stage's command line: a config file, what lies over it, and where the data and the results are."""
+"""Command line of a training stage: a config file, options that override its keys, and paths of data and results."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.training.settings import leaves
 
 Settings = TypeVar("Settings")
-# Beside `training`, in a checkout as in an installed package.
+# Configs that come with the package, beside `training` in a checkout and in an installed package.
 SHIPPED = Path(__file__).parents[2] / "configs"
 
 Translate = Callable[[Path, dict[str, Any]], dict[str, Any] | None]
@@ -23,15 +23,21 @@ Translate = Callable[[Path, dict[str, Any]], dict[str, Any] | None]
 
 @dataclass(frozen=True)
 class Request(Generic[Settings]):
-    """What the user asked for: the settings, the same as plain values for `config.yaml`, and all other options."""
+    """A parsed command line.
+
+    Args:
+        settings: typed settings with all defaults.
+        given: the keys that the config file and the command line give, as plain YAML values.
+        options: all other options.
+    """
 
     settings: Settings
-    plain: dict[str, Any]
+    given: dict[str, Any]
     options: argparse.Namespace
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """The run folder."""
         return Path(self.options.output_dir) / self.options.run_name
 
 
@@ -44,12 +50,12 @@ def read_command_line(
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
     can_tune: bool = True,
 ) -> Request[Settings]:
-    """Reads options and config.
+    """Read options and config.
 
     Args:
-        translate: makes our layout of a file that is in the authors'; None where there is none.
-        add_options: those of the script alone.
-        can_tune: the script takes `--init_from`.
+        translate: converts a config in the authors' layout to ours, if there is one.
+        add_options: adds the script's own options.
+        can_tune: whether the script has `--init_from`.
     """
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--config YAML] --training_ids CSV --validation_ids CSV --output_dir DIR --run_name NAME ...",
@@ -64,14 +70,14 @@ def read_command_line(
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         raise CardioDiTError(_unknown_option(unknown[0], parser))
-    plain = _plain_config(options.config, translate)
-    said = {key: getattr(options, key) for key in flags if getattr(options, key) is not None}
-    for key, text in said.items():
-        _put(plain, key, _yaml_value(text))
+    given = _config(options.config, translate)
+    overrides = {key: getattr(options, key) for key in flags if getattr(options, key) is not None}
+    for key, text in overrides.items():
+        _put(given, key, _yaml_value(text))
     names = [options.config.name if options.config else "the config"]
-    if said:
+    if overrides:
         names.append("the command line")
-    return Request(Reader(" and ".join(names)).section(kind, plain, ""), plain, options)
+    return Request(Reader(" and ".join(names)).section(kind, given, ""), given, options)
 
 
 def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_tune: bool) -> None:
@@ -79,23 +85,25 @@ def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_t
     parser.add_argument("--config", type=Path, help=layouts)
     parser.add_argument("--training_ids", type=Path, required=True, help="manifest (CSV) to train on")
     parser.add_argument("--validation_ids", type=Path, required=True, help="manifest (CSV) to validate on")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of all runs")
-    parser.add_argument("--run_name", required=True, help="folder of this run in it; the same name goes on with it")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder that holds all runs")
+    parser.add_argument(
+        "--run_name", required=True, help="folder of this run in --output_dir; the same name resumes the run"
+    )
     parser.add_argument(
         "--resume_from_checkpoint",
         default="latest",
         metavar="WHERE",
-        help='"latest" (default) goes on with the newest sound checkpoint of the run if there is one; "never" refuses '
-        "a run that has begun; or the path of a checkpoint",
+        help='"latest" (default) resumes from the newest intact checkpoint of the run, if there is one; "never" fails '
+        "if the run already exists; or the path of a checkpoint",
     )
     if can_tune:
         parser.add_argument("--init_from", metavar="MODEL", help="fine-tune: start from a folder or a model on the Hub")
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU even where there is a GPU")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there is a GPU")
 
 
 def _add_config_keys(parser: argparse.ArgumentParser, kind: type) -> list[str]:
-    """An option for every key: those of `training` under their own names, the others dotted."""
-    group = parser.add_argument_group("keys of the config", "on the command line they go before the file")
+    """Add an option for every key: those of `training` under their own names, the others dotted."""
+    group = parser.add_argument_group("keys of the config", "on the command line they override the file")
     keys = []
     for leaf in leaves(kind):
         shown = "" if leaf.default is None else f" ({_shown(leaf.default)})"
@@ -122,7 +130,7 @@ def _unknown_option(given: str, parser: argparse.ArgumentParser) -> str:
     return f"There is no option {name}{f'; did you mean {close[0]}?' if close else '; --help lists them all.'}"
 
 
-def _plain_config(path: Path | None, translate: Translate | None) -> dict[str, Any]:
+def _config(path: Path | None, translate: Translate | None) -> dict[str, Any]:
     if path is None:
         return {}
     path = find_config(path)
@@ -132,7 +140,7 @@ def _plain_config(path: Path | None, translate: Translate | None) -> dict[str, A
 
 
 def find_config(path: Path) -> Path:
-    """A file, or one of those that come with the package: `cardiodit/dit_ds8_b4.yaml`."""
+    """Return the path of a file, or of a config that comes with the package, such as `cardiodit/dit_ds8_b4.yaml`."""
     if path.is_file():
         return path
     inside = SHIPPED.joinpath(*path.parts[path.parts[:1] == ("configs",) :])
@@ -140,21 +148,21 @@ def find_config(path: Path) -> Path:
         return inside
     files = [file.relative_to(SHIPPED) for file in sorted(SHIPPED.glob("*/*.yaml"))]
     known = ", ".join(str(file) for file in files if file.parts[0] != "accelerate" and file.stem != "facts")
-    raise CardioDiTError(f"There is no config {path}. With the package come {known}.")
+    raise CardioDiTError(f"There is no config {path}. The package contains {known}.")
 
 
 def _yaml_value(text: str) -> Any:
-    """An option's text as YAML has it: numbers, true and false, null, [lists]."""
+    """Parse an option's text as YAML: numbers, true and false, null, [lists]."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 
 
-def _put(plain: dict[str, Any], key: str, value: Any) -> None:
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for section in sections:
-        held = plain.get(section)
-        plain[section] = dict(held) if isinstance(held, dict) else {}
-        plain = plain[section]
-    plain[name] = value
+        held = config.get(section)
+        config[section] = dict(held) if isinstance(held, dict) else {}
+        config = config[section]
+    config[name] = value

@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO 1 and 2, as accelerate starts them: the same run with the optimizer's states spread over GPUs.
+"""DeepSpeed's ZeRO 1 and 2, as accelerate starts them: the same run with the optimizer's state sharded over GPUs.
 
 The engine clips and steps within `backward`, and holds flat pieces of the weights and moments. The model's own weights
-stay float32, and bf16 is autocast, as without DeepSpeed; so averages, validation and checkpoints are those of any run.
+stay float32 and bf16 is autocast, as without DeepSpeed, so averages, validation and checkpoints work as in any run.
 """
 
 import importlib.util
@@ -18,25 +18,25 @@ from cardiodit.training.harness.state import Optimizer, Tensors, trained, whole
 from cardiodit.training.settings import Training
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-OLDEST = "0.18"  # older ones leave `torch_autocast` out in silence
+OLDEST = "0.18"  # older versions silently ignore `torch_autocast`
 FSDP2, DDP = "configs/accelerate/fsdp2.yaml (FSDP2)", "configs/accelerate/multi_gpu.yaml (DDP)"
 
 
-def is_asked_for() -> bool:
-    """Whether accelerate is configured for DeepSpeed; where it is, it must be installed."""
+def is_requested() -> bool:
+    """Return whether accelerate is configured for DeepSpeed; raise an error if it is not installed."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return False
-    is_there = all(importlib.util.find_spec(name) for name in ("deepspeed", "transformers"))
-    if not is_there or compare_versions("deepspeed", "<", OLDEST):
+    is_installed = all(importlib.util.find_spec(name) for name in ("deepspeed", "transformers"))
+    if not is_installed or compare_versions("deepspeed", "<", OLDEST):
         raise CardioDiTError(
             f"accelerate is configured for DeepSpeed, which needs deepspeed {OLDEST} or newer, and transformers: "
-            f"pip install 'cardiodit[deepspeed]'. Or take {FSDP2}, which needs neither."
+            f"pip install 'cardiodit[deepspeed]'. Or use {FSDP2}, which needs neither."
         )
     return True
 
 
-def try_on_cpu(accelerator: Accelerator) -> None:
-    """accelerate turns to DeepSpeed on GPUs only, though it runs on CPUs too: how it is tried without a GPU."""
+def enable_on_cpu(accelerator: Accelerator) -> None:
+    """Enable DeepSpeed on CPUs, which accelerate does on GPUs only, to test it without a GPU."""
     plugin = DeepSpeedPlugin()
     plugin.set_mixed_precision(accelerator.mixed_precision)
     plugin.select(_from_accelerator_state=True)
@@ -45,34 +45,34 @@ def try_on_cpu(accelerator: Accelerator) -> None:
 
 
 def check(accelerator: Accelerator, stage: str) -> None:
-    """What DeepSpeed cannot do here ends the run before it begins."""
+    """Raise an error for what is not supported with DeepSpeed."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
         return
     if stage != "train_dit":
-        raise CardioDiTError(f"DeepSpeed is for train_dit alone; for {stage} take {DDP}.")
+        raise CardioDiTError(f"Only train_dit supports DeepSpeed; use {DDP} for {stage}.")
     if plugin.zero_stage not in (1, 2):
         raise CardioDiTError(
-            f"DeepSpeed's ZeRO {plugin.zero_stage} is none of 1, 2. To spread the weights too, take {FSDP2}."
+            f"DeepSpeed's ZeRO stage must be 1 or 2, not {plugin.zero_stage}. To shard the weights too, use {FSDP2}."
         )
     if plugin.offload_optimizer_device not in (None, "none"):
         raise CardioDiTError(
-            f"DeepSpeed's offload_optimizer_device {plugin.offload_optimizer_device!r} is not none. Where memory is "
-            f"short, take {FSDP2}."
+            f"DeepSpeed's offload_optimizer_device must be none, not {plugin.offload_optimizer_device!r}. If memory is "
+            f"short, use {FSDP2}."
         )
     if accelerator.mixed_precision not in ("no", "bf16"):
-        raise CardioDiTError(f"With DeepSpeed mixed_precision is bf16 or no; for fp16 take {DDP}.")
+        raise CardioDiTError(f"With DeepSpeed, mixed_precision must be bf16 or no; use {DDP} for fp16.")
 
 
 def configure(accelerator: Accelerator, settings: Training) -> None:
-    """Tells DeepSpeed what the settings say; after this accelerate no longer knows of bf16."""
+    """Configure DeepSpeed from the settings; after this, accelerate no longer knows about bf16."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
         return
     plugin.deepspeed_config |= {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": settings.train_batch_size,
-        "gradient_accumulation_steps": 1,  # the run says which batch is a step's last
+        "gradient_accumulation_steps": 1,  # the run determines which batch is the last of a step
         "gradient_clipping": settings.max_grad_norm,
         "torch_autocast": {
             "enabled": accelerator.mixed_precision == "bf16",
@@ -84,16 +84,16 @@ def configure(accelerator: Accelerator, settings: Training) -> None:
     }
 
 
-def optimizer_part(name: str, model: torch.nn.Module, optimizer: Any) -> Optimizer:
-    """What a checkpoint holds of an optimizer that accelerate prepared."""
+def optimizer_state(name: str, model: torch.nn.Module, optimizer: Any) -> Optimizer:
+    """Return the checkpointable state of an optimizer that accelerate prepared."""
     is_zero = hasattr(getattr(optimizer, "optimizer", None), "single_partition_of_fp32_groups")
     return (ZeroOptimizer if is_zero else Optimizer)(name, model, optimizer)
 
 
 class ZeroOptimizer(Optimizer):
-    """Adam's moments from the flat pieces that each process holds; and the weights' pieces, which follow the model's.
+    """Adam's moments from the flat pieces that each process holds.
 
-    It loads after the network.
+    It must be loaded after the network, since it also refreshes its pieces of the weights.
     """
 
     def __init__(self, name: str, model: torch.nn.Module, optimizer: Any) -> None:
@@ -101,7 +101,7 @@ class ZeroOptimizer(Optimizer):
 
         super().__init__(name, model, optimizer)
         states = self.optimizer.optimizer.state
-        # DeepSpeed ties weights to their moments after the step of the first group, when other groups have none.
+        # DeepSpeed links weights to their moments after the first group's step, when other groups have none yet.
         for parameters, flat in zip(
             self.optimizer.bit16_groups, self.optimizer.single_partition_of_fp32_groups, strict=True
         ):
@@ -112,12 +112,12 @@ class ZeroOptimizer(Optimizer):
     def gather(self) -> Tensors:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found: Tensors = {}
+        moments: Tensors = {}
         for name, parameter in trained(self.model).items():
-            found |= whole({f"{name}/step": self.states[0]["step"]})
-            for moment in MOMENTS:  # one at a time: whole ones may not fit beside the rest
-                found |= whole({f"{name}/{moment}": safe_get_full_optimizer_state(parameter, moment)})
-        return found
+            moments |= whole({f"{name}/step": self.states[0]["step"]})
+            for moment in MOMENTS:  # one at a time: whole ones may not fit in memory
+                moments |= whole({f"{name}/{moment}": safe_get_full_optimizer_state(parameter, moment)})
+        return moments
 
     def load(self, folder: Path) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state

@@ -1,4 +1,4 @@
-"""What a run reports while it runs: `metrics.jsonl`, a tracker, one progress bar."""
+"""Metrics of a run: `metrics.jsonl`, trackers and a progress bar."""
 
 import json
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from cardiodit._util.atomic_io import append_line, atomic_file
 from cardiodit.training.harness.schedule import Schedule
 
 FILE = "metrics.jsonl"
-MOVING = 0.05  # weight of the newest step in the shown rate
+NEWEST_WEIGHT = 0.05  # of the last step in the displayed speed
 
 
 class Metrics:
-    """Of one run; only the main process writes."""
+    """Metrics of one run; only the main process writes."""
 
-    def __init__(self, folder: Path, calendar: Schedule, samples_a_step: int, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, schedule: Schedule, samples_a_step: int, accelerator: Accelerator) -> None:
         self.folder = folder
-        self.calendar = calendar
+        self.schedule = schedule
         self.samples = samples_a_step
         self.accelerator = accelerator
-        self.seconds: float | None = None  # a step, lately
+        self.seconds: float | None = None  # per step, averaged over the last steps
 
     def start(self, step: int) -> None:
-        """After `step` steps; what a killed process reported beyond them is taken back, since it comes again."""
+        """Start after `step` steps; remove what a killed process reported beyond them, since it will be repeated."""
         self._start_trackers(step)
         if not self.accelerator.is_main_process:
             return
@@ -37,7 +37,7 @@ class Metrics:
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             with atomic_file(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines))
-        self.bar = tqdm(total=self.calendar.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self.bar = tqdm(total=self.schedule.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
 
     def _start_trackers(self, step: int) -> None:
         settings: dict[str, Any] = {"wandb": {"dir": str(self.folder), "name": self.folder.name}}
@@ -46,16 +46,16 @@ class Metrics:
         self.accelerator.init_trackers(self.folder.name, init_kwargs=settings)
 
     def write(self, step: int, values: Mapping[str, Any], seconds: float, waited: float) -> None:
-        """A step that is done."""
+        """Record a completed step."""
         if not self.accelerator.is_main_process:
             return
-        self.seconds = seconds if self.seconds is None else self.seconds + MOVING * (seconds - self.seconds)
+        self.seconds = seconds if self.seconds is None else self.seconds + NEWEST_WEIGHT * (seconds - self.seconds)
         rate = self.samples / self.seconds
         line = {
             "step": step,
-            "epoch": round(step / self.calendar.epoch, 4),
+            "epoch": round(step / self.schedule.epoch, 4),
             **values,
-            "learning_rate": self.calendar.settings.learning_rate * self.calendar.rate(step - 1),
+            "learning_rate": self.schedule.settings.learning_rate * self.schedule.rate(step - 1),
             "seconds": round(seconds, 4),
             "waited": round(waited, 4),
         }
@@ -75,7 +75,7 @@ class Metrics:
         self.accelerator.log(numbers, step=line["step"])
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """A PNG or GIF, in every tracker."""
+        """Send a PNG or GIF to every tracker."""
         for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
             if tracker.name == "tensorboard":
                 _show_in_tensorboard(tracker.writer, name, path, step)
@@ -96,7 +96,7 @@ class Metrics:
 
 
 def _show_in_tensorboard(writer: Any, name: str, path: Path, step: int) -> None:
-    """PNG and GIF as they are: TensorBoard plays a GIF that is handed over as an image."""
+    """Send the file unchanged: TensorBoard plays a GIF that is logged as an image."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     with Image.open(path) as picture:
@@ -106,7 +106,7 @@ def _show_in_tensorboard(writer: Any, name: str, path: Path, step: int) -> None:
 
 
 def _step_of(line: str) -> float:
-    """Of a line of the file; one that was cut off when its process was killed belongs to no step."""
+    """Return the step of a line; infinity if it was cut off when its process was killed."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

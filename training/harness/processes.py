@@ -1,9 +1,14 @@
-"""Processes: from accelerate's configuration, and what they tell each other."""
+"""Processes of a run: how they start, what they exchange, and how signals and errors end them."""
 
 import importlib.util
 import os
+import signal
+import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,22 +26,57 @@ from cardiodit.training.harness import deepspeed
 from cardiodit.training.settings import Training
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a training script; errors that the user can fix end it with a sentence and exit code 1."""
+    try:
+        main()
+    except (CardioDiTError, OSError) as error:
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(10)  # normally the first process reports the same error and ends this one
+        print(f"\n{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+class SignalHandler:
+    """Graceful shutdown: remembers the signal that schedulers such as Slurm send before they kill a job.
+
+    The run then saves a checkpoint at the end of its step and stops.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "SignalHandler":
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
 
 
 def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerator:
-    """As `accelerate launch` or torchrun started this process."""
+    """Start accelerate as `accelerate launch` or torchrun configured this process."""
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated", FutureWarning)  # its successor is not it
-    needs_deepspeed = deepspeed.is_asked_for()
+    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated", FutureWarning)  # no replacement does this
+    needs_deepspeed = deepspeed.is_requested()
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
-            # Without being told, accelerate makes a run of its own of every CPU process that torchrun started.
+            # Otherwise accelerate makes a separate run of every CPU process that torchrun started.
             cpu=cpu or not torch.accelerator.is_available(),
-            # The codebook keeps itself in step; a critic that judges twice before its backward pass must not have its
-            # running statistics overwritten in between.
+            # The codebook synchronises itself, and the running statistics of a discriminator that is called twice
+            # before its backward pass must not be overwritten in between.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=trackers_of(settings.report_to) or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
@@ -44,9 +84,11 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
     except ValueError as error:  # such as fp16 on a CPU
         raise CardioDiTError(f"mixed_precision {settings.mixed_precision}: {' '.join(str(error).split())}") from error
     if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        _shard_on_cpu(accelerator)
+        # accelerate uses FSDP on GPUs only; FSDP2 also runs on CPUs, which is how it is tested without a GPU.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     if accelerator.distributed_type == DistributedType.MULTI_CPU and needs_deepspeed:
-        deepspeed.try_on_cpu(accelerator)
+        deepspeed.enable_on_cpu(accelerator)
     if accelerator.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
         torch.backends.cudnn.allow_tf32 = settings.allow_tf32
@@ -54,7 +96,7 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
 
 
 def trackers_of(report_to: str) -> list[str]:
-    """The trackers asked for; an error where one is unknown or not installed."""
+    """Return the names of the trackers; raise an error if one is unknown or not installed."""
     names = [name.strip() for name in report_to.split(",") if name.strip() not in ("", "none")]
     for name in names:
         if name not in TRACKERS:
@@ -65,19 +107,13 @@ def trackers_of(report_to: str) -> list[str]:
     return names
 
 
-def _shard_on_cpu(accelerator: Accelerator) -> None:
-    """accelerate turns to FSDP on GPUs only, though FSDP2 runs on CPUs too: how it is tried without a GPU."""
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-
-
 def share(value: Any, accelerator: Accelerator) -> Any:
-    """The main process's value, for everybody."""
+    """Return the main process's value on every process."""
     if accelerator.num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
 
 
 def gather_objects(values: list, accelerator: Accelerator) -> list:
-    """All processes' lists in one."""
+    """Return the lists of all processes as one."""
     return values if accelerator.num_processes == 1 else gather_object(values)

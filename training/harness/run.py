@@ -1,16 +1,15 @@
-"""A training run: its processes, its folder, its steps, and how it ends and goes on."""
+"""A training run: its processes, its folder, its steps, its checkpoints and how it resumes."""
 
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from cardiodit._util.atomic_io import restore_folder
 from cardiodit._util.randomness import generator_for
@@ -27,22 +26,23 @@ from cardiodit.training.harness.checkpoints import (
 )
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.metrics import Metrics
-from cardiodit.training.harness.processes import gather_objects, share, start_accelerator
+from cardiodit.training.harness.processes import SignalHandler, gather_objects, share, start_accelerator
 from cardiodit.training.harness.run_record import RunRecord
-from cardiodit.training.harness.sampler import Share, seed_for
-from cardiodit.training.harness.schedule import Schedule
-from cardiodit.training.harness.signals import SignalHandler
-from cardiodit.training.harness.state import Part
+from cardiodit.training.harness.schedule import DistributedSampler, Schedule, seed_for
+from cardiodit.training.harness.state import Checkpointable
 from cardiodit.training.settings import Training
 
 Batch = dict[str, Any]
+Item = TypeVar("Item")
 
 
 class Run:
-    """One stage's training. `open` claims its folder, `keep` says what checkpoints hold, `steps` is the training loop.
+    """The training of one stage.
+
+    `open` claims the run folder, `register` names what checkpoints hold and resumes, `steps` is the training loop.
 
     Args:
-        request: what the user asked for.
+        request: settings and options from the command line.
         stage: name of the script, for the record.
     """
 
@@ -57,48 +57,51 @@ class Run:
         self.step = 0  # steps done
         self.was_interrupted = False
         self.best: float | None = None
-        self._parts: list[Part] = []
+        self._parts: list[Checkpointable] = []
         self._optimizers: list[tuple[Any, float]] = []
         self._line: dict[str, Any] = {}
         self._stop: str | None = None
-        self._ending = SignalHandler()
+        self._signals = SignalHandler()
         self._worked = 0.0  # when the last step's weights were ready
 
     def __enter__(self) -> "Run":
-        self._ending.__enter__()
+        self._signals.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self._ending.__exit__()
+        self._signals.__exit__()
         if kind is not None and self.is_main:
             self.record.end("failed", self.step)
 
-    # --- Beginning ---
+    # --- Start ---
 
     def open(self, samples: int, data: Mapping[str, Any]) -> None:
-        """Claims the run folder for these settings and this data; fixes the calendar.
+        """Claim the run folder for these settings and this data, and compute the schedule.
 
         Args:
-            samples: in the training data.
-            data: identities of all data, which must be the same when the run goes on.
+            samples: number of training samples.
+            data: identities of all data, which must be the same when the run resumes.
         """
-        self.calendar = Schedule.of(self.settings, samples, self.accelerator.num_processes)
+        self.schedule = Schedule.of(self.settings, samples, self.accelerator.num_processes)
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
             restore_folder(self.folder / "best")
         self.main_first(lambda: self.record.claim(samples, data, self.samples_a_step))
         deepspeed.configure(self.accelerator, self.settings)  # the record has read the precision
-        self.metrics = Metrics(self.folder, self.calendar, self.samples_a_step, self.accelerator)
+        self.metrics = Metrics(self.folder, self.schedule, self.samples_a_step, self.accelerator)
 
     @property
     def samples_a_step(self) -> int:
-        return (
-            self.settings.train_batch_size * self.settings.gradient_accumulation_steps * self.accelerator.num_processes
-        )
+        return self.samples_a_pass * self.settings.gradient_accumulation_steps
+
+    @property
+    def samples_a_pass(self) -> int:
+        """Samples of all processes in one forward pass."""
+        return self.settings.train_batch_size * self.accelerator.num_processes
 
     def main_first(self, work: Any) -> None:
-        """Work of the main process; its error becomes everybody's, so that nobody waits for it for ever."""
+        """Do work on the main process; its error is raised on every process, so that none waits for it forever."""
         error = None
         if self.is_main:
             try:
@@ -109,8 +112,8 @@ class Run:
         if error is not None:
             raise CardioDiTError(error)
 
-    def keep(self, parts: Sequence[Part], optimizers: Sequence[tuple[Any, float]]) -> None:
-        """What checkpoints hold, and each optimizer with its highest rate. Goes on where a checkpoint stopped."""
+    def register(self, parts: Sequence[Checkpointable], optimizers: Sequence[tuple[Any, float]]) -> None:
+        """Register what checkpoints hold and each optimizer with its highest rate; resume from a checkpoint."""
         self._parts, self._optimizers = list(parts), list(optimizers)
         checkpoint = self._checkpoint_to_resume()
         if checkpoint is not None:
@@ -121,7 +124,7 @@ class Run:
             self.record.check_step_size(state["samples_a_step"], self.samples_a_step)
             if self.accelerator.scaler is not None and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.say(f"Going on after step {self.step} of {self.folder.name}.")
+            self.say(f"Resuming {self.folder.name} after step {self.step}.")
         self.best = self._best_so_far()
         self.metrics.start(self.step)
 
@@ -138,26 +141,26 @@ class Run:
         where = self.request.options.resume_from_checkpoint
         if where not in ("latest", "never"):
             return given_checkpoint(Path(where))
-        found: tuple[str | None, list[str]] = (None, [])
+        newest: tuple[str | None, list[str]] = (None, [])
         if self.is_main:
-            newest, damaged = newest_sound(self.folder)
-            found = (None if newest is None else str(newest.folder), damaged)
-        path, damaged = share(found, self.accelerator)
+            checkpoint, damaged = newest_sound(self.folder)
+            newest = (None if checkpoint is None else str(checkpoint.folder), damaged)
+        path, damaged = share(newest, self.accelerator)
         for sentence in damaged:
             self.say(sentence)
         if path is not None and where == "never":
             raise CardioDiTError(
-                f"The run {self.folder} has begun already ({Path(path).name}). Choose another --run_name, or leave "
-                "--resume_from_checkpoint out to go on with it."
+                f"The run {self.folder} already exists ({Path(path).name}). Choose another --run_name, or omit "
+                "--resume_from_checkpoint to resume it."
             )
         return None if path is None else Checkpoint(Path(path))
 
     def loader(self, dataset: Dataset) -> DataLoader:
-        """This process's share of all steps that are left."""
+        """Load this process's samples of all remaining steps."""
         workers = self.settings.dataloader_num_workers
-        part = Share(
+        batches = DistributedSampler(
             self.step,
-            self.calendar.steps,
+            self.schedule.steps,
             self.settings.train_batch_size,
             self.settings.gradient_accumulation_steps,
             self.accelerator.process_index,
@@ -165,18 +168,24 @@ class Run:
         )
         return DataLoader(
             dataset,
-            batch_sampler=part,
+            batch_sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
+    def validation_loader(self, dataset: Dataset) -> DataLoader:
+        """Load this process's samples of a validation set, whose size is a multiple of `samples_a_pass`."""
+        places = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)  # type: ignore
+        workers = min(1, self.settings.dataloader_num_workers)
+        return DataLoader(Subset(dataset, places), self.settings.train_batch_size, num_workers=workers)
+
     # --- The loop ---
 
     def steps(self, loader: Iterable[Batch]) -> Iterator[tuple[int, list[Batch]]]:
-        """Yields the number of each step left, from 0, with its batches; saves when due, stops when asked to.
+        """Yield the number of each remaining step, counted from 0, with its batches; save when due, stop on a signal.
 
-        The batches of the next step are fetched and brought to the device meanwhile.
+        Meanwhile, the batches of the next step are loaded and moved to the device.
         """
         batches = iter(loader)
 
@@ -184,15 +193,15 @@ class Run:
             return [self.to_device(next(batches)) for _ in range(self.settings.gradient_accumulation_steps)]
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-step") as ahead:
-            coming = ahead.submit(fetch) if self.step < self.calendar.steps else None
+            coming = ahead.submit(fetch) if self.step < self.schedule.steps else None
             while coming is not None:
                 began = time.perf_counter()
                 fetched = coming.result()
                 waited = time.perf_counter() - began
-                is_last = self.step + 1 == self.calendar.steps
+                is_last = self.step + 1 == self.schedule.steps
                 coming = None if is_last else ahead.submit(fetch)
                 self._prepare_step()
-                self._stop = self._ending.asked
+                self._stop = self._signals.received
                 yield self.step, fetched
                 self.step += 1
                 self.metrics.write(self.step, self._line, self._worked - began, waited)
@@ -204,37 +213,35 @@ class Run:
         self.metrics.finish()
 
     def _prepare_step(self) -> None:
-        """Everything that draws from torch's global generator (dropout, perceptual slices) does so by step."""
+        """Seed torch's global generator, from which dropout and perceptual slices are drawn, and set the rates."""
         draw = self.step * self.accelerator.num_processes + self.accelerator.process_index
         torch.manual_seed(generator_for(seed_for(self.settings.seed, "step"), draw).initial_seed())
         self._line = {}
         for optimizer, rate in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.calendar.rate(self.step)
+                group["lr"] = rate * self.schedule.rate(self.step)
 
     def to_device(self, batch: Batch) -> Batch:
         device = self.accelerator.device
         return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
-    @contextmanager
-    def accumulating(self, model: Any, is_last: bool) -> Iterator[None]:
-        """Gradients are exchanged between processes once a step, with its last batch; DeepSpeed then steps at once."""
-        if is_last:
-            yield
-        else:
+    def accumulating(self, model: Any, batches: Sequence[Item]) -> Iterator[Item]:
+        """Yield a step's batches; with the last one, processes exchange gradients, and DeepSpeed steps."""
+        for batch in batches[:-1]:
             self.accelerator.sync_gradients = False
             with self.accelerator.no_sync(model):
-                yield
+                yield batch
             self.accelerator.sync_gradients = True
+        yield batches[-1]
 
     def backward(self, loss: torch.Tensor) -> None:
-        """A batch's share of the step's gradient."""
+        """Add a batch's share of the step's gradient."""
         self.accelerator.backward(loss / self.settings.gradient_accumulation_steps)
 
-    def log(self, parts: Mapping[str, float | torch.Tensor], subjects: Sequence[str] = ()) -> dict[str, float]:
-        """Means of values over processes, for the step's record. A loss that is no number ends the run.
+    def log(self, parts: Mapping[str, float | torch.Tensor], batches: Sequence[Batch] = ()) -> dict[str, float]:
+        """Record the means of a step's values over all processes; end the run if one is not a number.
 
-        Waits for the device, so it comes last in a step.
+        It waits for the device, so it comes last in a step. The error names the subjects of the batches.
         """
         flag = float(self._stop is not None)
         device = self.accelerator.device
@@ -242,49 +249,50 @@ class Run:
         *means, stop = self.accelerator.reduce(total.clone(), reduction="mean").tolist()
         if stop and self._stop is None:
             self._stop = "a signal to another process"
-        found = dict(zip(parts, means, strict=True))
-        if not all(math.isfinite(value) for value in found.values()):
+        values = dict(zip(parts, means, strict=True))
+        if not all(math.isfinite(value) for value in values.values()):
+            subjects = [subject for batch in batches for subject in batch["subject"]]
             self._stop_at_nan(dict(zip(parts, total.tolist(), strict=False)), subjects)
-        self._line = {name: _number(value) for name, value in self._line.items()} | found
+        self._line = {name: _number(value) for name, value in self._line.items()} | values
         self._worked = time.perf_counter()
-        return found
+        return values
 
     def _stop_at_nan(self, parts: Mapping[str, float], subjects: Sequence[str]) -> None:
-        everybody = gather_objects([(dict(parts), list(subjects))], self.accelerator)
-        broken = [(p, s) for p, s in everybody if not all(math.isfinite(value) for value in p.values())]
-        told = "; ".join(
+        processes = gather_objects([(dict(parts), list(subjects))], self.accelerator)
+        broken = [(p, s) for p, s in processes if not all(math.isfinite(value) for value in p.values())]
+        listed = "; ".join(
             f"{', '.join(f'{name} {value:g}' for name, value in p.items())} with the subjects {', '.join(s)}"
             for p, s in broken
         )
         raise CardioDiTError(
-            f"Step {self.step + 1}: the loss is not a number: {told}. The run stopped before these weights were "
-            f"saved; the last checkpoint in {self.folder} is good. Look at these volumes (cardiodit prepare), try a "
+            f"Step {self.step + 1}: the loss is not a number: {listed}. The run stopped before these weights were "
+            f"saved; the last checkpoint in {self.folder} is good. Check these volumes (cardiodit prepare), try a "
             "lower learning_rate, or mixed_precision bf16 instead of fp16."
         )
 
     def update(self, optimizer: Any, model: Any, name: str = "gradient_norm") -> None:
-        """Clips the gradients and takes the optimizer's step; steps left out, as fp16 does, are counted and said."""
+        """Clip the gradients and take the optimizer's step; report a step that fp16 skips."""
         norm = self.accelerator.clip_grad_norm_(model.parameters(), self.settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if norm is not None:
-            self._line[name] = norm  # a number in `log`, which waits for the device anyway
+            self._line[name] = norm  # becomes a number in `log`, which waits for the device anyway
         if self.accelerator.optimizer_step_was_skipped:
             self._line["overflowed"] = 1.0
-            self.say(f"Step {self.step + 1}: gradients overflowed, so the weights were left as they are.")
+            self.say(f"Step {self.step + 1}: gradients overflowed, so the weights were not updated.")
 
     def is_due(self, every: int) -> bool:
-        """Whether something is due at the end of the present step; the end of a run is always one."""
-        return (self.step + 1) % every == 0 or self.step + 1 == self.calendar.steps
+        """Return whether something is due after the current step; everything is due after the last one."""
+        return (self.step + 1) % every == 0 or self.step + 1 == self.schedule.steps
 
     # --- Validation and saving ---
 
-    def validated(self, values: Mapping[str, float], parts: Sequence[Part], by: str) -> None:
-        """Records a validation, and keeps these parts as `best` if `by` is lower than it ever was."""
+    def validated(self, values: Mapping[str, float], parts: Sequence[Checkpointable], by: str) -> None:
+        """Record a validation, and save these parts as `best` if the value of `by` is the lowest so far."""
         self.metrics.write_validation(self.step + 1, values)
         value = values[by]
         if not math.isfinite(value):
-            raise CardioDiTError(f"Step {self.step + 1}: the validation's {by} is not a number ({value}).")
+            raise CardioDiTError(f"Step {self.step + 1}: {by} is not a number ({value}).")
         if self.best is not None and value >= self.best:
             return
         self.best = value
@@ -306,10 +314,10 @@ class Run:
         self.was_interrupted = True
         self.metrics.finish()
         self.record.end("interrupted", self.step)
-        self.say(f"Stopped by {self._stop} after step {self.step}; the same command goes on from there.")
+        self.say(f"Stopped by {self._stop} after step {self.step}; the same command resumes from there.")
 
     def finish(self) -> None:
-        """The run is done: says so in its record."""
+        """Record that the run is finished."""
         self.record.end("finished", self.step)
         self.accelerator.end_training()
 

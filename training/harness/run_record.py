@@ -1,4 +1,4 @@
-"""The run's own record: `config.yaml`, and `run.json` with versions, hardware, seed and identities of the data."""
+"""Record of a run: `config.yaml`, and `run.json` with versions, hardware, seed and identities of the data."""
 
 import json
 import os
@@ -16,15 +16,15 @@ import yaml
 from accelerate import Accelerator
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit._util.typed_yaml import plain
+from cardiodit._util.typed_yaml import to_yaml
 from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.command_line import Request
 
 CONFIG, RECORD = "config.yaml", "run.json"
 PACKAGES = ("cardiodit", "torch", "diffusers", "accelerate", "huggingface-hub", "safetensors", "monai", "numpy", "peft")
-# What may change when a run goes on: it changes neither the samples seen nor the loss that is lowered.
-FREE = (
+# Keys that may change when a run resumes: they change neither the samples nor the loss.
+CHANGEABLE = (
     *("num_train_epochs", "max_train_steps", "train_batch_size", "gradient_accumulation_steps"),
     *("mixed_precision", "gradient_checkpointing", "compile", "allow_tf32", "deterministic", "dataloader_num_workers"),
     *("checkpointing_steps", "checkpoints_total_limit", "validation_epochs", "validation_steps", "report_to"),
@@ -34,7 +34,7 @@ FREE = (
 
 
 class RunRecord:
-    """Reads and writes the record; what is already there must not contradict what is asked for."""
+    """Read and write the record; refuse settings or data that contradict an existing one."""
 
     def __init__(self, folder: Path, request: Request, stage: str, accelerator: Accelerator) -> None:
         self.folder = folder
@@ -45,14 +45,14 @@ class RunRecord:
         self.meter = EnergyMeter(accelerator.device)
 
     def claim(self, samples: int, data: Mapping[str, Any], samples_a_step: int) -> None:
-        """Makes the folder this run's, or finds that it is."""
-        config = plain(asdict(self.request.settings))
+        """Claim the folder for this run, or check that it belongs to it."""
+        config = to_yaml(asdict(self.request.settings))
         held = self._read()
         if held is None:
-            if strangers := sorted({path.name for path in self.folder.iterdir()} - {CONFIG}):
+            if unexpected := sorted({path.name for path in self.folder.iterdir()} - {CONFIG}):
                 raise CardioDiTError(
-                    f"The folder {self.folder} holds {', '.join(strangers[:5])} and is no run of ours. Choose another "
-                    "--output_dir or --run_name."
+                    f"The folder {self.folder} contains {', '.join(unexpected[:5])} and is not a run folder. Choose "
+                    "another --output_dir or --run_name."
                 )
             held = {"stage": self.stage, "began": _now(), "data": dict(data), "sessions": []}
         else:
@@ -65,37 +65,39 @@ class RunRecord:
 
     def _compare(self, held: dict[str, Any], config: dict[str, Any], data: Mapping[str, Any]) -> None:
         if held["stage"] != self.stage:
-            raise CardioDiTError(f"{self.folder} is a run of {held['stage']}, not of {self.stage}. Take another name.")
+            raise CardioDiTError(
+                f"{self.folder} is a run of {held['stage']}, not of {self.stage}. Choose another --run_name."
+            )
         try:
             before = dict(_leaves(yaml.safe_load((self.folder / CONFIG).read_text())))
         except (OSError, yaml.YAMLError, AttributeError) as error:
-            raise CardioDiTError(f"{self.folder / CONFIG} cannot be read, so the run cannot go on.") from error
+            raise CardioDiTError(f"{self.folder / CONFIG} cannot be read, so the run cannot resume.") from error
         now = dict(_leaves(config))
         changed = [
             f"{key} was {before.get(key)}, now {now.get(key)}"
             for key in sorted({*before, *now})
-            if before.get(key) != now.get(key) and key.rpartition(".")[2] not in FREE
+            if before.get(key) != now.get(key) and key.rpartition(".")[2] not in CHANGEABLE
         ]
         changed += [f"{name} has changed" for name, value in data.items() if held["data"].get(name) != value]
         if changed:
             listed = "".join(f"\n  - {sentence}" for sentence in changed)
-            tuning = f"; --init_from {self.folder / 'best'} lets that start from this one's weights"
+            tuning = f"; with --init_from {self.folder / 'best'} it starts from this run's weights"
             can_tune = hasattr(self.request.options, "init_from")
             raise CardioDiTError(
-                f"The run {self.folder} began otherwise:{listed}\nGive it what it began with, or begin another "
-                f"--run_name{tuning if can_tune else ''}."
+                f"The run {self.folder} started with other settings or data:{listed}\nUse the same to resume it, or "
+                f"start a new run with another --run_name{tuning if can_tune else ''}."
             )
 
     def check_step_size(self, before: int, now: int) -> None:
         if before != now:
             raise CardioDiTError(
-                f"The checkpoint counts {before} samples a step, now they are {now}. Choose train_batch_size and "
-                f"gradient_accumulation_steps so that, times {self.accelerator.num_processes} processes, they give "
-                f"{before}."
+                f"The checkpoint was written with {before} samples per step, now there are {now}. Choose "
+                "train_batch_size and gradient_accumulation_steps so that, with "
+                f"{self.accelerator.num_processes} processes, they give {before}."
             )
 
     def end(self, status: str, step: int) -> None:
-        """How this session ended, and how long it took."""
+        """Record how this session ended and how long it took."""
         held = self._read()
         if not self.accelerator.is_main_process or held is None:
             return
@@ -110,7 +112,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Of all sessions that ended by themselves."""
+        """Seconds of all sessions that were not killed."""
         held = self._read() or {"sessions": []}
         return sum(session.get("seconds", 0.0) for session in held["sessions"])
 
@@ -133,7 +135,9 @@ class RunRecord:
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise CardioDiTError(f"{path} is damaged, so the run cannot go on. Restore it or begin anew.") from error
+            raise CardioDiTError(
+                f"{path} is damaged, so the run cannot resume. Restore it or start a new run."
+            ) from error
 
     def _write(self, record: dict[str, Any]) -> None:
         with atomic_file(self.folder / RECORD) as temporary:
@@ -141,13 +145,14 @@ class RunRecord:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    """Return the installed versions of the packages that matter."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _processor() -> str:
@@ -159,7 +164,7 @@ def _now() -> str:
 
 
 def _leaves(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    leaves: list[tuple[str, Any]] = []
     for key, value in config.items():
-        found += _leaves(value, f"{at}{key}.") if isinstance(value, dict) else [(f"{at}{key}", value)]
-    return found
+        leaves += _leaves(value, f"{at}{key}.") if isinstance(value, dict) else [(f"{at}{key}", value)]
+    return leaves

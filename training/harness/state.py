@@ -1,7 +1,7 @@
-"""What a checkpoint holds: networks, their averages, their optimizers, each as whole tensors in safetensors.
+"""Contents of a checkpoint: networks, their moving averages and optimizers, each as whole tensors in safetensors.
 
-Tensors that are sharded over processes (FSDP2) are put together on saving and spread again on loading, so that a
-checkpoint does not depend on how many processes wrote it.
+Tensors that are sharded over processes (FSDP2) are gathered on saving and distributed again on loading, so that a
+checkpoint does not depend on the number of processes that wrote it.
 """
 
 import json
@@ -20,31 +20,31 @@ from cardiodit.errors import CardioDiTError
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-UPDATES = "updates.txt"  # how often an average was updated, on which its decay depends
+UPDATES = "updates.txt"  # number of updates of an average, on which its decay depends
 
 
-class Part(Protocol):
-    """Something that training changes and a checkpoint brings back."""
+class Checkpointable(Protocol):
+    """Something that training changes and a checkpoint restores."""
 
     name: str
 
     def gather(self) -> Tensors:
-        """Whole tensors on the CPU; every process must call it."""
+        """Return whole tensors on the CPU; every process must call it."""
         ...
 
     def write(self, tensors: Tensors, folder: Path) -> None:
-        """Into a checkpoint's folder; one process calls it."""
+        """Write into a checkpoint's folder; one process calls it."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Back from a checkpoint's folder; every process calls it."""
+        """Restore from a checkpoint's folder; every process calls it."""
         ...
 
 
 class Network:
     """A model's weights and buffers, in diffusers' format: `from_pretrained(checkpoint / name)` opens it.
 
-    Of a frozen model with an adapter (LoRA) only the adapter's weights, in one file.
+    With `adapter_only`, only the trained weights of a frozen model (LoRA), in one file.
     """
 
     def __init__(self, name: str, model: torch.nn.Module, adapter_only: bool = False) -> None:
@@ -66,7 +66,7 @@ class Network:
 
 
 class Average:
-    """The moving average of a model's trained weights; with the rest of the model it is a model too."""
+    """The moving average of a model's trained weights, saved as a whole model."""
 
     def __init__(self, name: str, model: torch.nn.Module, ema: EMAModel, adapter_only: bool = False) -> None:
         self.name = name
@@ -92,7 +92,7 @@ class Average:
 
 
 class Optimizer:
-    """Adam's moments by the names of the weights. Rates and the like come from the settings, not from here."""
+    """Adam's moments by the names of the weights. Learning rates come from the settings."""
 
     def __init__(self, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.name = name
@@ -118,13 +118,13 @@ class Optimizer:
             state[moment] = values.clone() if like is None else spread(values, like).clone()
 
     def saved(self, folder: Path) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
-        """Each weight with a name and the whole value of a moment."""
+        """Yield each weight with the name and the whole value of each of its moments."""
         parameters = dict(self.model.named_parameters())
         for key, values in load_file(folder / f"{self.name}.safetensors").items():
             name, _, moment = key.rpartition("/")
             if name not in parameters:
                 raise CardioDiTError(
-                    f"The checkpoint {folder} has moments of {name!r}, which this model does not have."
+                    f"The checkpoint {folder} has optimizer state for {name!r}, which this model does not have."
                 )
             yield parameters[name], moment, values
 
@@ -134,7 +134,7 @@ def trained(model: torch.nn.Module) -> Tensors:
 
 
 def whole(tensors: Tensors) -> Tensors:
-    """On the CPU, in one piece, apart from what training goes on changing."""
+    """Copy tensors to the CPU, gathering sharded ones."""
     return {name: _whole(tensor.detach()) for name, tensor in tensors.items()}
 
 
@@ -144,14 +144,14 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """FSDP2 leaves what a forward pass put together until the backward pass; after an evaluation none comes."""
+    """Free the weights that FSDP2 gathered for a forward pass without a backward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Values on the device of another tensor, sharded as it is."""
+    """Return values on the device of another tensor, sharded like it."""
     values = values.to(like.device)
     if isinstance(like, DTensor):
         return distribute_tensor(values, like.device_mesh, like.placements)
@@ -160,10 +160,12 @@ def spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def fill(held: Tensors, saved: Tensors) -> None:
-    """Copies saved values into the tensors of the same names; names and shapes must be the same."""
+    """Copy saved values into the tensors of the same names and shapes."""
     if set(held) != set(saved):
-        strangers = sorted(set(held) ^ set(saved))
-        raise CardioDiTError(f"The checkpoint is of another model: {strangers[0]!r} and {len(strangers) - 1} others.")
+        different = sorted(set(held) ^ set(saved))
+        raise CardioDiTError(
+            f"The checkpoint belongs to another model: {different[0]!r} and {len(different) - 1} other names differ."
+        )
     for name, tensor in held.items():
         if tensor.shape != saved[name].shape:
             raise CardioDiTError(
@@ -173,7 +175,7 @@ def fill(held: Tensors, saved: Tensors) -> None:
 
 
 def write_tensors(tensors: Tensors, folder: Path, model: Any = None) -> None:
-    """In diffusers' format; without the model, whose config makes it a model's folder, the weights alone."""
+    """Write weights in diffusers' format, with the model's config if a model is given."""
     folder.mkdir()
     if model is not None:
         config = json.loads(model.to_json_string())
@@ -182,8 +184,8 @@ def write_tensors(tensors: Tensors, folder: Path, model: Any = None) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def decaying(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: matrices decay; biases, norms and embeddings do not."""
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two parameter groups: matrices with weight decay; biases, norms and embeddings without."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decay = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]

@@ -1,12 +1,15 @@
-"""YAML read into dataclasses: a section is a class, a key a field, its type what the key may hold.
+"""Read YAML into dataclasses: each section is a class, each key a field whose type says what the key may hold.
 
-A field without a default is required. Errors name the file, the dotted key and, of unknown ones, the nearest.
+A field without a default is required. Errors name the file, the dotted key and, for an unknown key, the nearest one.
+`settings_of` makes the section of a class from its constructor, so that a model's keys are declared only there.
 """
 
+import inspect
+import re
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import MISSING, field, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -20,17 +23,123 @@ T = TypeVar("T")
 Count = Annotated[int, "positive"]
 
 
-def only(*allowed: Any, because: str) -> Any:
-    """A key that may be there, but whose other values mean something our models do not have."""
-    return field(default=allowed[0], metadata={"only": allowed, "because": because})
+def restricted(*allowed: Any, because: str) -> Any:
+    """Declare a key whose other values mean something that our models do not have."""
+    return field(default=allowed[0], metadata={"allowed": allowed, "because": because})
 
 
 def option(default: Any, help: str) -> Any:
-    """A key with its default and its line in `--help`."""
+    """Declare a key with its default and its line in `--help`."""
     return field(default=default, metadata={"help": help})
 
 
+class Section:
+    """Base of the sections that `settings_of` makes: `Model(**section)` hands it over whole."""
+
+    if typing.TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def keys(self) -> Iterator[str]:
+        return (f.name for f in fields(self))  # type: ignore[arg-type]
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(key, self[key]) for key in self.keys()]
+
+
+def settings_of(
+    cls: type,
+    omit: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, Any] | None = None,
+    extra: Mapping[str, tuple[Any, Any]] | None = None,
+) -> Any:
+    """Make a config section, with its default values, from the constructor of a class.
+
+    Sequences become lists, and integers must be positive unless their default is not. Help texts come from the `Args:`
+    of the docstring.
+
+    Args:
+        cls: the class, such as a model.
+        omit: arguments that are not keys.
+        defaults: defaults that differ from the constructor's; None also allows null.
+        kinds: types that differ from the annotated ones.
+        extra: further keys, each with its type and `option`.
+    """
+    defaults, kinds = defaults or {}, kinds or {}
+    hints, texts = typing.get_type_hints(cls.__init__), argument_docs(cls)  # type: ignore[misc]
+    keys: list[tuple[str, Any, Any]] = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in omit:
+            continue
+        default = defaults.get(name, parameter.default)
+        kind = kinds.get(name) or _as_yaml_type(hints[name], is_positive=_is_positive(parameter.default))
+        if default is None and types.NoneType not in options_of(kind):
+            kind = kind | None
+        keys.append((name, kind, option(default, texts.get(name, ""))))
+    keys += [(name, kind, key) for name, (kind, key) in (extra or {}).items()]
+    made = make_dataclass(f"{cls.__name__}Settings", keys, bases=(Section,), frozen=True, kw_only=True)
+    made.__doc__ = f"Settings of `{cls.__name__}`."
+    return made()
+
+
+def argument_docs(cls: type) -> dict[str, str]:
+    """Return the texts under `Args:` of a class's docstring, or its bases', by argument; `a, b: text` documents both."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        texts |= _documented_arguments(inspect.cleandoc(base.__doc__ or ""))
+    return texts
+
+
+def _documented_arguments(docstring: str) -> dict[str, str]:
+    _, _, listed = docstring.partition("Args:\n")
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in listed.splitlines():
+        if not line.startswith("    "):
+            break
+        if entry := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line):
+            names = entry[1].split(", ")
+            texts |= dict.fromkeys(names, entry[2])
+        else:
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return {name: text.removesuffix(".") for name, text in texts.items()}
+
+
+def _is_positive(default: Any) -> bool:
+    """Return whether a default holds only positive integers, as far as it holds integers."""
+    if isinstance(default, list | tuple):
+        return all(map(_is_positive, default))
+    return not isinstance(default, int) or default > 0
+
+
+def _as_yaml_type(kind: Any, is_positive: bool) -> Any:
+    """Return what YAML can hold of an annotated type; Any where that is not simple."""
+    if kind is int:
+        return Count if is_positive else int
+    if kind in _SCALARS or kind in (types.NoneType, Any) or typing.get_origin(kind) is typing.Literal:
+        return kind
+    if typing.get_origin(kind) in (tuple, list, Sequence):
+        item = _as_yaml_type(typing.get_args(kind)[0], is_positive)
+        return Any if item is Any else types.GenericAlias(tuple, (item, ...))
+    if len(options := options_of(kind)) > 1:
+        converted = [_as_yaml_type(option, is_positive) for option in options]
+        return Any if Any in converted else typing.Union[tuple(converted)]  # noqa: UP007
+    return Any
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """Return the type of each key of a section; a key that `settings_of` made has the type of its default."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    made = {f.name: type(f.default) for f in fields(kind) if hints[f.name] is Section}
+    return hints | made
+
+
 def read_yaml(path: str | PathLike) -> dict[str, Any]:
+    """Read a YAML file that holds sections."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -46,7 +155,7 @@ def read_yaml(path: str | PathLike) -> dict[str, Any]:
 
 
 class Reader:
-    """Turns plain YAML values into dataclasses; every error names the file and the dotted key."""
+    """Convert plain YAML values to dataclasses; every error names the file and the dotted key."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -55,13 +164,13 @@ class Reader:
         if not isinstance(raw, dict):
             raise self.error(at, f"must be a section with keys, found {raw!r}")
         known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-        hints = typing.get_type_hints(kind, include_extras=True)
+        hints = field_types(kind)
         values = {}
         for key, value in raw.items():
             if key not in known:
                 raise self.error(_join(at, key), f"is not a known key{_nearest(key, list(known))}")
             values[key] = self.value(hints[key], value, _join(at, key))
-            self.refuse_foreign(values[key], known[key].metadata, _join(at, key))
+            self.check_allowed(values[key], known[key].metadata, _join(at, key))
         for name, f in known.items():
             if name not in values and f.default is MISSING:
                 raise self.error(_join(at, name), "is missing")
@@ -75,7 +184,7 @@ class Reader:
         raise self.error(at, f"must be {_describe(kind)}, found {value!r}")
 
     def match(self, kind: Any, value: Any, at: str) -> Any:
-        """The value as `kind`, or MISSING where it is not one."""
+        """Return the value as `kind`, or MISSING if it is not one."""
         if kind is Any or (kind is types.NoneType and value is None):
             return value
         if typing.get_origin(kind) is typing.Literal:
@@ -100,9 +209,9 @@ class Reader:
         ]
         return MISSING if MISSING in items else tuple(items)
 
-    def refuse_foreign(self, value: Any, metadata: Any, at: str) -> None:
-        if "only" in metadata and value not in metadata["only"]:
-            allowed = " or ".join(map(repr, metadata["only"]))
+    def check_allowed(self, value: Any, metadata: Any, at: str) -> None:
+        if "allowed" in metadata and value not in metadata["allowed"]:
+            allowed = " or ".join(map(repr, metadata["allowed"]))
             raise self.error(at, f"is {value!r}, but {metadata['because']}: only {allowed} can be used")
 
     def error(self, at: str, problem: str) -> CardioDiTError:
@@ -132,7 +241,7 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
 
 
 def options_of(kind: Any) -> tuple[Any, ...]:
-    """What a union is of; anything else is its only option."""
+    """Return the members of a union; any other type is its only member."""
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
@@ -146,7 +255,7 @@ LISTS = {
 
 
 def _describe(kind: Any) -> str:
-    """A type in words: "a positive integer or a list of positive integers, as in [1, 2]"."""
+    """Describe a type in words: "a positive integer or a list of positive integers, as in [1, 2]"."""
     words = []
     for option in options_of(kind):
         if typing.get_origin(option) is typing.Literal:
@@ -168,8 +277,8 @@ def _nearest(key: Any, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(sorted(known))})"
 
 
-def plain(value: Any) -> Any:
-    """As YAML has it: tuples are lists, all the way down."""
+def to_yaml(value: Any) -> Any:
+    """Return a value as YAML reads it: tuples become lists at every depth."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: to_yaml(item) for key, item in value.items()}
+    return [to_yaml(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from cardiodit._util.typed_yaml import Count, Reader, only, read_yaml
+from cardiodit._util.typed_yaml import Count, Reader, read_yaml, restricted
 from cardiodit.errors import CardioDiTError
 
 PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each
@@ -25,7 +25,7 @@ STAGES = {"stage1": "stage 1 (VQ-GAN)", "dit": "stage 2 (transformer)"}  # by th
 class VQParams:
     """Parameters of the autoencoder, named as in MONAI."""
 
-    spatial_dims: int = only(3, because="the autoencoders of both systems are three-dimensional")
+    spatial_dims: int = restricted(3, because="the autoencoders of both systems are three-dimensional")
     in_channels: Count
     out_channels: Count
     num_channels: tuple[Count, ...]
@@ -40,8 +40,8 @@ class VQParams:
     decay: float = 0.99
     epsilon: float = 1e-5
     dropout: float = 0.0
-    act: str = only("RELU", "relu", because="the autoencoder has ReLU activations")
-    output_act: str | None = only(None, because="the decoder ends without an activation")
+    act: str = restricted("RELU", "relu", because="the autoencoder has ReLU activations")
+    output_act: str | None = restricted(None, because="the decoder ends without an activation")
     ddp_sync: bool | None = None
     use_checkpointing: bool = False
 
@@ -172,8 +172,8 @@ class DiTParams:
     attn_drop: float | None = None
     mlp_drop: float | None = None
     spacing: tuple[float, ...] | None = None  # scales the positions, which are compared when a checkpoint is loaded
-    self_conditioning: bool = only(False, because="self-conditioning is not supported")
-    temporal_pe: str = only("absolute", because="only absolute sine-cosine positions are supported")
+    self_conditioning: bool = restricted(False, because="self-conditioning is not supported")
+    temporal_pe: str = restricted("absolute", because="only absolute sine-cosine positions are supported")
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -188,10 +188,10 @@ class DiTParams:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerParams:
-    schedule: str = only("cosine", because="only the published squared-cosine schedule is supported")
+    schedule: str = restricted("cosine", because="only the published squared-cosine schedule is supported")
     num_train_timesteps: Count = 300
-    prediction_type: str = only("v_prediction", "epsilon", "sample", because="no other prediction is supported")
-    zero_terminal_snr: bool = only(False, because="the published schedule does not end at zero signal")
+    prediction_type: str = restricted("v_prediction", "epsilon", "sample", because="no other prediction is supported")
+    zero_terminal_snr: bool = restricted(False, because="the published schedule does not end at zero signal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +206,8 @@ class DiTTraining(Run):
     latent_stats_path: str | None = None
     phase_dir: str | None = None
     alpha_pool: str | None = None
-    self_conditioning: bool = only(False, because="self-conditioning is not supported")
-    normalize_latents: bool = only(False, because="latents are scaled by one factor, not channel by channel")
+    self_conditioning: bool = restricted(False, because="self-conditioning is not supported")
+    normalize_latents: bool = restricted(False, because="latents are scaled by one factor, not channel by channel")
 
 
 @dataclass(frozen=True, kw_only=True)

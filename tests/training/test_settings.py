@@ -1,0 +1,30 @@
+"""Sections made from constructors: the keys and defaults of every stage, and a help text for each key."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from cardiodit._util.typed_yaml import to_yaml
+from cardiodit.training import settings
+from cardiodit.training.settings import leaves
+
+DEFAULTS = json.loads((Path(__file__).parents[1] / "fixtures/training/default_settings.json").read_text())
+STAGES = {
+    "train_vqgan": settings.VQGANSettings,
+    "train_dit": settings.DiTSettings,
+    "train_tgca": settings.TGCASettings,
+    "train_prdit": settings.PRDiTSettings,
+    "train_segmenter": settings.SegmenterSettings,
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
+    assert to_yaml(asdict(STAGES[stage]())) == DEFAULTS[stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_key_has_a_help_text(stage: str) -> None:
+    assert [leaf.name for leaf in leaves(STAGES[stage]) if not leaf.help] == []
