@@ -87,7 +87,7 @@ def settings_of(
 
 
 def argument_docs(cls: type) -> dict[str, str]:
-    """Return the texts under `Args:` of a class's docstring, or its bases', by argument; `a, b: text` documents both."""
+    """Return the texts under `Args:` of a class and its bases by argument; `a, b: text` documents both."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         texts |= _documented_arguments(inspect.cleandoc(base.__doc__ or ""))
