@@ -36,8 +36,9 @@ def make_preview(
         as_pipeline: makes a pipeline of such a model.
     """
     training: PreviewedTraining = run.settings  # type: ignore[assignment]
-    ema = denoiser.emas.get("transformer")
-    weights = Average("transformer", model, ema) if ema else Network("transformer", model)
+    (component,) = denoiser.weights
+    ema = denoiser.emas.get(component)
+    weights = Average(component, model, ema) if ema else Network(component, model)
 
     def preview() -> None:
         tensors = weights.gather()  # on every process, since weights may be sharded
@@ -46,12 +47,12 @@ def make_preview(
             copy.load_state_dict(tensors)
             pipe = as_pipeline(copy.to(run.accelerator.device).eval().requires_grad_(False))
             pipe.set_progress_bar_config(disable=True)
-            classes = pipe.transformer.config.get("num_classes")
+            classes = pipe.denoiser.config.get("num_classes")
             count = training.preview_samples
             output = pipe(
                 num_samples=count,
                 num_inference_steps=min(training.preview_inference_steps, pipe.scheduler.config.num_train_timesteps),
-                guidance_scale=training.preview_guidance_scale if classes and pipe.transformer.null_label else 1.0,
+                guidance_scale=training.preview_guidance_scale if classes and pipe.denoiser.null_label else 1.0,
                 class_labels=[i % classes for i in range(count)] if classes else None,
                 generator=[generator_for(PREVIEW_SEED, i) for i in range(count)],
                 output_type="np",

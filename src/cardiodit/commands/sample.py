@@ -191,7 +191,7 @@ def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[
         return dict(zip(AXES, max(masks.shapes, key=math.prod), strict=False))
     size = pipe.latent_size(**{name: getattr(arguments, name) for name in AXES})
     voxels = [n * factor for n, factor in zip(size, pipe.voxels_per_latent, strict=True)]
-    return dict(zip(pipe.transformer.axis_names, voxels, strict=True))
+    return dict(zip(pipe.denoiser.axis_names, voxels, strict=True))
 
 
 def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
