@@ -1,8 +1,8 @@
-"""What `import cardiodit` adds to the torch and diffusers that it stands on.
+"""Measure the time that `import cardiodit` adds to importing torch and diffusers.
 
     python benchmarks/importing.py
 
-The base imports what any diffusers pipeline with a model imports; each runs in processes of its own, in turn.
+The base imports what any diffusers pipeline with a model imports. Both run alternately, in separate processes.
 """
 
 import statistics
