@@ -244,12 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["waiting", "loop", "memory"])
     parser.add_argument("--rounds", type=int, default=5, help="steps of each loop with 6144 tokens")
-    parser.add_argument(
-        "--layers",
-        type=int,
-        default=12,
-        help="blocks for the memory measurement",
-    )
+    parser.add_argument("--layers", type=int, default=12, help="blocks for the memory measurement")
     parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
