@@ -1,11 +1,11 @@
-# `make` alone lists what there is. Needs GNU make and Python 3.11 or newer, nothing else.
+# `make` alone lists the targets. Requires only GNU make and Python 3.11 or newer.
 PYTHON ?= python3
 OLDEST_PYTHON ?= python3.12
 
 VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
-SHARED := -n 2 --dist loadfile --no-loadscope-reorder# files with long tests begin first, by their names
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder# names order the files with long tests first
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
@@ -16,14 +16,14 @@ help: ## list the targets
 
 env: $(VENV)/installed ## create .venv with the locked versions
 
-test: env ## run the tests, in two processes
+test: env ## run the tests in two processes
 	$(BIN)/python -m pytest $(SHARED)
 
 demo: env ## generate four beating hearts and show them: demo-output/hearts.html
 	rm -rf demo-output
 	$(BIN)/cardiodit demo --output_dir demo-output
 
-lint: env ## linter, formatter (as a check) and type checker
+lint: env ## run linter, formatter (check only) and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,10 +31,10 @@ lint: env ## linter, formatter (as a check) and type checker
 test-oldest: $(OLDEST)/installed ## run the tests against the oldest supported versions (Python 3.12)
 	$(OLDEST)/bin/python -m pytest $(SHARED)
 
-# A stamp is written last, so that an interrupted installation starts anew. $(1) folder, $(2) Python, $(3) lock.
+# The stamp file is written last, so that an interrupted installation starts over. $(1) folder, $(2) Python, $(3) lock.
 define install
 	@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "cardiodit needs Python 3.11 or newer; name one with PYTHON=/path/to/python3"; exit 1; }
+		{ echo "cardiodit needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 1; }
 	rm -rf $(1)
 	$(2) -m venv $(1)
 	$(1)/bin/python $(PIP) --upgrade pip
@@ -49,8 +49,8 @@ $(VENV)/installed: requirements/lock.txt setup.py
 $(OLDEST)/installed: requirements/lock-oldest.txt setup.py
 	$(call install,$(OLDEST),$(OLDEST_PYTHON),$<)
 
-# torch itself is locked, its CUDA libraries are not: each torch release names exactly the ones it needs, and a
-# CPU build of the same release needs none.
+# torch is locked, its CUDA libraries are not: each torch release pins exactly the ones it needs, and a CPU build
+# of the same release needs none.
 COMPILE = $(BIN)/uv pip compile --quiet --no-header --no-annotate --extra dev $(NO_CUDA) setup.py
 NO_CUDA = $(foreach package,$(CUDA_PACKAGES),--no-emit-package $(package))
 CUDA_PACKAGES = triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cublas-cu12 \
@@ -60,7 +60,7 @@ CUDA_PACKAGES = triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas 
 	nvidia-cusparse-cu12 nvidia-cusparselt-cu12 nvidia-cusparselt-cu13 nvidia-nccl-cu12 nvidia-nccl-cu13 \
 	nvidia-nvjitlink nvidia-nvjitlink-cu12 nvidia-nvshmem-cu12 nvidia-nvshmem-cu13 nvidia-nvtx nvidia-nvtx-cu12
 
-lock: env ## resolve both locks anew
+lock: env ## update both lock files
 	$(BIN)/python $(PIP) uv
 	echo 'torch==2.13.0' > requirements/.torch
 	$(COMPILE) --upgrade --universal --python-version 3.11 --constraint requirements/.torch -o requirements/lock.txt
@@ -69,5 +69,5 @@ lock: env ## resolve both locks anew
 		-o requirements/lock-oldest.txt
 	rm requirements/.torch
 
-clean: ## remove environments, caches and the demo's output
+clean: ## remove environments, caches and the output of the demo
 	rm -rf $(VENV) $(OLDEST) build demo-output .mypy_cache .ruff_cache .pytest_cache src/*.egg-info *.egg-info

@@ -1,4 +1,4 @@
-"""The VQ model beside MONAI's with the same weights, and what slicing spares.
+"""Compare the VQ model with MONAI's, with the same weights, and measure the memory that slicing saves.
 
 python benchmarks/autoencoder.py
 """
@@ -21,8 +21,8 @@ def ours() -> VQModel4D:
     return VQModel4D(**PUBLISHED).eval()
 
 
-def monais(model: VQModel4D) -> torch.nn.Module:
-    """MONAI's VQVAE with our weights in it."""
+def monai_model(model: VQModel4D) -> torch.nn.Module:
+    """Return MONAI's VQVAE with our weights."""
     from monai.networks.nets import VQVAE
 
     theirs = VQVAE(
@@ -45,7 +45,7 @@ def monais(model: VQModel4D) -> torch.nn.Module:
 
 def compare(size: int, frames: int, rounds: int) -> None:
     model = ours()
-    theirs = monais(model)
+    theirs = monai_model(model)
     torch.manual_seed(1)
     image = torch.rand(1, 1, size, size, frames) * 2 - 1
     with torch.no_grad():
@@ -70,7 +70,7 @@ def compare(size: int, frames: int, rounds: int) -> None:
 
 
 def peak_of_decoding(depth: int, slicing: bool) -> float:
-    """Of `depth` slices of the published size, in a process of its own."""
+    """Measure decoding `depth` slices of the published size in a separate process."""
     command = [sys.executable, "-W", "ignore", __file__, "--peak", str(depth), str(int(slicing))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
@@ -88,7 +88,7 @@ def measure_peak(depth: int, slicing: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--size", type=int, default=128, help="rows and columns for the timing; 256 is published")
+    parser.add_argument("--size", type=int, default=128, help="rows and columns of the timed slice; published: 256")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

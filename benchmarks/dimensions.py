@@ -1,12 +1,12 @@
-"""What is a true 4D model worth? CardioDiT beside the two baselines of its publication, as configs of one transformer.
+"""Compare CardioDiT with the two baselines of its publication, as configs of one transformer.
 
-    python benchmarks/dimensions.py --output dimensions          # nine trainings: about three hours on two cores
+    python benchmarks/dimensions.py --output dimensions          # nine trainings, about three hours on two cores
 
-The factorised 2D+t model draws every slice by itself, labelled by disease and place; the channel-merged 3D+t model sees
-all slices as channels of one token; the 4D model attends over all axes. All learn the latents of the same phantoms,
-through the shipped VQ model, for the same number of steps on as many hearts, from three seeds; then 64 samples each,
-with balanced labels, are evaluated beside 64 phantoms that no training has seen. Every step goes on where it stopped.
-Writes `table.md`: mean over the seeds, and their range.
+The factorised 2D+t model generates each slice independently, conditioned on disease and slice position; the
+channel-merged 3D+t model sees all slices as channels of one token; the 4D model attends over all axes. All are trained
+on the latents of the same phantoms, encoded by the bundled VQ model, for the same number of steps and hearts, with
+three seeds. Then 64 samples of each, with balanced labels, are compared with 64 held-out phantoms. Run again to
+resume. Writes `table.md`: the mean over the seeds, and their range.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="options for every training, at the end")
+    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="options of all trainings; must be last")
     arguments = parser.parse_args()
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,8 +49,8 @@ def main() -> None:
         for name in MODELS:
             run = f"{name}-{seed}"
             ids = [latents / split / ("slices.csv" if name == SLICES else "manifest.csv") for split in COHORTS][:2]
-            given = ["--training_ids", str(ids[0]), "--validation_ids", str(ids[1]), "--output_dir", str(folder)]
-            options = ["--config", f"phantom/dimensions/{name}.yaml", "--vae", BASE, "--run_name", run, *given]
+            paths = ["--training_ids", str(ids[0]), "--validation_ids", str(ids[1]), "--output_dir", str(folder)]
+            options = ["--config", f"phantom/dimensions/{name}.yaml", "--vae", BASE, "--run_name", run, *paths]
             if not (folder / run / "pipeline").is_dir():
                 train_dit.main([*options, "--seed", str(seed), *arguments.train])
             samples = folder / "samples" / run
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """Phantoms, their latents, and the latents of their slices, each a sample with a label of its own."""
+    """Write phantoms, their latents, and the latents of their slices as separately labelled samples."""
     for name, (number, seed) in COHORTS.items():
         if not (folder / name).is_dir():
             write_cohort(folder / name, number, seed, workers=2)
@@ -94,7 +94,7 @@ def split_slices(folder: Path) -> None:
 
 
 def draw(model: Path, output: Path, number: int, seed: int, slice_by_slice: bool) -> None:
-    """Samples with balanced labels, as NIfTI in [-1, 1]."""
+    """Generate samples with balanced labels, as NIfTI in [-1, 1]."""
     pipe = open_pipeline(str(model))
     pipe.set_progress_bar_config(disable=True)
     with new_folder(output) as folder:
@@ -111,17 +111,17 @@ def draw(model: Path, output: Path, number: int, seed: int, slice_by_slice: bool
                 decode_batch_size=8,
                 output_type="np",
             )
-            cine = np.concatenate(list(out.volumes), axis=2)  # slices (H, W, 1, T), or one cine
+            cine = np.concatenate(list(out.volumes), axis=2)  # slices (H, W, 1, T), or a single cine
             write_nifti(folder / f"sample{index:03d}.nii.gz", cine.astype(np.float32), pipe.geometry)
 
 
 def table(reports: dict[str, list[dict[str, Any]]]) -> str:
-    """Mean of the seeds, with the least and the largest; the floor is that of the first seed."""
-    lines = [f"| metric | {' | '.join(MODELS[name] for name in reports)} | real and real | better |"]
+    """Return the table with mean, minimum and maximum over the seeds; the floor is that of the first seed."""
+    lines = [f"| metric | {' | '.join(MODELS[name] for name in reports)} | floor | better |"]
     lines.append("|---" * (len(reports) + 3) + "|")
     first = next(iter(reports.values()))[0]
     for metric in first["metrics"]:
-        cells = [in_words([value_of(report, metric["name"]) for report in found]) for found in reports.values()]
+        cells = [mean_and_range([value_of(report, metric["name"]) for report in seeds]) for seeds in reports.values()]
         floor = metric["floor"]["value"] if metric["floor"] else None
         unit = f" ({metric['unit']})" if metric["unit"] else ""
         cells += ["" if floor is None else f"{floor:.3g}", metric["better"]]
@@ -133,7 +133,7 @@ def value_of(report: dict[str, Any], name: str) -> float:
     return next((float(metric["value"]) for metric in report["metrics"] if metric["name"] == name), float("nan"))
 
 
-def in_words(values: Sequence[float]) -> str:
+def mean_and_range(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 

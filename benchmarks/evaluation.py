@@ -1,12 +1,12 @@
-"""How long `cardiodit evaluate` takes, and what memory it needs for many volumes.
+"""Measure the duration of `cardiodit evaluate`, and its memory for many volumes.
 
     python benchmarks/evaluation.py                       64 phantoms against 64 samples, two processes
-    python benchmarks/evaluation.py --memory 10 1000      peak memory of 1000 small volumes of each set beside 10,
-                                                          both with masks, so that heart function is measured, too
-    python benchmarks/evaluation.py --volumes 8 --size 32 32 6 8    a small run, to see that it works
+    python benchmarks/evaluation.py --memory 10 1000      peak memory for 1000 small volumes per set and for 10,
+                                                          with masks, so that heart function is also measured
+    python benchmarks/evaluation.py --volumes 8 --size 32 32 6 8    a quick trial run
 
-Samples are other phantoms, written as `cardiodit sample` writes them; where memory is measured, those of a manifest.
-Each evaluation is a process of its own, its imports included.
+The samples are other phantoms, written like the output of `cardiodit sample`; for --memory they are a manifest. Each
+evaluation runs in a separate process, including its imports.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.phantom import write_cohort
 
 STEPS = Preprocessing(intensity=Intensity("p0.5", "p99.5"))
-DRAWN = 8  # phantoms; where memory is measured, the others are these with other noise
+PHANTOMS = 8  # different phantoms for --memory; the other volumes are copies with different noise
 SMALL = (32, 32, 6, 8)
 
 
@@ -37,20 +37,20 @@ def write_sets(folder: Path, volumes: int, size: tuple[int, int, int, int]) -> N
 
 
 def write_noisy_sets(folder: Path, volumes: int) -> None:
-    """Many volumes with their masks, quickly; both sets are manifests."""
+    """Quickly write two manifests of many volumes with masks."""
     (folder / "steps.json").write_text(json.dumps(STEPS.to_dict()))
     for seed, name in enumerate(("real", "others")):
-        manifest = write_cohort(folder / f"{name}-drawn", DRAWN, seed=seed, size=SMALL)
+        manifest = write_cohort(folder / f"{name}-phantoms", PHANTOMS, seed=seed, size=SMALL)
         (folder / name).mkdir()
         cases, rows = read_manifest(manifest), []
         random = np.random.default_rng([seed, volumes])
         for i in range(volumes):
-            case = cases[i % DRAWN]
+            case = cases[i % PHANTOMS]
             volume = read_nifti(case.image)
             noisy = volume.voxels + random.integers(-8, 9, volume.voxels.shape, dtype=np.int16)
             write_nifti(folder / name / f"{i:04d}.nii.gz", noisy, volume.geometry)
-            told = {column: case.row[column] for column in ("mask_order", "slices", "ed_frame")}
-            rows.append({"image": f"{i:04d}.nii.gz", "mask": f"../{name}-drawn/{case.row['mask']}", **told})
+            columns = {column: case.row[column] for column in ("mask_order", "slices", "ed_frame")}
+            rows.append({"image": f"{i:04d}.nii.gz", "mask": f"../{name}-phantoms/{case.row['mask']}", **columns})
         write_manifest(folder / name / "manifest.csv", rows)
 
 
@@ -64,10 +64,10 @@ def write_samples(folder: Path) -> None:
             records.write(json.dumps({"file": file.name, "units": None, "preprocessing": STEPS.to_dict()}) + "\n")
 
 
-def evaluated(folder: Path, segmenter: str | None, processes: int) -> tuple[float, float]:
-    """Seconds, and the peak memory of its largest process in MiB."""
-    more = ["--segmenter", segmenter or ""]
-    command = [sys.executable, __file__, "--one", str(folder), "--processes", str(processes), *more]
+def run_evaluation(folder: Path, segmenter: str | None, processes: int) -> tuple[float, float]:
+    """Return the seconds, and the peak memory of the largest process in MiB."""
+    command = [sys.executable, __file__, "--one", str(folder), "--processes", str(processes)]
+    command += ["--segmenter", segmenter or ""]
     start = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return time.perf_counter() - start, float(done.stdout.splitlines()[-1])
@@ -91,9 +91,9 @@ def evaluate_one(folder: Path, segmenter: str | None, processes: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--volumes", type=int, default=64, help="of each set (%(default)s)")
+    parser.add_argument("--volumes", type=int, default=64, help="volumes per set (default %(default)s)")
     parser.add_argument("--size", type=int, nargs=4, default=(64, 64, 8, 16), metavar=("H", "W", "D", "T"))
-    parser.add_argument("--segmenter", default="phantom-segmenter", help="(%(default)s); not for --memory")
+    parser.add_argument("--segmenter", default="phantom-segmenter", help="default %(default)s; ignored with --memory")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--memory", type=int, nargs=2, metavar=("FEW", "MANY"))
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
@@ -109,13 +109,13 @@ def main() -> None:
                 folder = Path(name) / str(volumes)
                 folder.mkdir()
                 write_noisy_sets(folder, volumes)
-                seconds, peak = evaluated(folder, "", 1)
+                seconds, peak = run_evaluation(folder, "", 1)
                 peaks.append(peak)
                 print(f"{volumes} against {volumes} volumes of {SMALL}: peak {peak:.0f} MiB, {seconds:.0f} s")
             print(f"{peaks[1] - peaks[0]:.0f} MiB more")
             return
         write_sets(Path(name), arguments.volumes, tuple(arguments.size))
-        seconds, peak = evaluated(Path(name), arguments.segmenter, arguments.processes)
+        seconds, peak = run_evaluation(Path(name), arguments.segmenter, arguments.processes)
         print(
             f"{arguments.volumes} against {arguments.volumes} volumes of {tuple(arguments.size)}, "
             f"{arguments.processes} processes: {seconds:.0f} s, at most {peak:.0f} MiB in one"

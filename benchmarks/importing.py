@@ -2,7 +2,7 @@
 
     python benchmarks/importing.py
 
-The base imports what any diffusers pipeline with a model imports; each runs in processes of its own, in turn.
+The base imports what any diffusers pipeline with a model imports. Both run alternately, in separate processes.
 """
 
 import statistics

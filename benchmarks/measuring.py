@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing, peak memory, and the machine's name."""
+"""Shared by all benchmarks: interleaved timing, peak memory, operation counts, and the name of the machine."""
 
 import platform
 import statistics
@@ -14,9 +14,9 @@ Run = Callable[[], object]
 
 
 def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each; all run in turn, so that a slower minute of the machine is slower for all."""
+    """Return the median seconds of each run; runs alternate, so that changes in machine load affect all alike."""
     for run in runs.values():
-        run()  # warm
+        run()  # warm-up
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -34,8 +34,8 @@ def _synchronize() -> None:
 
 
 def peak_mib(run: Run) -> float:
-    """How much memory a call needs above what the process holds already (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    """Return the peak memory of a call in addition to what the process already uses (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _memory_mib("VmRSS")
     run()
     return _memory_mib("VmHWM") - before
@@ -47,13 +47,13 @@ def _memory_mib(name: str) -> float:
 
 
 def count_operations(run: Run) -> int:
-    """Floating point operations of a call, on tensors without content; also a CPU's attention, which torch forgets."""
+    """Count the floating-point operations of a call on fake tensors, including attention on CPU, which torch omits."""
 
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
         return int(sdpa_flop_count(query, key, value))
 
-    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    counter = FlopCounterMode(display=False, custom_mapping=known)
+    cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    counter = FlopCounterMode(display=False, custom_mapping=cpu_attention)
     with counter, FakeTensorMode(allow_non_fake_inputs=True):
         run()
     return int(counter.get_total_flops())

@@ -1,8 +1,8 @@
-"""Are the generated phantoms hearts? The model in checkpoints/cardiodit-phantom, judged beside fresh phantoms.
+"""Test the quality of the model in checkpoints/cardiodit-phantom against held-out phantoms.
 
-First the VQ model alone, then the pipeline: for each of three seeds, 64 samples with balanced labels beside 64 phantoms
-that no training has seen. Everything is measured by the shipped segmenter, on phantoms as on samples. Writes
-`results.json`, a table for people, and a picture of all samples; exits with 1 where a criterion is missed.
+Tests the VQ model alone, then the pipeline: for each of three seeds, 64 samples with balanced labels are compared with
+64 held-out phantoms. The bundled segmenter measures both. Writes `results.json` and pictures of the first samples, and
+prints all results; the exit code is 1 if a criterion is missed.
 
     python benchmarks/phantom_model.py --model checkpoints/cardiodit-phantom --output results
 """
@@ -41,15 +41,15 @@ from cardiodit.models.segmenter import HeartSegmenter, dice
 LABELS = ("normal", "dilated", "hypertrophic", "infarct")  # in the order of a cohort
 ORDER = ("dilated", "infarct", "normal", "hypertrophic")  # by ejection fraction
 FIRST_FRESH_SEED = 1000
-ONE_BODY = 0.98  # of the ventricle's voxels in every frame
-MARGIN = 3  # voxels around the labels that belong to the heart's region
+ONE_BODY = 0.98  # least share of the ventricle's voxels in one piece
+MARGIN = 3  # voxels around the labels that count as the heart's region
 # Limits of the criteria.
 VQ_SHIFT, EF_SHIFT, EF_DISTANCE, BODIES, TEXTURE, STEERING, DICE = 2.0, 5.0, 4.0, 0.90, 0.25, 0.5, 0.9
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One heart, by the segmenter."""
+    """One heart, measured by the segmenter."""
 
     label: str
     ef: float
@@ -81,7 +81,7 @@ def measure(cine: np.ndarray, label: str, geometry: Geometry, segmenter: HeartSe
 
 
 class Phantoms:
-    """Fresh ones of a seed, prepared as the model's training volumes were."""
+    """Held-out phantoms of a seed, preprocessed like the model's training volumes."""
 
     def __init__(self, folder: Path, seed: int, count: int, steps: Preprocessing) -> None:
         if not folder.is_dir():
@@ -93,12 +93,12 @@ class Phantoms:
         self.exact_ef = [float(case.row["lv_ef_percent"]) for case in self.cases]
 
     def measure(self, segmenter: HeartSegmenter, vae: torch.nn.Module | None = None) -> list[Measured]:
-        """As they are, or as the VQ model draws them."""
-        found = []
+        """Measure the phantoms, or their reconstructions by the VQ model."""
+        measured = []
         for prepared, label in zip(self.prepared, self.labels):
             cine = prepared.volume.voxels if vae is None else reconstruct(vae, prepared).voxels
-            found.append(measure(cine, label, prepared.volume.geometry, segmenter))
-        return found
+            measured.append(measure(cine, label, prepared.volume.geometry, segmenter))
+        return measured
 
 
 def judge_segmenter(phantoms: Phantoms, segmenter: HeartSegmenter, raw: Sequence[Measured]) -> dict:
@@ -110,22 +110,22 @@ def judge_segmenter(phantoms: Phantoms, segmenter: HeartSegmenter, raw: Sequence
     return {"dice": means, "ef_bias": bias, "met": {"dice": min(means.values()) >= DICE}}
 
 
-def judge_vae(raw: Sequence[Measured], drawn: Sequence[Measured]) -> dict:
-    shifts = [b.ef - a.ef for a, b in zip(raw, drawn)]
+def judge_vae(raw: Sequence[Measured], reconstructed: Sequence[Measured]) -> dict:
+    shifts = [b.ef - a.ef for a, b in zip(raw, reconstructed)]
     of_labels = {label: mean([s for s, m in zip(shifts, raw) if m.label == label]) for label in LABELS}
-    found = {"ef_shift": mean(shifts), "ef_shift_of_labels": of_labels, "ef_shift_absolute": mean(np.abs(shifts))}
-    return {**found, "met": {"ef_shift": abs(found["ef_shift"]) <= VQ_SHIFT}}
+    results = {"ef_shift": mean(shifts), "ef_shift_of_labels": of_labels, "ef_shift_absolute": mean(np.abs(shifts))}
+    return {**results, "met": {"ef_shift": abs(results["ef_shift"]) <= VQ_SHIFT}}
 
 
-def judge_samples(samples: Sequence[Measured], raw: Sequence[Measured], drawn: Sequence[Measured]) -> dict:
-    """Beside phantoms as they are (function, steering) and as the VQ model draws them (texture)."""
+def judge_samples(samples: Sequence[Measured], raw: Sequence[Measured], reconstructed: Sequence[Measured]) -> dict:
+    """Compare samples with phantoms (function, effect of labels) and with reconstructed phantoms (texture)."""
     ef, ef_raw = by_label(samples, "ef"), by_label(raw, "ef")
     steering = {name: share(samples, raw) for name, share in STEERED.items()}
     texture = {
-        name: mean([getattr(m, name) for m in samples]) / mean([getattr(m, name) for m in drawn])
+        name: mean([getattr(m, name) for m in samples]) / mean([getattr(m, name) for m in reconstructed])
         for name in ("between_slices", "between_frames")
     }
-    found = {
+    results = {
         "ef_of_labels": ef,
         "ef_of_labels_of_phantoms": ef_raw,
         "ef_distance": float(wasserstein_distance([m.ef for m in samples], [m.ef for m in raw])),
@@ -142,15 +142,15 @@ def judge_samples(samples: Sequence[Measured], raw: Sequence[Measured], drawn: S
         "weakest_of_labels": by_label(samples, "weakest"),
         "weakest_of_labels_of_phantoms": by_label(raw, "weakest"),
     }
-    found["met"] = {
+    results["met"] = {
         "ef_of_labels": all(abs(ef[label] - ef_raw[label]) <= EF_SHIFT for label in LABELS),
         "order": sorted(ef, key=ef.__getitem__) == list(ORDER),
-        "ef_distance": found["ef_distance"] <= EF_DISTANCE,
-        "one_body": found["one_body"] >= BODIES,
+        "ef_distance": results["ef_distance"] <= EF_DISTANCE,
+        "one_body": results["one_body"] >= BODIES,
         "texture": all(abs(ratio - 1) <= TEXTURE for ratio in texture.values()),
         "steering": all(strength >= STEERING for strength in steering.values()),
     }
-    return found
+    return results
 
 
 def separation(measured: Sequence[Measured], name: str, label: str, others: Sequence[str]) -> float:
@@ -159,7 +159,7 @@ def separation(measured: Sequence[Measured], name: str, label: str, others: Sequ
 
 
 def steered(name: str, label: str, others: Sequence[str]):
-    """How far a label moves a measure among samples, over how far it does among phantoms."""
+    """Return a function for the effect of a label on a measure among samples, relative to phantoms."""
     return lambda samples, raw: separation(samples, name, label, others) / separation(raw, name, label, others)
 
 
@@ -199,13 +199,13 @@ def sample(pipe: CardioDiTPipeline, seed: int, count: int, arguments: argparse.N
 
 
 def picture(path: Path, cines: Sequence[np.ndarray], segmenter: HeartSegmenter) -> None:
-    """All slices of each heart at its first frame and at its smallest, four hearts a row, with what was found."""
+    """Write all slices of each heart at its first and its smallest frame, two hearts a row, with and without labels."""
     tiles = []
     for cine in cines:
         labels = segmenter.segment(cine)
         least, rows = int((labels == LV).sum(axis=(0, 1, 2)).argmin()), []
         for t in (0, least):
-            rows += [strip_of(cine[..., t], labels[..., t] * outlined, (-1, 1)) for outlined in (0, 1)]
+            rows += [strip_of(cine[..., t], labels[..., t] * overlay, (-1, 1)) for overlay in (0, 1)]
         tiles.append(np.concatenate(rows))
     across = 2
     lines = [np.concatenate(tiles[i : i + across], axis=1) for i in range(0, len(tiles), across)]
@@ -214,8 +214,8 @@ def picture(path: Path, cines: Sequence[np.ndarray], segmenter: HeartSegmenter) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="pipeline folder; without one the VQ model alone is judged")
-    parser.add_argument("--vae", help="VQ model; default: that of the pipeline")
+    parser.add_argument("--model", help="pipeline folder; without it only the VQ model is tested")
+    parser.add_argument("--vae", help="VQ model (default: that of the pipeline)")
     parser.add_argument("--segmenter", default="checkpoints/phantom-segmenter")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -237,39 +237,39 @@ def main() -> int:
             arguments.count,
             Preprocessing.from_dict(vae.config.preprocessing),
         )
-        raw, drawn = phantoms.measure(segmenter), phantoms.measure(segmenter, vae)
-        found = {"segmenter": judge_segmenter(phantoms, segmenter, raw), "vae": judge_vae(raw, drawn)}
+        raw, reconstructed = phantoms.measure(segmenter), phantoms.measure(segmenter, vae)
+        result = {"segmenter": judge_segmenter(phantoms, segmenter, raw), "vae": judge_vae(raw, reconstructed)}
         if pipe is not None:
             pipe.set_progress_bar_config(leave=False)
             cines = sample(pipe, seed, arguments.count, arguments)
             labels = [LABELS[i % 4] for i in range(len(cines))]
             samples = [measure(cine, label, pipe.geometry, segmenter) for cine, label in zip(cines, labels)]
-            found["samples"] = judge_samples(samples, raw, drawn)
-            found["each"] = [asdict(m) for m in samples]
+            result["samples"] = judge_samples(samples, raw, reconstructed)
+            result["each"] = [asdict(m) for m in samples]
             picture(arguments.output / f"samples-seed{seed}.png", cines[:16], segmenter)
-        results[seed] = found
+        results[seed] = result
         print(f"seed {seed}")
-        for part, values in found.items():
+        for part, values in result.items():
             if part != "each":
                 print(f"  {part}")
                 for name, value in values.items():
-                    print(f"    {name}: {shown(value)}")
+                    print(f"    {name}: {formatted(value)}")
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     missed = [
         f"seed {seed}: {part}.{name}"
-        for seed, found in results.items()
-        for part, values in found.items()
+        for seed, result in results.items()
+        for part, values in result.items()
         if part != "each"
         for name, met in values["met"].items()
         if not met
     ]
-    print("Every criterion is met." if not missed else f"Missed: {'; '.join(missed)}")
+    print("All criteria are met." if not missed else f"Missed: {'; '.join(missed)}")
     return 1 if missed else 0
 
 
-def shown(value: object) -> str:
+def formatted(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {shown(v)}" for name, v in value.items())
+        return ", ".join(f"{name} {formatted(v)}" for name, v in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

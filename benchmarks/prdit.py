@@ -1,17 +1,16 @@
-"""PRDiT: what its refiner is worth, and what a step costs.
+"""Measure what PRDiT's refiner improves, and the cost of a step.
 
     python benchmarks/prdit.py proof --output prdit     # three seeds, both stages: about an hour on two cores
-    python benchmarks/prdit.py step                     # B/12/4 at 64³, 128³ and 256³, beside a plain DiT
-    python benchmarks/prdit.py gpu                      # on a GPU: seconds a volume of 128³, training volumes a second
+    python benchmarks/prdit.py step                     # B/12/4 and a plain DiT at 64³, 128³ and 256³
+    python benchmarks/prdit.py gpu                      # on a GPU: sampling and training at 128³
 
-The proof trains the local denoiser and then the refiner on chest phantoms, samples both, and compares samples with
-phantoms that no training has seen: Fréchet distance in features of a random network, and the mean length of the
-gradient, of volumes as they are and smoothed by a voxel, so that noise counts less. It is judged by volumes as they
-are, at the fewest steps of sampling. It goes on where it was stopped; `proof.json` holds the figures, `proof.png` shows
-samples.
+The proof trains the local denoiser and then the refiner on chest phantoms, samples both, and compares the samples with
+held-out phantoms: Fréchet distance of features of a random network, and the mean gradient length, of unsmoothed
+volumes and after smoothing by one voxel, which reduces the influence of noise. The verdict uses unsmoothed volumes and
+the fewest sampling steps. Run again to resume. `proof.json` contains the results, `proof.png` shows samples.
 
-Of a step, memory is arithmetic on tensors without content. Its time is measured where it would take less than a minute
-and the machine has four times the memory, else it is the counted operations over the speed of the last measured.
+The memory of a step is computed from fake tensors. Its time is measured if it takes less than a minute and the machine
+has four times the memory it needs; otherwise it is estimated from counted operations and the last measured speed.
 """
 
 import argparse
@@ -46,10 +45,10 @@ SIZE = (32, 32, 24)
 COHORTS = {"training": (400, 0), "validation": (16, 1), "test": (128, 5000)}  # number and seed
 WINDOW = (-1000.0, 1000.0)
 STAGES = ("local", "refined")
-SHOWN = 8  # slices
-NEARER = 0.9  # of stage 1's difference from real
+SLICES = 8  # per volume in the picture
+CLOSER = 0.9  # greatest difference from the phantoms' gradient, as a share of stage 1's
 SIDES = (64, 128, 256)
-LONGEST, ROOM = 60.0, 4
+MAX_SECONDS, MEMORY_FACTOR = 60.0, 4  # a step is timed up to this duration, and if this many times its memory is free
 GIB = 2**30
 
 
@@ -59,8 +58,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("prdit"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--steps", type=int, nargs="+", default=[25, 50], help="of sampling (%(default)s)")
-    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="options for every training, at the end")
+    parser.add_argument("--steps", type=int, nargs="+", default=[25, 50], help="sampling steps (default %(default)s)")
+    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="options of all trainings; must be last")
     arguments = parser.parse_args()
     print(machine())
     if arguments.what == "proof":
@@ -74,67 +73,69 @@ def main() -> int:
 def prove(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    settings = settle(folder / "settings.json", arguments)
+    settings = check_settings(folder / "settings.json", arguments)
     for name, (number, seed) in COHORTS.items():
         if not (folder / name).is_dir():
             write_chests(folder / name, number, seed, SIZE, workers=2)
     cases = read_manifest(folder / "test" / "manifest.csv")
     real = np.stack([to_model(read_nifti(case.image).voxels, WINDOW) for case in cases])
-    held, other = real[: len(real) // 2], real[len(real) // 2 :]
-    found: dict[str, dict[int, list[dict[str, float]]]] = {stage: {} for stage in STAGES}
-    shown: dict[str, np.ndarray] = {}
+    held_out, other_half = real[: len(real) // 2], real[len(real) // 2 :]
+    results: dict[str, dict[int, list[dict[str, float]]]] = {stage: {} for stage in STAGES}
+    examples: dict[str, np.ndarray] = {}
     for seed in range(arguments.seeds):
         for stage in STAGES:
             for steps in sorted(arguments.steps):
                 volumes = samples_of(folder, stage, seed, steps, arguments)
-                found[stage].setdefault(steps, []).append(compare(held, volumes))
-                print(f"seed {seed}, {stage}, {steps} steps: {found[stage][steps][-1]}", flush=True)
-                shown.setdefault(stage, volumes[:2])
-    floor = compare(held, other)
+                results[stage].setdefault(steps, []).append(compare(held_out, volumes))
+                print(f"seed {seed}, {stage}, {steps} steps: {results[stage][steps][-1]}", flush=True)
+                examples.setdefault(stage, volumes[:2])
+    floor = compare(held_out, other_half)
     met = {
         steps: [
-            better(local, refined) for local, refined in zip(*(found[stage][steps] for stage in STAGES), strict=True)
+            better(local, refined) for local, refined in zip(*(results[stage][steps] for stage in STAGES), strict=True)
         ]
         for steps in sorted(arguments.steps)
     }
-    told = {"settings": settings, "floor": floor, **found, "met": met}
+    record = {"settings": settings, "floor": floor, **results, "met": met}
     with atomic_file(folder / "proof.json") as temporary:
-        temporary.write_text(json.dumps(told, indent=1) + "\n")
-    draw(folder / "proof.png", {"real": held[:2], "stage 1": shown["local"], "stage 2": shown["refined"]})
-    print(json.dumps(told, indent=1))
-    proved = all(met[min(met)])
-    print("The refiner makes samples better, with every seed." if proved else "Missed.")
-    return 0 if proved else 1
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    draw(folder / "proof.png", {"real": held_out[:2], "stage 1": examples["local"], "stage 2": examples["refined"]})
+    print(json.dumps(record, indent=1))
+    improved = all(met[min(met)])
+    print(
+        "The refiner improves the samples for every seed." if improved else "The criteria are not met for every seed."
+    )
+    return 0 if improved else 1
 
 
-def settle(file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What makes other samples; a folder that was begun with something else is not gone on with."""
+def check_settings(file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that affect samples; refuse a folder that was started with others."""
     settings = {"samples": arguments.samples, "train": arguments.train}
     if file.is_file() and (before := json.loads(file.read_text())) != settings:
-        raise SystemExit(f"{file.parent} was begun with {before}, now {settings}. Take another --output.")
+        raise SystemExit(f"{file.parent} was started with {before}, not {settings}. Choose another --output.")
     with atomic_file(file) as temporary:
         temporary.write_text(json.dumps(settings) + "\n")
     return settings
 
 
 def samples_of(folder: Path, stage: str, seed: int, steps: int, arguments: argparse.Namespace) -> np.ndarray:
-    """Samples of a stage in [-1, 1], (B, H, W, D), for which it is trained first."""
-    kept, run = folder / f"{stage}-{seed}-{steps}.npy", f"{stage}-{seed}"
-    if kept.is_file():
-        return np.load(kept)
+    """Train a stage if needed, and return its samples in [-1, 1], (B, H, W, D)."""
+    cache, run = folder / f"{stage}-{seed}-{steps}.npy", f"{stage}-{seed}"
+    if cache.is_file():
+        return np.load(cache)
     ids = [str(folder / name / "manifest.csv") for name in ("training", "validation")]
     config = "chest/prdit_local.yaml" if stage == "local" else "chest/prdit.yaml"
-    before = [] if stage == "local" else ["--stage1", str(folder / f"local-{seed}")]
+    stage1 = [] if stage == "local" else ["--stage1", str(folder / f"local-{seed}")]
     options = ["--config", config, "--training_ids", ids[0], "--validation_ids", ids[1], "--output_dir", str(folder)]
     if not (folder / run / "pipeline").is_dir():
-        train_prdit.main([*options, "--run_name", run, "--seed", str(seed), *before, *arguments.train])
+        train_prdit.main([*options, "--run_name", run, "--seed", str(seed), *stage1, *arguments.train])
     pipe = PRDiTPipeline.from_pretrained(folder / run / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     settings: dict[str, Any] = {"num_inference_steps": steps, "seed": seed, "output_type": "np"}
     batches = {start: min(8, arguments.samples - start) for start in range(0, arguments.samples, 8)}
     parts = [pipe(num_samples=number, first_sample=start, **settings).volumes for start, number in batches.items()]
     volumes = np.concatenate(parts)
-    with atomic_file(kept) as temporary, temporary.open("wb") as file:
+    with atomic_file(cache) as temporary, temporary.open("wb") as file:
         np.save(file, volumes)
     return volumes
 
@@ -156,7 +157,7 @@ def features_of(volumes: np.ndarray) -> np.ndarray:
 
 
 def gradient_length(volumes: np.ndarray) -> float:
-    """Mean over all voxels, in the model's units a voxel."""
+    """Return the mean over all voxels, in model units per voxel."""
     parts = np.gradient(volumes, axis=(1, 2, 3))
     return float(np.sqrt(sum(part**2 for part in parts)).mean())
 
@@ -166,21 +167,21 @@ def smoothed(volumes: np.ndarray) -> np.ndarray:
 
 
 def better(local: dict[str, float], refined: dict[str, float]) -> bool:
-    off = [abs(found["gradient"] - found["gradient_of_real"]) for found in (local, refined)]
-    return refined["frechet"] < local["frechet"] and off[1] <= NEARER * off[0]
+    errors = [abs(stage["gradient"] - stage["gradient_of_real"]) for stage in (local, refined)]
+    return refined["frechet"] < local["frechet"] and errors[1] <= CLOSER * errors[0]
 
 
 def draw(path: Path, rows: dict[str, np.ndarray]) -> None:
-    places = np.linspace(0, SIZE[2] - 1, SHOWN + 2).round().astype(int)[1:-1]
+    places = np.linspace(0, SIZE[2] - 1, SLICES + 2).round().astype(int)[1:-1]
     write_captioned(path, [(name, volume[:, :, places]) for name, volumes in rows.items() for volume in volumes])
 
 
-# --- What a step costs ---
+# --- The cost of a step ---
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one volume: bytes of a step of sampling, of a step of stage 2, and counted operations of a forward pass."""
+    """Cost for one volume: bytes of a sampling step and of a step of stage 2, operations of a forward pass."""
 
     sampling: int
     training: int
@@ -189,13 +190,13 @@ class Cost:
 
 def step_costs() -> int:
     models = {"PRDiT-B/12/4": PRDiTTransformerModel(num_layers=4), "plain DiT": plain_dit()}
-    print("volume | model | tokens | sampling GiB | stage 2 GiB | TFLOP | s a step")
+    print("volume | model | tokens | sampling, GiB | stage 2, GiB | forward, TFLOP | s per step")
     speeds = dict.fromkeys(models, math.nan)
     for side in SIDES:
         for name, model in models.items():
             cost = cost_of(model, side)
-            seconds, mark = cost.operations / speeds[name], " (counted operations)"
-            if cost.sampling * ROOM < free_bytes() and not seconds > LONGEST:
+            seconds, mark = cost.operations / speeds[name], " (estimated)"
+            if cost.sampling * MEMORY_FACTOR < free_bytes() and not seconds > MAX_SECONDS:
                 seconds, mark = seconds_of(model.eval(), side), ""
                 speeds[name] = cost.operations / seconds
             print(
@@ -207,7 +208,7 @@ def step_costs() -> int:
 
 
 def plain_dit() -> DiT3DTransformerModel:
-    """As wide, on the same tokens, without a local part."""
+    """Return a DiT of the same width on the same tokens, without a local part."""
     return DiT3DTransformerModel(sample_size=(64,) * 3, patch_size=(8,) * 3, in_channels=1, num_layers=4)
 
 
@@ -225,7 +226,7 @@ def cost_of(model: Any, side: int) -> Cost:
     def train() -> None:
         torch.autograd.grad(model(volume, step).sample.square().mean(), weights)
 
-    training = peak_bytes(train) + weight_bytes(model) + 3 * of_weights  # Adam's two moments, the moving average
+    training = peak_bytes(train) + weight_bytes(model) + 3 * of_weights  # Adam's two moments and the EMA weights
     return Cost(sampling, training, operations)
 
 
@@ -249,9 +250,9 @@ def free_bytes() -> int:
 
 
 def on_gpu(side: int = 128, steps: int = 100, rounds: int = 20) -> int:
-    """PRDiT-B/12/4 in bfloat16: sampling as `cardiodit sample` does, and steps of stage 2."""
+    """Measure PRDiT-B/12/4 in bfloat16: sampling as in `cardiodit sample`, and steps of stage 2."""
     if not torch.cuda.is_available():
-        print("There is no GPU.")
+        print("No GPU was found.")
         return 1
     model = PRDiTTransformerModel(sample_size=(side,) * 3, num_layers=4).to("cuda", torch.bfloat16).eval()
     pipe = PRDiTPipeline(model, NoiseAndImageScheduler())
@@ -263,11 +264,11 @@ def on_gpu(side: int = 128, steps: int = 100, rounds: int = 20) -> int:
     seconds, memory = time.perf_counter() - start, torch.cuda.max_memory_allocated() / GIB
     print(f"sampling {side}³, {steps} steps, bf16: {seconds:.2f} s, {memory:.2f} GiB")
     for batch in (1, 2, 4, 8):
-        print(f"stage 2, batch {batch}: {volumes_a_second(side, batch, rounds):.2f} volumes/s", flush=True)
+        print(f"stage 2, batch {batch}: {volumes_per_second(side, batch, rounds):.2f} volumes/s", flush=True)
     return 0
 
 
-def volumes_a_second(side: int, batch: int, rounds: int) -> float:
+def volumes_per_second(side: int, batch: int, rounds: int) -> float:
     model = PRDiTTransformerModel(sample_size=(side,) * 3, num_layers=4).to("cuda").train()
     freeze_local_part(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]

@@ -1,8 +1,8 @@
-"""From a gzip NIfTI file to a tensor: cardiodit's preprocessing beside the same chain of MONAI transforms.
+"""Compare preprocessing from a gzipped NIfTI file to a tensor with the same chain of MONAI transforms.
 
     python benchmarks/preprocessing.py
 
-Both run in turn on the same files, on one core; memory is the peak of a process of its own above its imports.
+Both run alternately on the same files, on one core. Memory is the peak of a separate process, without its imports.
 """
 
 import argparse
@@ -41,8 +41,8 @@ def ours(steps: Preprocessing) -> Callable[[Path], torch.Tensor]:
     return lambda path: steps(read_nifti(path)).tensor()
 
 
-def monais(steps: Preprocessing) -> Callable[[Path], torch.Tensor]:
-    """The fastest chain that MONAI's users would write: time as channels, so that space is resampled in one call."""
+def monai(steps: Preprocessing) -> Callable[[Path], torch.Tensor]:
+    """Return the fastest chain a MONAI user would write: time as channels, so that space is resampled in one call."""
     from monai.transforms import (
         Compose,
         EnsureChannelFirst,
@@ -80,7 +80,7 @@ def _linear_in_time(x: torch.Tensor) -> torch.Tensor:
 
 
 def make_files(folder: Path, number: int) -> list[Path]:
-    """One phantom with other noise in each file: files of a scanner's size that compress as a scanner's."""
+    """Write one phantom with different noise in each file, so that size and compression match a scanner's files."""
     random = np.random.default_rng(0)
     phantom = render(draw_heart("normal", random), SIZE, random, (1.4, 1.4, 10.0))
     paths = []
@@ -91,15 +91,15 @@ def make_files(folder: Path, number: int) -> list[Path]:
     return paths
 
 
-def peak_of(chain: int, side: str, path: Path) -> float:
-    """In a process of its own: what the chain needs above what its imports do."""
-    command = [sys.executable, "-W", "ignore", __file__, "--one", str(chain), side, str(path)]
+def peak_of(chain: int, package: str, path: Path) -> float:
+    """Return the peak memory of the chain in a separate process, without its imports."""
+    command = [sys.executable, "-W", "ignore", __file__, "--one", str(chain), package, str(path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure_one(chain: int, side: str, path: Path) -> None:
-    run = {"ours": ours, "monais": monais}[side](list(CHAINS.values())[chain])
+def measure_one(chain: int, package: str, path: Path) -> None:
+    run = {"ours": ours, "monai": monai}[package](list(CHAINS.values())[chain])
     print(json.dumps(peak_mib(lambda: run(path))))
 
 
@@ -116,19 +116,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = make_files(Path(folder), arguments.files)
         for number, (name, steps) in enumerate(CHAINS.items()):
-            sides = {"ours": ours(steps), "monais": monais(steps)}
-            seconds: dict[str, list[float]] = {side: [] for side in sides}
+            chains = {"ours": ours(steps), "monai": monai(steps)}
+            seconds: dict[str, list[float]] = {package: [] for package in chains}
             for _ in range(arguments.rounds):
                 for path in paths:
-                    for side, run in sides.items():
+                    for package, run in chains.items():
                         start = time.perf_counter()
                         result = run(path)
-                        seconds[side].append(time.perf_counter() - start)
+                        seconds[package].append(time.perf_counter() - start)
                         assert result.shape == (1, 10, *steps.size[:2], FRAMES), result.shape
-            a, b = (statistics.median(seconds[side]) for side in ("ours", "monais"))
-            memory = [peak_of(number, side, paths[0]) for side in ("ours", "monais")]
+            a, b = (statistics.median(seconds[package]) for package in ("ours", "monai"))
+            memory = [peak_of(number, package, paths[0]) for package in ("ours", "monai")]
             print(
-                f"{name}\n  {1 / a:.2f} volumes/s a core, MONAI {1 / b:.2f}: {b / a:.2f} times as fast; "
+                f"{name}\n  {1 / a:.2f} volumes/s per core, MONAI {1 / b:.2f}: {b / a:.2f} times as fast; "
                 f"peak {memory[0]:.0f} MiB, MONAI {memory[1]:.0f} MiB: {memory[0] / memory[1]:.2f} times"
             )
 

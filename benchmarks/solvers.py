@@ -1,11 +1,11 @@
-"""How far each solver ends from the exact answer, for problems whose denoiser is known in closed form.
+"""Measure how far each solver ends from the exact solution, for problems whose denoiser is known in closed form.
 
-    python benchmarks/solvers.py            # prints the table of docs/solvers.md
+    python benchmarks/solvers.py            # prints the tables of docs/solvers.md
 
-Two distributions in the shape of a latent: a Gaussian whose channels have different spreads, and a mixture of four.
-Their best denoiser E[x0 | xt] is known, so every error is the solver's. Deterministic solvers should follow the
+Two distributions of latent shape: a Gaussian whose channels have different spreads, and a mixture of four. Their
+optimal denoiser E[x0 | xt] is known, so all error comes from the solver. Deterministic solvers should follow the
 probability-flow ODE (Song et al., arXiv:2011.13456); its end is known in closed form for the Gaussian, and computed by
-4000 steps of Heun's method for the mixture. Stochastic ones have no path to follow; what they must meet is the spread.
+4000 steps of Heun's method for the mixture. Stochastic solvers follow no path, and should reproduce the spread.
 """
 
 import argparse
@@ -26,20 +26,20 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class Problem:
-    """A mixture of Gaussians with equal weights: `modes` (K, *SHAPE), a spread for each channel (C, 1, 1, 1, 1)."""
+    """A mixture of Gaussians with equal weights: `modes` (K, *SHAPE), and a `spread` per channel (C, 1, 1, 1, 1)."""
 
     name: str
     modes: torch.Tensor
     spread: torch.Tensor
 
     def denoise(self, x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-        """E[x0 | x] for x = √ᾱ·x0 + √(1−ᾱ)·ε: each mode's own answer, weighted by how likely it is."""
+        """Return E[x0 | x] for x = √ᾱ·x0 + √(1−ᾱ)·ε: the expectation under each mode, weighted by its likelihood."""
         signal, noise = alpha_bar.sqrt(), 1 - alpha_bar
         variance = alpha_bar * self.spread**2 + noise
-        away = x[:, None] - signal * self.modes[None]  # (B, K, *SHAPE)
-        likelihood = (-(away**2) / (2 * variance)).flatten(2).sum(-1).softmax(dim=1)
-        answers = self.modes[None] + signal * self.spread**2 / variance * away
-        return (likelihood[(...,) + (None,) * len(SHAPE)] * answers).sum(dim=1)
+        residual = x[:, None] - signal * self.modes[None]  # (B, K, *SHAPE)
+        likelihood = (-(residual**2) / (2 * variance)).flatten(2).sum(-1).softmax(dim=1)
+        expectations = self.modes[None] + signal * self.spread**2 / variance * residual
+        return (likelihood[(...,) + (None,) * len(SHAPE)] * expectations).sum(dim=1)
 
 
 def problems() -> list[Problem]:
@@ -48,12 +48,12 @@ def problems() -> list[Problem]:
     modes = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64)
     return [
         Problem("Gaussian", torch.zeros(1, *SHAPE, dtype=torch.float64), spread),
-        Problem("mixture of four", modes * 0.25, spread * 0.6),
+        Problem("Mixture of four", modes * 0.25, spread * 0.6),
     ]
 
 
 def exact(problem: Problem, start: torch.Tensor, alpha_bars: torch.Tensor) -> torch.Tensor:
-    """The end of the probability-flow ODE that begins at `start` with the last ᾱ of the schedule."""
+    """Return the end of the probability-flow ODE that starts at `start` with the last ᾱ of the schedule."""
     last = alpha_bars[-1]
     if len(problem.modes) == 1:
         return start * problem.spread / (last * problem.spread**2 + 1 - last).sqrt()
@@ -78,7 +78,7 @@ def exact(problem: Problem, start: torch.Tensor, alpha_bars: torch.Tensor) -> to
 
 
 def solve(problem: Problem, scheduler: SchedulerMixin, start: torch.Tensor, steps: int) -> torch.Tensor:
-    """As the pipelines do it, with the perfect denoiser in the model's place."""
+    """Sample as the pipelines do, with the perfect denoiser instead of a model."""
     set_timesteps(scheduler, steps, "cpu")
     stepper = SchedulerStep(scheduler, 0.0, [generator_for(1, i) for i in range(len(start))])
     x = start * scheduler.init_noise_sigma
@@ -88,24 +88,24 @@ def solve(problem: Problem, scheduler: SchedulerMixin, start: torch.Tensor, step
         seen = scheduler.scale_model_input(x, timestep)
         x0 = problem.denoise(seen, bar)
         noise = (seen - bar.sqrt() * x0) / (1 - bar).sqrt()
-        x = stepper.step(bar.sqrt() * noise - (1 - bar).sqrt() * x0, index, timestep, x)
+        x = stepper(bar.sqrt() * noise - (1 - bar).sqrt() * x0, index, timestep, x)
     return x
 
 
 def solvers() -> dict[str, SchedulerMixin]:
-    """The four that we preset, and three others of diffusers on the same schedule."""
+    """Return the four solvers with presets, and three others of diffusers with the same schedule."""
     shared = dict(make_scheduler("ddim").config)
     rest = {key: shared[key] for key in ("num_train_timesteps", "beta_schedule", "prediction_type", "timestep_spacing")}
     return {
         **{name: make_scheduler(name) for name in ("dpm++", "unipc", "ddim", "ddpm")},
         "Euler": EulerDiscreteScheduler(**rest),
-        "Heun (two calls a step)": HeunDiscreteScheduler(**rest),
+        "Heun (two calls per step)": HeunDiscreteScheduler(**rest),
         "DEIS": DEISMultistepScheduler(**rest, solver_order=2),
     }
 
 
 def errors(problem: Problem, x: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    """Distance to the exact end over the spread, and by how much the spread within a mode is off, both in percent."""
+    """Return the distance to the exact end over the spread, and the error of the spread within a mode, in percent."""
     distance = ((x - expected) / problem.spread).square().mean().sqrt()
     nearest = (x[:, None] - problem.modes[None]).flatten(2).square().sum(-1).argmin(dim=1)
     spread = ((x - problem.modes[nearest]) / problem.spread).square().mean().sqrt()
@@ -126,11 +126,7 @@ def main() -> None:
         for name, scheduler in solvers().items():
             cells = []
             for steps in STEPS:
-                try:
-                    distance, spread = errors(problem, solve(problem, scheduler, start, steps), expected)
-                except Exception as error:
-                    cells.append(type(error).__name__)
-                    continue
+                distance, spread = errors(problem, solve(problem, scheduler, start, steps), expected)
                 path = "" if name == "ddpm" else f"{distance:.1f} / "
                 cells.append(f"{path}{spread:+.1f}")
             print(f"| {name} | {' | '.join(cells)} |", flush=True)

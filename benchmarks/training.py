@@ -1,12 +1,12 @@
-"""Training the transformer: how long it waits for data, what our loop costs, what gradient checkpointing spares.
+"""Measure training of the transformer: waiting for data, overhead of the loop, memory saved by gradient checkpointing.
 
-    python benchmarks/training.py                     # all of it, about five minutes on two idle cores
-    python benchmarks/training.py --parts waiting     # or only some of waiting, loop, memory
+    python benchmarks/training.py                     # everything, about five minutes on two idle cores
+    python benchmarks/training.py --parts waiting     # only some parts: waiting, loop, memory
 
-Everything runs the real script, training/train_dit.py, in this process, on latents of the published size that are
-written for it. Waiting is read from its metrics.jsonl. The loop is timed beside plain PyTorch with the same model,
-optimizer, clipping and average on a batch in memory: a step of one, a step of the other, in turn, on one thread, which
-other processes disturb less.
+All parts run the real script, training/train_dit.py, in this process, on generated latents of the published size.
+Waiting is read from its metrics.jsonl. The loop is compared with plain PyTorch with the same model, optimizer,
+clipping and EMA on a batch in memory: steps of both alternate, on one thread, to reduce the influence of other
+processes.
 """
 
 import argparse
@@ -38,9 +38,9 @@ from cardiodit.training.harness.run import Run
 from cardiodit.training.objectives import Denoising
 
 PUBLISHED = (8, 6, 64, 64, 8)  # latents, (C, D, H, W, T)
-SHORT = (8, 2, 16, 16, 4)  # 64 tokens: a step in which whatever is not arithmetic shows
+SHORT = (8, 2, 16, 16, 4)  # 64 tokens: a step short enough to show any overhead
 SAMPLES = 24
-FIRST = 5  # steps that are not counted: threads, caches and worker processes start in them
+WARM_UP = 5  # steps that are not counted, in which threads, caches and worker processes start
 TINY = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "patch_size": [1, 16, 16, 8]}
 SMALL = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 48, "patch_size": [1, 8, 8, 2]}
 BLOCKS = {"num_attention_heads": 12, "patch_size": [1, 4, 4, 2]}
@@ -51,7 +51,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def write_data(folder: Path, shape: tuple[int, ...], samples: int = SAMPLES) -> Path:
-    """A small VQ model, and random latents that say they are its own, in two manifests."""
+    """Write a small VQ model, and two manifests of random latents marked as encoded by it."""
     vae = VQModel4D(channels=(8, 16), num_res_channels=(8, 16), num_embeddings=64)
     vae.save_pretrained(folder / "vae")
     geometry = Geometry((1.4, 1.4, 10.0), 0.03)
@@ -67,25 +67,25 @@ def write_data(folder: Path, shape: tuple[int, ...], samples: int = SAMPLES) -> 
 
 
 def train(data: Path, name: str, steps: int, model: dict[str, Any], workers: int = 0) -> list[dict[str, Any]]:
-    """What the script recorded of its steps, without the first few."""
+    """Run the script, and return its records of all steps except the first few."""
     settings = {f"model.{key}": value for key, value in model.items()}
     settings |= {"max_train_steps": steps, "checkpointing_steps": steps, "validation_steps": steps}
     settings |= {"validation_timesteps": 1, "preview_samples": 0, "dataloader_num_workers": workers}
     settings |= {"lr_scheduler": "constant", "lr_warmup_steps": 0}
-    given = {"vae": data / "vae", "training_ids": data / "training.csv", "validation_ids": data / "validation.csv"}
-    options = {**given, "output_dir": data / "runs", "run_name": name, **settings}
+    paths = {"vae": data / "vae", "training_ids": data / "training.csv", "validation_ids": data / "validation.csv"}
+    options = {**paths, "output_dir": data / "runs", "run_name": name, **settings}
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         train_dit.main([text for key, value in options.items() for text in (f"--{key}", str(value))])
     lines = (data / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "seconds" in line][FIRST:]
+    return [line for line in map(json.loads, lines) if "seconds" in line][WARM_UP:]
 
 
 # --- Waiting for data ---
 
 
 @contextlib.contextmanager
-def accelerator_that_needs(seconds: float) -> Iterator[None]:
-    """Forward passes take so long and leave the CPU alone, as they do on a GPU."""
+def simulated_accelerator(seconds: float) -> Iterator[None]:
+    """Replace forward passes by waiting, which leaves the CPU idle, as on a GPU."""
 
     def sleep(self: Denoising, model: torch.nn.Module, latents: torch.Tensor, batch: Any) -> torch.Tensor:
         time.sleep(seconds)
@@ -96,21 +96,21 @@ def accelerator_that_needs(seconds: float) -> Iterator[None]:
 
 
 def waiting(data: Path, rounds: int) -> None:
-    """Share of its steps that the script waits, on the CPU and beside an accelerator; rounds take turns."""
-    print("\nwaiting for a batch (a latent and its noise, 6.3 MB each), share of the step and median")
+    """Print the share of a step spent waiting for data, on the CPU and with a simulated accelerator."""
+    print("\nwaiting for a batch (a latent and its noise, 6.3 MB each): share of the step, medians")
     kinds: list[tuple[str, float | None]] = [("small transformer on this CPU", None)]
     kinds += [(f"an accelerator's step of {round(1000 * s)} ms", s) for s in (0.02, 0.05, 0.1)]
     for kind, seconds in kinds:
         lines: dict[int, list[dict[str, Any]]] = {0: [], 2: []}
         for number in range(rounds):
-            for workers, held in lines.items():
+            for workers, records in lines.items():
                 name = f"{workers}-{number}-{seconds}"
                 if seconds is None:
-                    held += train(data, name, 25, SMALL, workers)
+                    records += train(data, name, 25, SMALL, workers)
                 else:
-                    with accelerator_that_needs(seconds):
-                        held += train(data, name, 45, TINY, workers)
-        print(f"  {kind}: " + "; ".join(f"{w} workers {_waited(found)}" for w, found in lines.items()))
+                    with simulated_accelerator(seconds):
+                        records += train(data, name, 45, TINY, workers)
+        print(f"  {kind}: " + "; ".join(f"{w} workers {_waited(records)}" for w, records in lines.items()))
 
 
 def _waited(lines: list[dict[str, Any]]) -> str:
@@ -119,15 +119,15 @@ def _waited(lines: list[dict[str, Any]]) -> str:
     return f"{sum(waited) / sum(seconds):.1%} ({median:.1f} ms of {1000 * statistics.median(seconds):.0f} ms)"
 
 
-# --- Our loop beside a plain one ---
+# --- Our loop compared with plain PyTorch ---
 
 
 def plain_loop(shape: tuple[int, ...], model: dict[str, Any]) -> Callable[[], None]:
-    """A step as one writes it without us, with the script's own hyper-parameters."""
+    """Return a training step in plain PyTorch, with the script's hyper-parameters."""
     transformer = DiT4DTransformerModel(sample_size=shape[1:], **model).to(DEVICE).train()
     parameters = list(transformer.parameters())
-    decay, still = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
-    optimizer = torch.optim.AdamW([{"params": decay}, {"params": still, "weight_decay": 0.0}], 1e-4, weight_decay=1e-4)
+    decay, others = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    optimizer = torch.optim.AdamW([{"params": decay}, {"params": others, "weight_decay": 0.0}], 1e-4, weight_decay=1e-4)
     ema = EMAModel(parameters, 0.9999, use_ema_warmup=True, power=2 / 3)
     scheduler = Denoising().scheduler
     latents, noise = torch.randn(2, 1, *shape, device=DEVICE)
@@ -147,26 +147,26 @@ def plain_loop(shape: tuple[int, ...], model: dict[str, Any]) -> Callable[[], No
 
 
 @contextlib.contextmanager
-def interrupted_by(step: Callable[[], None], rounds: int) -> Iterator[tuple[list[float], list[float]]]:
-    """After each step of a run comes one of another loop; yields the seconds of both, which fill up.
+def alternating_with(step: Callable[[], None], rounds: int) -> Iterator[tuple[list[float], list[float]]]:
+    """Alternate the steps of a run with those of another loop; yield two lists that collect the seconds of both.
 
-    Ours are whole: reading the batch, the average and the step's record are in them, as is all that the script does.
+    Our steps are complete: they include reading the batch, the EMA and the step's record.
     """
     ours, theirs = [], []
     original = Run.steps
 
     def steps(self: Run, loader: Any) -> Iterator[Any]:
-        began = now()
+        start = now()
         for item in original(self, loader):
             yield item
-            ours.append(now() - began)
-            began = now()
+            ours.append(now() - start)
+            start = now()
             step()
-            theirs.append(now() - began)
+            theirs.append(now() - start)
             if len(ours) == rounds:
                 break
-            began = now()
-        self.was_interrupted = True  # so that nothing is saved
+            start = now()
+        self.was_interrupted = True  # prevents saving
 
     with patch.object(Run, "steps", steps):
         yield ours, theirs
@@ -181,16 +181,16 @@ def now() -> float:
 def loop(folder: Path, what: str, shape: tuple[int, ...], model: dict[str, Any], rounds: int) -> None:
     data = write_data(folder / what, shape)
     skipped = 2
-    with interrupted_by(plain_loop(shape, model), rounds + skipped) as (ours, theirs):
+    with alternating_with(plain_loop(shape, model), rounds + skipped) as (ours, theirs):
         train(data, "loop", 10 * rounds, model)
     ours, theirs = ours[skipped:], theirs[skipped:]
     mine, other = statistics.median(ours), statistics.median(theirs)
-    pairs = statistics.median(one / beside for one, beside in zip(ours, theirs, strict=True))
+    pairs = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     lines = (data / "runs" / "loop" / "metrics.jsonl").read_text().splitlines()
     waited = statistics.median([json.loads(line)["waited"] for line in lines][skipped:])
     print(
         f"  {what}: ours {1000 * mine:.1f} ms, plain {1000 * other:.1f} ms: {mine / other:.3f} times, in pairs "
-        f"{pairs:.3f} times; {1000 * (mine - other):+.1f} ms, of which {1000 * waited:.1f} ms read the batch "
+        f"{pairs:.3f} times; {1000 * (mine - other):+.1f} ms, of which {1000 * waited:.1f} ms for reading the batch "
         f"(medians of {rounds})"
     )
 
@@ -198,10 +198,10 @@ def loop(folder: Path, what: str, shape: tuple[int, ...], model: dict[str, Any],
 # --- Gradient checkpointing ---
 
 
-def activations_mib(layers: int, checkpointing: bool, on_paper: bool) -> float:
-    """What a forward and a backward pass hold at most, above the weights and one gradient.
+def activations_mib(layers: int, checkpointing: bool, computed: bool) -> float:
+    """Return the peak memory of a forward and backward pass, without weights, gradients and optimizer.
 
-    Gradients are freed as they come, so that what is left is activations: neither gradients nor optimizer are counted.
+    Gradients are freed as soon as they are computed, so the peak consists of activations and a single gradient.
     """
     model = DiT4DTransformerModel(num_layers=layers).train()
     if checkpointing:
@@ -213,13 +213,13 @@ def activations_mib(layers: int, checkpointing: bool, on_paper: bool) -> float:
     def step() -> None:
         F.smooth_l1_loss(model(latents, torch.tensor([7])).sample, latents).backward()
 
-    return peak_bytes(step) / 2**20 if on_paper else peak_mib(step)
+    return peak_bytes(step) / 2**20 if computed else peak_mib(step)
 
 
 def measured_activations_mib(layers: int, checkpointing: bool) -> float:
-    """In a process of its own, which does the arithmetic and gives back what it frees.
+    """Measure in a separate process whose allocator returns freed memory to the system.
 
-    By default glibc keeps freed tensors of this size in a heap with holes: with checkpointing up to five times as much.
+    By default, glibc keeps freed tensors of this size in a fragmented heap, up to five times as much if checkpointing.
     """
     command = [sys.executable, "-W", "ignore", __file__, "--peak", str(layers), str(int(checkpointing))]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -228,12 +228,12 @@ def measured_activations_mib(layers: int, checkpointing: bool) -> float:
 
 
 def memory(layers: int) -> None:
-    print(f"\nactivations of a step, {layers} published blocks at 6144 tokens, batch 1, float32")
-    for name, find in (
-        ("added up (cardiodit._util.memory)", lambda c: activations_mib(layers, c, on_paper=True)),
+    print(f"\nactivations of a step, {layers} published blocks, 6144 tokens, batch 1, float32")
+    for name, activations in (
+        ("computed by cardiodit._util.memory", lambda c: activations_mib(layers, c, computed=True)),
         ("measured", lambda c: measured_activations_mib(layers, c)),
     ):
-        without, with_it = find(False), find(True)
+        without, with_it = activations(False), activations(True)
         print(
             f"  {name}: {without:.0f} MiB, {with_it:.0f} MiB with gradient checkpointing: {without / with_it:.2f} times"
         )
@@ -242,12 +242,12 @@ def memory(layers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["waiting", "loop", "memory"])
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each at 6144 tokens")
-    parser.add_argument("--layers", type=int, default=12, help="of the transformer whose memory is measured")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each loop with 6144 tokens")
+    parser.add_argument("--layers", type=int, default=12, help="blocks for the memory measurement")
     parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        print(json.dumps(activations_mib(arguments.peak[0], bool(arguments.peak[1]), on_paper=False)))
+        print(json.dumps(activations_mib(arguments.peak[0], bool(arguments.peak[1]), computed=False)))
         return
     parts = arguments.parts or ["waiting", "loop", "memory"]
     print(f"{machine()}; load {os.getloadavg()[0]:.2f} at the start")
@@ -256,7 +256,7 @@ def main() -> None:
         if "waiting" in parts:
             waiting(write_data(folder / "waiting", PUBLISHED), rounds=2)
         if "loop" in parts:
-            print("\na step of the script beside plain PyTorch on a batch in memory, 1 thread")
+            print("\na step of the script compared with plain PyTorch on a batch in memory, 1 thread")
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             narrow = {"num_layers": 12, "attention_head_dim": 16, **BLOCKS}

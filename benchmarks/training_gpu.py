@@ -1,11 +1,11 @@
-"""Training steps of dit_ds8_b4 on a GPU: samples a second, share of the GPU's arithmetic that is used, peak memory.
+"""Measure training steps of dit_ds8_b4 on a GPU: samples per second, utilisation, peak memory.
 
-    python benchmarks/training_gpu.py --output results             # eight cases, a table and results/training_gpu.json
-    python benchmarks/training_gpu.py --output results --dry_run   # the same with a tiny model, also on a CPU
+    python benchmarks/training_gpu.py --output results             # eight cases; a table and training_gpu.json
+    python benchmarks/training_gpu.py --output results --dry_run   # the same with a tiny model, even on a CPU
 
-A step is what training/train_dit.py does: noise, bf16 autocast, loss, backward pass, clipping, AdamW, moving average.
-Counted as useful are the matrix products and attention of one forward pass, three times (forward, and twice for
-backward); what checkpointing computes again is not counted.
+A step does what training/train_dit.py does: noise, bf16 autocast, loss, backward pass, clipping, AdamW, EMA.
+Utilisation counts the matrix products and attention of one forward pass three times (once for forward, twice for
+backward), without the recomputation of checkpointing.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cardiodit import DiT4DTransformerModel
 from cardiodit.training.objectives import Denoising
 
-# Dense bf16, TFLOP/s, as the makers state them; the first name that is part of the GPU's name counts.
+# Dense bf16 TFLOP/s as stated by the manufacturers; the first entry contained in the GPU's name is used.
 PEAKS = {
     "H200": 989,
     "H100 PCIe": 756,
@@ -52,8 +52,8 @@ TINY: dict[str, Any] = {
     "attention_head_dim": 16,
     "sample_size": (2, 8, 8, 4),
 }
-MARGIN = 0.92  # of the memory; the rest is for what the allocator cannot use
-MOST = 64  # samples a batch; more is not faster
+MEMORY_SHARE = 0.92  # usable share of the memory; the rest allows for fragmentation
+MAX_BATCH = 64  # larger batches are not faster
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Result:
     compiled: bool
     checkpointing: bool
     milliseconds: float
-    samples_a_second: float
+    samples_per_second: float
     tflops: float
-    utilisation: float | None  # where the GPU's peak is known
+    utilisation: float | None  # None if the GPU's peak is unknown
     peak_gib: float
 
 
 def forward_flops(settings: dict[str, Any]) -> int:
-    """Of one sample, counted on tensors without content."""
+    """Count the operations of a forward pass for one sample, on meta tensors."""
     with torch.device("meta"), torch.no_grad():
         model = DiT4DTransformerModel(**settings)
         with FlopCounterMode(display=False) as counter:
@@ -114,7 +114,7 @@ def training_step(settings: dict[str, Any], case: Case, device: str, backend: st
 def measure(settings: dict[str, Any], case: Case, device: str, rounds: int, backend: str) -> Result:
     step = training_step(settings, case, device, backend)
     for _ in range(3):
-        step()  # compiles, and makes what the optimizer keeps
+        step()  # compiles, and allocates the optimizer's state
     _synchronize(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -130,29 +130,29 @@ def measure(settings: dict[str, Any], case: Case, device: str, rounds: int, back
     peak = next((peak for name, peak in PEAKS.items() if name in machine()), None)
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
     used = tflops / peak if peak else None
-    return Result(**asdict(case), milliseconds=1000 * taken, samples_a_second=case.batch / taken, tflops=tflops,
+    return Result(**asdict(case), milliseconds=1000 * taken, samples_per_second=case.batch / taken, tflops=tflops,
                   utilisation=used, peak_gib=memory)  # fmt: skip
 
 
 def largest_batch(settings: dict[str, Any], case: Case, device: str, backend: str) -> int:
-    """Foretold from what batches of 1 and 2 need, then tried; at most MOST."""
+    """Predict the largest batch from the memory of batches of 1 and 2, then try it; at most MAX_BATCH."""
     if device != "cuda":
         return 3
     first, second = (_peak_bytes(settings, Case(n, case.compiled, case.checkpointing), backend) for n in (1, 2))
-    room = MARGIN * torch.cuda.get_device_properties(0).total_memory - first
-    batch = max(1, min(MOST, 1 + int(room // max(1, second - first))))
+    free = MEMORY_SHARE * torch.cuda.get_device_properties(0).total_memory - first
+    batch = max(1, min(MAX_BATCH, 1 + int(free // max(1, second - first))))
     while batch > 1:
         try:
             _peak_bytes(settings, Case(batch, case.compiled, case.checkpointing), backend)
             break
         except torch.cuda.OutOfMemoryError:
             batch = int(0.9 * batch)
-        forget(device)  # outside of the handler, which would hold the failed step's tensors
+        free_memory(device)  # outside the handler, which would keep the failed step's tensors alive
     return max(1, batch)
 
 
 def _peak_bytes(settings: dict[str, Any], case: Case, backend: str) -> int:
-    forget("cuda")
+    free_memory("cuda")
     torch.cuda.reset_peak_memory_stats()
     step = training_step(settings, case, "cuda", backend)
     for _ in range(2):
@@ -161,7 +161,7 @@ def _peak_bytes(settings: dict[str, Any], case: Case, backend: str) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def forget(device: str) -> None:
+def free_memory(device: str) -> None:
     torch._dynamo.reset()
     gc.collect()
     if device == "cuda":
@@ -178,7 +178,7 @@ def row(result: Result) -> str:
     kind = "compiled" if result.compiled else "eager"
     checkpointing = "yes" if result.checkpointing else "no"
     return (
-        f"| {result.batch} | {kind} | {checkpointing} | {result.milliseconds:.1f} | {result.samples_a_second:.2f} | "
+        f"| {result.batch} | {kind} | {checkpointing} | {result.milliseconds:.1f} | {result.samples_per_second:.2f} | "
         f"{result.tflops:.1f} | {used} | {result.peak_gib:.1f} |"
     )
 
@@ -186,31 +186,32 @@ def row(result: Result) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for training_gpu.json")
-    parser.add_argument("--rounds", type=int, default=7, help="of three steps each")
-    parser.add_argument("--dry_run", action="store_true", help="a tiny model, on whatever there is")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of three steps each (default %(default)s)")
+    parser.add_argument("--dry_run", action="store_true", help="use a tiny model, on any device")
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.dry_run:
-        parser.error("there is no CUDA GPU; --dry_run tries the rest")
+        parser.error("no CUDA GPU was found; use --dry_run to test the script without one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings, rounds = (TINY, 2) if arguments.dry_run else (PUBLISHED, arguments.rounds)
-    backend = "inductor" if device == "cuda" else "aot_eager"  # which needs no C++ compiler
-    torch.backends.cuda.matmul.allow_tf32 = True  # as the script has it
+    backend = "inductor" if device == "cuda" else "aot_eager"  # aot_eager needs no C++ compiler
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in the training script
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     flops = forward_flops(settings)
-    print(f"{machine()}\n{flops / 1e12:.4g} TFLOP a forward pass of one sample, {3 * flops / 1e12:.4g} a training step")
-    print("| batch | blocks | checkpointing | ms a step | samples/s | TFLOP/s | of the peak | peak GiB |")
+    print(f"{machine()}\n{flops / 1e12:.4g} TFLOP per forward pass, {3 * flops / 1e12:.4g} per training step")
+    print("| batch | blocks | checkpointing | ms per step | samples/s | TFLOP/s | utilisation | peak GiB |")
     print("|---|---|---|---|---|---|---|---|")
     results: list[Result] = []
     for compiled, checkpointing in product((False, True), (False, True)):
         largest = largest_batch(settings, Case(1, compiled, checkpointing), device, backend)
         for batch in sorted({1, largest}):
-            forget(device)
+            free_memory(device)
             results.append(measure(settings, Case(batch, compiled, checkpointing), device, rounds, backend))
             print(row(results[-1]), flush=True)
             record = {"machine": machine(), "forward_flops": flops, "dry_run": arguments.dry_run}
             rows = [asdict(result) for result in results]
-            text = json.dumps({**record, "results": rows}, indent=2)  # all that is known, should the next case fail
+            # Written after each case, in case the next one fails.
+            text = json.dumps({**record, "results": rows}, indent=2)
             (arguments.output / "training_gpu.json").write_text(text + "\n")
 
 

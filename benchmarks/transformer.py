@@ -1,10 +1,10 @@
-"""A forward pass of the published transformer beside the arithmetic that it cannot do without.
+"""Compare a forward pass of the published transformer with the time of its matrix products and attention alone.
 
     python benchmarks/transformer.py                     # dit_ds8_b4 at 6144 tokens, float32 on CPU
-    python benchmarks/transformer.py --layers 2          # the same blocks, fewer of them
+    python benchmarks/transformer.py --layers 2          # the same blocks, but only two
 
-The ceiling is the summed time of the model's own matrix products (the same shapes, through torch.nn.functional.linear)
-and of one contiguous attention call a block, measured in turn with the model.
+The lower bound is the total time of the model's matrix products (the same shapes, through torch.nn.functional.linear)
+and of one contiguous attention call per block, measured in alternation with the model.
 """
 
 import argparse
@@ -20,7 +20,7 @@ TOKENS, WIDTH, HEADS = 6144, 768, 12
 
 
 def products(layers: int, dtype: torch.dtype, device: str) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Input, weight and bias of every product of one forward pass that is done on tokens."""
+    """Return input, weight and bias of every matrix product on tokens in one forward pass."""
 
     def linear(rows: int, inner: int, outer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         make = {"dtype": dtype, "device": device}
@@ -35,7 +35,7 @@ def products(layers: int, dtype: torch.dtype, device: str) -> list[tuple[torch.T
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="B")
-    parser.add_argument("--layers", type=int, help="instead of the size's own")
+    parser.add_argument("--layers", type=int, help="number of blocks (default: that of the size)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
@@ -57,8 +57,8 @@ def main() -> None:
 
     @torch.no_grad()
     def multiply() -> None:
-        for given, weight, bias in linears:
-            F.linear(given, weight, bias)
+        for rows, weight, bias in linears:
+            F.linear(rows, weight, bias)
 
     @torch.no_grad()
     def attend() -> None:
@@ -66,11 +66,11 @@ def main() -> None:
             F.scaled_dot_product_attention(query, key, value)
 
     seconds = interleaved({"forward": forward, "products": multiply, "attention": attend}, arguments.rounds)
-    ceiling = seconds["products"] + seconds["attention"]
-    print(f"{machine()}\n{layers} layers at {TOKENS} tokens, {arguments.dtype}, median of {arguments.rounds}")
+    lower_bound = seconds["products"] + seconds["attention"]
+    print(f"{machine()}\n{layers} layers, {TOKENS} tokens, {arguments.dtype}, median of {arguments.rounds}")
     print(
         f"forward {seconds['forward']:.3f} s; its products {seconds['products']:.3f} s and attention "
-        f"{seconds['attention']:.3f} s: {seconds['forward'] / ceiling:.3f} times their sum"
+        f"{seconds['attention']:.3f} s: {seconds['forward'] / lower_bound:.3f} times their sum"
     )
 
 

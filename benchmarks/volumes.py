@@ -1,13 +1,13 @@
-"""What full-size CT volumes of VolDiT, 512 × 512 × 256 voxels, cost: decoding by tiles, and a step of each transformer.
+"""Measure the cost of VolDiT's full-size volumes, 512 × 512 × 256 voxels: tiled decoding and a step of each model.
 
-    python benchmarks/volumes.py --decode     # on a CPU about an hour: the whole volume, tile by tile
-    python benchmarks/volumes.py --seams      # tiled beside untiled on a case that fits untiled
-    python benchmarks/volumes.py --table      # memory and time of XS to L at patches of 2 and 4
+    python benchmarks/volumes.py --decode     # a whole volume in tiles; about an hour on a CPU
+    python benchmarks/volumes.py --seams      # tiled compared with untiled, on a size that fits untiled
+    python benchmarks/volumes.py --table      # memory and time of XS to L with patches of 2 and 4
     python benchmarks/volumes.py --sample     # on a GPU: a whole volume of VolDiT-B/4, seconds and peak memory
 
-Memory is arithmetic, on tensors without content, wherever it is not called measured. The time of a step is measured
-where the machine has four times its memory, else it is the counted operations over the speed of the last that was
-measured, and marked. Dropout is left out of the table: a CPU's attention would hold all scores for it.
+Memory is computed from fake tensors, unless marked as measured. The time of a step is measured if the machine has four
+times the memory it needs; otherwise it is estimated from counted operations and the speed of the last measured model,
+and marked. The table omits dropout, for which attention on a CPU would store all scores.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LATENT = (64, 64, 32)
 PUBLISHED_VQ = {"num_res_layers": 2, "num_embeddings": 4096, "embedding_dim": 8}
 WIDTHS = (128, 256, 512)
 GIB = 2**30
-ROOM, LONGEST = 4, 60.0  # times the memory of a step, and seconds, up to which a step is timed
+MEMORY_FACTOR, MAX_SECONDS = 4, 60.0  # a step is timed if this many times its memory is free, and up to this duration
 LIMIT, SEAM = 8.0, 1e-3
 STEPS = 25
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def vq_model() -> VQModel3D:
-    """The published one; its weights are drawn at random, which costs the same."""
+    """Return the published VQ model with random weights, which cost the same."""
     torch.manual_seed(0)
     return VQModel3D(channels=WIDTHS, num_res_channels=WIDTHS, **PUBLISHED_VQ).eval()
 
@@ -63,9 +63,9 @@ def decode(device: str, dtype: torch.dtype) -> None:
     start = time.perf_counter()
     peak = measured_gib(lambda: model.decode(latents), device) + weight_bytes(model) / GIB
     print(
-        f"decode 512 × 512 × 256 by tiles, {dtype}: {time.perf_counter() - start:.0f} s, "
+        f"decode 512 × 512 × 256 in tiles, {dtype}: {time.perf_counter() - start:.0f} s, "
         f"{peak:.2f} GiB with weights (measured); "
-        f"limit {LIMIT:.0f}. Untiled it would be {untiled_gib():.1f} GiB (arithmetic)."
+        f"limit {LIMIT:.0f}. Untiled: {untiled_gib():.1f} GiB (computed)."
     )
 
 
@@ -78,7 +78,7 @@ def untiled_gib() -> float:
 
 @torch.no_grad()
 def seams(device: str, dtype: torch.dtype) -> None:
-    """As long as the whole volume, and narrow: two tiles that overlap as those of the whole volume do."""
+    """Decode a narrow volume of full length: two tiles that overlap like those of the whole volume."""
     model = vq_model().to(device)
     latents = torch.randn(1, 8, LATENT[0], 8, 4, generator=torch.Generator().manual_seed(0)).to(device)
     whole = model.decode(latents).sample
@@ -88,16 +88,16 @@ def seams(device: str, dtype: torch.dtype) -> None:
 
 
 def table(device: str, dtype: torch.dtype) -> None:
-    print("model | weights M | tokens | sampling GiB | training GiB | the same, checkpointing, bf16 | s a step")
-    speed = math.nan  # operations a second of the last model that was timed
+    print("model | weights, M | tokens | sampling, GiB | training, GiB | with checkpointing, bf16 | s per step")
+    speed = math.nan  # operations per second of the last model that was timed
     for patch in (4, 2):
         for size in ("xs", "s", "b", "l"):
-            said = yaml.safe_load((CONFIGS / f"dit_ds8_{size}{patch}.yaml").read_text())["model"]
-            said["dropout"] = 0.0
-            cost = cost_of_step(said)
-            seconds, mark = cost.operations / speed, " (counted operations)"
-            if cost.sampling * ROOM < free_bytes(device) and not seconds > LONGEST:
-                seconds, mark = seconds_of_step(DiT3DTransformerModel(in_channels=8, **said).to(device, dtype)), ""
+            config = yaml.safe_load((CONFIGS / f"dit_ds8_{size}{patch}.yaml").read_text())["model"]
+            config["dropout"] = 0.0
+            cost = cost_of_step(config)
+            seconds, mark = cost.operations / speed, " (estimated)"
+            if cost.sampling * MEMORY_FACTOR < free_bytes(device) and not seconds > MAX_SECONDS:
+                seconds, mark = seconds_of_step(DiT3DTransformerModel(in_channels=8, **config).to(device, dtype)), ""
                 speed = cost.operations / seconds
             print(
                 f"VolDiT-{size.upper()}/{patch} | {cost.weights / 1e6:.2f} | {cost.tokens} | "
@@ -107,9 +107,9 @@ def table(device: str, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one volume. Bytes: of sampling, of training in float32, and with checkpointing in bfloat16."""
+    """Cost for one volume, in bytes: sampling, training in float32, and in bfloat16 with checkpointing (`lean`)."""
 
-    weights: int  # with the table of positions, as the publication counts
+    weights: int  # including position embeddings, as in the publication
     tokens: int
     sampling: int
     training: int
@@ -117,10 +117,10 @@ class Cost:
     operations: int
 
 
-def cost_of_step(said: dict[str, Any]) -> Cost:
+def cost_of_step(config: dict[str, Any]) -> Cost:
     with torch.device("meta"):
-        model = DiT3DTransformerModel(in_channels=8, **said)
-    model = model.to_empty(device="cpu").eval()  # weights that nobody touches take no memory
+        model = DiT3DTransformerModel(in_channels=8, **config)
+    model = model.to_empty(device="cpu").eval()  # untouched weights take no memory
     latents, step = torch.zeros(1, 8, *LATENT), torch.zeros(1)
     inputs = {"hidden_states": latents, "timestep": step}
     with torch.no_grad():
@@ -129,23 +129,23 @@ def cost_of_step(said: dict[str, Any]) -> Cost:
     training = estimate_memory(model.train(), inputs)["total"]
     model.enable_gradient_checkpointing()
     lean = estimate_memory(model, inputs, autocast=torch.bfloat16)["total"]
-    tokens = math.prod(LATENT) // math.prod(said["patch_size"])
-    width = said["num_attention_heads"] * said["attention_head_dim"]
+    tokens = math.prod(LATENT) // math.prod(config["patch_size"])
+    width = config["num_attention_heads"] * config["attention_head_dim"]
     weights = sum(p.numel() for p in model.parameters()) + tokens * width
     return Cost(weights, tokens, sampling, training, lean, operations)
 
 
 @torch.no_grad()
 def seconds_of_step(model: DiT3DTransformerModel) -> float:
-    where = next(model.parameters())
-    latents = torch.randn(1, 8, *LATENT).to(where)
+    reference = next(model.parameters())
+    latents = torch.randn(1, 8, *LATENT).to(reference)
     model.eval()
     return interleaved({"step": lambda: model(latents, 7)}, rounds=3)["step"]
 
 
 def sample(device: str, dtype: torch.dtype) -> None:
-    said = yaml.safe_load((CONFIGS / "dit_ds8_b4.yaml").read_text())["model"]
-    transformer = DiT3DTransformerModel(in_channels=8, **said).eval()
+    config = yaml.safe_load((CONFIGS / "dit_ds8_b4.yaml").read_text())["model"]
+    transformer = DiT3DTransformerModel(in_channels=8, **config).eval()
     vae = vq_model()
     vae.enable_tiling()
     pipe = VolDiTPipeline(vae, transformer, make_scheduler("dpm++")).to(device, dtype)
@@ -155,12 +155,12 @@ def sample(device: str, dtype: torch.dtype) -> None:
         pipe(num_inference_steps=STEPS, seed=0)
         print(f"a volume of 512 × 512 × 256, {STEPS} steps, {dtype}: {time.perf_counter() - start:.1f} s")
 
-    run()  # warm
+    run()  # warm-up
     print(f"peak {measured_gib(run, device) + weight_bytes(vae, transformer) / GIB:.2f} GiB (measured)")
 
 
 def measured_gib(run: Callable[[], object], device: str) -> float:
-    """Above the weights, which are there before."""
+    """Return the peak memory of a call in GiB, without the weights, which are loaded before."""
     if device == "cpu":
         return peak_mib(run) / 1024
     before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""Scripts of `benchmarks` as modules, so that their parts can be tried."""
+"""Loads the scripts in `benchmarks` as modules, so that their functions can be tested."""
 
 import importlib.util
 import sys
@@ -19,7 +19,7 @@ def load_script() -> Callable[[str], ModuleType]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(SCRIPTS))  # as where a script is run: they import each other
+            patch.syspath_prepend(str(SCRIPTS))  # as when a script is run: they import each other
             spec.loader.exec_module(module)
         return module
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/dimensions.py` does beside training: hearts are cut into slices, and slices joined into hearts."""
+"""Tests of `benchmarks/dimensions.py` except training: hearts are split into slices, and slices joined to hearts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +25,13 @@ def loaded(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture
 def dimensions(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Of hearts of two slices and two labels."""
+    """The script, set to hearts of two slices and two labels."""
     monkeypatch.setattr(loaded, "DEPTH", DEPTH)
     monkeypatch.setattr(loaded, "LABELS", ("normal", "infarct"))
     return loaded
 
 
-def test_a_cohort_becomes_labelled_slices_that_join_to_the_same(dimensions: Any, tmp_path: Path) -> None:
+def test_slices_of_a_cohort_are_labelled_and_join_to_the_same_hearts(dimensions: Any, tmp_path: Path) -> None:
     latents = {label: torch.randn(3, DEPTH, 4, 4, 5) for label in ("normal", "infarct")}
     for label, latent in latents.items():
         header = LatentHeader("v", "p", f"s-{label}", "float32", GEOMETRY, tuple(latent.shape), 5)
@@ -42,16 +42,16 @@ def test_a_cohort_becomes_labelled_slices_that_join_to_the_same(dimensions: Any,
     dimensions.split_slices(tmp_path)
 
     with (tmp_path / "slices.csv").open() as file:
-        told = [dict(zip(("latent", "subject", "label"), line.strip().split(","), strict=True)) for line in file][1:]
-    assert [row["label"] for row in told] == ["normal-0", "normal-1", "infarct-0", "infarct-1"]
+        rows = [dict(zip(("latent", "subject", "label"), line.strip().split(","), strict=True)) for line in file][1:]
+    assert [row["label"] for row in rows] == ["normal-0", "normal-1", "infarct-0", "infarct-1"]
     for label, latent in latents.items():
-        held = [row for row in told if row["subject"] == f"of-{label}"]
-        parts = [read_latent(tmp_path / row["latent"]) for row in held]
+        slices = [row for row in rows if row["subject"] == f"of-{label}"]
+        parts = [read_latent(tmp_path / row["latent"]) for row in slices]
         assert [header.shape for header, _ in parts] == [(3, 1, 4, 4, 5)] * DEPTH
         assert torch.equal(torch.cat([part for _, part in parts], dim=1), latent)
 
 
-def test_slices_are_drawn_by_their_labels_and_joined_from_the_first_to_the_last(
+def test_slices_are_generated_by_label_and_joined_in_order(
     dimensions: Any, make_pipe: Callable[..., CardioDiTPipeline], tmp_path: Path
 ) -> None:
     names = [f"{label}-{place}" for label in dimensions.LABELS for place in range(DEPTH)]
@@ -75,7 +75,7 @@ def test_slices_are_drawn_by_their_labels_and_joined_from_the_first_to_the_last(
     assert np.abs(cines[0][:, :, 0] - cines[0][:, :, 1]).mean() > 1e-3
 
 
-def test_whole_hearts_are_drawn_as_they_are(
+def test_whole_hearts_are_generated_at_once(
     dimensions: Any, make_pipe: Callable[..., CardioDiTPipeline], tmp_path: Path
 ) -> None:
     pipe = make_pipe(
@@ -92,7 +92,7 @@ def test_whole_hearts_are_drawn_as_they_are(
 
 
 def drawn(folder: Path, count: int) -> list[np.ndarray]:
-    """Voxels of the files, whose geometry is the model's."""
+    """Return the voxels of the files, after checking that their geometry is the model's."""
     volumes = [read_nifti(folder / f"sample{index:03d}.nii.gz") for index in range(count)]
     assert len(list(folder.iterdir())) == count
     for volume in volumes:
@@ -102,6 +102,6 @@ def drawn(folder: Path, count: int) -> list[np.ndarray]:
 
 
 def one(pipe: CardioDiTPipeline, label: str, first_sample: int) -> np.ndarray:
-    """The sample with this number, drawn by itself, `(H, W, D, T)`."""
+    """Generate only the sample with this number, `(H, W, D, T)`."""
     given = {"num_samples": 1, "num_inference_steps": 25, "seed": SEED, "first_sample": first_sample}
     return pipe(class_labels=label, output_type="np", **given).volumes[0]

@@ -1,4 +1,4 @@
-"""What `benchmarks/prdit.py` measures with: gradients, the verdict, settings that are kept, operations of a step."""
+"""Tests of `benchmarks/prdit.py`: gradients, verdict, settings, operations of a step."""
 
 import argparse
 from collections.abc import Callable
@@ -31,23 +31,23 @@ def test_the_gradient_of_a_ramp_is_its_slope_and_noise_is_smoothed_away(prdit: A
     ("frechet", "gradient", "verdict"),
     [(1.0, 0.9, True), (1.0, 1.09, True), (1.0, 0.88, False), (1.0, 1.0, True), (2.5, 1.0, False), (1.0, 1.2, False)],
 )
-def test_the_verdict_asks_for_both(prdit: Any, frechet: float, gradient: float, verdict: bool) -> None:
-    """A lower distance, and a gradient that is at least 10% nearer to that of the phantoms."""
+def test_the_verdict_requires_both(prdit: Any, frechet: float, gradient: float, verdict: bool) -> None:
+    """A lower distance, and a gradient at least 10% closer to that of the phantoms."""
     local = {"frechet": 2.0, "gradient": 0.88, "gradient_of_real": 1.0}
     refined = {"frechet": frechet, "gradient": gradient, "gradient_of_real": 1.0}
     assert prdit.better(local, refined) is verdict
 
 
-def test_a_folder_keeps_what_it_was_begun_with(prdit: Any, tmp_path: Path) -> None:
-    begun = argparse.Namespace(samples=64, train=[])
+def test_a_folder_keeps_the_settings_it_was_started_with(prdit: Any, tmp_path: Path) -> None:
+    arguments = argparse.Namespace(samples=64, train=[])
     for _ in range(2):
-        assert prdit.settle(tmp_path / "settings.json", begun) == {"samples": 64, "train": []}
-    with pytest.raises(SystemExit, match=r"was begun with .*64.*, now .*8.*Take another --output"):
-        prdit.settle(tmp_path / "settings.json", argparse.Namespace(samples=8, train=[]))
+        assert prdit.check_settings(tmp_path / "settings.json", arguments) == {"samples": 64, "train": []}
+    with pytest.raises(SystemExit, match=r"was started with .*64.*, not .*8.*Choose another --output"):
+        prdit.check_settings(tmp_path / "settings.json", argparse.Namespace(samples=8, train=[]))
 
 
-def test_operations_of_a_step_are_those_of_its_matrices(prdit: Any) -> None:
-    """Two for each weight and token, those of the time once, and the products of attention."""
+def test_operations_of_a_step_are_those_of_its_matrix_products(prdit: Any) -> None:
+    """Two per weight and token, those of the time embedding once, and the products of attention."""
     hidden, width, predicted = 16, 8**3, 2 * 8**3
     model = PRDiTTransformerModel((16, 16, 16), 8, 1, 1, 2, hidden // 2)
     local = 6 * width**2 + width * predicted  # two gated MLPs, the head

@@ -1,4 +1,4 @@
-"""Do masks steer? What `benchmarks/steering.py` proves in an hour, in minutes: fewer phantoms and steps, 25 points."""
+"""Tests that masks control samples: `benchmarks/steering.py` in minutes, with fewer phantoms and steps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +17,8 @@ SIZE = (32, 32, 24)
 
 def options(**changes: object) -> list[str]:
     common = {"mixed_precision": "no", "report_to": "none", "checkpointing_steps": 1000, "validation_steps": 1000}
-    said = {key.replace("__", "."): str(value) for key, value in (common | changes).items()}
-    return [word for key, value in said.items() for word in (f"--{key}", value)]
+    settings = {key.replace("__", "."): str(value) for key, value in (common | changes).items()}
+    return [word for key, value in settings.items() for word in (f"--{key}", value)]
 
 
 def adapter(**changes: object) -> list[str]:
@@ -41,20 +41,20 @@ def steering(load_script: Callable[[str], ModuleType]) -> Any:
 def check(steering: Any, subject: Any, changes: dict[str, list[str]], folder: Path, steps: int) -> None:
     model = steering.train(subject, folder, changes)
     unseen = steering.cohort(subject, folder, "fresh", 4, seed=2000)
-    found, _ = steering.judge(subject, model, unseen, steps=steps, guidance=1.0)
-    means = {name: np.mean(values, axis=0) for name, values in found.items()}
+    scores, _ = steering.judge(subject, model, unseen, steps=steps, guidance=1.0)
+    means = {name: np.mean(values, axis=0) for name, values in scores.items()}
     assert (means["steered"] - means["free"] >= steering.ABOVE_FREE).all(), means
     assert (means["ceiling"] > 0.9).all(), means
 
 
 @pytest.mark.timeout(900)
-def test_unseen_hearts_beat_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
+def test_hearts_follow_held_out_masks(steering: Any, tmp_path: Path) -> None:
     subject = replace(steering.SUBJECTS["heart"], write=partial(write_cohort, workers=1), cohort=12)
     check(steering, subject, HEART, tmp_path, steps=10)
 
 
 @pytest.mark.timeout(900)
-def test_unseen_lungs_lie_where_their_masks_say(steering: Any, tmp_path: Path) -> None:
+def test_lungs_follow_held_out_masks(steering: Any, tmp_path: Path) -> None:
     spacing = chest_scene.default_spacing(SIZE)
     subject = replace(steering.SUBJECTS["chest"], write=write_chests, size=SIZE, spacing=spacing, moves=4, cohort=24)
     check(steering, subject, CHEST, tmp_path, steps=10)
