@@ -109,7 +109,7 @@ def test_code_runs_as_written() -> None:
     (code,) = [block for block in blocks("python") if "print(" in block]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 2 and " beside " in done.stdout
+    assert len(done.stdout.splitlines()) == 2 and ", floor " in done.stdout
 
 
 def test_commands_parse() -> None:
