@@ -11,20 +11,23 @@ from cardiodit._util.typed_yaml import to_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_vae
 from cardiodit.imaging.cache import PreparedVolumes
-from cardiodit.models import VQModel3D, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
+from cardiodit.systems import load, system_of
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import VQGANSettings
 
-KINDS: dict[int, type[VQModel]] = {3: VQModel3D, 4: VQModel4D}
+
+def model_class(dimensions: int) -> type[VQModel]:
+    """Return the VQ model of the system with this number of dimensions that stage 1 trains."""
+    return load(system_of("train_vqgan", dimensions=dimensions).autoencoder or VQModel)
 
 
 def model_to_tune(name: str, settings: VQGANSettings, given: Mapping[str, Any]) -> VQModel:
     """Open a trained VQ model; raise an error for keys of the user's config that contradict the model's."""
     model = open_vae(name)
     problems = Problems(f"The VQ model {name} cannot be fine-tuned with this config")
-    if not isinstance(model, KINDS[settings.dimensions]):
+    if not isinstance(model, model_class(settings.dimensions)):
         problems.add(f"dimensions is {settings.dimensions}, the model is a {type(model).__name__}")
     for key, value in (given.get("model") or {}).items():
         if value != to_yaml(model.config[key]):
@@ -35,7 +38,7 @@ def model_to_tune(name: str, settings: VQGANSettings, given: Mapping[str, Any]) 
 
 def new_model(settings: VQGANSettings) -> VQModel:
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-    return KINDS[settings.dimensions](**settings.model)
+    return model_class(settings.dimensions)(**settings.model)
 
 
 def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] | None) -> None:

@@ -12,15 +12,14 @@ from cardiodit._util.randomness import generator_for
 from cardiodit._util.typed_yaml import to_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_transformer
-from cardiodit.models import DiT3DTransformerModel, DiT4DTransformerModel
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
+from cardiodit.systems import load, system_of
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.latent_data import Cohort
 from cardiodit.training.objectives import Denoising
 from cardiodit.training.settings import DiTSettings, DiTTraining
 
-KINDS: dict[int, type[DiTTransformerModel]] = {3: DiT3DTransformerModel, 4: DiT4DTransformerModel}
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]  # attention and MLP of every block
 ADAPTER = "default"
 
@@ -53,7 +52,8 @@ def new_transformer(settings: DiTSettings, cohort: Cohort, objective: Denoising)
     if not cohort.classes:
         section["class_dropout_prob"] = 0.0
     classes = {"num_classes": len(cohort.classes), "class_names": list(cohort.classes) or None}
-    return KINDS[axes](sample_size=shape[1:], in_channels=shape[0], **section, **classes, **objective.model_config)
+    kind = load(system_of("train_dit", dimensions=axes).denoiser)
+    return kind(sample_size=shape[1:], in_channels=shape[0], **section, **classes, **objective.model_config)
 
 
 def transformer_to_tune(name: str, settings: DiTSettings, given: Mapping[str, Any]) -> DiTTransformerModel:
