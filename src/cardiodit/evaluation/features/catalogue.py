@@ -89,7 +89,9 @@ def load_network(name: str, choice: Choice | None = None) -> TorchNetwork:
         return _cinema(choice)
     if ":" in name:
         return _own_network(name, choice)
-    raise CardioDiTError(f"Unknown feature network {name!r}; choose from {', '.join(NAMES)}, or give module:callable.")
+    raise CardioDiTError(
+        f"There is no feature network {name!r}; choose from {', '.join(NAMES)}, or give module:callable."
+    )
 
 
 def _random(choice: Choice) -> TorchNetwork:
