@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
 from cardiodit.commands.evaluate import INCOMPLETE
-from cardiodit.evaluation.features.resnets import MEDICALNET_10, ResNet
+from cardiodit.evaluation.features.architectures import MEDICALNET_10, ResNet
 from cardiodit.evaluation.metrics import critic
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.phantom import write_cohort

@@ -367,7 +367,7 @@ def test_what_stage_1_costs(data: Path, tmp_path: Path, make_vae: Any) -> None:
 
 def test_a_model_that_was_trained_on_other_volumes_is_refused(data: Path, tmp_path: Path, make_vae: Any) -> None:
     make_vae(preprocessing=replace(STEPS, frames=16).to_dict()).save_pretrained(tmp_path / "vae")
-    with pytest.raises(CardioDiTError, match="prepared otherwise \\(frames 16 there and None here\\)"):
+    with pytest.raises(CardioDiTError, match="differently prepared volumes \\(frames 16 there and None here\\)"):
         evaluate(request(data, output_dir=tmp_path / "out", reconstructions=str(tmp_path / "vae")))
     assert not (tmp_path / "out").exists()
 

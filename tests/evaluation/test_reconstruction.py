@@ -1,4 +1,4 @@
-"""The reconstruction report: its numbers against their definitions, its files, and the command that writes them."""
+"""Reconstruction: numbers against their definitions, the report's files, and the command that writes them."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def vae_folder(make_vae: Callable, tmp_path: Path) -> Path:
     return tmp_path / "vae"
 
 
-def test_a_volume_goes_through_the_model_as_the_model_itself_would_do_it(make_vae: Callable, manifest: Path) -> None:
+def test_a_reconstruction_is_that_of_the_model_at_any_batch_size(make_vae: Callable, manifest: Path) -> None:
     vae, prepared = make_vae().train(), prepare_case(read_manifest(manifest)[0], STEPS)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     results = [reconstruct(vae, prepared, batch_size) for batch_size in (1, 2, 3)]
@@ -83,7 +83,7 @@ def test_the_numbers_of_a_volume() -> None:
 
 
 class Brighter(VQModel4D):
-    """A stand-in whose codes are its image, brighter by 0.1; without the codebook it loses nothing."""
+    """A stand-in whose codes are its image, brighter by 0.1; without the codebook it is exact."""
 
     def encode(self, x: torch.Tensor) -> Any:
         return SimpleNamespace(latents=x)
@@ -110,14 +110,16 @@ def test_a_known_change_has_known_numbers(make_vae: Callable) -> None:
     assert result.code_counts[0] == 2 * 7 and result.code_counts.sum() == 2 * 7
 
 
-def test_a_model_is_asked_for_volumes_as_it_was_trained_on(make_vae: Callable) -> None:
+def test_volumes_must_be_prepared_as_in_the_models_training(make_vae: Callable) -> None:
     vae = make_vae(preprocessing=STEPS.to_dict())
     assert check_preparation(vae, STEPS) is None
     typical = replace(STEPS, intensity=replace(STEPS.intensity, typical=(0.0, 900.0)))
-    deeper = replace(STEPS, size=(32, 32, 9))  # it sees slice by slice
+    deeper = replace(STEPS, size=(32, 32, 9))  # it encodes slice by slice
     assert check_preparation(vae, typical) is None and check_preparation(vae, deeper) is None
     other = replace(STEPS, frames=16, intensity=Intensity("p1", "p99"))
-    with pytest.raises(CardioDiTError, match=r"otherwise \(frames 8 there and 16 here; intensity .*leave --reconst"):
+    with pytest.raises(
+        CardioDiTError, match=r"prepared volumes \(frames 8 there and 16 here; intensity .*leave --reconst"
+    ):
         check_preparation(vae, other)
     note = check_preparation(make_vae(), STEPS)
     assert note is not None and "does not say how its training volumes were prepared" in note
@@ -174,7 +176,7 @@ def test_pictures_show_the_original_and_the_difference(manifest: Path, make_vae:
         assert np.corrcoef(tile.ravel(), expected.ravel())[0, 1] > 0.9, row
 
 
-def test_a_row_without_subject_or_mask_is_numbered_and_not_named(manifest: Path, make_vae: Callable, tmp_path: Path):
+def test_a_row_without_a_subject_gets_a_number_instead_of_its_path(manifest: Path, make_vae: Callable, tmp_path: Path):
     cases = read_manifest(manifest)
     write_manifest(tmp_path / "bare.csv", [{"image": str(case.image)} for case in cases])
     report = reconstruct_cohort(make_vae(), read_manifest(tmp_path / "bare.csv"), STEPS, tmp_path / "out", pictured=0)
@@ -191,7 +193,7 @@ def test_volumes_of_ct(make_vae: Callable, tmp_path: Path) -> None:
         "0001-original.png",
         "0001-reconstruction.png",
     }
-    with pytest.raises(CardioDiTError, match=r"VQModel4D codes a beating cine .* but the image is a volume"):
+    with pytest.raises(CardioDiTError, match=r"VQModel4D encodes a beating cine .* but the image is a volume"):
         reconstruct_cohort(make_vae(VQModel4D), read_manifest(manifest), Preprocessing(), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -215,7 +217,7 @@ def test_options_that_cannot_work_say_why_and_write_nothing(
         assert not (tmp_path / "out").exists()
 
 
-def test_depth_and_number_are_heard(manifest: Path, vae_folder: Path, tmp_path: Path) -> None:
+def test_depth_and_number_of_volumes_can_be_given(manifest: Path, vae_folder: Path, tmp_path: Path) -> None:
     arguments = ["reconstruct", "--ids", str(manifest), "--vae", str(vae_folder), "--output_dir", str(tmp_path / "o")]
     assert main([*arguments, "--num", "1", "--depth", "2"]) == 0
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""Segmenters of every kind, from small files; what their labels and grids become."""
+"""Segmenters of every kind, made of small files: their labels, grids and identities."""
 
 import json
 import sys
@@ -12,17 +12,11 @@ from safetensors.torch import save_file
 
 from cardiodit.convert.checkpoint import convert_weights
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.features.weights import hash_of_weights
 from cardiodit.evaluation.metrics.function import LV, MYO, RV
-from cardiodit.evaluation.segmenters import (
-    Grid,
-    Segmenter,
-    identity_of,
-    open_segmenter,
-    parse_order,
-    reorder,
-)
-from cardiodit.evaluation.segmenters.bundle import ask_planes
+from cardiodit.evaluation.segmenters import Grid, Segmenter, open_segmenter, segment_planes
 from cardiodit.imaging import Geometry
+from cardiodit.imaging.masks import parse_order, reorder
 from cardiodit.imaging.phantom.heart import draw_heart
 from cardiodit.imaging.phantom.scene import Phantom, render
 from cardiodit.models.segmenter import HeartSegmenter, dice
@@ -51,7 +45,7 @@ def drawn(spacing: tuple[float, float, float], size: tuple[int, int, int, int]) 
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
-def test_labels_come_into_our_order(dtype: type) -> None:
+def test_labels_are_mapped_to_our_order(dtype: type) -> None:
     theirs: np.ndarray = np.arange(4).astype(dtype)
     assert reorder(theirs, MNMS).tolist() == [0, LV, MYO, RV]
     assert reorder(theirs, "RV=1 MYO=2 LV=3").tolist() == [0, 1, 2, 3]
@@ -77,26 +71,26 @@ def test_an_order_names_three_parts(order: str) -> None:
 # Our own networks
 
 
-def test_a_folders_segmenter_answers_as_its_model(tmp_path: Path) -> None:
+def test_a_folders_segmenter_gives_the_labels_of_its_model(tmp_path: Path) -> None:
     model, cine = small(), noise(16, 20, 3, 5)
     model.save_pretrained(tmp_path / "mine")
     segmenter = open_segmenter(tmp_path / "mine")
     assert (segmenter.segment(cine, GEOMETRY) == model.segment(cine)).all()
-    assert segmenter.identity == identity_of(model)
+    assert segmenter.identity == hash_of_weights(model)
     assert segmenter.grid == Grid() and segmenter.note == ""
     model.save_pretrained(tmp_path / "run" / "best" / "segmenter")
     assert open_segmenter(tmp_path / "run").identity == segmenter.identity
 
 
-def test_other_weights_are_another_identity() -> None:
+def test_other_weights_have_another_hash() -> None:
     first, second = small(), small()
-    assert identity_of(first) == identity_of(second)
+    assert hash_of_weights(first) == hash_of_weights(second)
     with torch.no_grad():
         next(second.parameters()).view(-1)[0] += 1e-6
-    assert identity_of(first) != identity_of(second)
+    assert hash_of_weights(first) != hash_of_weights(second)
 
 
-def test_the_shipped_one_measures_phantoms_at_any_voxel_size() -> None:
+def test_the_bundled_segmenter_labels_phantoms_at_any_voxel_size() -> None:
     segmenter = open_segmenter("phantom-segmenter")
     assert "phantoms" in segmenter.note and len(segmenter.identity) == 64
     for spacing, size in (((2.25, 2.25, 12.5), (64, 64, 8, 4)), ((1.5, 1.5, 12.5), (96, 100, 8, 2))):
@@ -106,21 +100,21 @@ def test_the_shipped_one_measures_phantoms_at_any_voxel_size() -> None:
         assert min(dice(labels, phantom.labels).values()) > 0.88
 
 
-def test_a_trained_voxel_size_needs_one(tmp_path: Path) -> None:
+def test_a_segmenter_with_a_spacing_needs_the_voxel_size(tmp_path: Path) -> None:
     small(spacing=(2.0, 2.0, 10.0)).save_pretrained(tmp_path / "mine")
     with pytest.raises(CardioDiTError, match="voxel size"):
         open_segmenter(tmp_path / "mine").segment(noise(16, 16, 2, 4), Geometry())
 
 
-# The way to a network's grid and back
+# Resampling to a network's grid and back
 
 
 def bright(cine: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """A network that finds what is bright."""
+    """Label bright voxels."""
     return np.where(cine > 0, 1, 0)
 
 
-def test_cines_are_seen_on_the_declared_grid_and_labels_come_back() -> None:
+def test_cines_are_resampled_to_the_declared_grid_and_labels_back() -> None:
     seen: dict[str, object] = {}
 
     def network(cine: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -135,21 +129,21 @@ def test_cines_are_seen_on_the_declared_grid_and_labels_come_back() -> None:
     assert (labels == np.where(cine > 0, LV, 0)).all()
 
 
-def test_what_the_network_does_not_see_is_background() -> None:
+def test_voxels_outside_the_networks_grid_are_background() -> None:
     segmenter = Segmenter("x", "", MNMS, Grid(size=(10, 10, None)), lambda cine, _: np.ones(cine.shape))
     labels = segmenter.segment(noise(20, 20, 2, 2), GEOMETRY)
     assert (labels[5:15, 5:15] == LV).all() and labels.sum() == LV * 10 * 10 * 2 * 2
 
 
-def test_answers_of_another_shape_are_refused() -> None:
+def test_labels_of_another_shape_are_refused() -> None:
     segmenter = Segmenter("x", "", MNMS, Grid(), lambda cine, _: cine[..., 0])
-    with pytest.raises(CardioDiTError, match="answered"):
+    with pytest.raises(CardioDiTError, match="returned labels of the shape"):
         segmenter.segment(noise(8, 8, 2, 3), GEOMETRY)
     with pytest.raises(CardioDiTError, match="shape"):
         segmenter.segment(noise(8, 8, 2), GEOMETRY)
 
 
-# Networks of others
+# External networks
 
 CHANNELS = {"0": "background", "1": "lv_pool", "2": "myocardium", "3": "rv_pool"}
 NETWORK = {
@@ -181,14 +175,14 @@ def plane_network() -> torch.nn.Module:
     return UNet(**{name: value for name, value in NETWORK.items() if name != "_target_"}).eval()
 
 
-def test_a_bundles_weights_answer_in_our_order(bundle: Path) -> None:
+def test_a_bundles_labels_are_mapped_to_our_order(bundle: Path) -> None:
     network, cine = plane_network(), noise(256, 256, 1, 2)
     torch.save(network.state_dict(), bundle / "models" / "model.pt")
     with pytest.raises(CardioDiTError, match=r"convert weights \S+model\.pt --output \S+model\.safetensors"):
         open_segmenter(bundle)
     convert_weights(bundle / "models" / "model.pt", bundle / "models" / "model.safetensors")
     segmenter = open_segmenter(bundle)
-    assert segmenter.labels == MNMS and segmenter.identity == identity_of(network)
+    assert segmenter.labels == MNMS and segmenter.identity == hash_of_weights(network)
     image = (cine - cine.min()) / (cine.max() - cine.min())
     with torch.no_grad():
         logits = network(torch.from_numpy(image[:, :, 0]).permute(2, 0, 1)[:, None])
@@ -198,7 +192,7 @@ def test_a_bundles_weights_answer_in_our_order(bundle: Path) -> None:
 
 
 class Bright(torch.nn.Module):
-    """Names voxels by their brightness: 1 from a third, 2 from a half, 3 from two thirds on."""
+    """Label voxels by brightness: 1 from a third, 2 from a half, 3 from two thirds of the range."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,14 +209,14 @@ def by_brightness(cine: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("plane", [(40, 36), (300, 33)])
-def test_planes_of_any_size_come_back_where_they_were(plane: tuple[int, int]) -> None:
+def test_planes_of_any_size_keep_their_place(plane: tuple[int, int]) -> None:
     cine = noise(*plane, 3, 2)
-    assert (ask_planes(Bright(), cine, "cpu") == by_brightness(cine)).all()
+    assert (segment_planes(Bright(), cine, "cpu") == by_brightness(cine)).all()
 
 
 def test_damaged_bundles_are_explained(bundle: Path) -> None:
     save_file({"a": torch.ones(1)}, bundle / "models" / "model.safetensors")
-    with pytest.raises(CardioDiTError, match="cannot be opened"):
+    with pytest.raises(CardioDiTError, match="cannot be loaded"):
         open_segmenter(bundle)
     (bundle / "configs" / "metadata.json").write_text("{")
     with pytest.raises(CardioDiTError, match="JSON"):
@@ -233,11 +227,11 @@ CINEMA = """
 import torch
 
 class ConvUNetR(torch.nn.Module):
-    asked = {}
+    requested = {}
 
     @classmethod
     def from_finetuned(cls, repo_id, model_filename, config_filename):
-        cls.asked.update(repo_id=repo_id, model=model_filename, config=config_filename)
+        cls.requested.update(repo_id=repo_id, model=model_filename, config=config_filename)
         return cls()
 
     def forward(self, images):
@@ -247,15 +241,15 @@ class ConvUNetR(torch.nn.Module):
 """
 
 
-def test_cinema_sees_its_own_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in with the interface of its package, which asks for a network of 192 × 192 × 16 voxels."""
+def test_cinema_gets_its_own_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for its package, whose network takes 192 × 192 × 16 voxels."""
     (tmp_path / "cinema.py").write_text(CINEMA)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cinema", raising=False)
     segmenter = open_segmenter("cinema:mnms:2")
     import cinema
 
-    assert cinema.ConvUNetR.asked == {
+    assert cinema.ConvUNetR.requested == {
         "repo_id": "mathpluscode/CineMA",
         "model": "finetuned/segmentation/mnms_sax/mnms_sax_2.safetensors",
         "config": "finetuned/segmentation/mnms_sax/config.yaml",
@@ -275,30 +269,32 @@ def test_a_function_is_a_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     segmenter, cine = open_segmenter("my_segmenter_of_tests:find"), noise(8, 8, 2, 3)
     assert (segmenter.segment(cine, Geometry()) == np.where(cine > 0, LV, 0)).all()
     assert len(segmenter.identity) == 64
-    with pytest.raises(CardioDiTError, match="no function"):
+    from_file = open_segmenter(f"{tmp_path}/my_segmenter_of_tests.py:find")
+    assert from_file.identity == segmenter.identity and from_file.name == "my_segmenter_of_tests.py:find"
+    with pytest.raises(CardioDiTError, match="has no lose"):
         open_segmenter("my_segmenter_of_tests:lose")
-    with pytest.raises(CardioDiTError, match=r"cannot be imported .* PYTHONPATH, and in the current folder"):
+    with pytest.raises(CardioDiTError, match=r"cannot be imported .* PYTHONPATH and the current folder"):
         open_segmenter("no_such_module_here:find")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, of which Python's path knows nothing; what the test adds to that is taken off again."""
+    """A current folder that is not on Python's path; changes of the path are reverted after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     return tmp_path
 
 
-def test_a_function_says_which_label_is_which(here: Path) -> None:
+def test_a_function_must_declare_its_label_order(here: Path) -> None:
     (here / "silent_segmenter.py").write_text("def find(cine, geometry):\n    return (cine > 0).astype(int)\n")
-    with pytest.raises(CardioDiTError, match=r'for example, find\.mask_order = "RV=1 MYO=2 LV=3"'):
+    with pytest.raises(CardioDiTError, match=r'for example: find\.mask_order = "RV=1 MYO=2 LV=3"'):
         open_segmenter("silent_segmenter:find")
     (here / "vague_segmenter.py").write_text("def find(cine, geometry):\n    pass\n\nfind.mask_order = 'LV=1'\n")
     with pytest.raises(CardioDiTError, match="must name three numbers above 0"):
         open_segmenter("vague_segmenter:find")
 
 
-def test_a_function_is_found_in_the_current_folder_and_known_by_its_source(here: Path) -> None:
+def test_a_function_is_found_in_the_current_folder_and_identified_by_its_source(here: Path) -> None:
     order = "find.mask_order = 'LV=1 MYO=2 RV=3'\n"
     identities = []
     for limit in ("0", "0.25"):
@@ -312,10 +308,10 @@ def test_a_function_is_found_in_the_current_folder_and_known_by_its_source(here:
     assert len(set(identities)) == 2  # although the named module itself is the same
 
 
-def test_what_is_no_segmenter_is_explained(tmp_path: Path) -> None:
+def test_the_error_explains_what_is_not_a_segmenter(tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match="no segmenter nothing"):
         open_segmenter("nothing")
-    with pytest.raises(CardioDiTError, match="holds no segmenter"):
+    with pytest.raises(CardioDiTError, match="contains no segmenter"):
         open_segmenter(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "VQModel4D"}')
     with pytest.raises(CardioDiTError, match="VQModel4D"):

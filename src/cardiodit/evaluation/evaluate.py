@@ -1,8 +1,9 @@
 """The whole evaluation of a set of generated volumes: from two sets to one report, top to bottom."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from cardiodit.evaluation.compatibility import (
     notes_on_voxel_sizes,
 )
 from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, EvaluatorConfig, Evaluators, open_evaluators
-from cardiodit.evaluation.features.inputs import Size
-from cardiodit.evaluation.gallery import media_of
+from cardiodit.evaluation.features import Size
 from cardiodit.evaluation.measure import Measured
 from cardiodit.evaluation.measured_set import MeasuredSet
 from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES
@@ -35,6 +35,7 @@ from cardiodit.evaluation.volume_sets import (
     Problem,
     VolumeSet,
     is_whole_beat,
+    load,
     open_real,
     open_synthetic,
     settle_preprocessing,
@@ -47,6 +48,7 @@ CACHE = "measured"  # folder of measurements, within the output folder
 FEWEST = 2
 NAMED = 8  # problems listed in an error
 COMPARED_NEIGHBOURS = 3  # for a volume's typicality
+SHOWN_SAMPLES, SHOWN_REAL = 4, 2  # volumes that play on the page: so many most and least typical samples, and real ones
 
 
 @dataclass(frozen=True)
@@ -393,5 +395,21 @@ def _write(folder: Path, report: dict[str, Any], sets: Sequence[MeasuredSet], st
     write_report(report, folder / REPORT)
     write_text(table(report), folder / TABLE)
     write_text(model_index_yaml(report), folder / MODEL_INDEX)
-    write_page(report, media_of(report, sets, steps), folder / PAGE)
+    write_page(report, _shown_volumes(report, sets, steps), folder / PAGE)
     return [folder / name for name in (REPORT, TABLE, MODEL_INDEX, PAGE)]
+
+
+def _shown_volumes(
+    report: dict[str, Any], sets: Sequence[MeasuredSet], steps: Preprocessing
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Return loaders of the volumes that play on the page: most and least typical samples, some usual real ones."""
+    items = {f"{side.volumes.name}/{item.id}": item for side in sets for item in side.items}
+    ordered = sorted(report["volumes"], key=lambda volume: (volume["typicality"], volume["id"]))
+    real, samples = ([volume["id"] for volume in ordered if volume["set"] == name] for name in (REAL, SYNTHETIC))
+    half = min(SHOWN_SAMPLES, len(samples) // 2)
+    chosen = [*real[len(real) // 2 :][:SHOWN_REAL], *samples[:half], *samples[len(samples) - half :]]
+    return {name: partial(_load_voxels, items[name], steps) for name in chosen}
+
+
+def _load_voxels(item: Item, steps: Preprocessing) -> np.ndarray:
+    return load(item, steps).volume.voxels

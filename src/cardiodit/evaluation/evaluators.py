@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.features import Choice, FeatureNetwork, load_network
-from cardiodit.evaluation.features.inputs import Size
+from cardiodit.evaluation.features import Choice, FeatureNetwork, Size, load_network
+from cardiodit.evaluation.features.weights import hash_of_weights
 from cardiodit.evaluation.metrics.registry import SPATIAL, SPATIOTEMPORAL
-from cardiodit.evaluation.segmenters import Segmenter, identity_of, open_segmenter
+from cardiodit.evaluation.segmenters import Segmenter, open_segmenter
 
 MASKS, SEGMENTER = "masks", "segmenter"  # where labels come from
 
@@ -59,7 +59,7 @@ class Evaluators:
 
     @cached_property
     def vae_identity(self) -> str | None:
-        return None if self.vae is None else identity_of(self.vae)
+        return None if self.vae is None else hash_of_weights(self.vae)
 
     @cached_property
     def identity(self) -> list[Any]:

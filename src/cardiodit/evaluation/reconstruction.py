@@ -1,4 +1,4 @@
-"""What an autoencoder makes of one's own data: an upper bound for what can be generated through it."""
+"""Reconstruction of the user's own data by an autoencoder: an upper bound for the quality of samples."""
 
 import csv
 import json
@@ -20,18 +20,18 @@ from cardiodit.imaging.preprocessing import Prepared, Preprocessing, without_typ
 from cardiodit.models.autoencoder_vq import VQModel, VQModel4D
 from cardiodit.models.codebook import perplexity
 
-PICTURED = 3
-HEART_MARGIN = 3  # voxels around the labels that still count as the heart: its border is what matters
+PICTURED = 3  # volumes with pictures
+HEART_MARGIN = 3  # voxels around the labels that count as the heart, because its border matters most
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One volume through an autoencoder.
+    """A volume encoded and decoded by an autoencoder.
 
     Args:
-        voxels: `(H, W, D, T)` or `(H, W, D)`, decoded from codes, cut to [-1, 1] as samples are.
-        unquantised: the same, decoded from what the encoder said, without the codebook.
-        code_counts: how many latent vectors chose each code.
+        voxels: `(H, W, D, T)` or `(H, W, D)`, decoded from codes and clipped to [-1, 1], as samples are.
+        unquantised: the same, decoded from the encoder's output without the codebook.
+        code_counts: number of latent vectors per code.
     """
 
     voxels: np.ndarray
@@ -41,15 +41,15 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Quality:
-    """How near the reconstruction of one volume came. Values are in [-1, 1], so that an L1 of 0.02 is 1% of the range.
+    """Reconstruction quality of one volume. Values are in [-1, 1], so that an L1 of 0.02 is 1% of the range.
 
     Args:
-        number: of the volume, from 1, in the manifest's order; its pictures carry it too.
+        number: position in the manifest, from 1; also in the names of its pictures.
         l1, psnr, ssim: over the whole field of view.
-        l1_unquantised: without the codebook.
-        quantisation_share: of the L1 error, what goes away without the codebook; below 0 where the decoder, which was
-            trained on codes, does worse without them.
-        heart_l1, heart_psnr: where the manifest's mask is, and three voxels around; None without a mask.
+        l1_unquantised: L1 without the codebook.
+        quantisation_share: share of the L1 error that disappears without the codebook; negative if the decoder, which
+            was trained on codes, does worse without them.
+        heart_l1, heart_psnr: within the manifest's mask and three voxels around it; None without a mask.
     """
 
     number: int
@@ -65,14 +65,14 @@ class Quality:
 
 @dataclass(frozen=True)
 class Report:
-    """A cohort through an autoencoder."""
+    """Reconstruction quality of a cohort."""
 
     volumes: list[Quality]
     code_counts: np.ndarray
     steps: Preprocessing
 
     def mean(self, name: str) -> float | None:
-        """Over the volumes that have this number; None where none has."""
+        """Return the mean over the volumes that have this number; None if none has."""
         values = [value for quality in self.volumes if (value := getattr(quality, name)) is not None]
         return float(np.mean(values)) if values else None
 
@@ -85,7 +85,7 @@ class Report:
         return int((self.code_counts > 0).sum())
 
     def summary(self) -> dict[str, Any]:
-        """For `summary.json`."""
+        """Return the content of `summary.json`."""
         codes = len(self.code_counts)
         return {
             "volumes": len(self.volumes),
@@ -111,7 +111,7 @@ def reconstruct_cohort(
     batch_size: int = 4,
     pictured: int = PICTURED,
 ) -> Report:
-    """Writes `reconstruction.csv`, `summary.json` and pictures of the first volumes into a new folder."""
+    """Write `reconstruction.csv`, `summary.json` and pictures of the first volumes into a new folder."""
     from tqdm import tqdm
 
     if batch_size < 1:
@@ -123,7 +123,7 @@ def reconstruct_cohort(
             prepared = prepare_case(case, steps)
             result = reconstruct(vae, prepared, batch_size)
             mask = prepare_mask(case, prepared)
-            subject = case.row.get("subject") or f"volume-{number}"  # else it is named by its path
+            subject = case.row.get("subject") or f"volume-{number}"  # the default subject would be its path
             labels = None if mask is None else mask.voxels
             qualities.append(judge(number, subject, prepared.volume.voxels, result, labels))
             counts += result.code_counts
@@ -136,26 +136,26 @@ def reconstruct_cohort(
 
 
 def check_preparation(vae: VQModel, steps: Preprocessing) -> str | None:
-    """An error where a model saw other volumes than these steps make; a note where it does not say what it saw."""
+    """Raise an error if the model was trained with other preprocessing; return a note if that is unknown."""
     if vae.config.preprocessing is None:
         return (
-            "The VQ model of --reconstructions does not say how its training volumes were prepared; whether real ones "
-            "go the same way here could not be checked."
+            "The VQ model of --reconstructions does not say how its training volumes were prepared; whether the real "
+            "volumes are prepared identically could not be checked."
         )
     own = Preprocessing.from_dict(dict(vae.config.preprocessing))
-    theirs, ours = (_seen(each, vae) for each in (own, steps))
+    theirs, ours = (_relevant(each, vae) for each in (own, steps))
     if differing := [name for name in ours if theirs[name] != ours[name]]:
-        told = "; ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in differing)
+        differences = "; ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in differing)
         raise CardioDiTError(
-            f"The VQ model of --reconstructions was trained on volumes that were prepared otherwise ({told}), so that "
-            "reconstructing these would say nothing of it. Name the VQ model of the pipeline that made the samples, or "
-            "leave --reconstructions out."
+            f"The VQ model of --reconstructions was trained on differently prepared volumes ({differences}), so its "
+            "reconstructions of these would be meaningless. Give the VQ model of the pipeline that made the samples, "
+            "or leave --reconstructions out."
         )
     return None
 
 
-def _seen(steps: Preprocessing, vae: VQModel) -> dict[str, Any]:
-    """What decides the voxels that a model sees at once: a 4D model sees one slice, however many there are."""
+def _relevant(steps: Preprocessing, vae: VQModel) -> dict[str, Any]:
+    """Return the settings that affect a model's input: a 4D model encodes single slices, however many there are."""
     plain = without_typical(steps)
     if isinstance(vae, VQModel4D):
         plain = replace(plain, size=(*plain.size[:2], None))
@@ -164,7 +164,7 @@ def _seen(steps: Preprocessing, vae: VQModel) -> dict[str, Any]:
 
 @torch.no_grad()
 def reconstruct(vae: VQModel, prepared: Prepared, batch_size: int = 4) -> Reconstruction:
-    """Encodes and decodes a volume, a cine's slices in batches. The model stays as it is."""
+    """Encode and decode a volume, a cine's slices in batches, without changing the model."""
     was_training = vae.training
     vae.eval()
     image = prepared.tensor()  # (1, D, H, W, T) or (1, H, W, D)
@@ -172,7 +172,7 @@ def reconstruct(vae: VQModel, prepared: Prepared, batch_size: int = 4) -> Recons
     if is_cine != prepared.volume.is_cine:
         kinds = ("a beating cine (H, W, D, T)", "a volume (H, W, D)")
         expected, given = kinds if is_cine else kinds[::-1]
-        raise CardioDiTError(f"{type(vae).__name__} codes {expected}, but the image is {given}.")
+        raise CardioDiTError(f"{type(vae).__name__} encodes {expected}, but the image is {given}.")
     items = image.movedim(1, 0) if is_cine else image[None]  # (D, 1, H, W, T) or (1, 1, H, W, D)
     decoded: list[torch.Tensor] = []
     unquantised: list[torch.Tensor] = []
@@ -190,11 +190,11 @@ def reconstruct(vae: VQModel, prepared: Prepared, batch_size: int = 4) -> Recons
 def judge(
     number: int, subject: str, image: np.ndarray, result: Reconstruction, labels: np.ndarray | None = None
 ) -> Quality:
-    """The numbers of one volume; `labels` of the image's shape, where there are some."""
+    """Return the quality of one volume; `labels` have the image's shape, or are None."""
     image = image.astype(np.float64)
     error = result.voxels - image
     l1, unquantised = float(np.abs(error).mean()), float(np.abs(result.unquantised - image).mean())
-    heart = None if labels is None or labels.shape != image.shape else _around(labels)
+    heart = None if labels is None or labels.shape != image.shape else _with_margin(labels)
     has_heart = heart is not None and bool(heart.any())
     return Quality(
         number,
@@ -210,13 +210,13 @@ def judge(
 
 
 def _stored(batches: list[torch.Tensor], is_cine: bool) -> np.ndarray:
-    """Back to the order of files, `(H, W, D, T)` or `(H, W, D)`."""
+    """Return batches in the axis order of files, `(H, W, D, T)` or `(H, W, D)`."""
     items = torch.cat(batches)[:, 0].numpy()  # (D, H, W, T) or (1, H, W, D)
     return np.moveaxis(items, 0, 2) if is_cine else items[0]
 
 
-def _around(labels: np.ndarray) -> np.ndarray:
-    """The labels and a margin within each slice of each frame."""
+def _with_margin(labels: np.ndarray) -> np.ndarray:
+    """Return where labels are, with a margin within each slice of each frame."""
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
     in_plane = cross.reshape(3, 3, *(1,) * (labels.ndim - 2))
     return binary_dilation(labels > 0, in_plane, iterations=HEART_MARGIN)
@@ -246,5 +246,5 @@ def _write_table(path: Path, qualities: Iterable[Quality]) -> None:
 
 
 def _plain(value: float | None) -> float | None:
-    """JSON has no infinity."""
+    """Return None for infinity, which JSON lacks."""
     return None if value is None or not np.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The user's own Python code, named `module:name` or `file.py:name`: finding it, and hashing its source."""
+"""The user's own Python code, named `module:name` or `file.py:name`: load it, and hash its source."""
 
 import hashlib
 import importlib
@@ -13,20 +13,9 @@ from typing import Any
 from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
 
-LOOKED_IN = "Python looks for it among what is installed, in PYTHONPATH, and in the current folder"
 
-
-def import_own(name: str) -> ModuleType:
-    """Import a module; one that Python does not find is looked for in the current folder, as `python -m` does."""
-    package, here = name.partition(".")[0], str(Path.cwd())
-    is_known = package in sys.modules or find_spec(package) is not None
-    if not is_known and PathFinder.find_spec(package, [here]) is not None:
-        sys.path.append(here)
-    return importlib.import_module(name)
-
-
-def load_own(target: str, what: str) -> Any:
-    """Return what `module:name` or `file.py:name` names.
+def load_own(target: str, what: str) -> tuple[ModuleType, Any]:
+    """Return the module, and the object in it, that `module:name` or `file.py:name` names.
 
     Args:
         what: the kind of thing that is expected, for messages, such as "a metric".
@@ -35,13 +24,24 @@ def load_own(target: str, what: str) -> Any:
     if not place or not name:
         raise CardioDiTError(f'"{target}" does not name {what}; expected module:name or file.py:name.')
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else import_own(place)
+        module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     except Exception as error:
-        where = "" if place.endswith(".py") else f" {LOOKED_IN}."
-        raise CardioDiTError(f"{place} cannot be imported ({type(error).__name__}: {error}).{where}") from error
+        searched = " Python searches the installed packages, PYTHONPATH and the current folder."
+        raise CardioDiTError(
+            f"{place} cannot be imported ({type(error).__name__}: {error}).{'' if place.endswith('.py') else searched}"
+        ) from error
     if not hasattr(module, name):
         raise CardioDiTError(f"{place} has no {name}.")
-    return getattr(module, name)
+    return module, getattr(module, name)
+
+
+def _import_module(name: str) -> ModuleType:
+    """Import a module; if Python does not find it, search the current folder, as `python -m` does."""
+    package, here = name.partition(".")[0], str(Path.cwd())
+    is_known = package in sys.modules or find_spec(package) is not None
+    if not is_known and PathFinder.find_spec(package, [here]) is not None:
+        sys.path.append(here)
+    return importlib.import_module(name)
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -70,6 +70,6 @@ def hash_of_sources(*things: object) -> str | None:
 def _source_of(thing: object) -> Path | None:
     try:
         file = inspect.getsourcefile(thing)  # type: ignore[arg-type]
-    except (TypeError, OSError):  # built in, typed in, or an instance
+    except (TypeError, OSError):  # built in, defined interactively, or an instance
         return None
     return Path(file) if file and Path(file).is_file() else None

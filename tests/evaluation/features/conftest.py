@@ -1,4 +1,4 @@
-"""Small beating hearts in [-1, 1], as every test of features looks at."""
+"""Small beating hearts in [-1, 1] for all tests of features."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from cardiodit.imaging.phantom import GROUPS, draw_heart, render
 
 @pytest.fixture(scope="session")
 def make_heart() -> Callable[[int], np.ndarray]:
-    """Heart number i, `(32, 32, 6, 8)` float32; each is drawn once."""
+    """Return a function from i to heart number i, `(32, 32, 6, 8)` float32; each is drawn once."""
     drawn: dict[int, np.ndarray] = {}
 
     def make(index: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def heart(make_heart: Callable[[int], np.ndarray]) -> np.ndarray:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Volumes this small are done before a second thread has woken up."""
+    """Use one thread: volumes are too small for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

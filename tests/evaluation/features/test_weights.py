@@ -1,4 +1,4 @@
-"""Weights load whole or not at all, from files that the tests make and from the Hub client's own cache."""
+"""Weights from local files and from the Hub client's cache are loaded completely or not at all."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ from cardiodit._util.hashing import sha256_of
 from cardiodit.cli import main
 from cardiodit.convert.checkpoint import convert_weights
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.features.published import torchvision_name, without_wrapper
+from cardiodit.evaluation.features.catalogue import torchvision_name, without_wrapper
 from cardiodit.evaluation.features.weights import find_weights, load_strictly, read_weights
 
 
@@ -25,7 +25,7 @@ def wrapped(module: nn.Module) -> dict[str, torch.Tensor]:
     return {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def test_weights_come_back_from_a_converted_torch_file(tmp_path: Path) -> None:
+def test_a_converted_torch_file_gives_the_same_weights(tmp_path: Path) -> None:
     source = network(1)
     torch.save({"epoch": 3, "state_dict": wrapped(source)}, tmp_path / "net.pth")
     output = tmp_path / "new" / "net.safetensors"
@@ -33,15 +33,15 @@ def test_weights_come_back_from_a_converted_torch_file(tmp_path: Path) -> None:
     target = network(2)
     load_strictly(target, read_weights(output), "net", without_wrapper)
     assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), source.state_dict().values()))
-    told = find_weights(output).describe()
-    assert told["converted_from_sha256"] == sha256_of(tmp_path / "net.pth")
+    described = find_weights(output).describe()
+    assert described["converted_from_sha256"] == sha256_of(tmp_path / "net.pth")
     with pytest.raises(CardioDiTError, match="exists already"):
         convert_weights(tmp_path / "net.pth", output)
     with pytest.raises(CardioDiTError, match="ends in .safetensors"):
         convert_weights(tmp_path / "net.pth", tmp_path / "net.bin")
 
 
-def test_a_torch_file_is_not_opened_for_an_evaluation(tmp_path: Path) -> None:
+def test_a_torch_file_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "net.pth")
     with pytest.raises(CardioDiTError, match=r"cardiodit convert weights \S+net\.pth --output net\.safetensors"):
         find_weights(tmp_path / "net.pth")
@@ -49,24 +49,24 @@ def test_a_torch_file_is_not_opened_for_an_evaluation(tmp_path: Path) -> None:
         find_weights("lab/net:a.pth")
 
 
-def test_names_that_miss_or_are_left_over_are_named_and_nothing_is_loaded() -> None:
+def test_missing_and_unexpected_names_are_listed_and_nothing_is_loaded() -> None:
     target, state = network(1), network(2).state_dict()
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     state["extra.weight"] = state.pop("0.weight")
     state["1.bias"] = torch.zeros(5)
-    with pytest.raises(CardioDiTError, match=r"a\.pth .* lacks 0\.weight, has beside them extra\.weight, .*1\.bias"):
+    with pytest.raises(CardioDiTError, match=r"a\.pth .* lacks 0\.weight, has unexpected extra\.weight, .*1\.bias"):
         load_strictly(target, state, "a.pth")
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
 
-def test_only_listed_heads_are_left_out() -> None:
+def test_only_listed_heads_are_ignored() -> None:
     state = {**network(1).state_dict(), "fc.weight": torch.zeros(2)}
     load_strictly(network(), state, "a.pth", heads=("fc.",))
     with pytest.raises(CardioDiTError, match=r"fc\.weight"):
         load_strictly(network(), state, "a.pth")
 
 
-def test_the_counters_of_old_files_may_be_missing() -> None:
+def test_old_files_may_lack_batch_norm_counters() -> None:
     state = {name: tensor for name, tensor in network(1).state_dict().items() if "num_batches" not in name}
     load_strictly(network(), state, "old.pth")
 
@@ -92,12 +92,12 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == ""
 
 
-def test_damaged_files_and_other_tables_are_refused(tmp_path: Path) -> None:
+def test_damaged_files_and_files_without_weights_are_refused(tmp_path: Path) -> None:
     save_file(wrapped(network()), tmp_path / "cut.safetensors")
     torch.save(wrapped(network()), tmp_path / "cut.pth")
     for name in ("cut.safetensors", "cut.pth"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-200])
-    with pytest.raises(CardioDiTError, match="Fetch it again"):
+    with pytest.raises(CardioDiTError, match="Download it again"):
         read_weights(tmp_path / "cut.safetensors")
     with pytest.raises(CardioDiTError, match="damaged or cut short"):
         convert_weights(tmp_path / "cut.pth", tmp_path / "out.safetensors")
@@ -106,19 +106,19 @@ def test_damaged_files_and_other_tables_are_refused(tmp_path: Path) -> None:
         convert_weights(tmp_path / "none.pth", tmp_path / "out.safetensors")
 
 
-def test_a_file_is_known_by_its_hash(tmp_path: Path) -> None:
+def test_a_file_is_checked_and_described_by_its_hash(tmp_path: Path) -> None:
     path = tmp_path / "private-folder" / "net.safetensors"
     path.parent.mkdir()
     save_file(wrapped(network()), path)
     found = find_weights(path, sha256=sha256_of(path).upper())
     assert found.describe() == {"source": "net.safetensors", "sha256": sha256_of(path)}
-    with pytest.raises(CardioDiTError, match="other weights"):
+    with pytest.raises(CardioDiTError, match="different weights"):
         find_weights(path, sha256="0" * 64)
 
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the Hub's client keeps of `lab/net`, offline."""
+    """The Hub client's cache of `lab/net`, offline."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder = tmp_path / "models--lab--net"
@@ -131,13 +131,13 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("reference", ["lab/net:net.safetensors", "lab/net", f"lab/net:net.safetensors@{'ab' * 20}"])
-def test_a_file_of_the_hub_tells_its_commit(hub_cache: Path, reference: str) -> None:
+def test_a_file_from_the_hub_is_described_with_its_commit(hub_cache: Path, reference: str) -> None:
     found = find_weights(reference, "net.safetensors")
     assert found.source == "lab/net:net.safetensors" and found.revision == "ab" * 20
     assert found.sha256 == sha256_of(hub_cache / "net.safetensors")
 
 
-def test_what_cannot_be_had_says_what_to_do(hub_cache: Path) -> None:
+def test_missing_weights_say_what_to_do(hub_cache: Path) -> None:
     with pytest.raises(
         CardioDiTError, match=r"(?s)other\.safetensors of lab/net cannot be downloaded.*its path.*`random`"
     ):

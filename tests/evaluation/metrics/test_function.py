@@ -1,4 +1,4 @@
-"""Volumes, ejection fractions, masses and rates, counted in label maps."""
+"""Heart function and shape, from label maps with known values."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,15 @@ from cardiodit.evaluation.metrics.function import (
     Function,
     ejection_fraction,
     heart_function,
+    largest_body_share,
+    leak_share,
     left_ventricle,
     lv_mass_g,
     periodic_slope,
     right_ventricle,
     volumes_ml,
+    wall_thickness_mm,
+    weakest_contraction,
 )
 from cardiodit.imaging import Geometry
 from cardiodit.imaging.manifest import read_manifest
@@ -49,7 +53,7 @@ def test_an_empty_ventricle_ejects_nothing() -> None:
     assert empty.lv.numbers()["peak_filling_edv_s"] is None
 
 
-def test_ml_need_a_voxel_size() -> None:
+def test_volumes_need_a_voxel_size() -> None:
     with pytest.raises(CardioDiTError, match="voxel size"):
         volumes_ml(np.zeros((4, 4, 1, 1)), Geometry())
     with pytest.raises(CardioDiTError, match="voxel size"):
@@ -86,7 +90,7 @@ def test_a_phantoms_exact_volumes_are_found_in_its_labels(tmp_path: Path) -> Non
 
 
 def worst_error(depth: int, plane: int = 72) -> float:
-    """Of the left ventricle's volumes in four hearts imaged with as many slices over 100 mm."""
+    """Return the largest LV volume error over four hearts, imaged with `depth` slices over 100 mm."""
     errors = []
     for index, group in enumerate(("normal", "dilated", "hypertrophic", "infarct")):
         random = np.random.default_rng([1, index])
@@ -97,7 +101,7 @@ def worst_error(depth: int, plane: int = 72) -> float:
     return max(errors)
 
 
-def test_what_is_wrong_with_thick_slices_is_their_thickness() -> None:
+def test_the_volume_error_decreases_with_slice_thickness() -> None:
     thick, thin = worst_error(8), worst_error(24)
     assert thick < 0.04
     assert thin < thick / 2 and thin < 0.01
@@ -133,8 +137,8 @@ def test_rates_do_not_depend_on_where_the_beat_begins_and_scale_with_time() -> N
     assert Function(tuple(volumes), 0.1).peak_filling_rate == pytest.approx(first.peak_filling_rate / 2)
 
 
-def test_counting_noise_does_not_make_a_rate() -> None:
-    """Differences of neighbouring frames of the same curves are further off."""
+def test_rates_are_robust_to_counting_noise() -> None:
+    """The error is smaller than that of differences between neighbouring frames."""
     volumes = 150 * (1 - 0.6 * ejection(np.arange(32) / 32))
     true = 90 * ejection.derivative()(PHASES).max()
     random = np.random.default_rng([0])
@@ -161,7 +165,7 @@ def test_without_a_frame_time_only_the_rates_are_unknown() -> None:
         periodic_slope(np.ones(8), 0.1)
 
 
-def test_frames_that_are_no_whole_beat_have_no_rates() -> None:
+def test_frames_that_are_not_one_beat_have_no_rates() -> None:
     volumes = 150 * (1 - 0.6 * ejection(np.arange(25) / 25))
     whole, repeated = Function(tuple(volumes), 0.04), Function(tuple(np.resize(volumes, 32)), 0.04, closes=False)
     assert repeated.peak_ejection_rate is None and repeated.peak_filling_rate is None
@@ -174,3 +178,85 @@ def test_frames_that_are_no_whole_beat_have_no_rates() -> None:
 def test_both_ventricles_are_named() -> None:
     numbers = heart_function(np.ones((4, 4, 2, 9), np.uint8), Geometry((5.0, 5.0, 5.0), 0.1)).numbers()
     assert numbers["rv_edv_ml"] == pytest.approx(4) and numbers["lv_edv_ml"] == 0 and numbers["lv_mass_g"] == 0
+
+
+# Shape
+
+
+PLANE = Geometry((1.5, 1.5, 8.0))
+
+
+def rings(inner: np.ndarray | float, outer: np.ndarray | float, size: int = 96, slices: int = 3) -> np.ndarray:
+    """Draw one frame `(H, W, D, 1)`: a pool of radius `inner` in a muscle of radius `outer` voxels, in each slice."""
+    h, w = np.indices((size, size)) - (size - 1) / 2
+    radius = np.hypot(h, w)
+    plane = np.where(radius < inner, 3, np.where(radius < outer, 2, 0)).astype(np.uint8)
+    return np.repeat(plane[:, :, None], slices, axis=2)[..., None]
+
+
+def beating(inner: float, smallest: np.ndarray | float) -> np.ndarray:
+    return np.concatenate([rings(inner, 40), rings(smallest, 40)], axis=3)
+
+
+def test_a_ring_has_the_thickness_it_was_drawn_with() -> None:
+    assert wall_thickness_mm(rings(20, 30), PLANE) == pytest.approx(15.0, rel=0.01)
+    stretched = Geometry((3.0, 0.75, 8.0))  # a voxel of the same area
+    assert wall_thickness_mm(rings(20, 30), stretched) == pytest.approx(15.0, rel=0.01)
+
+
+def test_slices_with_a_tiny_pool_do_not_count_for_the_thickness() -> None:
+    heart = rings(20, 30)
+    heart[:, :, 2] = rings(1.5, 30)[:, :, 2]
+    assert wall_thickness_mm(heart, PLANE) == pytest.approx(15.0, rel=0.01)
+
+
+def test_closed_rings_do_not_leak_and_a_gap_counts_by_its_length() -> None:
+    assert leak_share(rings(20, 30)) == 0
+    heart = rings(20, 30)
+    h, w = np.indices((96, 96)) - 47.5
+    gap = (np.abs(np.arctan2(h, w)) < np.pi / 8)[:, :, None, None] & (heart == 2)  # an eighth of the circle
+    heart[gap] = 0
+    assert leak_share(heart) == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_a_pool_that_touches_the_right_ventricle_leaks() -> None:
+    heart = rings(20, 30)
+    heart[heart == 2] = 1
+    assert leak_share(heart) == 1
+
+
+def test_an_empty_heart_leaks_and_has_no_thickness() -> None:
+    empty = np.zeros((16, 16, 2, 3), np.uint8)
+    assert leak_share(empty) == 1
+    assert largest_body_share(empty) == 0
+    assert wall_thickness_mm(empty, PLANE) == 0
+    assert weakest_contraction(empty, PLANE) == 0
+
+
+def test_the_body_share_is_that_of_the_worst_frame() -> None:
+    heart = np.repeat(rings(20, 30), 2, axis=3)
+    assert largest_body_share(heart) == 1
+    pool = int((heart[..., 1] == 3).sum())
+    heart[2:6, 2:6, 0, 1] = 3  # 16 voxels elsewhere, in one frame
+    assert largest_body_share(heart) == pytest.approx(pool / (pool + 16))
+
+
+def test_slices_that_touch_at_a_corner_are_one_body() -> None:
+    labels = np.zeros((8, 8, 2, 1), np.uint8)
+    labels[2, 2, 0] = labels[3, 3, 1] = 3
+    assert largest_body_share(labels) == 1
+
+
+def test_even_contraction_is_found_in_every_sector() -> None:
+    assert weakest_contraction(beating(30, 21), PLANE) == pytest.approx(30, abs=2.5)
+
+
+def test_a_motionless_sector_is_the_weakest() -> None:
+    h, w = np.indices((96, 96)) - 47.5
+    still = np.abs(np.arctan2(h, w)) < np.pi / 4  # a quarter: at least two whole sectors
+    assert weakest_contraction(beating(30, np.where(still, 30, 15)), PLANE) == pytest.approx(0, abs=1)
+
+
+def test_lengths_need_a_voxel_size() -> None:
+    with pytest.raises(CardioDiTError, match="voxel size"):
+        wall_thickness_mm(rings(20, 30), Geometry())

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cardiodit._util.html import templates
 from cardiodit.errors import CardioDiTError
-from cardiodit.evaluation.report.page import TEMPLATE, write_page
+from cardiodit.evaluation.report.page import TEMPLATE, title_and_unit, write_page
 from cardiodit.evaluation.report.players import MOST_FRAMES, MOST_TILES, evenly_spaced, mosaic
 
 Media = dict[str, Callable[[], np.ndarray]]
@@ -25,6 +25,20 @@ def contents(path: Path) -> dict[str, Any]:
     match = re.search(r'<script id="contents" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
     assert match
     return json.loads(match[1])
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("lv_ef_percent", ("LV EF", "%")),
+        ("lv_peak_ejection_ml_s", ("LV peak ejection", "mL/s")),
+        ("rv_peak_filling_edv_s", ("RV peak filling", "EDV/s")),
+        ("slice_dice", ("slice dice", "")),
+        ("ml", ("ml", "")),  # a unit alone is a name
+    ],
+)
+def test_names_of_numbers_become_titles_with_units(name: str, expected: tuple[str, str]) -> None:
+    assert title_and_unit(name) == expected
 
 
 def test_the_page_needs_no_network_and_holds_every_part(report: dict[str, Any], media: Media, tmp_path: Path) -> None:

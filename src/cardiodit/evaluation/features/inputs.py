@@ -1,6 +1,6 @@
-"""What a network is shown of a volume: its grey values and its grid, the same for real and generated hearts.
+"""Input of a feature network: intensities and grid, treated identically for real and synthetic volumes.
 
-Nothing is rescaled in silence: all of it is written into the report, and is part of a network's identity.
+Nothing is rescaled silently: every step is written into the report and is part of the network's identity.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Triple
-from cardiodit.imaging.resampling import AxisPlan, apply_plans, plan_axis
+from cardiodit.imaging.resampling import apply_plans, plan_axis
 
 Size = tuple[int, int, int]
-BACKGROUND = 0.01  # of the range above its lowest value: what is darker counts as the "zero" of a non-zero z-score
+BACKGROUND = 0.01  # share of the range above its lowest value; darker voxels are background for the z-score
 PADDINGS = ("centre", "end")
 
 
@@ -23,12 +23,12 @@ class InputRules:
     """How a volume in [-1, 1] becomes a network's input.
 
     Args:
-        values: a name of `NORMALISATIONS`.
-        size: voxels along H, W and the third axis, D or T. With `spacing` the volume is cropped or padded to it,
-            without one its whole field of view is fitted into it; time is always fitted.
-        spacing: mm along H, W and D to resample to.
-        padding: where missing voxels are added, around the volume or behind its end.
-        still_as_it_is: a volume that does not beat, such as a CT, is shown on its own grid, whatever the size.
+        values: a name in `NORMALISATIONS`.
+        size: voxels along H, W and the third axis, D or T. With `spacing`, the volume is cropped or padded to it;
+            without, its whole field of view is resampled to it. Time is always resampled.
+        spacing: voxel spacing to resample to, in mm along H, W and D.
+        padding: where missing voxels are added, around the volume ("centre") or after it ("end").
+        still_as_it_is: keep the own grid of volumes without frames, such as CT, whatever the size.
     """
 
     values: str = "as given"
@@ -39,104 +39,97 @@ class InputRules:
 
     def __post_init__(self) -> None:
         if self.values not in NORMALISATIONS:
-            raise CardioDiTError(f"There are no values {self.values!r}; choose from {', '.join(NORMALISATIONS)}.")
+            raise CardioDiTError(f"values={self.values!r} is unknown; choose from {', '.join(NORMALISATIONS)}.")
         if self.padding not in PADDINGS:
-            raise CardioDiTError(f"There is no padding {self.padding!r}; choose from {', '.join(PADDINGS)}.")
+            raise CardioDiTError(f"padding={self.padding!r} is unknown; choose from {', '.join(PADDINGS)}.")
         if self.size is not None and (len(self.size) != 3 or min(self.size) < 1):
             raise CardioDiTError(f"size={self.size} must be three positive numbers of voxels.")
         if self.spacing is not None and (len(self.spacing) != 3 or not min(self.spacing) > 0):
             raise CardioDiTError(f"spacing={self.spacing} must be three positive numbers in mm (H, W, D).")
 
     def normalise(self, voxels: np.ndarray) -> np.ndarray:
-        """The values of a whole volume or cine at once, so that its frames keep their brightness to each other."""
+        """Normalise a whole volume or cine at once, so that relative brightness between frames is kept."""
         return NORMALISATIONS[self.values][0](voxels).astype(np.float32)
 
     def on_grid(self, values: np.ndarray, spacing: Triple | None, time: bool = False) -> np.ndarray:
-        """`(H, W, D)`, or with `time` `(H, W, T)`, on the network's grid; missing voxels get the darkest value."""
+        """Resample `(H, W, D)`, or `(H, W, T)` with `time`, to the network's grid; pad with the darkest value."""
         if self.size is None and self.spacing is None:
             return values
-        fill = float(values.min())
-        plans = self._plans(values.shape, spacing, time)
-        missing = [0, 0, 0]
-        if self.padding == "end" and self.size is not None:
-            missing = [max(0, n - plan.count) for n, plan in zip(self.size, plans, strict=True)]
-        grid = apply_plans(values, plans, fill)
-        return np.pad(grid, [(0, n) for n in missing], constant_values=fill)
-
-    def _plans(self, shape: tuple[int, ...], known: Triple | None, time: bool) -> list[AxisPlan]:
-        if self.spacing is not None and known is None:
+        if self.spacing is not None and spacing is None:
             raise CardioDiTError(
-                f"The network looks at voxels of {self.spacing} mm, and this volume's voxel size is unknown. Give its "
-                "spacing, or choose a network that looks at a volume's own grid."
+                f"The network needs voxels of {self.spacing} mm, but this volume's voxel size is unknown. Give its "
+                "spacing, or choose a network that uses the volume's own grid."
             )
         sizes = self.size or (None, None, None)
         plans = []
-        for axis, (count, size) in enumerate(zip(shape, sizes, strict=True)):
-            if (time and axis == 2) or self.spacing is None or known is None:
+        for axis, (count, size) in enumerate(zip(values.shape, sizes, strict=True)):
+            if (time and axis == 2) or self.spacing is None or spacing is None:
                 plans.append(plan_axis(count, None, None, size, resize=True))
-            else:
-                plans.append(self._spatial_plan(count, known[axis], self.spacing[axis], size))
-        return plans
-
-    def _spatial_plan(self, count: int, spacing: float, target: float, size: int | None) -> AxisPlan:
-        resampled = plan_axis(count, spacing, target, None, resize=False)
-        if size is None or (self.padding == "end" and resampled.count <= size):
-            return resampled
-        return plan_axis(count, spacing, target, size, resize=False)
+                continue
+            plan = plan_axis(count, spacing[axis], self.spacing[axis], None, resize=False)
+            if size is not None and not (self.padding == "end" and plan.count <= size):
+                plan = plan_axis(count, spacing[axis], self.spacing[axis], size, resize=False)
+            plans.append(plan)
+        darkest = float(values.min())
+        grid = apply_plans(values, plans, darkest)
+        missing = [(0, max(0, size - n) if size else 0) for size, n in zip(sizes, grid.shape, strict=True)]
+        return np.pad(grid, missing, constant_values=darkest)
 
     def describe(self) -> dict[str, Any]:
-        """For the report."""
+        """Describe the rules for the report. The texts are part of a network's identity."""
+        if self.size is None and self.spacing is None:
+            grid = "the volumes' own, nothing is resampled"
+        elif self.spacing is None:
+            grid = "the whole field of view is fitted into the size"
+        else:
+            cut = "" if self.size is None else f", cropped around the centre or padded ({self.padding}) to the size"
+            grid = f"resampled to the spacing{cut}; time, where it is an axis, is fitted"
         return {
             "values": NORMALISATIONS[self.values][1],
             "size": None if self.size is None else list(self.size),
             "spacing_mm": None if self.spacing is None else list(self.spacing),
-            "grid": self._grid_in_words(),
+            "grid": grid,
             **({"still": "volumes that do not beat are shown on their own grid"} if self.still_as_it_is else {}),
         }
 
-    def _grid_in_words(self) -> str:
-        if self.size is None and self.spacing is None:
-            return "the volumes' own, nothing is resampled"
-        if self.spacing is None:
-            return "the whole field of view is fitted into the size"
-        cut = "" if self.size is None else f", cropped around the centre or padded ({self.padding}) to the size"
-        return f"resampled to the spacing{cut}; time, where it is an axis, is fitted"
 
-
-def _as_given(voxels: np.ndarray) -> np.ndarray:
-    return voxels
+def evenly_spaced(count: int, number: int | None, cycle: bool = False) -> list[int]:
+    """Return `number` evenly spaced indices below `count`, or all; those of a cycle start at 0."""
+    if number is None or number >= count:
+        return list(range(count))
+    return [(2 * i + (not cycle)) * count // (2 * number) for i in range(number)]
 
 
 def _unit(voxels: np.ndarray) -> np.ndarray:
     return (voxels + 1) / 2
 
 
-def _least_to_largest(voxels: np.ndarray) -> np.ndarray:
+def _min_max(voxels: np.ndarray) -> np.ndarray:
     low, high = float(voxels.min()), float(voxels.max())
     return (voxels - low) / (high - low) if high > low else np.zeros_like(voxels)
 
 
 def _foreground_z_score(voxels: np.ndarray) -> np.ndarray:
-    """MedicalNet's, but for the noise that it puts into the background, which would make features random."""
+    """Normalise as MedicalNet does, without the noise that it adds to the background, which makes features random."""
     unit = _unit(voxels.astype(np.float64))
-    inside = unit > BACKGROUND
-    count = int(inside.sum())
+    foreground = unit > BACKGROUND
+    count = int(foreground.sum())
     if count == 0:
         return np.zeros_like(unit)
-    mean = _sum(np.where(inside, unit, 0)) / count
-    deviation = np.sqrt(_sum(np.where(inside, (unit - mean) ** 2, 0)) / count)
+    mean = _sum(np.where(foreground, unit, 0)) / count
+    deviation = np.sqrt(_sum(np.where(foreground, (unit - mean) ** 2, 0)) / count)
     return (unit - mean) / deviation if deviation > 1e-6 else np.zeros_like(unit)
 
 
 def _sum(values: np.ndarray) -> float:
-    """Of planes, then of their sums in order of size: not even the last bit knows how slices or frames are ordered."""
+    """Sum planes, then their sums in sorted order, so that the order of slices or frames changes no bit."""
     return float(np.sort(values.sum(axis=(0, 1)).ravel()).sum())
 
 
-NORMALISATIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-    "as given": (_as_given, "as they are, in [-1, 1]"),
+NORMALISATIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {  # function and words for the report
+    "as given": (lambda voxels: voxels, "as they are, in [-1, 1]"),
     "unit": (_unit, "(x + 1) / 2, in [0, 1]"),
-    "least to largest": (_least_to_largest, "each volume's least value 0, its largest 1"),
+    "min-max": (_min_max, "each volume's least value 0, its largest 1"),
     "foreground z-score": (
         _foreground_z_score,
         f"(x - mean) / deviation of each volume's voxels above {BACKGROUND:.0%} of the range; the background keeps "

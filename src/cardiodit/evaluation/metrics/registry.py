@@ -281,7 +281,7 @@ def choose_metrics(own: Sequence[str | Compute] = (), options: Sequence[str] = (
     """
     chosen = [each for each in built_in_metrics() if each.option in ("", *options)]
     for target in own:
-        function = load_own(target, "a metric") if isinstance(target, str) else target
+        function = load_own(target, "a metric")[1] if isinstance(target, str) else target
         records = [each for each in _REGISTERED if each.compute is function]
         if not records:
             raise CardioDiTError(

@@ -34,7 +34,7 @@ PLAYER_TITLES = {
 }
 HASH_DIGITS = 10  # shown; report.json has all of them
 ABBREVIATIONS = {"lv", "rv", "ef", "edv", "esv", "sv", "psnr", "ssim", "l1"}  # written in capitals
-UNITS = {"percent": "%", "ml": "mL", "mm": "mm", "g": "g"}
+UNITS = {"percent": "%", "ml": "mL", "mm": "mm", "g": "g", "ml_s": "mL/s", "edv_s": "EDV/s"}  # suffixes of names
 
 
 def write_page(report: Report, media: Media, path: Path) -> None:
@@ -174,6 +174,7 @@ def broken_rules(volume: Mapping[str, Any]) -> list[str]:
 
 def title_and_unit(name: str) -> tuple[str, str]:
     """`lv_ef_percent` → `("LV EF", "%")`."""
-    words = [word.upper() if word in ABBREVIATIONS else word for word in name.split("_")]
-    unit = UNITS.get(words[-1], "") if len(words) > 1 else ""
-    return " ".join(words[:-1] if unit else words), unit
+    suffix = next((suffix for suffix in sorted(UNITS, key=len, reverse=True) if name.endswith(f"_{suffix}")), None)
+    words = name.removesuffix(f"_{suffix}").split("_")
+    title = " ".join(word.upper() if word in ABBREVIATIONS else word for word in words)
+    return title, UNITS[suffix] if suffix else ""
