@@ -1,8 +1,8 @@
 """Training objectives: how samples are corrupted, what a model predicts, and how the prediction is compared.
 
 Each objective is one class. It draws the times, corrupts clean samples, states the target and the loss, makes the
-scheduler that samples with it, and checks that a trained model belongs to it. A new objective is one more class here,
-and a line in `OBJECTIVES` if the configs of latent transformers may choose it.
+scheduler that samples with it, and checks that a trained model belongs to it. A training script chooses its objective
+and makes the config section `diffusion` (or `process`) from the objective's constructor.
 """
 
 from collections.abc import Callable, Sequence

@@ -83,7 +83,7 @@ def sample_gaussian(scheduler, steps: int, eta: float = 0.0, count: int = 20_000
     stepper = SchedulerStep(scheduler, eta, generator)
     sample = torch.randn(count, 1, 1, 1, 1, 1, generator=generator).double()
     for index, timestep in enumerate(scheduler.timesteps):
-        sample = stepper.step(gaussian_velocity(scheduler, sample, timestep), index, timestep, sample)
+        sample = stepper(gaussian_velocity(scheduler, sample, timestep), index, timestep, sample)
     return sample
 
 
