@@ -199,7 +199,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(
 
     job = slurm(str(run), "cardiodit.training.train_dit", *options)
     said = said_by(job)
-    assert job.returncode == 0 and f"Going on after step {last} of run." in said, said
+    assert job.returncode == 0 and f"Resuming run after step {last}." in said, said
     assert sorted(lines_of(run)) == list(range(1, 101))
     assert len(calls.read_text().splitlines()) == 1  # it is finished
 

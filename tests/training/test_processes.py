@@ -307,7 +307,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on(runs: Runs) -> None:
     assert [folder.name for folder in found.glob("checkpoint-*")] == [f"checkpoint-{last}"]
     assert json.loads((found / "run.json").read_text())["status"] == "interrupted"
 
-    assert f"Going on after step {last} of stopped." in runs.said["plan"]
+    assert f"Resuming stopped after step {last}." in runs.said["plan"]
     for key in ("loss", "validation_loss"):
         assert lines_of(runs.folder / "stopped", key) == lines_of(runs.folder / "not-stopped", key)
     assert sorted(lines_of(runs.folder / "stopped")) == list(range(1, 101))

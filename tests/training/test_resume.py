@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop, or finds its checkpoint damaged, and what it goes on with."""
+"""Resuming a run that was killed, was asked to stop, or finds its checkpoint damaged."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_the_autoencoder_goes_on_to_the_bit_too(train_a_vqgan: Callable) -> None
         assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
 
 
-def test_a_polite_end_saves_and_goes_on(dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path) -> None:
+def test_a_signal_saves_a_checkpoint_and_the_run_resumes(dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path) -> None:
     changes = {"training": {"max_train_steps": 150, "checkpointing_steps": 1000, "validation_steps": 1000}}
     process = start(dit_arguments("stopped", **changes))
     wait_for_step(tmp_path / "stopped", 5, process)
@@ -66,7 +66,7 @@ def test_a_polite_end_saves_and_goes_on(dit_arguments: Callable, train_a_dit: Ca
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     last = max(lines_of(tmp_path / "stopped"))
-    assert f"Stopped by SIGTERM after step {last}; the same command goes on from there." in printed
+    assert f"Stopped by SIGTERM after step {last}; the same command resumes from there." in printed
     assert (tmp_path / "stopped" / f"checkpoint-{last}").is_dir()
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "stopped" / "pipeline").exists()
@@ -85,8 +85,8 @@ def test_a_damaged_checkpoint_is_found_and_an_older_one_taken(
     weights.write_bytes(content)
     again = train_a_dit("run")
     printed = capsys.readouterr().out
-    assert "checkpoint-12 is damaged (transformer/diffusion_pytorch_model.safetensors is not as it was" in printed
-    assert "after step 8" in printed
+    assert "checkpoint-12 is damaged (transformer/diffusion_pytorch_model.safetensors has changed since" in printed
+    assert "Resuming run after step 8." in printed
     assert (again / "damaged-checkpoint-12").is_dir() and (again / "checkpoint-12").is_dir()
     assert lines_of(again) == losses
 
