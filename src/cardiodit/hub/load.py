@@ -34,7 +34,7 @@ def open_voxel_transformer(name: str | Path, **kwargs: Any) -> PRDiTTransformerM
     return _open(name, "voxel transformer", _denoisers(_is_on_voxels), kwargs)
 
 
-def open_informed(name: str | Path) -> VQModel4D | VQModel3D | PRDiTTransformerModel:
+def open_geometry_source(name: str | Path) -> VQModel4D | VQModel3D | PRDiTTransformerModel:
     """Open the model whose config holds preprocessing and geometry: the VQ model or, without one, the denoiser."""
     try:
         return open_vae(name)

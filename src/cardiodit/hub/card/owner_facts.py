@@ -30,6 +30,8 @@ LICENCES = frozenset(
 )
 LARGEST_INTENSITY = 2000.0  # g CO2 per kWh; the dirtiest grids are near 1000
 
+TO_BE_STATED = "**To be stated:**"
+
 LISTED = ("distribution", "diversity")  # groups whose metrics are all listed on the Hub
 LISTED_ALONE = "plausible_all"
 
@@ -110,6 +112,19 @@ EXAMPLES = {"datasets": ["org/name", "in words"], "metrics": ["{name: FID, value
 def help_of(key: str) -> str:
     """Return the help text of a key of the facts file."""
     return next(f.metadata["help"] for f in fields(OwnerFacts) if f.name == key)
+
+
+def to_state(fact: str) -> str:
+    """Return the line that marks a fact as missing in a card."""
+    return f"{TO_BE_STATED} {fact}."
+
+
+def stated(facts: OwnerFacts, key: str, default: str = "") -> str:
+    """Return a fact in the owner's words; if unknown, mark a required fact as missing, or return the default."""
+    value = getattr(facts, key)
+    if value is not None:
+        return str(value)
+    return to_state(f"`{key}`: {help_of(key)}") if key in REQUIRED else default
 
 
 def read_facts(path: Path) -> OwnerFacts:

@@ -10,10 +10,9 @@ import yaml
 
 from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.card.model_facts import Model
+from cardiodit.hub.card.model_facts import Model, contains_weights
 from cardiodit.hub.card.model_words import table
-from cardiodit.hub.card.weight_files import holds_all_of
-from cardiodit.hub.checks.text import absolute_paths
+from cardiodit.hub.checks.files import absolute_paths
 from cardiodit.systems import Stage, stages_by_script
 
 RECORD, CONFIG = "run.json", "config.yaml"
@@ -112,7 +111,7 @@ class TrainingRun:
             return None
         if self._was_extended_in(folder):
             own = self.folder / "best" / weights
-            return holds_all_of(folder / weights, own) if own.is_file() else None
+            return contains_weights(folder / weights, own) if own.is_file() else None
         return bool(sha256_of(folder / weights) == trained)
 
     @property
