@@ -29,6 +29,6 @@ def test_folders_without_samples_are_refused(samples: Path, tmp_path: Path) -> N
     with pytest.raises(CardioDiTError, match="contains no GIF"):
         copy_previews(tmp_path, tmp_path)
     (tmp_path / "samples.jsonl").write_text("[")
-    with pytest.raises(CardioDiTError, match="is no record of a sample"):
+    with pytest.raises(CardioDiTError, match="is not a record of a sample"):
         copy_previews(tmp_path, tmp_path)
     assert read_previews(tmp_path) is None

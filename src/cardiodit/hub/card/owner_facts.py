@@ -11,8 +11,9 @@ from typing import Any
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.typed_yaml import Reader, option, read_yaml
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.hub.bundled_models import HUB_NAME
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(HUB_NAME)
 # Licences that the Hub knows by a short name: https://huggingface.co/docs/hub/repositories-licenses
 OTHER = "other"  # needs a name, and better a link too
 # The Hub's list, less "unknown", which is what a card without a licence means anyway.

@@ -1,4 +1,4 @@
-"""What the folder of a training run records: settings, duration, hardware, versions, energy."""
+"""Read what a training run recorded: settings, duration, hardware, versions, energy."""
 
 import json
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ class TrainingRun:
 
     @property
     def is_lora(self) -> bool:
-        """Whether the run trained a LoRA adapter, which is merged into the weights of the pipeline."""
+        """True if the run trained a LoRA adapter, which is merged into the weights of the pipeline."""
         return bool((yaml.safe_load(self.config).get("training") or {}).get("lora_rank"))
 
     def _origin(self, folder: Path) -> dict[str, str]:
