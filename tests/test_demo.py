@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import nibabel
@@ -62,37 +63,68 @@ def test_the_table_can_be_read(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out.splitlines()[-1].split() == ["hypertrophic", "105", "30", "71"]
 
 
-def assert_holds_the_package(installed: Path) -> None:
-    """Every file of the package that git tracks, with its content, and nothing else; links became real files."""
+def tracked_files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.splitlines() if os.path.lexists(ROOT / name)]
+
+
+def package_files() -> dict[str, bytes]:
+    """Every tracked file of the package by its path in `cardiodit/`, with links resolved."""
     package = ROOT / "src" / "cardiodit"
     folders = {"": "src/cardiodit", **{link.name: link.name for link in package.iterdir() if link.is_symlink()}}
     assert set(folders) == {"", "pipelines", "training", "configs", "checkpoints"}
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    if tracked.returncode:
-        pytest.skip("not a git checkout")
-    expected = {}
-    for name in tracked.stdout.splitlines():
+    files = {}
+    for name in tracked_files():
         for target, source in folders.items():
-            path = ROOT / name
-            if name.startswith(f"{source}/") and path.exists() and not path.is_dir():
-                expected[(Path(target) / name.removeprefix(f"{source}/")).as_posix()] = path.read_bytes()
-    held = [path for path in installed.rglob("*") if path.is_file()]
-    assert not any(path.is_symlink() for path in installed.rglob("*"))
-    assert {path.relative_to(installed).as_posix(): path.read_bytes() for path in held} == expected
-    assert {"py.typed", "hub/model_card.md", "checkpoints/cardiodit-phantom/README.md"} <= set(expected)
+            if name.startswith(f"{source}/") and (ROOT / name).is_file():
+                files[(Path(target) / name.removeprefix(f"{source}/")).as_posix()] = (ROOT / name).read_bytes()
+    assert {"py.typed", "hub/model_card.md", "checkpoints/cardiodit-phantom/README.md"} <= set(files)
+    return files
 
 
-def test_it_runs_from_a_wheel_without_the_checkout(tmp_path: Path) -> None:
+def build_sdist(folder: Path) -> Path:
+    """Build an sdist from a copy of the tracked files, in which links stay links."""
+    for name in tracked_files():
+        if not name.startswith("tests/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    assert (folder / "src" / "cardiodit" / "pipelines").is_symlink()
+    built = subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=folder, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (archive,) = (folder / "dist").iterdir()
+    return archive
+
+
+def files_in_sdist(archive: Path) -> dict[str, bytes]:
+    """Contents by path below the sdist's own folder; fails on anything but regular files and folders."""
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar if not member.isdir()]
+        assert [member.name for member in members if not member.isreg()] == []
+        return {member.name.partition("/")[2]: tar.extractfile(member).read() for member in members}
+
+
+def test_it_runs_from_a_wheel_built_from_the_sdist_without_the_checkout(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77")
-    source = tmp_path / "source"  # a build leaves its traces where it is done
-    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests"))
+    expected = package_files()
+    archive = build_sdist(tmp_path / "source")
+    packed = files_in_sdist(archive)
+    inside = "src/cardiodit/"
+    assert {name.removeprefix(inside): data for name, data in packed.items() if name.startswith(inside)} == expected
+    for name in ("README.md", "LICENSE", "pyproject.toml", "setup.py"):
+        assert packed[name] == (ROOT / name).read_bytes()
+
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-index", "--no-deps"]
-    install = [*pip, "--no-build-isolation", "--no-compile", "--target", str(tmp_path / "installed"), str(source)]
-    done = subprocess.run(install, capture_output=True, text=True)  # makes a wheel of the checkout, and installs that
+    install = [*pip, "--no-build-isolation", "--no-compile", "--target", str(tmp_path / "installed"), str(archive)]
+    done = subprocess.run(install, capture_output=True, text=True)  # builds a wheel from the sdist and installs it
     assert done.returncode == 0, done.stderr
-    assert_holds_the_package(tmp_path / "installed" / "cardiodit")
+    installed = tmp_path / "installed" / "cardiodit"
+    assert not any(path.is_symlink() for path in installed.rglob("*"))
+    held = [path for path in installed.rglob("*") if path.is_file()]
+    assert {path.relative_to(installed).as_posix(): path.read_bytes() for path in held} == expected
     call = (
         "import sys, cardiodit; from cardiodit.cli import main; print(cardiodit.__file__); sys.exit(main(sys.argv[1:]))"
     )

@@ -11,8 +11,8 @@ import numpy as np
 from cardiodit._util.atomic_io import replace_folder
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
+from cardiodit.hub.client import create_repository, upload
 from cardiodit.hub.model_card import write_card
-from cardiodit.hub.uploading import create_repository, upload
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import write_gif, write_slices
 from cardiodit.pipelines.base_pipeline import VolumePipeline

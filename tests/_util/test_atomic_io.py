@@ -77,7 +77,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (temporary / "weights").touch()
         assert list(target.iterdir()) == []
     assert [p.name for p in target.iterdir()] == ["weights"]
-    with pytest.raises(CardioDiTError, match="is not empty, it holds weights"), new_folder(target):
+    with pytest.raises(CardioDiTError, match="is not empty, it contains weights"), new_folder(target):
         pass
     with pytest.raises(CardioDiTError, match="is a file"), new_folder(target / "weights"):
         pass
@@ -97,7 +97,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("new_is_there", [False, True])
-def test_a_replacement_that_was_cut_short_is_mended(tmp_path: Path, new_is_there: bool) -> None:
+def test_an_interrupted_replacement_is_repaired(tmp_path: Path, new_is_there: bool) -> None:
     """Killed between the two renames, or between the second and the removal of the old one."""
     target, aside = tmp_path / "best", tmp_path / ".old-best"
     aside.mkdir()

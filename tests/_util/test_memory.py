@@ -113,14 +113,14 @@ def test_volumes_are_tiled_where_one_would_need_more_than_4_gib() -> None:
     with torch.device("meta"):
         levels = {"channels": (128, 256, 512), "num_res_channels": (128, 256, 512)}
         ct, cine = VQModel3D(**levels).eval(), VQModel4D().eval()
-    for vae, shape, at_once, is_tiled in [
+    for vae, shape, batch_size, is_tiled in [
         (ct, (512, 512, 256), 1, True),
         (ct, (256, 256, 128), 1, False),
         (ct, (256, 256, 128), 4, True),
         (cine, (256, 256, 10, 32), 1, False),
         (cine, (256, 256, 10, 32), 8, True),
     ]:
-        assert set_tiling(vae, shape, at_once=at_once) == vae.use_tiling == is_tiled, (shape, at_once)
+        assert set_tiling(vae, shape, batch_size=batch_size) == vae.use_tiling == is_tiled, (shape, batch_size)
     assert set_tiling(cine, (64, 64, 2, 8), "on") and not set_tiling(ct, (512, 512, 256), "off") and not ct.use_tiling
     with pytest.raises(CardioDiTError, match="tiling='always' must be one of auto, on, off"):
         set_tiling(ct, (512, 512, 256), "always")

@@ -234,7 +234,7 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path, settings: dict[str, Any],
 
 def test_an_output_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CardioDiTError, match=r"not empty, it holds notes.txt"):
+    with pytest.raises(CardioDiTError, match=r"not empty, it contains notes.txt"):
         convert(tmp_path, stage1_ckpt=GOLDEN / "nowhere.pth")  # noticed before the checkpoints are opened
     with pytest.raises(CardioDiTError, match=r"notes.txt is a file"):
         convert(tmp_path / "notes.txt")

@@ -95,7 +95,7 @@ def test_a_broken_list_names_its_line(tmp_path: Path) -> None:
     samples(tmp_path, 1)
     with (tmp_path / "samples.jsonl").open("a") as file:
         file.write('{"seed": 1}\n')
-    with pytest.raises(CardioDiTError, match=r"Line 2 of .*samples.jsonl is no record"):
+    with pytest.raises(CardioDiTError, match=r"Line 2 of .*samples.jsonl is not a record"):
         open_synthetic(tmp_path)
 
 

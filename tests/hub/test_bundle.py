@@ -1,4 +1,4 @@
-"""Modules that become one file, and keep doing what they did."""
+"""Modules bundled into one file behave as before."""
 
 import sys
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_names_that_two_modules_use_stay_apart(made_up: None) -> None:
 
 
 def test_only_pipeline_folders_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(CardioDiTError, match="is no pipeline folder"):
+    with pytest.raises(CardioDiTError, match="is not a pipeline folder"):
         export_with_code(tmp_path, tmp_path / "out")
     assert main(["export", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()

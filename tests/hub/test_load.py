@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cardiodit import CardioDiTError, CardioDiTPipeline, PRDiTTransformerModel
-from cardiodit.hub.load import folder_of, open_informed, open_transformer, open_vae
+from cardiodit.hub.load import folder_of, open_geometry_source, open_transformer, open_vae
 from cardiodit.imaging import Intensity, Preprocessing
 
 
@@ -63,8 +63,8 @@ def test_a_model_that_works_on_voxels_has_no_autoencoder_and_says_how_volumes_ar
     model.save_pretrained(tmp_path / "voxels" / "transformer")
     make_vae(preprocessing=steps).save_pretrained(tmp_path / "latents" / "vae")
     for folder in ("voxels", "latents"):
-        assert open_informed(tmp_path / folder).config.preprocessing == steps
-    for open_one in (open_vae, open_informed):
+        assert open_geometry_source(tmp_path / folder).config.preprocessing == steps
+    for open_one in (open_vae, open_geometry_source):
         with pytest.raises(CardioDiTError, match=r"contains no vae"):
             open_one(tmp_path)
     with pytest.raises(CardioDiTError, match="It contains PRDiT, which denoises voxels and needs neither autoencoder"):

@@ -12,8 +12,7 @@ import pytest
 from cardiodit import CardioDiTPipeline
 from cardiodit.cli import main
 from cardiodit.convert.cardiodit import convert_cardiodit
-from cardiodit.hub.card.owner_facts import read_facts
-from cardiodit.hub.card.placeholders import TO_BE_STATED
+from cardiodit.hub.card.owner_facts import TO_BE_STATED, read_facts
 from cardiodit.hub.checks.files import file_problems, folder_problems
 from cardiodit.hub.model_card import write_card
 from cardiodit.hub.publishing import check_folder
@@ -79,8 +78,8 @@ def start(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., s
             "HF_HUB_DISABLE_TELEMETRY": "1",
             **environment,
         }
-        caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, **settings}, **caught)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, **settings}, **pipes)
 
     return start_
 
@@ -99,12 +98,12 @@ def run(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Comp
 
 
 @pytest.fixture(scope="module")
-def strangers(hub: Any, start: Callable[..., subprocess.Popen], run: Any) -> dict[str, subprocess.CompletedProcess]:
-    """Three who load at the same time; the first one's download of a pushed pipeline breaks off."""
+def clients(hub: Any, start: Callable[..., subprocess.Popen], run: Any) -> dict[str, subprocess.CompletedProcess]:
+    """Three clients that load at the same time; the first one's download of a pushed pipeline breaks off."""
     hub.cut.add("lab/hearts/transformer/diffusion_pytorch_model.safetensors")
     begun = {
         "loads": start(PREPARE + LOAD, cache="fresh"),
-        "has no package": start(WITHOUT_THE_PACKAGE, cache="stranger"),
+        "has no package": start(WITHOUT_THE_PACKAGE, cache="without-package"),
         "errs": start(PREPARE + "CardioDiTPipeline.from_pretrained('lab/nothing')", cache="erring"),
     }
     return {name: finish(process) for name, process in begun.items()}
@@ -125,18 +124,18 @@ def test_what_is_pushed_are_safetensors_and_configs(hub: Any, run: Any) -> None:
     assert b"library_name: diffusers" in repository.commits[-1].files["README.md"]
 
 
-def test_it_loads_by_name_and_revision_with_the_same_output_to_the_bit(hub: Any, run: Any, strangers: Any) -> None:
-    loaded = strangers["loads"]
-    if loaded.returncode != 0:  # older clients stop where newer ones go on by themselves; the user starts again
+def test_it_loads_by_name_and_revision_with_the_same_output_to_the_bit(hub: Any, run: Any, clients: Any) -> None:
+    loaded = clients["loads"]
+    if loaded.returncode != 0:  # older clients stop where newer ones resume by themselves; the user starts again
         loaded = run(PREPARE + LOAD, cache="fresh")
     assert loaded.returncode == 0, loaded.stderr
-    # The download that broke off half-way went on where it was, and was not begun anew.
+    # The download that broke off half-way was resumed, not begun again.
     assert not hub.cut
     (resumed,) = [line for line in hub.ranges if line.startswith("lab/hearts/transformer/diffusion")]
     assert int(resumed.split("bytes=")[1].split("-")[0]) > 0
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("clients")
 def test_offline_it_opens_from_the_cache(hub: Any, run: Any) -> None:
     before = len(hub.requests)
     offline = run(PREPARE + LOAD, cache="fresh", HF_HUB_OFFLINE="1")
@@ -144,8 +143,8 @@ def test_offline_it_opens_from_the_cache(hub: Any, run: Any) -> None:
     assert len(hub.requests) == before
 
 
-def test_what_is_not_there_is_said(strangers: Any) -> None:
-    missing = strangers["errs"]
+def test_a_missing_repository_is_named(clients: Any) -> None:
+    missing = clients["errs"]
     assert missing.returncode != 0 and "lab/nothing" in missing.stderr
 
 
@@ -175,8 +174,8 @@ out.save("saved")
 """
 
 
-def test_an_export_needs_no_package(strangers: Any) -> None:
-    loaded = strangers["has no package"]
+def test_an_export_needs_no_package(clients: Any) -> None:
+    loaded = clients["has no package"]
     assert loaded.returncode == 0, loaded.stderr
     assert "Expected types" not in loaded.stderr
 
@@ -185,7 +184,7 @@ PUBLISH = """
 from pathlib import Path
 from cardiodit import CardioDiTError, CardioDiTPipeline
 from cardiodit.cli import main
-from cardiodit.hub.uploading import create_repository
+from cardiodit.hub.client import create_repository
 assert main(["publish", "MODEL", "lab/small-hearts", "--dry_run"]) == 1  # the card's example names another model
 assert main(["publish", "MODEL", "lab/small", "--dry_run"]) == 0
 assert main(["publish", "MODEL", "lab/small"]) == 0
@@ -220,7 +219,9 @@ def test_a_complete_folder_is_published_with_card_and_previews(
     held = repository.commits[-1].files
     assert {name: held[name] for name in files} == files and set(held) - set(files) <= {".gitattributes"}
     assert sum(name.startswith("previews/") for name in held) == 5
-    assert "holds absolute paths (/home/jane/ACDC)" in published.stderr and "Nothing was uploaded" in published.stderr
+    assert (
+        "contains absolute paths (/home/jane/ACDC)" in published.stderr and "Nothing was uploaded" in published.stderr
+    )
     assert "another model than lab/small-hearts" in published.stderr
     assert "lab/open exists already and is public" in published.stdout
 
@@ -238,14 +239,17 @@ def test_a_complete_folder_is_published_with_card_and_previews(
         ),
         (lambda text: text.replace("license: cc-by-nc-4.0", "license: other"), "without a license_name"),
         (lambda text: text.replace("tags:\n", "tags: [\n"), "metadata block that cannot be read"),
-        (lambda text: text.replace("emissions: 140.0", "emissions: much"), "no number of grams"),
-        (lambda text: text.replace("datasets:\n- lab/cines", "datasets: lab"), "datasets that are no list"),
+        (lambda text: text.replace("emissions: 140.0", "emissions: much"), "not a number of grams"),
+        (
+            lambda text: text.replace("datasets:\n- lab/cines", "datasets: lab"),
+            "datasets in its metadata that are not a list",
+        ),
         (lambda text: text.replace("results:", "result:"), "metadata block that cannot be read"),
         (lambda text: text.partition("---\n\n")[2], "has no metadata block"),
         (lambda text: text + "\nFrom /home/jane/ACDC.", "absolute paths (/home/jane/ACDC)"),
     ],
 )
-def test_a_card_that_lacks_something_is_refused(complete: Path, change: Any, message: str) -> None:
+def test_incomplete_cards_are_refused(complete: Path, change: Any, message: str) -> None:
     card = complete / "README.md"
     assert check_folder(complete, "lab/hearts").found == []
     changed = change(card.read_text())
@@ -256,12 +260,17 @@ def test_a_card_that_lacks_something_is_refused(complete: Path, change: Any, mes
     assert message in sentence
 
 
-def test_all_problems_come_at_once_and_before_any_network(model: Path, capsys: pytest.CaptureFixture) -> None:
+def test_all_problems_are_reported_at_once_before_any_network_access(
+    model: Path, capsys: pytest.CaptureFixture
+) -> None:
     (model / "doe.dcm").write_bytes(bytes(128) + b"DICM")
     (model / "weights.pt").write_bytes(b"")
     assert main(["publish", str(model), "lab/hearts"]) == 1
-    said = capsys.readouterr().err
-    assert all(part in said for part in ("README.md is missing", "doe.dcm is a DICOM file", "weights.pt is a pickle"))
+    errors = capsys.readouterr().err
+    assert all(
+        part in errors
+        for part in ("README.md is missing", "doe.dcm is a DICOM file", "weights.pt is or may be a pickle")
+    )
     for arguments, message in [
         ([str(model), "hearts"], "is not a repository name"),
         ([str(model / "x"), "a/b"], "is not a folder"),
@@ -271,7 +280,7 @@ def test_all_problems_come_at_once_and_before_any_network(model: Path, capsys: p
         assert message in capsys.readouterr().err
 
 
-def test_a_pipeline_that_was_opened_and_saved_tells_no_folder(model: Path, tmp_path: Path) -> None:
+def test_a_pipeline_that_was_opened_and_saved_reveals_no_folder(model: Path, tmp_path: Path) -> None:
     CardioDiTPipeline.from_pretrained(model).save_pretrained(tmp_path / "again")
     assert list(file_problems(tmp_path / "again")) == []
 

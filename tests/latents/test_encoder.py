@@ -279,7 +279,7 @@ def test_slices_of_a_batch_that_is_too_large_are_encoded_one_by_one(
     vae: VQModel4D, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiles are for slices that are too large by themselves, because they change the result a little."""
-    one_slice = memory._decoding_in_one(vae, (1, 8, 8, 8, 2))
+    one_slice = memory._decoding_bytes(vae, (1, 8, 8, 8, 2))
     monkeypatch.setattr(memory, "TILED_ABOVE", 2 * one_slice)
     batches: list[int] = []
     vae.encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))

@@ -120,5 +120,5 @@ def test_a_process_that_comes_late_makes_its_own_share(make_pipe: Callable, tmp_
 def test_a_broken_record_is_named(make_pipe: Callable, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "samples.jsonl").write_text('{"seed": 1}\n')
-    with pytest.raises(CardioDiTError, match=r"Line 1 of .*samples.jsonl is no record of a sample"):
+    with pytest.raises(CardioDiTError, match=r"Line 1 of .*samples.jsonl is not a record of a sample"):
         missing_samples(make_pipe(), tmp_path / "s", make_job(1))

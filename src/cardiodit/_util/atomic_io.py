@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written under a temporary name, then renamed."""
+"""Write files and folders atomically: under a temporary name, then renamed."""
 
 import os
 import secrets
@@ -12,7 +12,7 @@ from cardiodit.errors import CardioDiTError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder (with the same ending) and renames it to `path` at the end."""
+    """Yield a temporary path in the same folder, with the same suffix, and rename it to `path` at the end."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
@@ -25,15 +25,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`, which must be new or empty; renames it at the end."""
+    """Yield a temporary folder beside `path`, which must be new or empty, and rename it at the end."""
     path = path.resolve()
     if path.exists() and not path.is_dir():
         raise CardioDiTError(f"The output {path} is a file; a new or empty folder was expected.")
-    held = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
-    if held:
-        some = ", ".join(held[:5]) + (" and more" if len(held) > 5 else "")
+    existing = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    if existing:
+        some = ", ".join(existing[:5]) + (" and more" if len(existing) > 5 else "")
         raise CardioDiTError(
-            f"The output folder {path} is not empty, it holds {some}. Choose a new folder or empty this one."
+            f"The output folder {path} is not empty, it contains {some}. Choose a new folder or empty this one."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
@@ -49,7 +49,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that takes the place of `path` at the end; `restore_folder` mends an end in between."""
+    """Yield a temporary folder that replaces `path` at the end; `restore_folder` repairs an interrupted replacement."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     temporary.mkdir(parents=True)
     try:
@@ -64,7 +64,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def restore_folder(path: Path) -> None:
-    """After a process was killed while it replaced a folder: the old one is there again, or the new one alone."""
+    """Restore a folder whose replacement was interrupted: either the old folder or the complete new one remains."""
     if _aside(path).is_dir():
         if path.is_dir():
             shutil.rmtree(_aside(path))
@@ -77,7 +77,7 @@ def _aside(path: Path) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds one line in a single write, so that several processes can add to one file."""
+    """Append a line in a single write, so that several processes can append to the same file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, (line + "\n").encode())

@@ -7,13 +7,13 @@ from typing import Any
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def add_weights(digest: Any, weights: Mapping[str, Any]) -> None:
-    """Names, shapes and values of tensors, on any device; half precision counts as what it is opened as."""
+    """Add names, shapes and values of tensors to a digest; half precision is hashed as float32, on any device."""
     for name, tensor in sorted(weights.items()):
         values = tensor.float() if tensor.is_floating_point() else tensor
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())

@@ -1,7 +1,7 @@
-"""How much memory a computation will need, found without doing it.
+"""Estimate the memory that a computation needs without running it.
 
-The computation runs on tensors that have a shape and no content; what is alive at any moment is added up. That is the
-arithmetic of the model itself, whatever its size; buffers that kernels use inside are not in it.
+The computation runs on tensors without content, and the sizes of all live tensors are added up. The estimate covers the
+model's own tensors; buffers inside kernels are not included.
 """
 
 import warnings
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 TILING = ("auto", "on", "off")
 TILED_ABOVE = 4 * 2**30  # bytes
 _TOOLS = {"FakeTensorMode": FakeTensorMode, "TorchDispatchMode": TorchDispatchMode, "tree_leaves": tree_leaves}
-_KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of each VQ model, what decoding takes by shapes
+_KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # bytes for decoding, by VQ model, shape and dtype
 
 
 class LiveMemory(TorchDispatchMode or object):  # type: ignore[misc]
-    """Adds up the storages that operations make, from their birth to their death."""
+    """Adds up the storages that operations allocate until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,24 +38,24 @@ class LiveMemory(TorchDispatchMode or object):  # type: ignore[misc]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._born(leaf.untyped_storage())
+                self._allocated(leaf.untyped_storage())
         return result
 
-    def _born(self, storage: torch.UntypedStorage) -> None:
+    def _allocated(self, storage: torch.UntypedStorage) -> None:
         if storage in self._known:
             return
         size = storage.nbytes()
         self._known[storage] = size
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._died, size)
+        weakref.finalize(storage, self._freed, size)
 
-    def _died(self, size: int) -> None:
+    def _freed(self, size: int) -> None:
         self.live -= size
 
 
 def peak_bytes(computation: Callable[[], Any]) -> int:
-    """The most that a computation holds at a time of what it makes; its inputs are not counted."""
+    """Return the peak memory that a computation allocates; its inputs are not counted."""
     require("An estimate of the memory needed", **_TOOLS)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
         result = computation()
@@ -64,45 +64,45 @@ def peak_bytes(computation: Callable[[], Any]) -> int:
 
 
 def weight_bytes(*models: torch.nn.Module) -> int:
-    """What the parameters and buffers of models hold."""
+    """Return the size of the parameters and buffers of models."""
     tensors = [t for model in models for t in (*model.parameters(), *model.buffers())]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def set_tiling(vae: "VQModel", shape: Sequence[int], wanted: str = "auto", at_once: int = 1) -> bool:
-    """Tiles the coding of large volumes, and tells whether it does.
+def set_tiling(vae: "VQModel", shape: Sequence[int], mode: str = "auto", batch_size: int = 1) -> bool:
+    """Switch tiling of a VQ model on or off for volumes of a size, and return whether it is on.
 
     Args:
-        vae: its tiling is set.
-        shape: of a volume in voxels, `(H, W, D)` or `(H, W, D, T)`; a cine is coded slice by slice.
-        wanted: "on", "off", or "auto": where coding in one piece would need more than 4 GiB beside the weights.
-        at_once: slices or volumes in one batch.
+        vae: VQ model.
+        shape: size of a volume in voxels, `(H, W, D)` or `(H, W, D, T)`; a cine is coded slice by slice.
+        mode: "on", "off", or "auto": on if coding in one piece would need more than 4 GiB in addition to the weights.
+        batch_size: slices or volumes in a batch.
     """
-    if wanted not in TILING:
-        raise CardioDiTError(f"tiling={wanted!r} must be one of {', '.join(TILING)}.")
-    if wanted == "auto" and None in _TOOLS.values():
+    if mode not in TILING:
+        raise CardioDiTError(f"tiling={mode!r} must be one of {', '.join(TILING)}.")
+    if mode == "auto" and None in _TOOLS.values():
         warnings.warn("This version of torch cannot estimate memory, so tiling='auto' does not tile.", stacklevel=2)
-        wanted = "off"
-    if wanted == "auto":
+        mode = "off"
+    if mode == "auto":
         sizes = dict(zip(AXES, shape, strict=False))
         piece = [max(1, sizes.get(name, 1) // n) for name, n in zip(vae.axis_names, vae.scale_factors, strict=True)]
-        wanted = "on" if _decoding_in_one(vae, (at_once, vae.config.embedding_dim, *piece)) > TILED_ABOVE else "off"
-    if wanted == "on":
+        mode = "on" if _decoding_bytes(vae, (batch_size, vae.config.embedding_dim, *piece)) > TILED_ABOVE else "off"
+    if mode == "on":
         vae.enable_tiling()
     else:
         vae.disable_tiling()
-    return wanted == "on"
+    return mode == "on"
 
 
 @torch.no_grad()
-def _decoding_in_one(vae: "VQModel", latents: tuple[int, ...]) -> int:
-    """Bytes that decoding latents of a shape takes without tiles; looked up where it was found out before."""
-    known, asked = _KNOWN.setdefault(vae, {}), (latents, vae.dtype)
-    if asked not in known:
+def _decoding_bytes(vae: "VQModel", latents: tuple[int, ...]) -> int:
+    """Return the bytes for decoding latents of a shape without tiles, cached by model, shape and dtype."""
+    known, key = _KNOWN.setdefault(vae, {}), (latents, vae.dtype)
+    if key not in known:
         vae.disable_tiling()
         empty = torch.empty(latents, device=vae.device, dtype=vae.dtype)
-        known[asked] = peak_bytes(lambda: vae.decode(empty, force_not_quantize=True).sample)
-    return known[asked]
+        known[key] = peak_bytes(lambda: vae.decode(empty, force_not_quantize=True).sample)
+    return known[key]
 
 
 def estimate_memory(
@@ -113,16 +113,16 @@ def estimate_memory(
     autocast: torch.dtype | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
 ) -> dict[str, int]:
-    """Bytes that one training step of a model needs, by what they are for, without training.
+    """Estimate the bytes that one training step of a model needs, by purpose.
 
     Args:
-        model: in training mode; with gradient checkpointing where that will be used.
-        inputs: of the forward pass, in the sizes of training; their content does not matter.
+        model: model in training mode, with gradient checkpointing if training will use it.
+        inputs: inputs of the forward pass with the sizes of training; their values do not matter.
         optimizer_states: tensors that the optimizer keeps for each weight: 2 for Adam and AdamW, 1 for SGD with
             momentum.
-        ema: whether a moving average of the weights is kept.
-        autocast: the type of mixed precision, if any.
-        loss: from the model's output to a scalar; by default the mean square of its sample.
+        ema: whether training keeps a moving average of the weights.
+        autocast: dtype of mixed precision, if any.
+        loss: scalar loss of the model's output; default: the mean square of its sample.
     """
     loss = loss or (lambda output: output.sample.float().square().mean())
     trainable = [p for p in model.parameters() if p.requires_grad]

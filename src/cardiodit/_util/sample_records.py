@@ -1,4 +1,4 @@
-"""`samples.jsonl` beside generated volumes: a line for each that tells how it was made."""
+"""Read `samples.jsonl`, which records beside generated volumes how each was generated."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ SAMPLE_LIST = "samples.jsonl"
 
 
 def read_sample_list(folder: Path) -> dict[str, dict[str, Any]]:
-    """Records by file name, in their order; of a file that was made twice the later one. Nothing without a list."""
+    """Return the records by file name, in order; the last one if a file was generated twice. Empty without a list."""
     path = folder / SAMPLE_LIST
     if not path.is_file():
         return {}
@@ -20,5 +20,5 @@ def read_sample_list(folder: Path) -> dict[str, dict[str, Any]]:
             record = json.loads(line)
             records[str(record["file"])] = record
         except (ValueError, KeyError, TypeError) as error:
-            raise CardioDiTError(f"Line {number} of {path} is no record of a sample. Remove it.") from error
+            raise CardioDiTError(f"Line {number} of {path} is not a record of a sample. Remove it.") from error
     return records

@@ -166,7 +166,7 @@ def _fetch(arguments: argparse.Namespace, name: str) -> Path | None:
     file = getattr(arguments, name)
     if file is None or arguments.repo is None:
         return file
-    from cardiodit.hub.downloading import download
+    from cardiodit.hub.client import download
 
     return download(arguments.repo, file.as_posix(), arguments.revision)
 

@@ -306,9 +306,9 @@ def _stem(file: Path) -> str:
 
 
 def _of_model(model: str) -> dict[str, Any]:
-    from cardiodit.hub.load import open_informed
+    from cardiodit.hub.load import open_geometry_source
 
-    steps = open_informed(model).config.preprocessing
+    steps = open_geometry_source(model).config.preprocessing
     if steps is None:
         raise CardioDiTError(
             f"The model {model} does not say how its training volumes were prepared; converted models do not. Give "

@@ -1,7 +1,7 @@
-"""Several of our modules as one file that imports none of them, for people who do not have the package.
+"""Bundle several modules of the package into one file that does not import the package.
 
-Definitions keep their names unless two modules use the same one for different things; then the second gets its
-module's name as an ending. Comments are lost, docstrings stay.
+Definitions keep their names unless two modules define the same one; then the second gets its module's name as a suffix.
+Comments are lost, docstrings are kept.
 """
 
 import ast
@@ -16,10 +16,10 @@ Definition = tuple[str, str]  # module and name
 
 
 def bundle(module: str, heading: str, untyped: Collection[str] = ()) -> str:
-    """The source of `module` with everything of the package that it uses, in the order of need.
+    """Return the source of a module together with everything that it uses from the package, dependencies first.
 
-    Arguments whose names are in `untyped` lose their annotations: each file has classes of its own, and diffusers would
-    warn that a component is of another one's.
+    Arguments whose names are in `untyped` lose their annotations: each bundle defines its own classes, and diffusers
+    would warn that a component is not an instance of the annotated class.
     """
     modules: dict[str, ast.Module] = {}
     _collect(module, modules)
@@ -29,7 +29,7 @@ def bundle(module: str, heading: str, untyped: Collection[str] = ()) -> str:
 
 
 def _collect(module: str, modules: dict[str, ast.Module]) -> None:
-    """Parses a module after all that it imports of the package."""
+    """Parse a module after all the modules that it imports from the package."""
     if module in modules:
         return
     tree = ast.parse(_source(module))
@@ -42,12 +42,12 @@ def _collect(module: str, modules: dict[str, ast.Module]) -> None:
 def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise CardioDiTError(f"The source of {module} is not there to be bundled.")
+        raise CardioDiTError(f"The source of {module}, which is needed for the bundle, was not found.")
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
 def _our_imports(tree: ast.AST) -> list[ast.ImportFrom]:
-    """Every `from cardiodit… import …`, also within functions."""
+    """Return every `from cardiodit… import …`, including those inside functions."""
     return [
         node
         for node in ast.walk(tree)
@@ -56,18 +56,18 @@ def _our_imports(tree: ast.AST) -> list[ast.ImportFrom]:
 
 
 def _definition(module: str, name: str) -> Definition:
-    """Where a name that a module offers was defined; packages only pass names on."""
+    """Return where a name that a module exports is defined; packages may only re-export names."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         return module, name
     for node in _our_imports(ast.parse(_source(module))):
         if any(alias.name == name for alias in node.names):
             return _definition(str(node.module), name)
-    raise CardioDiTError(f"{module} defines {name} itself; packages that are bundled may only pass names on.")
+    raise CardioDiTError(f"{module} defines {name} itself; packages that are bundled may only re-export names.")
 
 
 def _defined(tree: ast.Module) -> list[str]:
-    """The names that a module defines at its top level."""
+    """Return the names that a module defines at its top level."""
     names: list[str] = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -79,13 +79,12 @@ def _defined(tree: ast.Module) -> list[str]:
 
 
 def _unique_names(modules: dict[str, ast.Module]) -> dict[Definition, str]:
-    """A name for every definition that no other one has."""
+    """Return a unique name for every definition."""
     unique: dict[Definition, str] = {}
     taken: set[str] = set()
     for module, tree in modules.items():
         for name in dict.fromkeys(_defined(tree)):
-            ending = module.rsplit(".", 1)[-1]
-            unique[module, name] = name if name not in taken else f"{name}_of_{ending}"
+            unique[module, name] = name if name not in taken else f"{name}_of_{module.rsplit('.', 1)[-1]}"
             taken.add(unique[module, name])
     return unique
 
@@ -93,12 +92,12 @@ def _unique_names(modules: dict[str, ast.Module]) -> dict[Definition, str]:
 def _without_our_imports(
     module: str, tree: ast.Module, names: dict[Definition, str], untyped: Collection[str]
 ) -> ast.Module:
-    """The module's body under its unique names, without its docstring and its imports of the package."""
-    seen = {name: names[module, name] for name in _defined(tree)}
+    """Return a module with unique names, without its docstring and its imports from the package."""
+    names_here = {name: names[module, name] for name in _defined(tree)}
     for node in _our_imports(tree):
         for alias in node.names:
-            seen[alias.asname or alias.name] = names[_definition(str(node.module), alias.name)]
-    changed = {old: new for old, new in seen.items() if old != new}
+            names_here[alias.asname or alias.name] = names[_definition(str(node.module), alias.name)]
+    changed = {old: new for old, new in names_here.items() if old != new}
     tree = _Renamed(changed, untyped).visit(tree)
     if ast.get_docstring(tree) is not None:
         tree.body = tree.body[1:]
@@ -106,7 +105,7 @@ def _without_our_imports(
 
 
 class _Renamed(ast.NodeTransformer):
-    """Gives names their unique form and drops imports of the package."""
+    """Replaces names by their unique form and drops imports from the package."""
 
     def __init__(self, names: dict[str, str], untyped: Collection[str]) -> None:
         self.names = names
@@ -121,7 +120,7 @@ class _Renamed(ast.NodeTransformer):
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         if node.arg in self.names:
-            raise CardioDiTError(f"The argument {node.arg} has the name of something that is renamed in a bundle.")
+            raise CardioDiTError(f"The argument {node.arg} has the same name as a definition that the bundle renames.")
         if node.arg in self.untyped:
             node.annotation = None
         self.generic_visit(node)

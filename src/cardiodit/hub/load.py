@@ -9,14 +9,13 @@ from typing import Any
 from diffusers import ModelMixin
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.bundled_models import find_model
+from cardiodit.hub.bundled_models import HUB_NAME, find_model
 from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
 from cardiodit.models.transformer_dit import DiT3DTransformerModel, DiT4DTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.systems import System, all_systems, load
 
 CONFIG = "config.json"
-HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"
 
 
 def open_vae(name: str | Path, **kwargs: Any) -> VQModel4D | VQModel3D:
@@ -34,7 +33,7 @@ def open_voxel_transformer(name: str | Path, **kwargs: Any) -> PRDiTTransformerM
     return _open(name, "voxel transformer", _denoisers(_is_on_voxels), kwargs)
 
 
-def open_informed(name: str | Path) -> VQModel4D | VQModel3D | PRDiTTransformerModel:
+def open_geometry_source(name: str | Path) -> VQModel4D | VQModel3D | PRDiTTransformerModel:
     """Open the model whose config holds preprocessing and geometry: the VQ model or, without one, the denoiser."""
     try:
         return open_vae(name)

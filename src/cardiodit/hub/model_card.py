@@ -17,10 +17,9 @@ from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.hub.card.emissions import emissions_of
-from cardiodit.hub.card.metadata import known_metadata
+from cardiodit.hub.card.metadata import card_metadata
 from cardiodit.hub.card.model_facts import read_model
-from cardiodit.hub.card.owner_facts import OwnerFacts
-from cardiodit.hub.card.placeholders import TO_BE_STATED
+from cardiodit.hub.card.owner_facts import TO_BE_STATED, OwnerFacts
 from cardiodit.hub.card.previews import read_previews
 from cardiodit.hub.card.sections import sections
 from cardiodit.hub.card.training_runs import RECORD, TrainingRun, read_run
@@ -61,7 +60,7 @@ def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> s
     emissions = emissions_of(model, runs, facts)
     name = facts.name or _name_of(folder, runs)
     front, body = _template()
-    block = _filled_block(front, known_metadata(name, model, facts, emissions))
+    block = _filled_block(front, card_metadata(name, model, facts, emissions))
     words = {"name": name, "version": __version__, **sections(folder, model, runs, facts, emissions, previews)}
     filled = re.sub(r"\n{3,}", "\n\n", PLACEHOLDER.sub(lambda found: words[found[1]], body))
     return _sealed(f"---\n{block}---\n{filled}")
@@ -126,7 +125,7 @@ def _contributors(folder: Path, others: Sequence[Path]) -> list[TrainingRun]:
     found = []
     for other in others:
         if (other / RECORD).is_file():
-            with suppress(CardioDiTError):  # a damaged record of a run that was not asked for
+            with suppress(CardioDiTError):  # a damaged record of a run that was not given
                 run = read_run(other)
                 found += [run] if run.made(folder) else []
     return found

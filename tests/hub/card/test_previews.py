@@ -22,13 +22,13 @@ def test_the_first_four_are_copied_and_those_before_replaced(samples: Path, tmp_
     assert "samples 0, 1, 2, 3 of seed 3" in previews.in_words() and "ill" in previews.in_words()
 
 
-def test_what_is_no_folder_of_samples_is_said(samples: Path, tmp_path: Path) -> None:
-    with pytest.raises(CardioDiTError, match="is no folder of samples"):
+def test_folders_without_samples_are_refused(samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(CardioDiTError, match="is not a folder of samples"):
         copy_previews(tmp_path, tmp_path)
     (tmp_path / "samples.jsonl").write_text(json.dumps({"file": "a.nii.gz"}))
-    with pytest.raises(CardioDiTError, match="holds no GIF"):
+    with pytest.raises(CardioDiTError, match="contains no GIF"):
         copy_previews(tmp_path, tmp_path)
     (tmp_path / "samples.jsonl").write_text("[")
-    with pytest.raises(CardioDiTError, match="is no record of a sample"):
+    with pytest.raises(CardioDiTError, match="is not a record of a sample"):
         copy_previews(tmp_path, tmp_path)
     assert read_previews(tmp_path) is None

@@ -13,7 +13,7 @@ from torch import nn
 from cardiodit._util.hashing import sha256_of
 from cardiodit.convert.checkpoint import CONVERTED_FROM, SUFFIX, some
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.downloading import download
+from cardiodit.hub.client import download
 
 State = dict[str, torch.Tensor]
 

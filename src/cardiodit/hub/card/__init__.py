@@ -1,1 +1,1 @@
-"""The parts of a model card: what is known of a model, from its files, its training and its owner."""
+"""Parts of a model card, from the model's files, its training runs and its owner's facts."""

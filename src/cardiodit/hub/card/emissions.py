@@ -1,4 +1,4 @@
-"""From the energy of a model's training to its CO2: kWh × overhead × g/kWh, nothing hidden."""
+"""Estimate the CO2 emissions of a model's training: kWh × data-centre overhead × g/kWh."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,15 @@ WORLD_AVERAGE = 480.0  # g CO2-equivalent per kWh of electricity, 2023 (Ember, G
 
 @dataclass(frozen=True)
 class Emissions:
-    """Of a training.
+    """Energy and emissions of a model's training.
 
     Args:
-        kwh: used by the hardware; None where it is not known of every part.
-        unknown: the parts whose energy nobody recorded or stated.
-        is_at_least: some sessions were killed before they could record theirs.
+        kwh: energy used by the hardware; None unless it is known for every stage.
+        unknown: titles of the stages whose energy was neither recorded nor stated.
+        is_at_least: True if some sessions were killed before they could record their energy.
+        method: how the energy was measured.
+        hardware: what the training ran on.
+        facts: the owner's facts, with the carbon intensity and the data centre's overhead.
     """
 
     kwh: float | None
@@ -37,11 +40,11 @@ class Emissions:
         return self.facts.data_centre_overhead or 1.0
 
     def grams_of(self, kwh: float) -> float:
-        """g CO2-equivalent of an energy."""
+        """Return the emissions of an energy in g CO2-equivalent."""
         return kwh * self.overhead * self.intensity
 
     def metadata(self) -> dict[str, Any] | None:
-        """As the Hub wants it: in grams."""
+        """Return the Hub's `co2_eq_emissions`, in grams; None if unknown."""
         if self.kwh is None:
             return None
         known = {
@@ -54,14 +57,12 @@ class Emissions:
         return {key: value for key, value in known.items() if value is not None}
 
     def in_words(self) -> str:
-        """How the figure comes about."""
+        """Explain how the figure is calculated; empty if it is unknown."""
         if self.kwh is None:
             return ""
-        source = "the world's average, as none was stated" if self.facts.carbon_intensity is None else "as stated"
+        source = "the world average, as none was stated" if self.facts.carbon_intensity is None else "as stated"
         overhead = self.facts.data_centre_overhead
-        building = (
-            f"times {overhead:g} for the data centre (PUE)" if overhead else "the data centre's overhead not counted"
-        )
+        building = f"times {overhead:g} for the data centre (PUE)" if overhead else "without the data centre's overhead"
         least = "at least " if self.is_at_least else ""
         return (
             f"Training took {least}{self.kwh:.4g} kWh ({self.method}). At {self.intensity:g} g CO2-equivalent per kWh "
@@ -70,12 +71,12 @@ class Emissions:
 
 
 def emissions_of(model: Model, runs: Sequence[TrainingRun], facts: OwnerFacts) -> Emissions:
-    """What the runs recorded, or what the owner states in its place."""
+    """Return what the runs recorded, unless the owner states the energy."""
     hardware = "; ".join(dict.fromkeys(run.hardware for run in runs))
     if facts.energy_kwh is not None:
-        return Emissions(facts.energy_kwh, (), False, "as the owner states it", hardware, facts)
+        return Emissions(facts.energy_kwh, (), False, "stated by the owner", hardware, facts)
     unknown = [run.title for run in runs if run.energy is None]
-    if not facts.base_model:  # of a fine-tuned model, what came before is told by the card of that one
+    if not facts.base_model:  # the card of the base model covers the stages before fine-tuning
         unknown += missing_stages(model, runs)
     known = [run.energy for run in runs if run.energy is not None]
     method = "; ".join(dict.fromkeys(run.energy_method for run in runs if run.energy_method)) or "method not recorded"
@@ -84,7 +85,7 @@ def emissions_of(model: Model, runs: Sequence[TrainingRun], facts: OwnerFacts) -
 
 
 def grams(value: float) -> str:
-    """With the unit that reads best."""
+    """Format a mass in g with a suitable unit."""
     for limit, factor, unit in ((1e6, 1e-6, "t"), (1e3, 1e-3, "kg"), (1.0, 1.0, "g")):
         if value >= limit:
             return f"{value * factor:.3g} {unit} CO2-equivalent"

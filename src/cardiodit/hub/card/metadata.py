@@ -1,4 +1,4 @@
-"""The block at the top of a card, by which the Hub finds, filters and shows a model."""
+"""The metadata block at the top of a card, by which the Hub finds, filters and shows a model."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,8 @@ from cardiodit.hub.card.owner_facts import HUB_ID, LICENCES, OTHER, Metric, Owne
 TASK = "unconditional-image-generation"
 
 
-def known_metadata(name: str, model: Model, facts: OwnerFacts, emissions: Emissions) -> dict[str, Any]:
-    """What the placeholders of the template's block stand for; None where nothing is known."""
+def card_metadata(name: str, model: Model, facts: OwnerFacts, emissions: Emissions) -> dict[str, Any]:
+    """Return the values for the placeholders of the template's metadata block; None if unknown."""
     kind = ["cardiac-mri", "cine-mri", "4d"] if model.is_cine else ["3d"]
     metrics = facts.metrics or ()
     return {
@@ -55,7 +55,7 @@ def _model_index(name: str, metrics: tuple[Metric, ...]) -> list[dict[str, Any]]
 
 
 def metadata_problems(card: Path) -> list[str]:
-    """What the Hub would not understand in a card's block, or miss."""
+    """Return what the Hub would miss or not understand in a card's metadata block."""
     from huggingface_hub import ModelCardData
     from huggingface_hub.repocard import metadata_load
 
@@ -64,7 +64,7 @@ def metadata_problems(card: Path) -> list[str]:
         if not isinstance(metadata, dict):
             return ["has no metadata block (between two lines ---)"]
         data = ModelCardData(**metadata)
-    except Exception as error:  # YAML, types, a model-index of another form: each has its own
+    except Exception as error:  # bad YAML, types or model-index: each raises its own
         return [f"has a metadata block that cannot be read ({' '.join(str(error).split())})"]
     return [*_licence_problems(data), *_list_problems(data), *_emission_problems(data)]
 
@@ -87,7 +87,7 @@ def _list_problems(data: Any) -> list[str]:
     for key in ("tags", "datasets", "metrics"):
         values = data.get(key)
         if values is not None and not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
-            problems.append(f"has {key} that are no list of texts in its metadata")
+            problems.append(f"has {key} in its metadata that are not a list of texts")
     if not data.get("tags"):
         problems.append("has no tags in its metadata")
     return problems
@@ -97,5 +97,5 @@ def _emission_problems(data: Any) -> list[str]:
     emissions = data.get("co2_eq_emissions")
     value = emissions.get("emissions") if isinstance(emissions, dict) else emissions
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-        return ["has co2_eq_emissions whose emissions are no number of grams"]
+        return ["has co2_eq_emissions whose emissions are not a number of grams"]
     return []

@@ -1,4 +1,4 @@
-"""What a pipeline folder says about its model: components, sizes, geometry, preprocessing and sampler."""
+"""Facts about a model from its pipeline folder: components, sizes, geometry, preprocessing, sampler and weights."""
 
 import json
 import math
@@ -6,13 +6,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.card.weight_files import Header, read_weight_header
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.systems import System, system_of_pipeline
 
 INDEX = "model_index.json"
 RUNNING_SUMS = ("quantizer.ema_sums", "quantizer.ema_counts", "quantizer.num_updates")  # stored, but not trained
+
+LENGTH = 8  # bytes at the start of a safetensors file, with the length of its header
+LONGEST_HEADER = 100_000_000
+METADATA = "__metadata__"
+PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class WeightHeader:
+    """Header of a safetensors file.
+
+    Args:
+        tensors: dtype, shape and offsets of each tensor, by name.
+        metadata: free text from the program that wrote the file.
+    """
+
+    tensors: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+
+    @property
+    def precisions(self) -> list[str]:
+        """Names of the floating-point types."""
+        return sorted({PRECISIONS[t["dtype"]] for t in self.tensors.values() if t["dtype"] in PRECISIONS})
+
+    def count(self, without: tuple[str, ...] = ()) -> int:
+        """Count the numbers in all tensors except those whose names end in one of `without`."""
+        return sum(math.prod(t["shape"]) for name, t in self.tensors.items() if not name.endswith(without))
 
 
 @dataclass(frozen=True)
@@ -30,7 +59,7 @@ class Model:
     system: System
     networks: dict[str, dict[str, Any]]
     scheduler: dict[str, Any]
-    weights: dict[str, list[Header]]
+    weights: dict[str, list[WeightHeader]]
     pipeline: str
 
     @property
@@ -135,3 +164,32 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CardioDiTError(f"{path} cannot be read as a config. Save or copy the pipeline folder again.") from error
     return config
+
+
+def read_weight_header(path: Path) -> WeightHeader:
+    """Read the header of a safetensors file; raise an error if the file is damaged or truncated."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(LENGTH), "little")
+            if not 0 < length <= min(LONGEST_HEADER, path.stat().st_size):
+                raise ValueError("it does not begin with a header")
+            entries = json.loads(file.read(length))
+        metadata = entries.pop(METADATA, {})
+        expected = LENGTH + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CardioDiTError(f"{path} is not a safetensors file: {error}. Copy it again from its source.") from error
+    if path.stat().st_size != expected:
+        raise CardioDiTError(
+            f"{path} is damaged: it has {path.stat().st_size} bytes, but its header describes {expected}. Copy it "
+            "again from its source."
+        )
+    return WeightHeader(entries, metadata)
+
+
+def contains_weights(whole: Path, part: Path) -> bool:
+    """Tell whether a safetensors file contains every tensor of another one, with identical values."""
+    with safe_open(whole, "pt") as all_weights, safe_open(part, "pt") as some_weights:
+        if not set(some_weights.keys()) <= set(all_weights.keys()):
+            return False
+        pairs = ((all_weights.get_tensor(name), some_weights.get_tensor(name)) for name in some_weights.keys())  # noqa: SIM118
+        return all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)

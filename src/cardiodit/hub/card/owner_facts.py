@@ -11,8 +11,9 @@ from typing import Any
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.typed_yaml import Reader, option, read_yaml
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.hub.bundled_models import HUB_NAME
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(HUB_NAME)
 # Licences that the Hub knows by a short name: https://huggingface.co/docs/hub/repositories-licenses
 OTHER = "other"  # needs a name, and better a link too
 # The Hub's list, less "unknown", which is what a card without a licence means anyway.
@@ -29,6 +30,8 @@ LICENCES = frozenset(
     """.split()  # noqa: SIM905  a list would fill a screen
 )
 LARGEST_INTENSITY = 2000.0  # g CO2 per kWh; the dirtiest grids are near 1000
+
+TO_BE_STATED = "**To be stated:**"
 
 LISTED = ("distribution", "diversity")  # groups whose metrics are all listed on the Hub
 LISTED_ALONE = "plausible_all"
@@ -110,6 +113,19 @@ EXAMPLES = {"datasets": ["org/name", "in words"], "metrics": ["{name: FID, value
 def help_of(key: str) -> str:
     """Return the help text of a key of the facts file."""
     return next(f.metadata["help"] for f in fields(OwnerFacts) if f.name == key)
+
+
+def to_state(fact: str) -> str:
+    """Return the line that marks a fact as missing in a card."""
+    return f"{TO_BE_STATED} {fact}."
+
+
+def stated(facts: OwnerFacts, key: str, default: str = "") -> str:
+    """Return a fact in the owner's words; if unknown, mark a required fact as missing, or return the default."""
+    value = getattr(facts, key)
+    if value is not None:
+        return str(value)
+    return to_state(f"`{key}`: {help_of(key)}") if key in REQUIRED else default
 
 
 def read_facts(path: Path) -> OwnerFacts:

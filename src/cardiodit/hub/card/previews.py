@@ -1,4 +1,4 @@
-"""A few of a model's samples, as moving pictures beside its card."""
+"""Previews in a model card: GIFs of a few of the model's samples."""
 
 import json
 import shutil
@@ -11,9 +11,9 @@ from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
 
 FOLDER = "previews"
-MOST = 4
-# What is said of a sample: nothing that names a folder, a machine or a person.
-KEPT = (
+MAX_PREVIEWS = 4
+# Fields of a sample's record that are published: none that names a folder, a machine or a person.
+PUBLISHED_FIELDS = (
     *("seed", "index", "class_label", "solver", "num_inference_steps", "guidance_scale", "dtype", "device"),
     *("seconds", "energy_kwh"),
 )
@@ -21,21 +21,24 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Previews:
-    """Args:
-    pictures: names of GIFs, relative to the pipeline folder.
-    records: how each was made.
+    """Pictures of generated volumes.
+
+    Args:
+        pictures: paths of GIFs, relative to the pipeline folder.
+        records: how each was generated.
     """
 
     pictures: list[str]
     records: list[dict[str, Any]]
 
     def mean(self, key: str) -> float | None:
+        """Return the mean of a recorded number; None unless every record has it."""
         values = [record.get(key) for record in self.records]
         known = [float(value) for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
     def in_words(self) -> str:
-        """How they were made."""
+        """Describe how the samples were generated."""
         first = self.records[0]
         labels = [str(record["class_label"]) for record in self.records if record.get("class_label") is not None]
         shown = f", classes {', '.join(labels)}" if labels else ""
@@ -48,24 +51,24 @@ class Previews:
 
 
 def copy_previews(samples: Path, folder: Path) -> None:
-    """Copies the GIFs of the first samples of a folder that `cardiodit sample` wrote; those before are replaced."""
-    records = [record for record in _records(samples) if _picture(samples, record).is_file()][:MOST]
+    """Copy the first GIFs of a folder written by `cardiodit sample`, replacing earlier previews."""
+    records = [record for record in _records(samples) if _picture(samples, record).is_file()][:MAX_PREVIEWS]
     if not records:
         raise CardioDiTError(
-            f"{samples} holds no GIF of a sample in its {SAMPLE_LIST}. Fill it with `cardiodit sample`."
+            f"{samples} contains no GIF of a sample in its {SAMPLE_LIST}. Generate samples with `cardiodit sample`."
         )
     with replace_folder(folder / FOLDER) as temporary:
         lines = []
         for record in records:
             picture = _picture(samples, record)
             shutil.copyfile(picture, temporary / picture.name)
-            kept = {key: record[key] for key in KEPT if key in record}
+            kept = {key: record[key] for key in PUBLISHED_FIELDS if key in record}
             lines.append(json.dumps({"file": picture.name, **kept}) + "\n")
         (temporary / SAMPLE_LIST).write_text("".join(lines), encoding="utf-8")
 
 
 def read_previews(folder: Path) -> Previews | None:
-    """The previews of a pipeline folder, or None where it has none."""
+    """Return the previews of a pipeline folder, if it has any."""
     if not (folder / FOLDER / SAMPLE_LIST).is_file():
         return None
     records = _records(folder / FOLDER)
@@ -78,5 +81,5 @@ def _picture(samples: Path, record: dict[str, Any]) -> Path:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     if not (folder / SAMPLE_LIST).is_file():
-        raise CardioDiTError(f"{folder} holds no {SAMPLE_LIST}, so it is no folder of samples.")
+        raise CardioDiTError(f"{folder} contains no {SAMPLE_LIST}, so it is not a folder of samples.")
     return list(read_sample_list(folder).values())

@@ -6,9 +6,7 @@ from pathlib import Path
 from cardiodit.hub.card import model_words
 from cardiodit.hub.card.emissions import Emissions, grams
 from cardiodit.hub.card.model_facts import Model
-from cardiodit.hub.card.owner_facts import HUB_ID, OTHER, OwnerFacts, help_of
-from cardiodit.hub.card.placeholders import stated, to_state
-from cardiodit.hub.card.preprocessing_words import preprocessing_in_words
+from cardiodit.hub.card.owner_facts import HUB_ID, OTHER, OwnerFacts, help_of, stated, to_state
 from cardiodit.hub.card.previews import Previews
 from cardiodit.hub.card.training_runs import TrainingRun, missing_stages
 
@@ -64,7 +62,7 @@ def _datasets(facts: OwnerFacts) -> str:
 
 def _preprocessing(model: Model, facts: OwnerFacts) -> str:
     steps = model.preprocessing
-    known = [preprocessing_in_words(steps, model.is_cine)] if steps is not None else []
+    known = [model_words.preprocessing(steps, model.is_cine)] if steps is not None else []
     known += [facts.preprocessing] if facts.preprocessing else []
     return "\n\n".join(known) or to_state(f"`preprocessing`: {help_of('preprocessing')}")
 
@@ -113,13 +111,13 @@ def _cost_of_one_volume(emissions: Emissions, previews: Previews | None) -> str:
     if previews is None or seconds is None:
         return ""
     first = previews.records[0]
-    said = (
+    cost = (
         f"Generating a volume took {seconds:.3g} s in {first.get('num_inference_steps')} steps on {first.get('device')}"
     )
     if kwh is None:
-        return f"{said}; its energy was not recorded."
+        return f"{cost}; its energy was not recorded."
     return (
-        f"{said}, {kwh:.3g} kWh or {grams(emissions.grams_of(kwh))} at the same rate: "
+        f"{cost}, {kwh:.3g} kWh or {grams(emissions.grams_of(kwh))} at the same rate: "
         f"{grams(emissions.grams_of(kwh) * MANY)} for {MANY:,} volumes."
     )
 

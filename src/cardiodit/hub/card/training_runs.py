@@ -1,4 +1,4 @@
-"""What the folder of a training run records: settings, duration, hardware, versions, energy."""
+"""Read what a training run recorded: settings, duration, hardware, versions, energy."""
 
 import json
 from collections.abc import Sequence
@@ -10,10 +10,9 @@ import yaml
 
 from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.card.model_facts import Model
+from cardiodit.hub.card.model_facts import Model, contains_weights
 from cardiodit.hub.card.model_words import table
-from cardiodit.hub.card.weight_files import holds_all_of
-from cardiodit.hub.checks.text import absolute_paths
+from cardiodit.hub.checks.files import absolute_paths
 from cardiodit.systems import Stage, stages_by_script
 
 RECORD, CONFIG = "run.json", "config.yaml"
@@ -112,12 +111,12 @@ class TrainingRun:
             return None
         if self._was_extended_in(folder):
             own = self.folder / "best" / weights
-            return holds_all_of(folder / weights, own) if own.is_file() else None
+            return contains_weights(folder / weights, own) if own.is_file() else None
         return bool(sha256_of(folder / weights) == trained)
 
     @property
     def is_lora(self) -> bool:
-        """Whether the run trained a LoRA adapter, which is merged into the weights of the pipeline."""
+        """True if the run trained a LoRA adapter, which is merged into the weights of the pipeline."""
         return bool((yaml.safe_load(self.config).get("training") or {}).get("lora_rank"))
 
     def _origin(self, folder: Path) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""What must not leave the house with a model."""
+"""Checks for patient data and other files that must not be published with a model."""
