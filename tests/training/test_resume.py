@@ -58,7 +58,9 @@ def test_the_autoencoder_goes_on_to_the_bit_too(train_a_vqgan: Callable) -> None
         assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
 
 
-def test_a_signal_saves_a_checkpoint_and_the_run_resumes(dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path) -> None:
+def test_a_signal_saves_a_checkpoint_and_the_run_resumes(
+    dit_arguments: Callable, train_a_dit: Callable, tmp_path: Path
+) -> None:
     changes = {"training": {"max_train_steps": 150, "checkpointing_steps": 1000, "validation_steps": 1000}}
     process = start(dit_arguments("stopped", **changes))
     wait_for_step(tmp_path / "stopped", 5, process)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from cardiodit import NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
+from cardiodit import PRDiTPipeline, PRDiTTransformerModel
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import read_nifti, write_nifti
@@ -211,11 +211,10 @@ def test_what_was_trained_is_sampled_and_evaluated_by_commands(
 
 def test_the_loss_is_that_of_the_publication() -> None:
     """MSE(ε) + MSE(x0), of each sample."""
-    scheduler = NoiseAndImageScheduler()
     volumes, noise = torch.randn(2, 1, 8, 8, 8), torch.randn(2, 1, 8, 8, 8)
     guess = torch.randn(2, 2, 8, 8, 8)
     batch = {"noise": noise, "timestep": torch.tensor([3, 700])}
-    losses = NoiseAndImage(scheduler).losses(lambda noisy, step, return_dict: (guess,), volumes, batch)
+    losses = NoiseAndImage().losses(lambda noisy, step, return_dict: (guess,), volumes, batch)
     for i in range(2):
         wanted = (guess[i, 0] - 0.5 * noise[i, 0]).square().mean() + (guess[i, 1] - volumes[i, 0]).square().mean()
         assert losses[i] == pytest.approx(wanted.item(), rel=1e-5)
