@@ -1,6 +1,7 @@
 """The sections of a model card."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from cardiodit.hub.card import model_words
@@ -24,9 +25,9 @@ def sections(
     emissions: Emissions,
     previews: Previews | None,
 ) -> dict[str, str]:
-    """Return the text of each placeholder in the template's body."""
-    owners = ("cohort", "consent", "scanners", "lacks", "evaluation", "memorization", "contact")
+    """Return the text of each placeholder in the template's body: the owner's facts, and what the files contain."""
     return {
+        **{f.name: stated(facts, f.name) for f in fields(OwnerFacts)},
         "summary": model_words.summary(model),
         "preview": f"![A generated volume]({previews.pictures[0]})" if previews else "",
         "pipeline": model.pipeline,
@@ -46,7 +47,6 @@ def sections(
         "detail": model.system.card.limits,
         "license": _licence(facts),
         "citation": stated(facts, "citation", CITATION),
-        **{key: stated(facts, key) for key in owners},
     }
 
 
