@@ -1,4 +1,4 @@
-"""What a pipeline returns: volumes, the record of how each was made, and how to save them."""
+"""The output of a pipeline: volumes and their records, and how they are saved."""
 
 import hashlib
 import json

@@ -229,7 +229,7 @@ class ShuffledSamples:
 
 @dataclass(frozen=True)
 class Noising:
-    """How noise and times are drawn for samples: from the seed and a sample's number alone.
+    """Draw noise and times for samples from the seed and a sample's number alone.
 
     Args:
         objective: draws the times.

@@ -124,7 +124,7 @@ def build_augmentation(section: Section) -> Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """How volumes become training samples."""
+    """Settings that turn volumes into training samples."""
 
     preprocessing: Section = PREPROCESSING
     augmentation: Section = AUGMENTATION

@@ -1,1 +1,1 @@
-"""What all training stages share: command line, run folder, schedule, checkpoints, averages and metrics."""
+"""Shared by all training stages: command line, run folder, schedule, checkpoints, averages and metrics."""

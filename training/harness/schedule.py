@@ -1,4 +1,4 @@
-"""What happens at which step: the order of samples and the learning rate, as functions of the seed and the step.
+"""The order of samples and the learning rate, as functions of the seed and the step.
 
 Visits of samples are numbered from 0 through the whole run. Step s of a run sees the visits s·G to (s + 1)·G, where G
 is the number of samples per step over all processes and accumulated batches. So a resumed run sees what it would have

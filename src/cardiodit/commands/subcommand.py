@@ -1,4 +1,4 @@
-"""What the subcommands share: how their parsers are created, names to choose from, and distributed processes.
+"""Shared by all subcommands: creation of their parsers, names to choose from, and distributed processes.
 
 `cardiodit X --help` must answer at once, so command modules import torch, numpy and the like only when they run. The
 choices below repeat the keys of registries in such modules; `tests/test_cli.py` compares them.

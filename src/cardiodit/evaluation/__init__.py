@@ -1,1 +1,1 @@
-"""What a model is worth, in numbers that can be reproduced."""
+"""Evaluation of generated volumes against real ones."""

@@ -27,7 +27,7 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True)
 class VolumeStats:
-    """What must agree between volumes, or between sets: size, voxel size in mm, and values in [-1, 1].
+    """Properties that must agree between volumes and between sets: size, voxel size in mm, values in [-1, 1].
 
     Args:
         intensity: range of all but the darkest and the brightest thousandth of the voxels.

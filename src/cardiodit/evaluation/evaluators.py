@@ -16,7 +16,7 @@ MASKS, SEGMENTER = "masks", "segmenter"  # where labels come from
 
 @dataclass(frozen=True)
 class EvaluatorConfig:
-    """What is needed to open the evaluators in any process.
+    """Settings from which any process opens the evaluators.
 
     Args:
         features: name of the feature network.

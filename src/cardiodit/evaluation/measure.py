@@ -49,7 +49,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class LabelMeasurements:
-    """What is read from label maps; the fields are those of `Measured`."""
+    """Measurements of label maps; the fields are those of `Measured`."""
 
     numbers: dict[str, float | None]
     curves: dict[str, list[float]]

@@ -59,7 +59,7 @@ class Plane:
         return float(self.position @ self.normal)
 
     def stack_key(self, decimals: int) -> tuple:
-        """What the planes of one stack share: orientation, matrix, and pixel size to some decimals."""
+        """Properties that the planes of one stack share: orientation, matrix, and rounded pixel size."""
         direction = self.direction.round(SAME_DIRECTION).ravel() + 0.0
         return (*direction, *self.shape, *np.round(self.pixel, decimals))
 

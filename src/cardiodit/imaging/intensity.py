@@ -43,7 +43,7 @@ class Intensity:
 
     @property
     def units(self) -> Range | None:
-        """What -1 and 1 stand for in a generated volume, if known."""
+        """The values of -1 and 1 in a generated volume, if known."""
         if self.is_fixed:
             return float(self.low), float(self.high)
         return self.typical

@@ -31,7 +31,7 @@ BASE_TO_APEX, APEX_TO_BASE = "base to apex", "apex to base"
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """How the axes of a file map to ours, so that they can be restored.
+    """The mapping from the axes of a file to ours, so that they can be restored.
 
     Args:
         axes: our axis i is the file's axis `axes[i]`.

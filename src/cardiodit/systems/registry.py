@@ -1,4 +1,4 @@
-"""What a system is, and the registry of all systems.
+"""Records of systems, and the registry of all of them.
 
 Classes and functions are named as "package.module:Name" and imported when they are used, so that the command line can
 list systems without importing torch. A class or a function itself works as well.

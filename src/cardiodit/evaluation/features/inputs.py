@@ -20,7 +20,7 @@ PADDINGS = ("centre", "end")
 
 @dataclass(frozen=True)
 class InputRules:
-    """How a volume in [-1, 1] becomes a network's input.
+    """Rules that turn a volume in [-1, 1] into a network's input.
 
     Args:
         values: a name in `NORMALISATIONS`.

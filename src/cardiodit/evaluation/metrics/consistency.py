@@ -28,7 +28,7 @@ FEWEST_FRAMES = 4
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number measures, along which axis, and what it needs."""
+    """A consistency measure: its quantity, its axis and the data it needs."""
 
     description: str
     axis: str

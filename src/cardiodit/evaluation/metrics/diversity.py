@@ -55,7 +55,7 @@ def ms_ssim_metric(scoring: Scoring) -> Result:
 
 @dataclass(frozen=True)
 class SimilarityInput:
-    """What one set's similarity is computed from; `contents` are the items' hashes, in their order."""
+    """The input of one set's similarity; `contents` are the items' hashes, in their order."""
 
     items: tuple[Item, ...]
     contents: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What the autoencoder (stage 1) alone loses: in the image and the heart function of real volumes."""
+"""Loss of the autoencoder (stage 1) alone, in the images and the heart function of real volumes."""
 
 import math
 from collections.abc import Callable

@@ -102,7 +102,7 @@ class Shrunk:
 
 @dataclass(frozen=True)
 class Result:
-    """What a metric computes.
+    """The result of a metric.
 
     Args:
         distribution: for a number of single hearts, its values in both sets, as listed under `distributions`.

@@ -1,4 +1,4 @@
-"""What a cohort is: the registry that `cardiodit prepare` offers, and the tools for finding a cohort's files.
+"""The registry of cohorts that `cardiodit prepare` offers, and tools for finding a cohort's files.
 
 A new cohort is one module in this folder. It registers a function that lists the files without reading a voxel:
 
@@ -147,7 +147,7 @@ def find_one(folder: Path, name: str) -> Path | None:
 
 
 def find_image(folder: Path, name: str, search: Search) -> Path | None:
-    """As `find_one`, but a missing image is a problem."""
+    """Return the image like `find_one`; a missing image is a problem."""
     image = find_one(folder, name)
     if image is None:
         search.problems.append(f"{folder}: there is no {name}.nii.gz in it")

@@ -1,4 +1,4 @@
-"""How one file of a cohort is read and checked, and what differs between cines and CT."""
+"""Reading and checking of one file of a cohort, and the differences between cines and CT."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ PICTURE_HU = (-1000, 1000)
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a cohort is prepared.
+    """Settings of the preparation of a cohort.
 
     Args:
         fractions: shares of the patients for training, validation and test.
@@ -99,7 +99,7 @@ class CheckedFile:
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between cines and CT.
+    """Differences between cines and CT.
 
     Args:
         plural: what its files are called in messages.

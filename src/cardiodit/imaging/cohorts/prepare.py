@@ -50,7 +50,7 @@ def prepare_cohort(
 def prepare_with_summary(
     layout: str, source: Path, output_dir: Path, table: Path | None = None, how: Preparation | None = None
 ) -> Prepared:
-    """As `prepare_cohort`, and return what the command prints."""
+    """Prepare a cohort like `prepare_cohort`, and return the text that the command prints."""
     cohort, how = find_cohort(layout), how or Preparation()
     kind = KINDS[cohort.kind]
     how = _check_settings(cohort, how)

@@ -263,7 +263,7 @@ class Chest:
         return first
 
     def outside_mediastinum(self, points: Points) -> np.ndarray:
-        """What lies between the lungs: heart, great vessels, windpipe and spine, wrapped in fat."""
+        """Add the mediastinum: heart, great vessels, trachea and spine, surrounded by fat."""
         x, y, z = points
         spine_x, spine_y = self.spine(z)
         front = self._at_level(z, CAVITY[1]) * self.scale[1]
