@@ -92,8 +92,8 @@ class Denoising(Objective):
 
     Args:
         num_train_timesteps: number of steps of the squared-cosine noise schedule.
-        prediction_type: what the model predicts: the velocity, the noise or the clean sample.
-        loss: error between prediction and target.
+        prediction_type: what the model predicts: the velocity v, the noise or the clean sample.
+        loss: loss function between prediction and target.
         noise_power: see `Objective`.
     """
 
@@ -139,9 +139,9 @@ class NoiseAndImage(Objective):
     """PRDiT's process: the model predicts the noise and the clean image at once; the loss is the sum of both MSEs.
 
     Args:
-        num_train_timesteps: number of steps between image and noise.
-        noise_scale: standard deviation of the noise.
-        solver: solver for sampling; hot is the stochastic predictor-corrector.
+        num_train_timesteps: number of time steps from image to noise.
+        noise_scale: standard deviation of the noise; images are in [-1, 1].
+        solver: solver for sampling; hot is a stochastic predictor-corrector method.
     """
 
     def __init__(

@@ -105,9 +105,13 @@ def finish_pipeline(
 
 def add_upload_options(parser: argparse.ArgumentParser) -> None:
     """Add the options by which diffusers' training scripts also upload."""
-    parser.add_argument("--push_to_hub", action="store_true", help="upload the pipeline when the run has finished")
     parser.add_argument(
-        "--hub_model_id", metavar="ORG/NAME", help="destination repository; default: the run's name in your account"
+        "--push_to_hub", action="store_true", help="upload the pipeline to the Hugging Face Hub at the end"
+    )
+    parser.add_argument(
+        "--hub_model_id",
+        metavar="ORG/NAME",
+        help="destination repository on the Hub; default: the run's name in your account",
     )
     parser.add_argument("--hub_public", action="store_true", help="make the repository public; default: private")
 

@@ -29,46 +29,62 @@ Error = Literal["smooth_l1", "mse", "l1"]
 PEAK_RATE = "highest learning rate of the schedule"
 SCHEDULE = "learning-rate schedule"
 EPOCHS = "number of passes over the training data"
-DECAY = "weight decay of weight matrices; biases, norms and embeddings do not decay"
-WARMUP = "epochs in which the learning rate rises linearly from 0"
-BATCH_SIZE = "samples per process and forward pass"
-EXPONENTIAL = "factor per epoch of the exponential schedule"
-SAMPLER_STEPS = "sampling steps of a preview"
-WORKERS = "worker processes that load samples; 0 loads them in the training process"
+DECAY = "weight decay of weight matrices; biases, normalisation layers and embeddings do not decay"
+WARMUP = "number of epochs at the start in which the learning rate rises linearly from 0"
+BATCH_SIZE = "batch size of each process (GPU)"
+EXPONENTIAL = "factor by which the exponential schedule multiplies the learning rate in every epoch"
+SAMPLER_STEPS = "number of denoising steps of a preview"
+WORKERS = "number of worker processes that load samples; 0 loads them in the training process"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Settings of every stage's run. On the command line these keys are options under their own names."""
 
-    seed: int = option(0, "random seed; the same seed repeats the same run")
+    seed: int = option(0, "random seed; on a CPU, or with --deterministic, the same seed repeats a run exactly")
     train_batch_size: Count = option(1, BATCH_SIZE)
-    gradient_accumulation_steps: Count = option(1, "forward passes per optimizer step")
+    gradient_accumulation_steps: Count = option(
+        1, "number of batches whose gradients are accumulated for one optimizer step"
+    )
     num_train_epochs: Count = option(100, EPOCHS)
     max_train_steps: Count | None = option(None, "total number of optimizer steps; overrides num_train_epochs")
     learning_rate: float = option(1e-4, PEAK_RATE)
     lr_scheduler: LearningRateSchedule = option("constant", SCHEDULE)
     lr_warmup_epochs: float = option(0.0, WARMUP)
-    lr_warmup_steps: int | None = option(None, "the same in steps; overrides lr_warmup_epochs")
-    lr_min_ratio: float = option(0.01, "final learning rate of the cosine schedule, as a share of learning_rate")
+    lr_warmup_steps: int | None = option(None, "length of this rise in optimizer steps; overrides lr_warmup_epochs")
+    lr_min_ratio: float = option(0.01, "final learning rate of the cosine schedule, as a fraction of learning_rate")
     lr_gamma: float = option(0.9999, EXPONENTIAL)
     adam_beta1: float = option(0.9, "decay rate of Adam's first moment")
     adam_beta2: float = option(0.999, "decay rate of Adam's second moment")
     weight_decay: float = option(0.0, DECAY)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    max_grad_norm: float = option(1.0, "norm to which larger gradients are scaled down")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "precision of the forward pass; default: as accelerate is configured"
     )
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
-    compile: bool = option(False, "torch.compile the blocks: takes minutes at the start, then trains faster")
-    allow_tf32: bool = option(True, "faster matrix products on NVIDIA GPUs with a mantissa of 10 bits")
-    deterministic: bool = option(False, "use only deterministic kernels, so that a GPU also repeats a run to the bit")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass to save memory; has no effect on a segmenter"
+    )
+    compile: bool = option(
+        False,
+        "apply torch.compile to the transformer blocks: takes minutes at the start, then trains faster; has no effect "
+        "on a VQ-GAN or segmenter",
+    )
+    allow_tf32: bool = option(
+        True, "multiply matrices in TF32 on NVIDIA GPUs, which is faster and less precise than float32"
+    )
+    deterministic: bool = option(
+        False, "use only deterministic algorithms, so that the same seed repeats a run exactly on a GPU, too"
+    )
     dataloader_num_workers: int = option(0, WORKERS)
-    checkpointing_steps: Count = option(500, "save a checkpoint every so many steps")
-    checkpoints_total_limit: Count = option(2, "number of checkpoints to keep; older ones are removed")
-    validation_epochs: float = option(10.0, "epochs between validations")
-    validation_steps: Count | None = option(None, "the same in steps; overrides validation_epochs")
-    report_to: str = option("tensorboard", "trackers, separated by commas: tensorboard, wandb, trackio, or none")
+    checkpointing_steps: Count = option(500, "number of optimizer steps between checkpoints")
+    checkpoints_total_limit: Count = option(2, "number of checkpoints to keep; older ones are deleted")
+    validation_epochs: float = option(10.0, "number of epochs between validations")
+    validation_steps: Count | None = option(
+        None, "number of optimizer steps between validations; overrides validation_epochs"
+    )
+    report_to: str = option(
+        "tensorboard", "experiment trackers, separated by commas: tensorboard, wandb, trackio, or none"
+    )
 
 
 # --- Data ---
@@ -76,10 +92,15 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class IntensitySettings:
-    low: float | str = option("minimum", 'grey value that becomes -1: a number, "minimum", or a percentile "p0.5"')
+    low: float | str = option(
+        "minimum",
+        'intensity that becomes -1: a number (such as HU), "minimum", or a percentile such as "p0.5"; lower ones are '
+        "clipped. With a preset, give low and high together or neither",
+    )
     high: float | str = option(
         "maximum",
-        'grey value that becomes 1: a number, "maximum", or a percentile "p99.5", also "p99.5 at most 1000"',
+        'intensity that becomes 1: a number, "maximum", a percentile such as "p99.5", or "p99.5 at most 1000", which '
+        "is the percentile or 1000, whichever is lower; higher ones are clipped",
     )
 
 
@@ -95,7 +116,9 @@ PREPROCESSING: Section = settings_of(
         "frames": Count,
         "intensity": IntensitySettings | None,
     },
-    extra={"preset": (str | None, option(None, f"preset that the other keys override: {', '.join(PRESETS)}"))},
+    extra={
+        "preset": (str | None, option(None, f"preset to start from; the other keys override it: {', '.join(PRESETS)}"))
+    },
 )
 
 
@@ -129,11 +152,11 @@ class DataSettings:
     preprocessing: Section = PREPROCESSING
     augmentation: Section = AUGMENTATION
     crop: tuple[Count, ...] | None = option(
-        None, "train on random boxes of this size, [H, W, T] for cine and [H, W, D] for CT"
+        None, "train on random crops of this size, [H, W, T] for cine and [H, W, D] for CT; default: no cropping"
     )
-    cache: Literal["memory", "disk", "none"] = option("memory", "where prepared volumes are kept between epochs")
-    cache_dir: str | None = option(None, "folder of the disk cache; default: `cache` beside the run folder")
-    workers: Count = option(1, "worker processes that prepare volumes before training")
+    cache: Literal["memory", "disk", "none"] = option("memory", "where preprocessed volumes are kept between epochs")
+    cache_dir: str | None = option(None, "folder of the disk cache; default: `cache` next to the run's folder")
+    workers: Count = option(1, "number of worker processes that preprocess volumes before training")
 
 
 # --- VQ-GAN ---
@@ -143,19 +166,21 @@ class DataSettings:
 class VQGANTraining(Training):
     learning_rate: float = option(5e-5, "highest learning rate of the autoencoder")
     discriminator_learning_rate: float = option(2e-5, "highest learning rate of the discriminator")
-    train_batch_size: Count = option(4, "slices per process and forward pass")
-    num_train_epochs: Count = option(500, "number of passes over the training data, with one slice of each volume")
+    train_batch_size: Count = option(4, "batch size of each process (GPU), in cine slices or 3D volumes")
+    num_train_epochs: Count = option(
+        500, "number of passes over the training data; a pass takes one random slice of each cine"
+    )
     lr_scheduler: LearningRateSchedule = option("exponential", SCHEDULE)
     adam_beta1: float = option(0.5, "decay rate of Adam's first moment")
     adam_beta2: float = option(0.9, "decay rate of Adam's second moment")
-    validation_slices: Count = option(3, "evenly spaced slices of each validation volume")
+    validation_slices: Count = option(3, "number of evenly spaced slices of each validation cine that are evaluated")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANSettings:
     """Config of the VQ-GAN (stage 1)."""
 
-    dimensions: Literal[3, 4] = option(4, "4 encodes cine slice by slice (CardioDiT), 3 encodes volumes (VolDiT)")
+    dimensions: Literal[3, 4] = option(4, "4 for cine, encoded slice by slice (CardioDiT), 3 for 3D volumes (VolDiT)")
     model: Section = settings_of(
         VQModel,
         omit=("scaling_factor", "spacing", "frame_time", "preprocessing"),
@@ -176,10 +201,16 @@ class VQGANSettings:
 class AveragedTraining(Training):
     """Settings of stages that train a denoiser."""
 
-    use_ema: bool = option(True, "validate, preview and save an exponential moving average of the weights")
-    ema_decay: float = option(0.9999, "highest decay of the moving average")
-    ema_warmup: bool = option(True, "average over fewer steps at the start; false as published")
-    validation_timesteps: Count = option(4, "noise levels at which each validation volume is evaluated")
+    use_ema: bool = option(
+        True, "keep an exponential moving average (EMA) of the weights, and validate and save the averaged weights"
+    )
+    ema_decay: float = option(0.9999, "decay of this average per step; with ema_warmup, the value that it rises to")
+    ema_warmup: bool = option(
+        True, "start with a lower decay, so that the initial weights are forgotten sooner; false as published"
+    )
+    validation_timesteps: Count = option(
+        4, "number of noise levels at which the loss of each validation volume is computed"
+    )
     dataloader_num_workers: int = option(2, WORKERS)
 
 
@@ -187,11 +218,15 @@ class AveragedTraining(Training):
 class PreviewedTraining(AveragedTraining):
     """Settings of stages that sample volumes while they train."""
 
-    preview_epochs: float = option(50.0, "epochs between previews, which are sampled from the averaged weights")
-    preview_steps: Count | None = option(None, "the same in steps; overrides preview_epochs")
-    preview_samples: int = option(2, "volumes per preview; 0 turns previews off")
+    preview_epochs: float = option(
+        50.0, "number of epochs between previews, which are volumes generated during training"
+    )
+    preview_steps: Count | None = option(None, "number of optimizer steps between previews; overrides preview_epochs")
+    preview_samples: int = option(2, "number of volumes to generate for each preview; 0 turns previews off")
     preview_inference_steps: Count = option(25, SAMPLER_STEPS)
-    preview_guidance_scale: float = option(1.0, "scale of classifier-free guidance for previews with class labels")
+    preview_guidance_scale: float = option(
+        1.0, "classifier-free guidance scale of previews with class labels; 1 disables it"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +236,10 @@ class DiTTraining(PreviewedTraining):
     num_train_epochs: Count = option(3000, EPOCHS)
     lr_scheduler: LearningRateSchedule = option("cosine", SCHEDULE)
     lr_warmup_epochs: float = option(100.0, WARMUP)
-    lora_rank: int = option(0, "train a LoRA adapter of this rank on top of --init_from; 0 trains all weights")
-    lora_alpha: float | None = option(None, "strength of the LoRA adapter; default: its rank")
+    lora_rank: int = option(
+        0, "train only a LoRA adapter of this rank on top of the model in --init_from; 0 trains all weights"
+    )
+    lora_alpha: float | None = option(None, "scale of the LoRA adapter (alpha); default: its rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +247,9 @@ class DiTSettings:
     """Config of the diffusion transformer (stage 2)."""
 
     dimensions: Literal[3, 4] | None = option(
-        None, "4 for cine (CardioDiT), 3 for volumes (VolDiT); default: as the latents have"
+        None, "4 for cine (CardioDiT), 3 for 3D volumes (VolDiT); default: as many as the latents have"
     )
-    label_column: str | None = option(None, "manifest column with the class labels; null trains without labels")
+    label_column: str | None = option(None, "manifest column with class labels; default: train without labels")
     model: Section = settings_of(
         DiTTransformerModel,
         omit=("num_classes", "class_names", "prediction_type"),
@@ -229,17 +266,21 @@ class DiTSettings:
 class ConditionSettings:
     """The masks that steer, and how often they are dropped while training."""
 
-    keys: tuple[str, ...] = option(("mask",), "manifest columns that name masks")
+    keys: tuple[str, ...] = option(("mask",), "manifest columns with the paths of masks")
     labels: tuple[tuple[int, ...], ...] | None = option(
-        None, "for each mask, the labels that become one channel each; null keeps each mask as a single channel"
+        None,
+        "for each mask, the label values that become one channel each, such as [[1, 2, 3]]; default: each mask is one "
+        "channel",
     )
     other_labels: Literal["refuse", "background"] = option(
-        "refuse", "labels that are not listed are an error (refuse) or become background"
+        "refuse", "label values that `labels` does not list: refuse stops with an error, background ignores them"
     )
-    dropout_prob: float = option(0.1, "probability of dropping all masks, so that the model also samples without them")
-    channel_dropout_prob: float = option(0.1, "probability of dropping each channel, if there are several")
-    patch_dropout_prob: float = option(0.0, "probability of dropping each box of patch_dropout_size")
-    patch_dropout_size: Count = option(16, "side of these boxes in voxels")
+    dropout_prob: float = option(
+        0.1, "probability of dropping all masks of a training sample, for classifier-free guidance towards the masks"
+    )
+    channel_dropout_prob: float = option(0.1, "probability of dropping each mask channel, if there are several")
+    patch_dropout_prob: float = option(0.0, "probability of erasing each box of `patch_dropout_size` from the masks")
+    patch_dropout_size: Count = option(16, "edge length of these boxes in voxels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +293,9 @@ class TGCATraining(AveragedTraining):
     lr_warmup_epochs: float = option(0.0, WARMUP)
     lr_gamma: float = option(0.999, EXPONENTIAL)
     noise_power: float = option(
-        1.0, "1 draws all noise levels equally often, as published; 6 draws mostly high ones, where masks matter most"
+        1.0,
+        "how often high noise levels, where masks matter most, are trained: 1 trains all levels equally often, as "
+        "published; larger numbers favour high ones, e.g. 6",
     )
 
 
@@ -260,7 +303,9 @@ class TGCATraining(AveragedTraining):
 class TGCASettings:
     """Config of the mask adapter (TGCA)."""
 
-    label_column: str | None = option(None, "manifest column with class labels, if the base was trained with them")
+    label_column: str | None = option(
+        None, "manifest column with class labels, if the base pipeline was trained with them"
+    )
     conditions: ConditionSettings = ConditionSettings()
     adapter: Section = settings_of(
         TGCAAdapterModel,
@@ -273,11 +318,15 @@ class TGCASettings:
         extra={
             "finetune_last_n_blocks": (
                 int,
-                option(0, "number of last blocks of the base to train too, with its output head; 0 for none"),
+                option(
+                    0,
+                    "number of last transformer blocks of the base to train too, with its output layer; 0 trains only "
+                    "the adapter",
+                ),
             )
         },
     )
-    loss: Error = option("smooth_l1", "error between prediction and target")
+    loss: Error = option("smooth_l1", "loss function between prediction and target")
     training: TGCATraining = TGCATraining()
 
 
@@ -321,14 +370,14 @@ class PRDiTSettings:
 class SegmenterDataSettings:
     preprocessing: Section = PREPROCESSING
     augmentation: Section = ANATOMICAL_AUGMENTATION
-    blur: float = option(1.0, "largest blur in voxels; half of the images are blurred")
-    noise: float = option(0.1, "largest standard deviation of added noise; the intensity range is 2")
+    blur: float = option(1.0, "largest standard deviation in voxels of a Gaussian blur, which half of the images get")
+    noise: float = option(0.1, "largest standard deviation of Gaussian noise added to intensities in [-1, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterTraining(Training):
     learning_rate: float = option(1e-3, PEAK_RATE)
-    train_batch_size: Count = option(8, "frames per process and forward pass")
+    train_batch_size: Count = option(8, "batch size of each process (GPU), in frames")
     lr_scheduler: LearningRateSchedule = option("cosine", SCHEDULE)
 
 

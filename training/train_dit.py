@@ -35,7 +35,7 @@ from cardiodit.training.settings import DiTSettings
 from cardiodit.training.upstream_config import translate_dit
 
 EXAMPLE = (
-    "accelerate launch training/train_dit.py --config configs/cardiodit/dit_tiny.yaml --vae runs/vqgan \\\n"
+    "accelerate launch -m cardiodit.training.train_dit --config cardiodit/dit_tiny.yaml --vae runs/vqgan \\\n"
     "    --training_ids latents/training/manifest.csv --validation_ids latents/validation/manifest.csv \\\n"
     "    --output_dir runs --run_name dit"
 )
@@ -43,7 +43,12 @@ EXAMPLE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     request = read_command_line(
-        argv, DiTSettings, "Train the diffusion transformer (stage 2).", EXAMPLE, translate_dit, add_options
+        argv,
+        DiTSettings,
+        "Train a diffusion transformer on the latents of a VQ-GAN (stage 2).",
+        EXAMPLE,
+        translate_dit,
+        add_options,
     )
     with Run(request, "train_dit") as run:
         train(request, run)
@@ -51,10 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--vae", required=True, metavar="MODEL", help="VQ model: a folder, a run of stage 1, or org/name on the Hub"
+        "--vae",
+        required=True,
+        metavar="MODEL",
+        help="VQ model: its folder, a run of train_vqgan, or org/name on the Hub",
     )
     parser.add_argument(
-        "--depth", type=int, help="crop or pad images to this number of slices, if they are encoded while training"
+        "--depth",
+        type=int,
+        help="number of slices to crop or pad to, if the manifests list images, which are then encoded during training",
     )
     add_upload_options(parser)
 

@@ -33,7 +33,7 @@ from cardiodit.training.pipeline_output import Upload, add_upload_options, finis
 from cardiodit.training.settings import PRDiTSettings, build_augmentation
 
 EXAMPLE = (
-    "accelerate launch training/train_prdit.py --config configs/prdit/lidc128_b_12_4.yaml --stage1 runs/local \\\n"
+    "accelerate launch -m cardiodit.training.train_prdit --config prdit/lidc128_b_12_4.yaml --stage1 runs/local \\\n"
     "    --training_ids lidc/training.csv --validation_ids lidc/validation.csv \\\n"
     "    --output_dir runs --run_name prdit"
 )
@@ -41,7 +41,12 @@ EXAMPLE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     request = read_command_line(
-        argv, PRDiTSettings, "Train PRDiT, voxel by voxel (stage 1 or 2).", EXAMPLE, None, add_options
+        argv,
+        PRDiTSettings,
+        "Train PRDiT on voxels: its local denoiser (stage 1) or its refiner (stage 2).",
+        EXAMPLE,
+        None,
+        add_options,
     )
     with Run(request, "train_prdit") as run:
         train(request, run)
@@ -51,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stage1",
         metavar="MODEL",
-        help="for stage 2: the trained local denoiser, a folder, a run of stage 1, or org/name on the Hub",
+        help="for stage 2, the local denoiser: its folder, a run of stage 1, or org/name on the Hub",
     )
     add_upload_options(parser)
 

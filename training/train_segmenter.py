@@ -30,7 +30,7 @@ from cardiodit.training.harness.state import Network, Optimizer, decay_groups
 from cardiodit.training.settings import SegmenterSettings, build_augmentation, build_preprocessing
 
 EXAMPLE = (
-    "accelerate launch training/train_segmenter.py --config configs/phantom/segmenter.yaml \\\n"
+    "accelerate launch -m cardiodit.training.train_segmenter --config phantom/segmenter.yaml \\\n"
     "    --training_ids phantoms/manifest.csv --validation_ids fresh/manifest.csv --output_dir runs --run_name seg"
 )
 Batch = dict[str, Any]
@@ -39,7 +39,14 @@ LABELS = {1: "rv", 2: "myo", 3: "lv"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    request = read_command_line(argv, SegmenterSettings, "Train a segmenter.", EXAMPLE, None, can_tune=False)
+    request = read_command_line(
+        argv,
+        SegmenterSettings,
+        "Train a segmenter of the ventricles and myocardium, by which generated hearts are measured.",
+        EXAMPLE,
+        None,
+        can_tune=False,
+    )
     with Run(request, "train_segmenter") as run:
         train(request, run)
 

@@ -31,7 +31,7 @@ from cardiodit.training.pipeline_output import Upload, add_upload_options, finis
 from cardiodit.training.settings import TGCASettings
 
 EXAMPLE = (
-    "accelerate launch training/train_tgca.py --config configs/phantom/tgca.yaml --base runs/dit/pipeline \\\n"
+    "accelerate launch -m cardiodit.training.train_tgca --config phantom/tgca.yaml --base runs/dit/pipeline \\\n"
     "    --training_ids latents/training/manifest.csv --validation_ids latents/validation/manifest.csv \\\n"
     "    --output_dir runs --run_name tgca"
 )
@@ -39,7 +39,13 @@ EXAMPLE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     request = read_command_line(
-        argv, TGCASettings, "Train an adapter that steers by masks (TGCA).", EXAMPLE, None, add_options, can_tune=False
+        argv,
+        TGCASettings,
+        "Train an adapter through which masks steer a trained pipeline (TGCA).",
+        EXAMPLE,
+        None,
+        add_options,
+        can_tune=False,
     )
     with Run(request, "train_tgca") as run:
         train(request, run)
@@ -47,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base", required=True, metavar="MODEL", help="pipeline to steer: a folder, org/name, or cardiodit-phantom"
+        "--base",
+        required=True,
+        metavar="MODEL",
+        help="pipeline to steer: a folder, org/name on the Hub, or cardiodit-phantom",
     )
     add_upload_options(parser)
 

@@ -40,13 +40,15 @@ from cardiodit.training.vqgan_losses import GeneratorLoss, adversarial_weight, c
 SMALLEST_ERROR = 1e-12  # mean square, so that the PSNR of a perfect reconstruction is finite
 SHOWN = 4  # validation images
 EXAMPLE = (
-    "accelerate launch training/train_vqgan.py --config configs/cardiodit/vqgan_tiny.yaml \\\n"
+    "accelerate launch -m cardiodit.training.train_vqgan --config cardiodit/vqgan_tiny.yaml \\\n"
     "    --training_ids cohort/training.csv --validation_ids cohort/validation.csv --output_dir runs --run_name vqgan"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    request = read_command_line(argv, VQGANSettings, "Train the VQ-GAN (stage 1).", EXAMPLE, translate_vqgan)
+    request = read_command_line(
+        argv, VQGANSettings, "Train a VQ-GAN, which compresses volumes to latents (stage 1).", EXAMPLE, translate_vqgan
+    )
     with Run(request, "train_vqgan") as run:
         train(request, run)
 

@@ -19,14 +19,18 @@ class LossSettings:
     perceptual_weight: float = option(0.002, "weight of the perceptual loss")
     perceptual_network: str = option("squeeze", f"network of the perceptual loss: {', '.join(NETWORKS)}")
     perceptual_slices: float = option(
-        0.5, "share of the planes along each axis on which the perceptual loss is computed"
+        0.5, "fraction of the planes along each axis on which a 2D network computes the perceptual loss"
     )
-    perceptual_weights: str | None = option(None, "weights file of the network, for machines that cannot download it")
-    adversarial_weight: float = option(0.005, "weight of the adversarial loss after its ramp")
-    adversarial_ramp_epochs: float = option(50.0, "epochs in which this weight rises linearly from 0")
-    adversarial_start_epoch: float = option(0.0, "epoch at which the ramp starts")
+    perceptual_weights: str | None = option(
+        None, "file with this network's weights, for machines without internet access"
+    )
+    adversarial_weight: float = option(0.005, "weight of the adversarial loss once it has risen fully")
+    adversarial_ramp_epochs: float = option(
+        50.0, "number of epochs in which the adversarial weight rises linearly from 0"
+    )
+    adversarial_start_epoch: float = option(0.0, "epoch at which this rise starts")
     spectral_weight: float = option(
-        0.0, "weight of the spectral loss, which compares the amplitudes of all frequencies"
+        0.0, "weight of the spectral loss, which compares the Fourier amplitudes of image and reconstruction"
     )
 
     def __post_init__(self) -> None:

@@ -81,13 +81,19 @@ def read_command_line(
 
 
 def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_tune: bool) -> None:
-    layouts = "YAML with the keys below" + (", or the authors' own YAML" if reads_authors else "")
+    layouts = "YAML with the keys below" + (
+        ", or a config of the published code of CardioDiT or VolDiT" if reads_authors else ""
+    )
     parser.add_argument("--config", type=Path, help=layouts)
-    parser.add_argument("--training_ids", type=Path, required=True, help="manifest (CSV) to train on")
-    parser.add_argument("--validation_ids", type=Path, required=True, help="manifest (CSV) to validate on")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder that holds all runs")
+    parser.add_argument("--training_ids", type=Path, required=True, help="manifest (CSV) of the training data")
+    parser.add_argument("--validation_ids", type=Path, required=True, help="manifest (CSV) of the validation data")
     parser.add_argument(
-        "--run_name", required=True, help="folder of this run in --output_dir; the same name resumes the run"
+        "--output_dir", type=Path, required=True, help="folder of all runs, each in a folder of its own"
+    )
+    parser.add_argument(
+        "--run_name",
+        required=True,
+        help="name of this run's folder in --output_dir; the name of an earlier run resumes it",
     )
     parser.add_argument(
         "--resume_from_checkpoint",
@@ -97,13 +103,21 @@ def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_t
         "if the run already exists; or the path of a checkpoint",
     )
     if can_tune:
-        parser.add_argument("--init_from", metavar="MODEL", help="fine-tune: start from a folder or a model on the Hub")
+        parser.add_argument(
+            "--init_from",
+            metavar="MODEL",
+            help="fine-tune this model: a training run, a pipeline or model folder, or org/name on the Hub",
+        )
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there is a GPU")
 
 
 def _add_config_keys(parser: argparse.ArgumentParser, kind: type) -> list[str]:
     """Add an option for every key: those of `training` under their own names, the others dotted."""
-    group = parser.add_argument_group("keys of the config", "on the command line they override the file")
+    group = parser.add_argument_group(
+        "keys of the config",
+        "each can be set in the YAML file or here, which takes precedence. V is written as in YAML: 4, null, '[2, 2]'\n"
+        "(what stands before a dot is a section of the file; --seed and all keys after it belong to `training`)",
+    )
     keys = []
     for leaf in leaves(kind):
         shown = "" if leaf.default is None else f" ({_shown(leaf.default)})"

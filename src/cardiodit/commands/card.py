@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--write_facts",
         type=Path,
         metavar="YAML",
-        help="start here: only write an empty facts file that explains every key",
+        help="start here: write an empty facts file that explains every key, and nothing else",
     )
     parser.set_defaults(run=run)
 
@@ -35,7 +35,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the sources of a card besides the folder itself."""
     parser.add_argument(
-        "--facts", type=Path, metavar="YAML", help="facts that only you know: data, consent, evaluation, contact ..."
+        "--facts",
+        type=Path,
+        metavar="YAML",
+        help="YAML file of facts that only you know, such as data, consent, evaluation and contact",
     )
     parser.add_argument(
         "--run",

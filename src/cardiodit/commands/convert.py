@@ -26,7 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     _add_stages(cardiodit)
     cardiodit.add_argument(
-        "--frame_time", type=float, metavar="S", help="seconds between frames of the training volumes"
+        "--frame_time", type=float, metavar="S", help="time between frames of the training volumes in seconds"
     )
     cardiodit.set_defaults(run=run_cardiodit)
 
@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     _add_stages(voldit)
     voldit.add_argument("--tgca_ckpt", type=Path, help="checkpoint of the adapter (.pth)")
-    voldit.add_argument("--tgca_cfg", type=Path, help="YAML of the adapter")
+    voldit.add_argument("--tgca_cfg", type=Path, help="config of the adapter (YAML)")
     voldit.set_defaults(run=run_voldit)
 
     prdit = add_command(
@@ -51,7 +51,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "cardiodit convert prdit --ckpt 008000.pt --preset prdit-lidc-128 --output_dir my-model",
     )
     prdit.add_argument("--ckpt", type=Path, required=True, help="checkpoint (.pt)")
-    prdit.add_argument("--cfg", type=Path, help="YAML of its training, if the checkpoint does not contain it")
+    prdit.add_argument("--cfg", type=Path, help="config of its training (YAML), if the checkpoint does not contain it")
     prdit.add_argument(
         "--size",
         type=int,
@@ -62,7 +62,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     prdit.add_argument(
         "--preset",
         choices=PRESETS,
-        help="preprocessing of the training volumes; without it samples have no units",
+        help="preprocessing of the training volumes; without it, samples have intensities in [-1, 1] instead of HU",
     )
     _add_source_and_output(prdit)
     prdit.set_defaults(run=run_prdit)
@@ -70,12 +70,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     weights = add_command(
         systems,
         "weights",
-        "Convert the torch file of a published network to safetensors, for `cardiodit evaluate`; only tensors are "
-        "read.",
+        "Convert the PyTorch file of a published network to safetensors, for `cardiodit evaluate`; only tensors are "
+        "read from it, and no code is run.",
         "cardiodit convert weights resnet_50_23dataset.pth --repo TencentMedicalNet/MedicalNet-Resnet50 \\\n"
         "    --output medicalnet50.safetensors",
     )
-    weights.add_argument("checkpoint", type=Path, help="torch file (.pth, .pt)")
+    weights.add_argument("checkpoint", type=Path, help="PyTorch file (.pth, .pt)")
     _add_repository(weights)
     weights.add_argument("--output", type=Path, required=True, help="new file that ends in .safetensors")
     weights.set_defaults(run=run_weights)
@@ -84,13 +84,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _add_stages(parser: argparse.ArgumentParser) -> None:
     for name, text in [
         ("stage1_ckpt", "checkpoint of the VQ-GAN (.pth)"),
-        ("stage1_cfg", "YAML of the VQ-GAN, compact or expanded"),
+        ("stage1_cfg", "config of the VQ-GAN (YAML), in either of the authors' layouts"),
         ("diff_ckpt", "checkpoint of the transformer (.pth)"),
-        ("diff_cfg", "YAML of the transformer, compact or expanded"),
+        ("diff_cfg", "config of the transformer (YAML), in either of the authors' layouts"),
     ]:
         parser.add_argument(f"--{name}", type=Path, required=True, help=text)
     parser.add_argument(
-        "--scale_factor", type=float, help="1 / standard deviation of the latents; default: as in diff_cfg"
+        "--scale_factor", type=float, help="1 / standard deviation of the latents; default: the value in --diff_cfg"
     )
     _add_source_and_output(parser)
 
@@ -103,14 +103,20 @@ def _add_source_and_output(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=3,
         metavar=("H", "W", "D"),
-        help="voxel size of the training volumes in mm; without it samples have no scanner coordinates",
+        help="voxel size of the training volumes in mm; without it, voxel size and position of samples are unknown",
     )
-    parser.add_argument("--raw_weights", action="store_true", help="use the raw weights instead of the EMA weights")
+    parser.add_argument(
+        "--raw_weights",
+        action="store_true",
+        help="use the plain weights instead of their exponential moving average (EMA)",
+    )
 
 
 def _add_repository(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--repo", metavar="ORG/NAME", help="repository on the Hub that contains the files; default: they are local"
+        "--repo",
+        metavar="ORG/NAME",
+        help="repository on the Hub from which the files are read; default: they are local files",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
 

@@ -16,12 +16,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         "cardiodit demo --output_dir demo-output",
     )
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("demo-output"), help="new or empty folder (%(default)s)"
+        "--output_dir", type=Path, default=Path("demo-output"), help="folder to write to, new or empty (%(default)s)"
     )
     parser.add_argument(
-        "--num_samples", type=int, default=4, help="number of hearts; cycles over the class labels (%(default)s)"
+        "--num_samples", type=int, default=4, help="number of hearts; the class labels are used in turn (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed; each seed gives other hearts (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed; each seed gives different hearts (%(default)s)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -16,9 +16,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "encode",
-        "Encode every image of a manifest with a VQ model, to train a transformer on the latents. Running it again "
-        "resumes an interrupted run and encodes only what changed. `accelerate launch -m cardiodit encode ...` uses "
-        "several GPUs.",
+        "Encode every image of a manifest with a VQ model, to train a transformer on the latents. The same command "
+        "again resumes an interrupted run and encodes only what has changed. `accelerate launch -m cardiodit encode "
+        "...` uses several GPUs.",
         "cardiodit encode --ids cohort/training.csv cohort/validation.csv --vae runs/vqgan --output_dir latents \\\n"
         "    --depth 10 --condition_keys mask",
     )
@@ -28,9 +28,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         required=True,
         nargs="+",
         metavar="CSV",
-        help="manifest of the images; with several manifests, each gets its own folder in the output folder",
+        help="manifest of the images; if there are several, each gets a folder of its own in the output folder",
     )
-    parser.add_argument("--vae", required=True, help="VQ model: a folder, a pipeline, a run, or org/name on the Hub")
+    parser.add_argument(
+        "--vae", required=True, help="VQ model: its folder, a pipeline, a training run, or org/name on the Hub"
+    )
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder for the latents; may contain those of an earlier run"
     )
@@ -39,16 +41,24 @@ def add(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=(),
         metavar="COLUMN",
-        help="columns of the manifest with masks, which are preprocessed like the images and stored with the latents, "
-        "to train an adapter; cine masks must label every frame, and the column mask_order is used to relabel hearts "
-        "in ACDC's order",
+        help="manifest columns with masks, for training an adapter. Masks are preprocessed like the images and stored "
+        "with the latents. Cine masks must label every frame; heart labels in another order than ACDC's are relabelled "
+        "if the column mask_order states it",
     )
-    parser.add_argument("--depth", type=int, help="slices to crop or pad to; default: as in the preprocessing")
-    parser.add_argument("--preset", choices=PRESETS, help="preprocessing; default: that of the VQ model")
-    parser.add_argument("--batch_size", type=int, default=1, help="slices encoded together, for speed (%(default)s)")
+    parser.add_argument(
+        "--depth", type=int, help="number of slices to crop or pad to; default: as in the preprocessing"
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="preprocessing of the images; default: that of the VQ model")
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help="number of slices to encode at once, for speed (%(default)s)"
+    )
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: one GPU per process if available")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the VQ model (%(default)s)")
+    parser.add_argument(
+        "--device", help="device, such as cpu, cuda, cuda:1 or mps; default: one GPU per process if available"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="precision in which the VQ model runs (%(default)s)"
+    )
     parser.set_defaults(run=run)
 
 

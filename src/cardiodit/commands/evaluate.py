@@ -19,8 +19,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         commands,
         "evaluate",
         "Compare generated volumes with real ones: distances between distributions, coverage, diversity, heart "
-        "function, plausibility and consistency. Each number comes with a confidence interval and with the value that "
-        "real volumes reach among themselves. Writes report.html, report.json, table.md and model-index.yaml.",
+        "function, plausibility and consistency. Each number comes with a confidence interval and, for comparison, the "
+        "value that real volumes reach among themselves. Writes report.html, report.json, table.md and "
+        "model-index.yaml.",
         "cardiodit evaluate --real acdc/test.csv --synthetic samples --output_dir evaluation --segmenter cinema",
     )
     parser.epilog = f"{parser.epilog}\n\n{EXIT_CODES}"
@@ -47,23 +48,26 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     _add_preparation(parser.add_argument_group("preprocessing of the real volumes", "if the samples do not record it"))
     _add_measurement(parser.add_argument_group("measurement"))
-    parser.add_argument("--max_volumes", type=int, metavar="N", help="random subset of N volumes per set")
+    parser.add_argument("--max_volumes", type=int, metavar="N", help="use only a random subset of N volumes per set")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=1, help="worker processes; does not change the report (%(default)s)"
+        "--processes", type=int, default=1, help="number of worker processes; does not change the report (%(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="where networks run: cpu, cuda, mps (%(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="device for the networks, such as cpu, cuda or mps (%(default)s)"
+    )
     parser.set_defaults(run=run)
 
 
 def _add_preparation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--model", help="pipeline, VQ model or PRDiT that generated the samples: a folder, or org/name on the Hub"
+        "--model",
+        help="model whose preprocessing is used: a pipeline, VQ model or PRDiT, as a folder or org/name on the Hub",
     )
     group.add_argument(
         "--preprocessing", metavar="NAME", help=f"one of {', '.join(PRESETS)}, or a JSON file with its settings"
     )
-    group.add_argument("--depth", type=int, help="slices to crop or pad to; default: as in the preprocessing")
+    group.add_argument("--depth", type=int, help="number of slices to crop or pad to; default: as in the preprocessing")
 
 
 def _add_measurement(group: argparse._ArgumentGroup) -> None:
@@ -71,8 +75,8 @@ def _add_measurement(group: argparse._ArgumentGroup) -> None:
         "--features",
         default="random",
         metavar="NAME",
-        help="feature network: random, medicalnet10, medicalnet50, radimagenet, cinema, or module:callable "
-        "(%(default)s)",
+        help="network that extracts features: random (untrained), medicalnet10, medicalnet50, radimagenet, cinema, or "
+        "your own as module:callable (%(default)s)",
     )
     group.add_argument("--weights", help="weights of the feature network: a file, or org/name:file on the Hub")
     group.add_argument(
@@ -80,14 +84,14 @@ def _add_measurement(group: argparse._ArgumentGroup) -> None:
         type=int,
         nargs=3,
         metavar=("H", "W", "D"),
-        help="size in voxels to which volumes are resized for module:callable",
+        help="size in voxels to which volumes are resized for your own network",
     )
     group.add_argument(
         "--segmenter",
         metavar="NAME",
         help="network that segments both sets, for heart function: phantom-segmenter, cinema, the folder of a "
-        "HeartSegmenter or of a MONAI bundle, org/name, or module:function with an attribute mask_order that names "
-        "its labels. Default: use the masks listed in both manifests",
+        "HeartSegmenter or of a MONAI bundle, org/name on the Hub, or your own as module:function, a function whose "
+        "attribute mask_order names its labels. Default: use the masks listed in both manifests",
     )
     group.add_argument(
         "--real_masks",
@@ -97,10 +101,12 @@ def _add_measurement(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reconstructions",
         metavar="VAE",
-        help="VQ model: also measure what encoding and decoding does to real volumes",
+        help="also measure how this VQ model changes real volumes by encoding and decoding them",
     )
     group.add_argument(
-        "--critic", action="store_true", help="also train critics that tell the sets apart (slow; 16 volumes per set)"
+        "--critic",
+        action="store_true",
+        help="also train networks (critics) to tell both sets apart; slow, and needs at least 16 volumes per set",
     )
     group.add_argument(
         "--metric",

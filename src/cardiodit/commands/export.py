@@ -15,7 +15,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "cardiodit export my-model --output_dir my-model-with-code",
     )
     parser.add_argument("model", type=Path, help="pipeline folder")
-    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to, new or empty")
     parser.set_defaults(run=run)
 
 

@@ -11,37 +11,45 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "phantom",
-        "Write synthetic short-axis cines of beating hearts, or synthetic chest CTs, with label maps, exact volumes "
-        "and a manifest.",
+        "Write synthetic short-axis cines of beating hearts, or synthetic chest CTs, with label maps, the exact "
+        "volumes of their structures in mL and a manifest (CSV).",
         "cardiodit phantom --output_dir phantoms --num 40 --seed 0 --size 64 64 8 16",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
-    parser.add_argument("--kind", choices=("heart", "chest"), default="heart", help="what to write (%(default)s)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to, new or empty")
     parser.add_argument(
-        "--num", type=int, default=40, help="number of phantoms; hearts cycle through the groups (%(default)s)"
+        "--kind", choices=("heart", "chest"), default="heart", help="hearts (cine) or chests (CT) (%(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="random seed; phantom i of a seed is always the same (%(default)s)"
+        "--num", type=int, default=40, help="number of phantoms; the groups of hearts are used in turn (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed; phantom i of a seed is always the same, whatever --num is (%(default)s)",
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs="+",
         metavar="N",
-        help="voxels: H W D T of a heart (64 64 8 16), H W D of a chest (128 128 96)",
+        help="size in voxels: H W D T of hearts (64 64 8 16), H W D of chests (128 128 96)",
     )
     parser.add_argument(
         "--spacing",
         type=float,
         nargs=3,
         metavar=("H", "W", "D"),
-        help="voxel size in mm; by default, the whole heart or chest is shown",
+        help="voxel size in mm; default: so that the whole heart or chest fits into the image",
     )
     parser.add_argument(
-        "--groups", nargs="+", metavar="GROUP", help="groups of hearts; default: normal dilated hypertrophic infarct"
+        "--groups",
+        nargs="+",
+        metavar="GROUP",
+        help="groups of hearts to write; default: normal dilated hypertrophic infarct",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, help="worker processes; does not change the result (%(default)s)"
+        "--workers", type=int, default=1, help="number of worker processes; does not change the result (%(default)s)"
     )
     parser.set_defaults(run=run)
 

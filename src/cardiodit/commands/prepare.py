@@ -11,7 +11,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "prepare",
-        "Find the cine or CT files of a cohort, check each one, split by patient, and write manifests for training.",
+        "Find the cine or CT files of a cohort, check each one, split the patients into training, validation and test "
+        "sets, and write manifests (CSV tables of the files) for training.",
         "cardiodit prepare acdc /data/ACDC --output_dir acdc --seed 0\n"
         "  cardiodit prepare lidc /data/LIDC-IDRI --output_dir lidc --exclude_problems --workers 4\n"
         "  cardiodit prepare radchest /data/RAD-ChestCT --output_dir radchest --own_split",
@@ -24,40 +25,49 @@ def add(commands: argparse._SubParsersAction) -> None:
         return format_help()
 
     parser.format_help = format_help_with_cohorts  # type: ignore[method-assign]
-    parser.add_argument("layout", help="how the files are laid out; see below")
-    parser.add_argument("source", type=Path, help="the cohort's folder; it is only read")
-    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
-    parser.add_argument("--table", type=Path, help="CSV of the cohort; see below for its columns")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the split (%(default)s)")
+    parser.add_argument("layout", help="name of the cohort or of its folder structure; see below")
+    parser.add_argument("source", type=Path, help="the cohort's folder; nothing in it is changed")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to, new or empty")
+    parser.add_argument(
+        "--table", type=Path, help="CSV file about the cohort's subjects or images; see below for its columns"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the split into sets (%(default)s)")
     parser.add_argument(
         "--fractions",
         type=float,
         nargs=3,
         metavar=("TRAIN", "VAL", "TEST"),
         default=(0.8, 0.1, 0.1),
-        help="shares of the patients in each split (0.8 0.1 0.1)",
+        help="fractions of the patients for training, validation and test (0.8 0.1 0.1)",
     )
-    parser.add_argument("--own_split", action="store_true", help="use the cohort's own split instead")
     parser.add_argument(
-        "--exclude_problems", action="store_true", help="leave out files with problems; by default, any problem stops"
+        "--own_split", action="store_true", help="use the split that comes with the cohort instead of a random one"
     )
-    parser.add_argument("--time_unit", choices=TIME_UNITS, help="unit of the frame times, if the headers are wrong")
     parser.add_argument(
-        "--frame_time", type=float, metavar="S", help="seconds between frames, if the headers do not store it"
+        "--exclude_problems",
+        action="store_true",
+        help="leave out files with problems; without it, any problem is an error and nothing is written",
+    )
+    parser.add_argument(
+        "--time_unit", choices=TIME_UNITS, help="unit of the time between frames, if the headers state a wrong one"
+    )
+    parser.add_argument(
+        "--frame_time", type=float, metavar="S", help="time between frames in seconds, if the headers do not contain it"
     )
     parser.add_argument(
         "--spacing",
         type=float,
         nargs=3,
         metavar=("H", "W", "D"),
-        help="mm between columns, rows and slices of npz files (0.8 0.8 0.8, as RAD-ChestCT was released)",
+        help="voxel size of npz files in mm along columns, rows and slices (0.8 0.8 0.8, as RAD-ChestCT was released)",
     )
     parser.add_argument(
         "--preset",
-        help="CT: report what this preset's field of view will crop and pad; see below (default: the cohort's own)",
+        help="CT: report how much of each scan this preset's field of view will crop or pad; presets are listed below "
+        "(default: the cohort's own)",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, help="worker processes; does not change the result (%(default)s)"
+        "--workers", type=int, default=1, help="number of worker processes; does not change the result (%(default)s)"
     )
     parser.set_defaults(run=run)
 
@@ -67,7 +77,7 @@ def _describe_cohorts() -> str:
     from cardiodit.imaging.cohorts import COHORTS, FIELDS_OF_VIEW
 
     lines = []
-    for kind, title in (("cine", "layouts of cine:"), ("ct", "layouts of CT:")):
+    for kind, title in (("cine", "layouts for cine:"), ("ct", "layouts for CT:")):
         lines.append(title)
         for cohort in COHORTS.values():
             if cohort.kind == kind:
@@ -79,7 +89,7 @@ def _describe_cohorts() -> str:
             tables.setdefault(cohort.table, []).append(cohort.name)
     for table, names in tables.items():
         lines += wrap(f"{', '.join(names)}: {table}", width=100, initial_indent="  ", subsequent_indent="    ")
-    lines += ["presets of CT:", "  " + " ".join(FIELDS_OF_VIEW)]
+    lines += ["presets for CT:", "  " + " ".join(FIELDS_OF_VIEW)]
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "folder", type=Path, metavar="FOLDER", help="pipeline folder; without --facts, its card is published as it is"
     )
     parser.add_argument("repository", metavar="ORG/NAME", help="destination repository, created if missing")
-    parser.add_argument("--public", action="store_true", help="let everyone see the model; default: private")
+    parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
     add_sources(parser)
     parser.add_argument("--message", default="Published with cardiodit", help="commit message (%(default)s)")
     parser.add_argument("--dry_run", action="store_true", help="only check the folder; needs no network")

@@ -21,23 +21,29 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "reconstruct",
-        "Encode and decode volumes with a VQ model and report the reconstruction error with numbers and pictures: "
-        "what is lost here cannot be generated.",
-        "cardiodit reconstruct --ids acdc/val.csv --vae runs/vqgan/best --output_dir reconstructions --num 20",
+        "Encode and decode volumes with a VQ model and report the reconstruction error in numbers and pictures: "
+        "detail that is lost here is missing from generated volumes, too.",
+        "cardiodit reconstruct --ids acdc/validation.csv --vae runs/vqgan --output_dir reconstructions --num 20",
     )
     parser.add_argument("--ids", type=Path, required=True, help="manifest (CSV) of the volumes")
-    parser.add_argument("--vae", required=True, help="VQ model: a folder, a pipeline, a run, or org/name on the Hub")
-    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty folder")
-    parser.add_argument("--num", type=int, help="number of volumes, from the start of the manifest; default: all")
-    parser.add_argument("--depth", type=int, help="slices to crop or pad to; default: as in the model's training")
+    parser.add_argument(
+        "--vae", required=True, help="VQ model: its folder, a pipeline, a training run, or org/name on the Hub"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to, new or empty")
+    parser.add_argument("--num", type=int, help="use only the first NUM volumes of the manifest; default: all")
+    parser.add_argument(
+        "--depth", type=int, help="number of slices to crop or pad to; default: as in the model's training"
+    )
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="preprocessing, for models whose config lacks it (converted ones)",
+        help="preprocessing of the volumes, for models whose config does not contain it, such as converted ones",
     )
-    parser.add_argument("--batch_size", type=int, default=4, help="slices processed together, for speed (%(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=4, help="number of slices to process at once, for speed (%(default)s)"
+    )
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if available")
+    parser.add_argument("--device", help="device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one")
     parser.set_defaults(run=run)
 
 

@@ -34,21 +34,25 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--output_dir",
         type=Path,
         required=True,
-        help="folder for the samples; samples that are already there, made with the same settings, are skipped",
+        help="folder for the samples; those already there are kept if they were made with the same settings, and only "
+        "missing ones are generated",
     )
-    parser.add_argument("--num_samples", type=int, help="number of volumes (1; with --masks, the number of its rows)")
+    parser.add_argument("--num_samples", type=int, help="number of volumes (1; with --masks, the number of rows)")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="volumes per batch; does not change the result (%(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed; sample i of a seed is always the same (%(default)s)"
     )
-    parser.add_argument("--first_sample", type=int, default=0, help="index of the first sample (%(default)s)")
-    parser.add_argument("--num_inference_steps", type=int, help="denoising steps (25; PRDiT: 100)")
+    parser.add_argument(
+        "--first_sample", type=int, default=0, help="number i of the first sample, to continue a set (%(default)s)"
+    )
+    parser.add_argument("--num_inference_steps", type=int, help="number of denoising steps (25; PRDiT: 100)")
     parser.add_argument(
         "--solver",
         choices=(*SOLVERS, *PRDIT_SOLVERS),
-        help="sampler; default: the one saved with the model; hot and euler are for PRDiT",
+        help="sampling method; hot and euler are for PRDiT, the others for latent models. Default: the one saved with "
+        "the model",
     )
     parser.add_argument(
         "--guidance_scale", type=float, default=1.0, help="classifier-free guidance scale; 1 disables it (%(default)s)"
@@ -57,23 +61,31 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--class_label",
         nargs="+",
         metavar="LABEL",
-        help="names or numbers of class labels; multiple labels are cycled over the samples",
+        help="name or number of the class label; several are used in turn",
     )
-    for axis, unit in [("depth", "slices"), ("height", "voxels"), ("width", "voxels"), ("frames", "frames")]:
-        parser.add_argument(f"--{axis}", type=int, help=f"size in {unit}; default: as trained")
-    steering = parser.add_argument_group("mask control", "for models with an adapter")
+    for axis, size in [
+        ("depth", "number of slices"),
+        ("height", "height in voxels"),
+        ("width", "width in voxels"),
+        ("frames", "number of frames"),
+    ]:
+        parser.add_argument(f"--{axis}", type=int, help=f"{size}; default: as in training")
+    steering = parser.add_argument_group("control by masks", "for pipelines with an adapter")
     steering.add_argument(
         "--masks",
         type=Path,
         metavar="CSV",
         help="table with one row per volume and one column per mask that the adapter expects, holding paths of NIfTI "
-        "label maps. Optional columns: `image`, a reference that provides the geometry; ed_frame, slices, mask_order "
-        "and frame_time, as in manifests. All rows are checked before sampling starts. Masks are oriented, cropped and "
-        "resampled like the training volumes; each generated volume covers the region of its mask at the model's "
-        "spacing",
+        "label maps. Optional columns: `image`, an image on the same voxel grid, whose geometry is used if the headers "
+        "of the masks lack it; ed_frame, slices, mask_order and frame_time, as in manifests. All rows are checked "
+        "before sampling starts. Masks are oriented, cropped and resampled like the training volumes; each generated "
+        "volume covers the region of its mask at the model's spacing",
     )
     steering.add_argument(
-        "--conditioning_scale", type=float, default=1.0, help="strength of the adapter; 0 disables it (%(default)s)"
+        "--conditioning_scale",
+        type=float,
+        default=1.0,
+        help="strength of the masks' influence; 0 ignores them (%(default)s)",
     )
     steering.add_argument(
         "--condition_guidance_scale",
@@ -87,22 +99,29 @@ def add(commands: argparse._SubParsersAction) -> None:
         nargs=2,
         default=(0.0, 1.0),
         metavar=("START", "END"),
-        help="part of the sampling steps in which the masks are used, as fractions (0 1)",
+        help="use the masks only in this part of the denoising steps; 0 is the start, 1 the end (0 1)",
     )
     parser.add_argument(
-        "--eta", type=float, default=0.0, help="noise added by DDIM: 0 is deterministic, 1 like DDPM (%(default)s)"
+        "--eta",
+        type=float,
+        default=0.0,
+        help="noise that the solver ddim adds in each step: 0 for none, 1 for as much as DDPM (%(default)s)",
     )
-    parser.add_argument("--decode_batch_size", type=int, default=1, help="slices decoded per batch (%(default)s)")
+    parser.add_argument(
+        "--decode_batch_size", type=int, default=1, help="number of slices to decode at once (%(default)s)"
+    )
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (%(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="precision in which the model runs (%(default)s)"
+    )
+    parser.add_argument("--device", help="device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one")
     parser.add_argument(
         "--checkpoints",
         type=int,
         nargs=3,
         metavar=("FIRST", "LAST", "STEP"),
-        help="MODEL is a training run: sample from each of these checkpoints into its own folder, and write a contact "
-        "sheet and a GIF that compare them",
+        help="compare checkpoints of a training run, whose folder is given as `model`: sample from checkpoint FIRST, "
+        "FIRST + STEP and so on up to LAST, each into a folder of its own, and write a contact sheet and a GIF",
     )
     parser.add_argument(
         "--vae", metavar="MODEL", help="with --checkpoints: the VQ model, if the run has no pipeline yet"
@@ -110,10 +129,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="with --checkpoints of an adapter: the pipeline that it controls, if the run has no pipeline yet",
+        help="with --checkpoints of an adapter: the pipeline that it steers, if the run has no pipeline yet",
     )
     parser.add_argument(
-        "--estimate", action="store_true", help="only estimate the memory and time needed on this machine"
+        "--estimate",
+        action="store_true",
+        help="only estimate the memory and time that sampling would take on this machine",
     )
     parser.set_defaults(run=run)
 

@@ -11,13 +11,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "scale-factor",
-        "Measure 1 / standard deviation of the training latents and write it into the VQ model's config, from which "
-        "training and sampling read it.",
+        "Compute the scaling factor of the training latents (1 / their standard deviation) and write it into the VQ "
+        "model's config, from which training and sampling read it.",
         "cardiodit scale-factor --latents latents/training/manifest.csv --vae runs/vqgan",
     )
-    parser.add_argument("--latents", type=Path, required=True, help="manifest written by `cardiodit encode`")
-    parser.add_argument("--vae", required=True, help="VQ model: a folder, a pipeline or a run")
-    parser.add_argument("--limit", type=int, metavar="N", help="read only N evenly spread files; default: all")
+    parser.add_argument("--latents", type=Path, required=True, help="manifest.csv written by `cardiodit encode`")
+    parser.add_argument("--vae", required=True, help="VQ model: its folder, a pipeline or a training run")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="use only N files, evenly spread over the manifest; default: all"
+    )
     parser.set_defaults(run=run)
 
 

@@ -20,8 +20,8 @@ AXES = ("height", "width", "depth", "frames")
 DTYPES = ("float32", "bfloat16", "float16")
 TILING = ("auto", "on", "off")
 TILING_HELP = (
-    "encode and decode in overlapping tiles, which needs much less memory; auto: only for volumes that would need more "
-    "than 4 GiB (%(default)s)"
+    "run the VQ model on overlapping tiles, which needs much less memory; auto does so only for volumes that would "
+    "need more than 4 GiB otherwise (%(default)s)"
 )
 
 
@@ -30,7 +30,7 @@ def add_command(commands: argparse._SubParsersAction, name: str, summary: str, e
     return commands.add_parser(
         name,
         help=summary.partition(". ")[0].rstrip("."),
-        description=textwrap.fill(summary, 79),
+        description=textwrap.fill(summary, 79, break_on_hyphens=False),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -30,8 +30,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="label maps (1 right ventricle, 2 myocardium, 3 left ventricle), one per FILE in the same order; - for a "
-        "FILE without a mask. A mask with a single frame is shown in every frame",
+        help="label maps (1 right ventricle, 2 myocardium, 3 left ventricle), one per FILE in the same order, with - "
+        "for a FILE that has none. A mask with a single frame is shown in every frame",
     )
     parser.add_argument(
         "--window",
@@ -39,7 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="intensities shown as black and white, e.g. -160 240 for CT; values outside are clipped. Default: the "
-        "0.1 and 99.9 percentiles of each volume",
+        "0.1st and 99.9th percentiles of each volume",
     )
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--output", type=Path, metavar="FILE.html", help="page to write; an existing one is replaced")

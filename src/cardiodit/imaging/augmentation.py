@@ -16,11 +16,14 @@ class Augmentation:
     The default rotation and flip are those CardioDiT was published with, except that its rotation mixed W with time.
 
     Args:
-        rotation_degrees: largest angle to either side.
-        rotation_probability, flip_probability: probability per volume; H and W flip independently.
-        flip_axes: 0 for H, 1 for W. A flipped heart lies on the wrong side of the chest: omit flips if that matters.
-        intensity_probability: probability of a change of contrast and brightness.
-        contrast, brightness: largest relative change of values in [-1, 1], and largest value added to them.
+        rotation_degrees: largest rotation within the plane, in degrees in either direction.
+        rotation_probability: probability of rotating a training sample.
+        flip_probability: probability of flipping a training sample along each of `flip_axes`, independently.
+        flip_axes: axes that may be flipped, 0 for H and 1 for W. A flipped heart lies on the wrong side of the chest;
+            give [] if that matters.
+        intensity_probability: probability of changing contrast and brightness of a training sample.
+        contrast: largest relative change of contrast; intensities in [-1, 1] are multiplied by 1 ± this value.
+        brightness: largest value that is added to or subtracted from all intensities in [-1, 1].
     """
 
     rotation_degrees: float = 5.0

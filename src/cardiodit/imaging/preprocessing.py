@@ -37,18 +37,19 @@ class Preprocessing:
     """Settings that turn a volume on disk into what a model is trained on; None keeps a property of the file.
 
     Args:
-        spacing: voxel size in mm along H, W, D to resample to.
-        size: number of voxels along H, W, D to crop or pad to, around the centre.
-        frames: number of frames per beat; 1 for 3D volumes.
-        cycle: "resample" one beat periodically to `frames`, or "repeat" and cut it, as CardioDiT was published.
-        intensity: grey values that become -1 and 1.
-        fit: "crop" (or pad) to `size`, or "resize" the whole field of view to it.
-        orient: turn volumes to our axis order first (see `orientation`).
-        limits_of: voxels that percentiles are computed from: those of the whole "file", or those in the field of
-            "view", which is the grid of `spacing` and `size` without padding.
-        pool: edge length of the cubes that are averaged last: `size / pool` voxels of `spacing * pool` mm remain. This
-            differs from a larger spacing, which weights the voxels around a new one by a triangle twice as wide as
-            this box, before intensities are clipped.
+        spacing: voxel size in mm along H, W, D to resample to; None (null in YAML) keeps the file's.
+        size: number of voxels along H, W, D to crop or pad to, around the centre; None (null in YAML) keeps the file's.
+        frames: number of frames per heartbeat; 1 for 3D volumes.
+        cycle: how a beat gets this number of frames: "resample" interpolates it periodically, "repeat" repeats it and
+            cuts it off, as CardioDiT was published.
+        intensity: intensities that become -1 and 1.
+        fit: how volumes get their `size`: "crop" (or pad), or "resize" the whole field of view.
+        orient: first reorder and flip the axes so that all volumes have the same orientation; slices of cines then run
+            from base to apex, and frames from end-diastole if it is known.
+        limits_of: voxels from which percentiles, minimum and maximum are computed: those of the whole "file", or those
+            in the field of "view", which is given by `spacing` and `size`, without padding.
+        pool: average cubes of this edge length at the end, so that `size / pool` voxels of `spacing * pool` mm remain.
+            A larger `spacing` instead would interpolate over a wider neighbourhood, before intensities are clipped.
     """
 
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)

@@ -48,11 +48,12 @@ class TGCAAdapterModel(StrictModelMixin):
         condition_channels: number of mask channels, see `Conditions`.
         condition_keys: names of the masks, which are columns of a manifest.
         condition_labels: labels of each mask that become channels of their own; None if each mask is one channel.
-        inject_layers: blocks that are steered: None for all, a number for the last blocks, or a list of block numbers.
-        channels: width of each level of the mask embedding; every level but the first has a stride.
-        strides: strides of these levels along the last three axes.
-        normalise_control: normalise the control before each block, as in the released code, which cancels the effect of
-            gate and scale; only for the authors' checkpoints.
+        inject_layers: transformer blocks to steer: a number n for the last n, or a list of block numbers. Default: all.
+        channels: number of channels of each level of the network that embeds the masks.
+        strides: stride of every level but the first along the last three axes; in training, strides that fit the base
+            are chosen by default.
+        normalise_control: apply layer normalisation to the adapter's output before each block, as the released code
+            does, although that cancels the effect of gate and scale; only for the authors' checkpoints.
         fingerprint: fingerprint of the base that the adapter was trained with, see `fingerprint_of`.
         other_labels: treatment of labels that are not listed: "refuse" raises an error, "background" sets them to 0.
     """

@@ -55,25 +55,26 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     """Convolutional autoencoder over three axes with an EMA codebook, shared by the 3D and the 4D model.
 
     Args:
-        in_channels: channels of the input image.
-        out_channels: channels of the reconstruction.
-        channels: width of each level; each level halves the image unless `downsample_parameters` says otherwise.
-        num_res_channels: width of the residual units of each level.
-        num_res_layers: residual units per level.
-        downsample_parameters: stride, kernel, dilation and padding of the downsampling convolutions, once for all
-            levels or for each level; each is one number, or one for each axis.
-        upsample_parameters: stride, kernel, dilation, padding and output padding of the upsampling convolutions, in
-            the decoder's order.
-        num_embeddings: codes in the codebook.
-        embedding_dim: latent channels, which is the length of a code.
-        commitment_cost: weight of the commitment loss, which pulls the encoder towards its codes.
-        decay: decay of the codebook's moving averages.
-        epsilon: Laplace smoothing of the codebook's counts.
+        in_channels: number of channels of the input image.
+        out_channels: number of channels of the reconstruction.
+        channels: number of channels of each level; each level halves the image unless `downsample_parameters` says
+            otherwise.
+        num_res_channels: number of channels of the residual units of each level.
+        num_res_layers: number of residual units per level.
+        downsample_parameters: stride, kernel size, dilation and padding of the downsampling convolutions: one list for
+            all levels, or one list for each level; each entry is one number, or one number for each axis.
+        upsample_parameters: stride, kernel size, dilation, padding and output padding of the upsampling convolutions,
+            in the same form; lists for each level are ordered from the latents to the image.
+        num_embeddings: number of codes in the codebook.
+        embedding_dim: number of latent channels, which is the length of a code.
+        commitment_cost: weight of the commitment loss, which pulls the encoder's output towards the codes.
+        decay: decay of the moving averages from which the codes are updated.
+        epsilon: Laplace smoothing of the number of times that each code is used.
         dropout: dropout probability in the residual units.
-        codebook_warm_counts: start the codebook's counts at one; false as published, where they start at zero.
-        codebook_data_init: initialise the codes from the first training batch; false as published.
-        codebook_restart: move unused codes to vectors of the current batch; false as published.
-        codebook_sync: share codebook statistics between processes; false as published.
+        codebook_warm_counts: start the codes' usage counts at one; false starts them at zero, as published.
+        codebook_data_init: take the initial codes from the first training batch; false uses random codes, as published.
+        codebook_restart: move rarely used codes to encoder outputs of the current batch; false as published.
+        codebook_sync: share codebook statistics between processes (GPUs); false as published.
         scaling_factor: 1 / standard deviation of the latents; the transformer sees latents multiplied by it.
         spacing: voxel size of the training volumes in mm along H, W, D; None if unknown.
         frame_time: seconds between frames; None if unknown or for static volumes.

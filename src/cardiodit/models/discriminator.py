@@ -16,17 +16,17 @@ class PatchDiscriminator(StrictModelMixin):
 
     Args:
         spatial_dims: number of axes of the image.
-        num_channels: width of the first layer; it doubles with every further layer.
-        in_channels: channels of the image.
-        out_channels: channels of the output.
-        num_layers_d: layers between the first and the last; all but the last of them halve the image.
+        num_channels: number of channels of the first layer; it doubles with every further layer.
+        in_channels: number of channels of the image.
+        out_channels: number of channels of the output.
+        num_layers_d: number of layers between the first and the last; all of them except the last halve the image.
         kernel_size: kernel size of the convolutions.
-        norm: normalisation layer, by its name in MONAI, or name and settings.
+        norm: normalisation layer: its name in MONAI, or [name, {settings}].
         bias: whether the convolutions have a bias.
         padding: padding of the convolutions.
-        activation: activation, by its name in MONAI, or name and settings.
+        activation: activation function: its name in MONAI, or [name, {settings}].
         dropout: dropout probability in the layers.
-        last_conv_kernel_size: kernel size of the last convolution, if it differs.
+        last_conv_kernel_size: kernel size of the last convolution; default: `kernel_size`.
     """
 
     @register_to_config

@@ -19,7 +19,7 @@ class HeartSegmenter(StrictModelMixin):
     """Label every voxel of a frame: background 0, right ventricle 1, myocardium 2, left ventricle 3.
 
     Args:
-        channels: width of each level; the resolution along H and W is halved at the second and at the third level.
+        channels: number of channels of each level; the second and third levels halve the resolution along H and W.
         num_labels: number of labels, including the background.
         preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`.
         spacing: voxel size of the training volumes in mm along H, W, D; None if they differed.

@@ -175,19 +175,21 @@ class DiTTransformerModel(TransformerMixin):
     """Base class for any number of axes; use `DiT3DTransformerModel` or `DiT4DTransformerModel`.
 
     Args:
-        sample_size: size of the training latents along `axis_names`; other sizes may be used at any call. Default:
-            the published size.
+        sample_size: size of the training latents along depth, height, width and frames, or height, width and depth in
+            3D (`axis_names`); other sizes may be used at any call. Default: the published size; in training,
+            that of the latents.
         patch_size: size of a patch along the same axes. Default: the published size.
-        in_channels: latent channels.
+        in_channels: number of latent channels; in training, that of the latents by default.
         num_layers: number of transformer blocks.
-        num_attention_heads: attention heads; the hidden width is `num_attention_heads * attention_head_dim`.
-        attention_head_dim: width of an attention head.
-        mlp_ratio: width of the MLP relative to the hidden width.
+        num_attention_heads: number of attention heads; the hidden size is `num_attention_heads * attention_head_dim`.
+        attention_head_dim: size of an attention head.
+        mlp_ratio: size of the MLP's hidden layer relative to the hidden size.
         num_classes: number of class labels, 0 for none.
-        class_dropout_prob: share of class labels dropped in training, for guidance; above 0 the model has a null label.
+        class_dropout_prob: probability of dropping a class label in training, for classifier-free guidance; above 0,
+            the model has a null label.
         class_names: names of the class labels, which may be used instead of numbers.
-        learn_sigma: also predict log σ, as a second half of the output channels.
-        dropout: dropout probability in attention and MLP.
+        learn_sigma: also predict the log variance, in a second half of the output channels.
+        dropout: dropout probability in attention layers and MLPs.
         prediction_type: training target of the model: "v_prediction", "epsilon" or "sample".
     """
 

@@ -142,13 +142,14 @@ class PRDiTTransformerModel(TransformerMixin):
     Args:
         sample_size: size of the training volumes in voxels along height, width and depth; other sizes may be used at
             any call.
-        patch_size: voxels along each side of a patch, of which the central 8 are predicted; an even number, 8 for
-            patches without overlap.
+        patch_size: edge length of a patch in voxels, of which the central 8 are predicted; an even number. Patches
+            overlap if it is larger than 8.
         in_channels: channels of the volume.
-        num_layers: transformer blocks of the refiner, 0 for the local denoiser alone.
-        num_attention_heads: attention heads of the refiner; its width is `num_attention_heads * attention_head_dim`.
-        attention_head_dim: width of an attention head.
-        mlp_ratio: width of the refiner's MLPs relative to its own width.
+        num_layers: number of transformer blocks of the refiner; 0 for the local denoiser alone (stage 1).
+        num_attention_heads: number of attention heads of the refiner, whose hidden size is `num_attention_heads *
+            attention_head_dim`.
+        attention_head_dim: size of an attention head.
+        mlp_ratio: size of the hidden layer of the refiner's MLPs relative to its hidden size.
         spacing: voxel size of the training volumes in mm along height, width and depth; None if unknown.
         preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`; None if unknown.
         prediction_type: training target of the model; only "noise_and_image" is supported.

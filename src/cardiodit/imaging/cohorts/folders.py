@@ -17,8 +17,8 @@ from cardiodit.imaging.masks import MNMS_ORDER
 
 UKBB_ORDER = MNMS_ORDER
 TABLE = (
-    "a column subject, and any of label, vendor, centre, mask_order, ed_frame and es_frame (counted from 0); other "
-    "columns are copied to the manifest"
+    "the column subject, and optionally label, vendor, centre, mask_order, ed_frame and es_frame (frames are counted "
+    "from 0); other columns are copied to the manifest"
 )
 
 
@@ -40,7 +40,10 @@ def find_ukbb(source: Path, table: Path | None = None) -> Search:
 
 
 @register_cohort(
-    "folder", "cine", title="any NIfTI files at any depth, one folder or one file name per subject", table=TABLE
+    "folder",
+    "cine",
+    title="NIfTI files in folders of any depth; a folder or a file name stands for a subject",
+    table=TABLE,
 )
 def find_folder(source: Path, table: Path | None = None) -> Search:
     """List every NIfTI file at any depth that is not a mask.
@@ -56,7 +59,9 @@ def find_folder(source: Path, table: Path | None = None) -> Search:
     return search
 
 
-@register_cohort("dicom", "cine", title="one folder of DICOM files per subject; written as NIfTI files", table=TABLE)
+@register_cohort(
+    "dicom", "cine", title="one folder of DICOM files per subject; they are converted to NIfTI", table=TABLE
+)
 def find_dicom(source: Path, table: Path | None = None) -> Search:
     """List the folders in `source`, each with one subject's DICOM files at any depth."""
     search = Search([CohortFile(folder, folder.name) for folder in subfolders(source)])

@@ -21,7 +21,7 @@ PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
     "lidc",
     "ct",
     title="LIDC-IDRI, or any chest CT: one folder of DICOM files per patient, or NIfTI files",
-    table="a column subject, and label; other columns are copied to the manifest",
+    table="the column subject, and optionally label; other columns are copied to the manifest",
     preset="prdit-lidc",
 )
 def find_lidc(source: Path, table: Path | None = None) -> Search:

@@ -20,7 +20,8 @@ RELEASED = re.compile(r"(trn|val|tst)\d+")
     "radchest",
     "ct",
     title="RAD-ChestCT: npz archives as published, or NIfTI files",
-    table=f"{METADATA}, or your own with the columns image and subject, and label; other columns are copied",
+    table=f"{METADATA}, or your own table with the columns image and subject, and "
+    "optionally label; other columns are copied to the manifest",
     preset="prdit-radchest",
     npz_spacing=(0.8, 0.8, 0.8),
 )
