@@ -16,7 +16,7 @@ import pytest
 from cardiodit import __version__
 from cardiodit._util.memory import TILING
 from cardiodit.cli import build_parser, main
-from cardiodit.commands import subcommand
+from cardiodit.commands import sample, subcommand
 from cardiodit.imaging.nifti import TIME_UNITS
 from cardiodit.imaging.phantom import GROUPS
 from cardiodit.imaging.preprocessing import PRESETS
@@ -118,8 +118,8 @@ def test_choices_in_the_help_are_those_of_the_package() -> None:
     assert tuple(PRESETS) == subcommand.PRESETS
     assert tuple(TIME_UNITS) == subcommand.TIME_UNITS
     assert tuple(GROUPS) == subcommand.PHANTOM_GROUPS
-    assert tuple(SOLVERS) == subcommand.SOLVERS
-    assert tuple(NOISE_AND_IMAGE_SOLVERS) == subcommand.PRDIT_SOLVERS
+    assert tuple(SOLVERS) == sample.SOLVERS
+    assert tuple(NOISE_AND_IMAGE_SOLVERS) == sample.PRDIT_SOLVERS
     assert tuple(AXES) == subcommand.AXES
     assert tuple(TILING) == subcommand.TILING
 

@@ -10,14 +10,15 @@ from typing import Any
 from cardiodit.commands.subcommand import (
     AXES,
     DTYPES,
-    PRDIT_SOLVERS,
-    SOLVERS,
     TILING,
     TILING_HELP,
     add_command,
     join_processes,
 )
 from cardiodit.errors import CardioDiTError
+
+SOLVERS = ("ddpm", "ddim", "dpm++", "unipc")  # of `cardiodit.schedulers`, which would import torch for `--help`
+PRDIT_SOLVERS = ("hot", "euler")
 
 
 def add(commands: argparse._SubParsersAction) -> None:

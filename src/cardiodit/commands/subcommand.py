@@ -14,8 +14,6 @@ PRESETS = (
 )
 TIME_UNITS = ("sec", "msec", "usec")
 PHANTOM_GROUPS = ("normal", "dilated", "hypertrophic", "infarct")
-SOLVERS = ("ddpm", "ddim", "dpm++", "unipc")
-PRDIT_SOLVERS = ("hot", "euler")
 AXES = ("height", "width", "depth", "frames")
 DTYPES = ("float32", "bfloat16", "float16")
 TILING = ("auto", "on", "off")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cohorts.kinds import FIELDS_OF_VIEW, describe_preset, field_of_view, find_preset
+from cardiodit.imaging.cohorts.file_checks import FIELDS_OF_VIEW, describe_preset, field_of_view, find_preset
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.imaging.volume import Volume

@@ -4,7 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, register_cohort
-from cardiodit.imaging.cohorts.kinds import FIELDS_OF_VIEW, Preparation
+from cardiodit.imaging.cohorts.file_checks import FIELDS_OF_VIEW, Preparation
 from cardiodit.imaging.cohorts.prepare import Prepared, prepare_cohort, prepare_with_summary
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, find_cohort
-from cardiodit.imaging.cohorts.kinds import KINDS, CheckedFile, Preparation, check_file, find_preset
+from cardiodit.imaging.cohorts.file_checks import KINDS, CheckedFile, Preparation, check_file, find_preset
 from cardiodit.imaging.cohorts.report import summarize_views, write_report
 from cardiodit.imaging.cohorts.split import SPLITS, own_splits, split_subjects
 from cardiodit.imaging.manifest import write_manifest

@@ -8,7 +8,7 @@ import numpy as np
 
 from cardiodit import __version__
 from cardiodit.imaging.cohorts.cohort import Cohort, Search
-from cardiodit.imaging.cohorts.kinds import CheckedFile, Kind, Preparation, describe_preset
+from cardiodit.imaging.cohorts.file_checks import CheckedFile, Kind, Preparation, describe_preset
 from cardiodit.imaging.cohorts.split import SPLITS
 from cardiodit.imaging.orientation import ASSUMED
 
