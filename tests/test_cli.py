@@ -184,7 +184,7 @@ def test_a_conversion_that_cannot_work_says_why_and_leaves_nothing(
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, capsys) -> None:
     (tmp_path / "thesis.docx").touch()
     assert main(convert_arguments(tmp_path, "--scale_factor", "1")) == 1
-    assert "holds thesis.docx" in capsys.readouterr().err
+    assert "contains thesis.docx" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
 
 

@@ -50,7 +50,7 @@ def test_a_folder_each_and_a_sheet_across(run_folder: Path, tmp_path: Path, caps
     arguments = ["sample", str(run_folder), "--checkpoints", "10", "30", "10", "--output_dir", str(output)]
     assert main([*arguments, "--num_inference_steps", "2", "--num_samples", "2"]) == 0
     shown = capsys.readouterr()
-    assert "checkpoint-20 is not there; it is left out." in shown.err
+    assert "checkpoint-20 does not exist and is skipped." in shown.err
     for number in (10, 30):
         names = sorted(path.name for path in (output / f"checkpoint-{number}").glob("*.nii.gz"))
         assert names == ["seed0-00000.nii.gz", "seed0-00001.nii.gz"]

@@ -203,7 +203,7 @@ def test_masks_of_another_size_than_the_trained_one_go_on_too(
     assert sample(model, path, output) == 0
     assert records_of(output)[0]["latent_size"] == [2, 6, 4, 1]
     assert sample(model, path, output) == 0
-    assert "All samples that were asked for are in" in capsys.readouterr().out
+    assert "All requested samples are already in" in capsys.readouterr().out
     assert sample(model, path, tmp_path / "other", "--height", "32") == 1
     assert "--height: volumes have the size of their masks" in capsys.readouterr().err
 

@@ -104,7 +104,7 @@ def test_processes_share_and_the_result_is_the_same(
     for name in one:
         np.testing.assert_allclose(one[name], two[name], atol=1e-3)
     assert main([*arguments, "--output_dir", str(tmp_path / "one")]) == 0
-    assert "All samples that were asked for are in" in capsys.readouterr().out
+    assert "All requested samples are already in" in capsys.readouterr().out
 
 
 def test_a_process_that_comes_late_makes_its_own_share(make_pipe: Callable, tmp_path: Path) -> None:

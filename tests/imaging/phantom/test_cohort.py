@@ -89,6 +89,6 @@ def test_impossible_cohorts(tmp_path: Path, settings: dict, message: str) -> Non
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "patients.csv").touch()
-    with pytest.raises(CardioDiTError, match=r"holds patients.csv"):
+    with pytest.raises(CardioDiTError, match=r"contains patients.csv"):
         write_cohort(tmp_path, num=1)
     assert [p.name for p in tmp_path.iterdir()] == ["patients.csv"]
