@@ -61,7 +61,7 @@ def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> s
     name = facts.name or _name_of(folder, runs)
     front, body = _template()
     block = _filled_block(front, card_metadata(name, model, facts, emissions))
-    words = {"name": name, "version": __version__, **sections(folder, model, runs, facts, emissions, previews)}
+    words = {**sections(folder, model, runs, facts, emissions, previews), "name": name, "version": __version__}
     filled = re.sub(r"\n{3,}", "\n\n", PLACEHOLDER.sub(lambda found: words[found[1]], body))
     return _sealed(f"---\n{block}---\n{filled}")
 
