@@ -1,4 +1,4 @@
-"""What `import cardiodit` and its public names add to torch and diffusers, and how long `cardiodit --help` takes.
+"""Time that `import cardiodit` and its public names add to torch and diffusers, and time of `cardiodit --help`.
 
     python benchmarks/importing.py
 

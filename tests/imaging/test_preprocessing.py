@@ -225,7 +225,7 @@ def test_prdits_settings_give_the_published_numbers(chest_ct: Volume, pool: int)
 
 
 def test_a_larger_spacing_only_comes_close_to_pooling(chest_ct: Volume) -> None:
-    """As documented: resampling weights by a triangle, not a box, and averages before clipping."""
+    """Resampling uses triangular weights, not a box, and averages before clipping, as documented."""
     pooled = replace(PRESETS["prdit-lidc"], size=(24,) * 3, pool=2)(chest_ct).volume.voxels
     coarser = replace(PRESETS["prdit-lidc"], spacing=(2.0,) * 3, size=(12,) * 3)(chest_ct).volume.voxels
     assert np.abs(pooled - coarser).mean() > 0.05

@@ -427,7 +427,7 @@ def test_masks_of_two_cohorts_get_the_same_labels(own_phantoms: Path, vae: VQMod
 
 
 def only_two_frames(voxels: np.ndarray) -> np.ndarray:
-    """As ACDC and M&Ms have them: end-diastole and end-systole."""
+    """Labels of end-diastole and end-systole only, like those of ACDC and M&Ms."""
     return np.where(np.isin(np.arange(voxels.shape[3]), [0, 3]), voxels, 0).astype(np.uint8)
 
 

@@ -143,7 +143,7 @@ def perturbed(model: torch.nn.Module, share: float) -> torch.nn.Module:
 
 
 def fine_tuned(model: DiT4DTransformerModel, steps: int, rate: float) -> DiT4DTransformerModel:
-    """As stage 2 trains, on noise."""
+    """Train on noise, like stage 2."""
     other, generator = deepcopy(model).train(), torch.Generator().manual_seed(2)
     optimizer = torch.optim.AdamW(other.parameters(), rate)
     for _ in range(steps):

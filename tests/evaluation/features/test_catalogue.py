@@ -198,7 +198,7 @@ def test_medicalnet_from_its_file(medicalnet_file: Path, heart: np.ndarray) -> N
 
 
 def test_medicalnet_keeps_the_grid_of_a_ct_unless_a_size_is_given(medicalnet_file: Path) -> None:
-    """As in PRDiT's 3D FID: a cube is not resampled to the size meant for cines of thick slices."""
+    """Like PRDiT's 3D FID, a cube is not resampled to the size for cines with thick slices."""
     still = np.tanh(np.random.default_rng(0).normal(size=(32, 24, 16))).astype(np.float32)
     network = load_network("medicalnet10", Choice(weights=str(medicalnet_file)))
     assert "own grid" in network.describe()["input"]["still"]

@@ -96,7 +96,7 @@ def test_a_feature_that_never_moves_makes_many_volumes_singular_too() -> None:
 
 
 def test_the_critic_has_a_floor_of_its_own_kind_and_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many critics for the floor as for the value, and no range out of two draws."""
+    """The floor uses as many critics as the value, and two draws give no range."""
     monkeypatch.setattr(critic, "CHECK_EVERY", 5)
     monkeypatch.setattr(critic, "PATIENCE", 1)
     asked: list[tuple[int, list[int]]] = []

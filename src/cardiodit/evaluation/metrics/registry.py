@@ -80,7 +80,7 @@ class Metric:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a user's metric."""
+        """True for a user's own metric."""
         return not _module_of(self.compute).startswith(f"{__package__}.")
 
 
