@@ -17,6 +17,7 @@ from cardiodit import __version__
 from cardiodit._util.memory import TILING
 from cardiodit.cli import build_parser, main
 from cardiodit.commands import sample, subcommand
+from cardiodit.imaging.cohorts import FIELDS_OF_VIEW
 from cardiodit.imaging.nifti import TIME_UNITS
 from cardiodit.imaging.phantom import GROUPS
 from cardiodit.imaging.preprocessing import PRESETS
@@ -101,8 +102,7 @@ def show_every_help() -> None:
     parser = build_parser()
     for command in (parser, *subcommands(parser)):
         command.format_help()
-    # numpy and PIL take 0.2 s together: `prepare --help` lists the registered cohorts, whose modules import them.
-    heavy = {"torch", "diffusers", "monai", "nibabel", "scipy", "yaml", "accelerate", "huggingface_hub"}
+    heavy = {"torch", "diffusers", "monai", "nibabel", "scipy", "yaml", "accelerate", "huggingface_hub", "numpy", "PIL"}
     print(sorted(heavy.intersection(sys.modules)))
 
 
@@ -116,6 +116,7 @@ def test_help_loads_no_heavy_package() -> None:
 
 def test_choices_in_the_help_are_those_of_the_package() -> None:
     assert tuple(PRESETS) == subcommand.PRESETS
+    assert tuple(FIELDS_OF_VIEW) == subcommand.CT_PRESETS
     assert tuple(TIME_UNITS) == subcommand.TIME_UNITS
     assert tuple(GROUPS) == subcommand.PHANTOM_GROUPS
     assert tuple(SOLVERS) == sample.SOLVERS

@@ -16,7 +16,8 @@ from cardiodit.evaluation.features.weights import hash_of_weights
 from cardiodit.evaluation.metrics.function import LV, MYO, RV
 from cardiodit.evaluation.segmenters import Grid, Segmenter, open_segmenter, segment_planes
 from cardiodit.imaging import Geometry
-from cardiodit.imaging.masks import parse_order, reorder
+from cardiodit.imaging.label_order import parse_order
+from cardiodit.imaging.masks import reorder
 from cardiodit.imaging.phantom.heart import draw_heart
 from cardiodit.imaging.phantom.scene import Phantom, render
 from cardiodit.models.segmenter import HeartSegmenter, dice

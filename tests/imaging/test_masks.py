@@ -5,7 +5,8 @@ import pytest
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, write_nifti
-from cardiodit.imaging.masks import ACDC_ORDER, MNMS_ORDER, check_orders, order_of_row, read_label_map
+from cardiodit.imaging.label_order import ACDC_ORDER, MNMS_ORDER, check_orders, order_of_row
+from cardiodit.imaging.masks import read_label_map
 
 
 def written(folder: Path, voxels: np.ndarray) -> Path:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from textwrap import wrap
 
-from cardiodit.commands.subcommand import TIME_UNITS, add_command
+from cardiodit.commands.subcommand import CT_PRESETS, TIME_UNITS, add_command
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -74,7 +74,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _describe_cohorts() -> str:
     """List the registered cohorts and their tables, one kind after the other."""
-    from cardiodit.imaging.cohorts import COHORTS, FIELDS_OF_VIEW
+    from cardiodit.imaging.cohorts import COHORTS
 
     lines = []
     for kind, title in (("cine", "layouts for cine:"), ("ct", "layouts for CT:")):
@@ -89,7 +89,7 @@ def _describe_cohorts() -> str:
             tables.setdefault(cohort.table, []).append(cohort.name)
     for table, names in tables.items():
         lines += wrap(f"{', '.join(names)}: {table}", width=100, initial_indent="  ", subsequent_indent="    ")
-    lines += ["presets for CT:", "  " + " ".join(FIELDS_OF_VIEW)]
+    lines += ["presets for CT:", "  " + " ".join(CT_PRESETS)]
     return "\n".join(lines)
 
 

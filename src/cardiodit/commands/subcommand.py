@@ -8,10 +8,11 @@ import argparse
 import textwrap
 from typing import Any
 
-PRESETS = (
-    *("cine", "cardiodit", "cardiodit-volume", "voldit", "voldit-tgca", "prdit-lidc", "prdit-lidc-128"),
-    *("prdit-lidc-64", "prdit-radchest", "prdit-radchest-128", "prdit-radchest-64"),
+CT_PRESETS = (
+    *("voldit-tgca", "prdit-lidc", "prdit-lidc-128", "prdit-lidc-64"),
+    *("prdit-radchest", "prdit-radchest-128", "prdit-radchest-64"),
 )
+PRESETS = ("cine", "cardiodit", "cardiodit-volume", "voldit", *CT_PRESETS)
 TIME_UNITS = ("sec", "msec", "usec")
 PHANTOM_GROUPS = ("normal", "dilated", "hypertrophic", "infarct")
 AXES = ("height", "width", "depth", "frames")

@@ -22,7 +22,8 @@ from cardiodit.evaluation.user_code import hash_of_sources, load_own
 from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, find_model
 from cardiodit.hub.load import CONFIG, HUB_NAME
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.imaging.masks import ACDC_ORDER, OURS, parse_order, reorder
+from cardiodit.imaging.label_order import ACDC_ORDER, OURS, parse_order
+from cardiodit.imaging.masks import reorder
 from cardiodit.imaging.preprocessing import FILL
 from cardiodit.imaging.resampling import apply_plans, index_map, plan_axis
 from cardiodit.models.segmenter import HeartSegmenter

@@ -1,21 +1,14 @@
 """Label maps that steer a model: whole numbers, in every frame, heart structures in ACDC's order."""
 
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.label_order import ORDER, OURS, parse_order
 from cardiodit.imaging.nifti import read_labels
 from cardiodit.imaging.volume import Volume
 
-ACDC_ORDER = "RV=1 MYO=2 LV=3"
-MNMS_ORDER = "LV=1 MYO=2 RV=3"
-OURS = {"RV": 1, "MYO": 2, "LV": 3}  # ACDC's order, used throughout the package
-
-ORDER = "mask_order"  # column of a manifest that states the label order of its heart masks
-HEARTS = ("mask", "ed_mask", "es_mask")  # columns of heart masks, which `mask_order` applies to
 LARGEST = 255
 
 
@@ -53,22 +46,6 @@ def read_label_map(path: Path, order: str | None = None) -> Volume:
     return Volume(voxels, labels.geometry)
 
 
-def order_of_row(row: Mapping[str, str], column: str) -> str | None:
-    """Return the label order of the mask in a column; None if it is not a heart mask or the row gives no order."""
-    return (row.get(ORDER) or None) if column in HEARTS else None
-
-
-def check_orders(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
-    """Check that either all rows with heart masks give their label order or none does."""
-    with_heart = [row for row in rows if any(row.get(column) for column in columns if column in HEARTS)]
-    missing = sum(not row.get(ORDER) for row in with_heart)
-    if 0 < missing < len(with_heart):
-        raise CardioDiTError(
-            f"{ORDER} is empty in {missing} of {len(with_heart)} rows with masks, so the right ventricle of some rows "
-            f"could be the left ventricle of others. Fill it in every row, for example with {ACDC_ORDER!r}."
-        )
-
-
 def reorder(labels: np.ndarray, order: str) -> np.ndarray:
     """Convert label maps in an order such as "LV=1 MYO=2 RV=3" to uint8 with RV 1, myocardium 2, LV 3."""
     table = {0: 0, **{theirs: OURS[part] for part, theirs in parse_order(order).items()}}
@@ -83,14 +60,3 @@ def reorder(labels: np.ndarray, order: str) -> np.ndarray:
     for theirs, value in table.items():
         ours[theirs] = value
     return ours[labels.astype(np.int64)]
-
-
-def parse_order(order: str) -> dict[str, int]:
-    """Parse "LV=1 MYO=2 RV=3" into {"LV": 1, "MYO": 2, "RV": 3}."""
-    pairs = re.findall(r"(\w+)=(\d+)", order)
-    parts = {part: int(value) for part, value in pairs}
-    if set(parts) != set(OURS) or len(pairs) != 3 or len(set(parts.values()) - {0}) != 3:
-        raise CardioDiTError(
-            f"The label order {order!r} must name three numbers above 0, all different, such as {ACDC_ORDER!r}."
-        )
-    return parts

@@ -13,8 +13,9 @@ from cardiodit._util.memory import set_tiling
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
 from cardiodit.imaging.checks import content_of
+from cardiodit.imaging.label_order import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order
 from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, read_table, write_manifest
-from cardiodit.imaging.masks import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order, read_label_map
+from cardiodit.imaging.masks import read_label_map
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.imaging.preprocessing import Prepared

@@ -12,7 +12,7 @@ from cardiodit.imaging.cohorts.cohort import (
     register_cohort,
     subfolders,
 )
-from cardiodit.imaging.masks import ACDC_ORDER
+from cardiodit.imaging.label_order import ACDC_ORDER
 
 PARTITIONS = ("training", "testing")
 

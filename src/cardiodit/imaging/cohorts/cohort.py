@@ -1,6 +1,7 @@
 """The registry of cohorts that `cardiodit prepare` offers, and tools for finding a cohort's files.
 
-A new cohort is one module in this folder. It registers a function that lists the files without reading a voxel:
+A new cohort is one module in this folder. It registers a function that lists the files without reading a voxel, and
+imports numpy and the like only inside functions, because `cardiodit prepare --help` imports every cohort:
 
     @register_cohort("mine", "cine", title="folders NNN/ with cine.nii.gz")
     def find_mine(source: Path, table: Path | None = None) -> Search:
@@ -10,11 +11,12 @@ A new cohort is one module in this folder. It registers a function that lists th
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.geometry import Triple
-from cardiodit.imaging.manifest import read_table
+
+if TYPE_CHECKING:
+    from cardiodit.imaging.geometry import Triple
 
 MASK_WORDS = ("gt", "seg", "segs", "segmentation", "segmentations", "mask", "masks", "label", "labels", "labelstr")
 GENERAL_FOLDERS = ("image", "images", "imagestr", "imagests", "cine", "cines", "nifti", "data", *MASK_WORDS)
@@ -95,7 +97,7 @@ class Cohort:
     find: Find
     table: str = ""
     preset: str = ""
-    npz_spacing: Triple | None = None
+    npz_spacing: "Triple | None" = None
 
 
 COHORTS: dict[str, Cohort] = {}
@@ -108,7 +110,7 @@ def register_cohort(
     title: str,
     table: str = "",
     preset: str = "",
-    npz_spacing: Triple | None = None,
+    npz_spacing: "Triple | None" = None,
 ) -> Callable[[Find], Find]:
     """Decorate a search function so that `cardiodit prepare NAME` uses it. The arguments are those of `Cohort`."""
     if kind == "ct" and not preset:
@@ -195,6 +197,8 @@ def _mask_of(image: Path, masks: list[Path]) -> Path | None:
 
 def read_subjects(path: Path, key: str, columns: tuple[str, ...] = ()) -> dict[str, dict[str, str]]:
     """Read a cohort's table as rows by subject; `key` is the column of subjects, `columns` must exist too."""
+    from cardiodit.imaging.manifest import read_table
+
     return {row[key]: row for _, row in read_table(path, (key, *columns))}
 
 

@@ -13,7 +13,7 @@ from cardiodit.imaging.cohorts.cohort import (
     subfolders,
     subject_of,
 )
-from cardiodit.imaging.masks import MNMS_ORDER
+from cardiodit.imaging.label_order import MNMS_ORDER
 
 UKBB_ORDER = MNMS_ORDER
 TABLE = (

@@ -17,7 +17,7 @@ from cardiodit.imaging.cohorts.cohort import (
     register_cohort,
     subfolders,
 )
-from cardiodit.imaging.masks import MNMS_ORDER
+from cardiodit.imaging.label_order import MNMS_ORDER
 
 PARTITIONS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
 MISLEADING = "Training/Unlabeled"  # its masks are empty or wrong

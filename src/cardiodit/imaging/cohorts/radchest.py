@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cohorts.cohort import CohortFile, Search, find_niftis, register_cohort, stem
-from cardiodit.imaging.manifest import read_table
 
 METADATA = "CT_Scan_Metadata_Complete_35747.csv"
 IMAGE, PATIENT = "NoteAcc_DEID", "MRN_DEID"  # its columns of volume names and patients
@@ -61,6 +60,8 @@ def find_radchest(source: Path, table: Path | None = None) -> Search:
 
 def _add_patients(search: Search, table: Path) -> None:
     """Set each image's patient; a user's own table also sets the label and other columns."""
+    from cardiodit.imaging.manifest import read_table
+
     rows = [row for _, row in read_table(table, ())]
     is_metadata = IMAGE in rows[0] and PATIENT in rows[0]
     if not is_metadata and not {"image", "subject"} <= set(rows[0]):
