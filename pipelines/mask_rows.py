@@ -8,8 +8,9 @@ import numpy as np
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Intensity
+from cardiodit.imaging.label_order import check_orders, order_of_row
 from cardiodit.imaging.manifest import Case, order_of_case, read_case, read_table
-from cardiodit.imaging.masks import check_orders, order_of_row, read_label_map
+from cardiodit.imaging.masks import read_label_map
 from cardiodit.imaging.nifti import read_nifti
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume

@@ -13,8 +13,8 @@ import numpy as np
 from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.figures import write_curve
-from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.label_order import ACDC_ORDER
+from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import BASE_TO_APEX
 from cardiodit.imaging.phantom.chest import draw_chest
