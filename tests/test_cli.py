@@ -230,3 +230,23 @@ def test_half_precision_prints_no_warning(model: Path, tmp_path: Path) -> None:
 def test_no_such_model(tmp_path: Path, capsys) -> None:
     assert main(["sample", str(tmp_path), "--output_dir", str(tmp_path / "s")]) == 1
     assert "no model_index.json" in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_ends_a_command_with_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def write_cohort(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("cardiodit.imaging.phantom.write_cohort", write_cohort)
+    assert main(["phantom", "--output_dir", "none"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("cardiodit: error: Something unexpected went wrong (ZeroDivisionError: division by zero).")
+    assert "with --debug" in error and "Traceback" not in error
+    for arguments in (["--debug", "phantom"], ["phantom", "--debug"]):
+        assert main([*arguments, "--output_dir", "none"]) == 1
+        assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x"])
+def test_a_device_that_does_not_exist(device: str, tmp_path: Path, capsys) -> None:
+    assert main(["sample", "cardiodit-phantom", "--output_dir", str(tmp_path / "s"), "--device", device]) == 1
+    assert f"--device {device}: this machine has no such device" in capsys.readouterr().err

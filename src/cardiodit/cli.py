@@ -1,6 +1,7 @@
 """The `cardiodit` command. Each subcommand is a module in `commands`."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +21,8 @@ from cardiodit.commands import (
     scale_factor,
     view,
 )
-from cardiodit.errors import CardioDiTError
+from cardiodit.commands.subcommand import add_debug
+from cardiodit.errors import print_error
 
 # In the order of a project: from data to a published model.
 COMMANDS = (
@@ -43,10 +45,12 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 on success, 1 after an error, which is printed to stderr."""
     arguments = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         return arguments.run(arguments) or 0
-    except (CardioDiTError, OSError) as error:
-        print(f"cardiodit: error: {error}", file=sys.stderr)
+    except Exception as error:
+        print_error(error, "cardiodit", getattr(arguments, "debug", False))
         return 1
 
 
@@ -60,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train_tgca (an adapter that follows masks) and train_segmenter.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
+    add_debug(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands)

@@ -100,8 +100,9 @@ def test_unknown_geometry_stays_unknown(tmp_path: Path, latents: torch.Tensor) -
 
 
 def test_a_missing_file_is_not_a_damaged_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="none.safetensors does not exist") as error:
         read_header(tmp_path / "none.safetensors")
+    assert isinstance(error.value, CardioDiTError) and not isinstance(error.value, DamagedLatentError)
 
 
 # --- Identities ---
@@ -168,3 +169,28 @@ def test_the_identity_of_a_source_depends_on_voxels_and_geometry() -> None:
 )
 def test_a_changed_source_has_another_identity(volume: Volume, order: StorageOrder) -> None:
     assert identity_of_source(volume, order) != identity_of_source(VOLUME, StorageOrder())
+
+
+# --- Damage ---
+
+
+def test_every_flipped_byte_is_noticed_or_harmless(path: Path, latents: torch.Tensor) -> None:
+    whole = path.read_bytes()
+    places = [*range(0, 1500, 3), *range(1500, len(whole), 101)]
+    noticed = 0
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            header, tensor = read_latent(path)
+        except CardioDiTError as error:
+            noticed += 1
+            assert path.name in str(error)
+        else:
+            assert header == HEADER and torch.equal(tensor, latents), place
+    assert noticed > 0.9 * len(places)
+
+
+def test_a_file_of_an_older_version_has_no_checksum_and_is_read(path: Path, latents: torch.Tensor) -> None:
+    save_file({TENSOR: latents}, path, {METADATA: json.dumps(HEADER.to_dict(), sort_keys=True)})
+    header, tensor = read_latent(path)
+    assert header == HEADER and torch.equal(tensor, latents)

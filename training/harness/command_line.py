@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import yaml
 
 from cardiodit._util.typed_yaml import Reader, read_yaml
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import DEBUG, CardioDiTError
 from cardiodit.training.settings import leaves
 
 Settings = TypeVar("Settings")
@@ -109,6 +109,7 @@ def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_t
             help="fine-tune this model: a training run, a pipeline or model folder, or org/name on the Hub",
         )
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there is a GPU")
+    parser.add_argument(DEBUG, action="store_true", help="if training fails, print the traceback too")
 
 
 def _add_config_keys(parser: argparse.ArgumentParser, kind: type) -> list[str]:

@@ -21,7 +21,8 @@ from accelerate.utils import (
     gather_object,
 )
 
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.launch import check_launch, meeting, process_rank
+from cardiodit.errors import DEBUG, CardioDiTError, print_error
 from cardiodit.training.harness import deepspeed
 from cardiodit.training.settings import Training
 
@@ -30,13 +31,14 @@ SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a training script; errors that the user can fix end it with a sentence and exit code 1."""
+    """Run a training script; an error ends it with a sentence and exit code 1."""
     try:
         main()
-    except (CardioDiTError, OSError) as error:
-        if int(os.environ.get("RANK", 0)) > 0:
+    except Exception as error:
+        if process_rank() > 0:
             time.sleep(10)  # normally the first process reports the same error and ends this one
-        print(f"\n{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        print(file=sys.stderr)  # ends the line of a progress bar
+        print_error(error, Path(sys.argv[0]).name, DEBUG in sys.argv)
         sys.exit(1)
 
 
@@ -65,24 +67,28 @@ class SignalHandler:
 
 def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerator:
     """Start accelerate as `accelerate launch` or torchrun configured this process."""
+    check_launch()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated", FutureWarning)  # no replacement does this
     needs_deepspeed = deepspeed.is_requested()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
-            # Otherwise accelerate makes a separate run of every CPU process that torchrun started.
-            cpu=cpu or not torch.accelerator.is_available(),
-            # The codebook synchronises itself, and the running statistics of a discriminator that is called twice
-            # before its backward pass must not be overwritten in between.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            log_with=trackers_of(settings.report_to) or None,
-            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
-        )
-    except ValueError as error:  # such as fp16 on a CPU
-        raise CardioDiTError(f"mixed_precision {settings.mixed_precision}: {' '.join(str(error).split())}") from error
+    with meeting():
+        try:
+            accelerator = Accelerator(
+                mixed_precision=settings.mixed_precision,
+                # Otherwise accelerate makes a separate run of every CPU process that torchrun started.
+                cpu=cpu or not torch.accelerator.is_available(),
+                # The codebook synchronises itself, and the running statistics of a discriminator that is called twice
+                # before its backward pass must not be overwritten in between.
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+                log_with=trackers_of(settings.report_to) or None,
+                project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+            )
+        except ValueError as error:  # such as fp16 on a CPU
+            raise CardioDiTError(
+                f"mixed_precision {settings.mixed_precision}: {' '.join(str(error).split())}"
+            ) from error
     if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # accelerate uses FSDP on GPUs only; FSDP2 also runs on CPUs, which is how it is tested without a GPU.
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()

@@ -1,5 +1,6 @@
 """Write files and folders atomically: under a temporary name, then renamed."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, writing
 
 
 @contextmanager
@@ -15,10 +16,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, with the same suffix, and rename it to `path` at the end."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,14 +37,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise CardioDiTError(
             f"The output folder {path} is not empty, it contains {some}. Choose a new folder or empty this one."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
-    temporary.mkdir()
     try:
-        yield temporary
-        if path.is_dir():
-            path.rmdir()
-        temporary.rename(path)
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.is_dir():
+                path.rmdir()
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -51,14 +53,15 @@ def new_folder(path: Path) -> Iterator[Path]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` at the end; `restore_folder` repairs an interrupted replacement."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        restore_folder(path)
-        if path.is_dir():
-            path.rename(_aside(path))
-        temporary.rename(path)
-        shutil.rmtree(_aside(path), ignore_errors=True)
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            restore_folder(path)
+            if path.is_dir():
+                path.rename(_aside(path))
+            temporary.rename(path)
+            shutil.rmtree(_aside(path), ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -77,9 +80,19 @@ def _aside(path: Path) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line in a single write, so that several processes can append to the same file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, (line + "\n").encode())
-    finally:
-        os.close(descriptor)
+    """Append a line in a single write, so that several processes can append to the same file.
+
+    A line of which only a part fitted on the disk is removed again.
+    """
+    content = (line + "\n").encode()
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            written = os.write(descriptor, content)
+            if written < len(content):
+                end = os.lseek(descriptor, 0, os.SEEK_CUR)
+                if end == os.fstat(descriptor).st_size:
+                    os.ftruncate(descriptor, end - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        finally:
+            os.close(descriptor)

@@ -17,8 +17,11 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import check_number_of_values, read_text
+from cardiodit.errors import CardioDiTError, reason_of
 
+LONGEST_CONFIG = 2**20  # bytes
+SHOWN = 80  # characters of a wrong value in an error
 T = TypeVar("T")
 Count = Annotated[int, "positive"]
 
@@ -141,16 +144,14 @@ def field_types(kind: type) -> dict[str, Any]:
 def read_yaml(path: str | PathLike) -> dict[str, Any]:
     """Read a YAML file that holds sections."""
     path = Path(path)
+    text = read_text(path, LONGEST_CONFIG, "A YAML config was expected.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CardioDiTError(f"The config {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise CardioDiTError(f"{path.name} is not a text file; a YAML config was expected.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise CardioDiTError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raw = yaml.safe_load(text)
+    except Exception as error:  # PyYAML's own errors, and those of Python for odd numbers, dates and depths
+        raise CardioDiTError(f"{path.name} is not valid YAML: {reason_of(error)}.") from error
     if not isinstance(raw, dict):
         raise CardioDiTError(f"{path.name} holds no sections; a YAML config was expected.")
+    check_number_of_values(raw, path)
     return raw
 
 
@@ -162,7 +163,7 @@ class Reader:
 
     def section(self, kind: type[T], raw: Any, at: str) -> T:
         if not isinstance(raw, dict):
-            raise self.error(at, f"must be a section with keys, found {raw!r}")
+            raise self.error(at, f"must be a section with keys, found {_shown(raw)}")
         known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
         hints = field_types(kind)
         values = {}
@@ -181,7 +182,7 @@ class Reader:
             read = self.match(option, value, at)
             if read is not MISSING:
                 return read
-        raise self.error(at, f"must be {_describe(kind)}, found {value!r}")
+        raise self.error(at, f"must be {_describe(kind)}, found {_shown(value)}")
 
     def match(self, kind: Any, value: Any, at: str) -> Any:
         """Return the value as `kind`, or MISSING if it is not one."""
@@ -216,6 +217,11 @@ class Reader:
 
     def error(self, at: str, problem: str) -> CardioDiTError:
         return CardioDiTError(f"{self.file}: {at or 'the file'} {problem}.")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
 
 
 def _is_int(value: Any) -> bool:

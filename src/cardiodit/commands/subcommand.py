@@ -8,6 +8,9 @@ import argparse
 import textwrap
 from typing import Any
 
+from cardiodit._util.launch import check_launch, meeting
+from cardiodit.errors import DEBUG, CardioDiTError
+
 CT_PRESETS = (
     *("voldit-tgca", "prdit-lidc", "prdit-lidc-128", "prdit-lidc-64"),
     *("prdit-radchest", "prdit-radchest-128", "prdit-radchest-64"),
@@ -26,12 +29,21 @@ TILING_HELP = (
 
 def add_command(commands: argparse._SubParsersAction, name: str, summary: str, example: str) -> argparse.ArgumentParser:
     """Create a subcommand parser. The first sentence of its summary stands in the list of commands."""
-    return commands.add_parser(
+    parser = commands.add_parser(
         name,
         help=summary.partition(". ")[0].rstrip("."),
         description=textwrap.fill(summary, 79, break_on_hyphens=False),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_debug(parser)
+    return parser
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug`, which stands before or after the name of a command; see `print_error`."""
+    parser.add_argument(
+        DEBUG, action="store_true", default=argparse.SUPPRESS, help="if the command fails, print the traceback too"
     )
 
 
@@ -41,9 +53,26 @@ def join_processes(device: str | None, **options: Any) -> Any:
     On machines without a GPU accelerate joins the processes of a launch only if it is explicitly given the CPU;
     otherwise each process would do all the work.
     """
+    check_launch()
+    check_device(device)
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu or not torch.accelerator.is_available(), **options)
+    with meeting():
+        return PartialState(cpu=on_cpu or not torch.accelerator.is_available(), **options)
+
+
+def check_device(name: str | None) -> None:
+    """Raise an error if this machine has no device of that name."""
+    if name is None:
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=name).cpu()
+    except Exception as error:  # an unknown name, torch without CUDA, too large a number: each raises its own
+        raise CardioDiTError(
+            f"--device {name}: this machine has no such device, or torch cannot use it. Use cpu, cuda, cuda:1 or mps."
+        ) from error

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.foreign_files import read_object
 from cardiodit._util.hashing import sha256_of
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.errors import CardioDiTError, Problems, reason_of
 from cardiodit.imaging.geometry import Geometry, Triple, common_spacing
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.manifest import Case, prepare_case, reading_columns
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 CACHES = ("memory", "disk", "none")
 FORMAT = 1  # raise this when volumes are prepared differently, so that older files are prepared again
 CHUNK = 2**24  # bytes
+OWN_CHECKSUM = "description_checksum"
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def _write_cached(file: Path, voxels: np.ndarray, description: Description) -> N
         with atomic_file(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, voxels)
         with atomic_file(file.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({**values, "checksum": _checksum(file)}))
+            temporary.write_text(json.dumps({**values, "checksum": _checksum(file), OWN_CHECKSUM: _crc(values)}))
     except OSError as error:
         raise CardioDiTError(f"The cache {file.parent} cannot be written: {error.strerror}.") from error
 
@@ -247,14 +249,17 @@ def _read_description(file: Path) -> Description | None:
     if not file.exists() and not description.exists():
         return None
     try:
-        values = json.loads(description.read_text())
-        if values["checksum"] != _checksum(file) or list(_open_cached(file).shape) != values["shape"]:
+        values = read_object(description)
+        own, checksum = values.pop(OWN_CHECKSUM, None), values.pop("checksum")  # older files have no `own`
+        if own not in (None, _crc(values)) or checksum != _checksum(file):
             raise ValueError("its checksum differs")
+        if list(_open_cached(file).shape) != values["shape"]:
+            raise ValueError("its shape differs")
         low, high = values["limits"]
         geometry = Geometry.from_dict(values["geometry"])
         return Description(tuple(values["shape"]), (low, high), geometry, values["content"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"The cached volume {file} is damaged ({error}). It is prepared again.", stacklevel=2)
+    except Exception as error:  # whatever damage leads to
+        warnings.warn(f"The cached volume {file} is damaged ({reason_of(error)}). It is prepared again.", stacklevel=2)
         return None
 
 
@@ -266,6 +271,10 @@ def _open_cached(file: Path) -> np.ndarray:
         raise CardioDiTError(
             f"The cached volume {file} can no longer be read ({error}). If the cache was emptied, start again."
         ) from error
+
+
+def _crc(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _checksum(file: Path) -> list[int]:

@@ -9,8 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cardiodit.errors import CardioDiTError, Problems
-from cardiodit.imaging.dicom_files import PHASE_KEYS, Plane, affine_of, planes_of, read_headers, read_voxels
+from cardiodit.errors import CardioDiTError, Problems, reading
+from cardiodit.imaging.dicom_files import (
+    PHASE_KEYS,
+    Plane,
+    affine_of,
+    count_frames,
+    planes_of,
+    read_headers,
+    read_voxels,
+)
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import whole_hounsfield
 from cardiodit.imaging.volume import Volume
@@ -158,7 +166,8 @@ def read_dicom_ct(folder: Path | str) -> DicomVolume:
     stacks: dict[tuple, list[Plane]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     for path, data in headers:
-        planes, reason = _ct_planes(path, data)
+        with reading(path, "DICOM", "Leave it out, or correct its header."):
+            planes, reason = _ct_planes(path, data)
         if reason:
             left_out[reason] += 1
         for plane in planes:
@@ -194,7 +203,7 @@ def _ct_planes(path: Path, data: Any) -> tuple[list[Plane], str]:
     if "LOCALIZER" in (data.get("ImageType") or []):
         return [], f"{name} (localizer)"
     planes = [plane for plane in planes_of(path, data) if plane is not None]
-    if len(planes) < int(data.get("NumberOfFrames", 1) or 1):
+    if len(planes) < count_frames(path, data):
         return [], f"{name} (without a position in the patient)"
     return planes, ""
 

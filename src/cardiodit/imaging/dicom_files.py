@@ -3,6 +3,7 @@
 Only voxels and geometry are read; names, dates and all other attributes are ignored.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit._util.foreign_files import check_expansion, check_file
+from cardiodit.errors import COPY_AGAIN, CardioDiTError, Problems, reading, reason_of
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+NOT_PERPENDICULAR = 0.05  # largest error of a direction cosine's length or right angle
 SAME_DIRECTION = 2  # decimals of a direction cosine
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
@@ -74,13 +77,16 @@ def read_headers(folder: Path) -> tuple[list[tuple[Path, Any]], list[Path]]:
     problems = Problems(f"Files in {folder} cannot be read")
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
         try:
+            check_file(path)
             data = pydicom.dcmread(path, stop_before_pixels=True)
+        except CardioDiTError as error:
+            problems.add(str(error))
         except pydicom.errors.InvalidDicomError:
             if path.suffix.lower() in DICOM_ENDINGS:
                 problems.add(f"{path} is damaged: it does not begin as a DICOM file does.")
             others.append(path)
-        except (OSError, EOFError, ValueError, NotImplementedError) as error:
-            problems.add(f"{path} is damaged or was cut off ({error}).")
+        except Exception as error:  # on damaged files, pydicom raises errors of all kinds
+            problems.add(f"{path} is damaged or was cut off ({reason_of(error)}).")
         else:
             if "DirectoryRecordSequence" not in data:
                 headers.append((path, data))
@@ -90,7 +96,20 @@ def read_headers(folder: Path) -> tuple[list[tuple[Path, Any]], list[Path]]:
 
 def planes_of(path: Path, data: Any) -> list[Plane | None]:
     """Return the planes of a file; None for one without a position in the patient, such as a screenshot."""
-    return [_plane(path, data, frame) for frame in range(int(data.get("NumberOfFrames", 1) or 1))]
+    with reading(path, "DICOM", "Leave it out, or correct its header."):
+        return [_plane(path, data, frame) for frame in range(count_frames(path, data))]
+
+
+def count_frames(path: Path, data: Any) -> int:
+    """Return the number of frames of a file; raise an error if the file is too short for its pixels."""
+    with reading(path, "DICOM", "Leave it out, or correct its header."):
+        frames = int(data.get("NumberOfFrames", 1) or 1)
+        sizes = [int(data.get(name, 1) or 1) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
+        length = check_file(path)
+        if not 0 < frames <= length or min(sizes) < 1:
+            raise CardioDiTError(f"{path} promises {frames} frames, for which it is too short. {COPY_AGAIN}")
+        check_expansion(path, frames * math.prod(sizes) // 8, length)
+    return frames
 
 
 def _plane(path: Path, data: Any, frame: int) -> Plane | None:
@@ -106,6 +125,16 @@ def _plane(path: Path, data: Any, frame: int) -> Plane | None:
         ("TemporalPositionIdentifier", "TemporalPositionIndex"),
     ):
         values[key] = values[key] if values[key] is not None else find(other)
+    direction, place = (np.array(values, dtype=float) for values in (orientation, position))
+    if direction.shape != (6,) or place.shape != (3,) or not np.isfinite([*direction, *place]).all():
+        raise ValueError(f"its position is {_shown(position)} and its orientation {_shown(orientation)}")
+    if not np.allclose(direction.reshape(2, 3) @ direction.reshape(2, 3).T, np.eye(2), atol=NOT_PERPENDICULAR):
+        raise ValueError(f"its orientation {_shown(orientation)} is not that of two perpendicular axes")
+    pixel = (float(spacing[1]), float(spacing[0]))
+    if len(spacing) != 2 or not all(0 < size < math.inf for size in pixel):
+        raise ValueError(f"its pixel spacing is {_shown(spacing)}; two positive numbers were expected")
+    if missing := [name for name in ("Rows", "Columns") if name not in data]:
+        raise ValueError(f"it has no {' and no '.join(missing)}")
     if values["InstanceNumber"] is not None:
         values["InstanceNumber"] = int(values["InstanceNumber"]) + frame
     thickness, beat = find("SliceThickness"), find("NominalInterval") or find("RRIntervalTimeNominal")
@@ -115,15 +144,26 @@ def _plane(path: Path, data: Any, frame: int) -> Plane | None:
         str(data.get("SeriesInstanceUID", "")),
         int(data.get("SeriesNumber", 0) or 0),
         str(data.get("SeriesDescription", "")).lower(),
-        np.array(orientation, dtype=float).reshape(2, 3).T,
-        np.array(position, dtype=float),
-        (float(spacing[1]), float(spacing[0])),
+        direction.reshape(2, 3).T,
+        place,
+        pixel,
         (int(data.Columns), int(data.Rows)),
-        float(thickness) if thickness else None,
-        {key: float(value) for key, value in values.items() if value is not None and str(value) != ""},
-        float(beat) if beat else None,
+        _finite("SliceThickness", thickness) if thickness else None,
+        {key: _finite(key, value) for key, value in values.items() if value is not None and str(value) != ""},
+        _finite("NominalInterval", beat) if beat else None,
         find("RescaleIntercept") is not None,
     )
+
+
+def _finite(name: str, value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"its {name} is {value}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    return str(value)[:60]
 
 
 def _finder(data: Any, frame: int) -> Callable[[str], Any]:
@@ -154,11 +194,16 @@ def read_voxels(slices: list[list[Plane]]) -> np.ndarray:
     path, data, planes = None, None, []
     for plane in (plane for phases in slices for plane in phases):
         if plane.path != path:  # only one file at a time is kept: they may be large
-            path, data = plane.path, pydicom.dcmread(plane.path)
-        find = _finder(data, plane.frame)
+            with reading(plane.path, "DICOM"):
+                path, data = plane.path, pydicom.dcmread(plane.path)
+        with reading(plane.path, "DICOM", "Leave it out, or correct its header."):
+            find = _finder(data, plane.frame)
+            slope, intercept = (
+                _finite(name, find(name) or default) for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+            )
         pixels = _read_pixels(data, plane.path)
-        values = (pixels[plane.frame] if pixels.ndim == 3 else pixels).T
-        slope, intercept = float(find("RescaleSlope") or 1), float(find("RescaleIntercept") or 0)
+        with reading(plane.path, "DICOM"):
+            values = (pixels[plane.frame] if pixels.ndim == 3 else pixels).T
         values = values * slope + intercept
         fits = slope.is_integer() and intercept.is_integer() and np.abs(values).max() <= np.iinfo(np.int16).max
         planes.append(values.astype(np.int16 if fits else np.float32))
@@ -168,8 +213,8 @@ def read_voxels(slices: list[list[Plane]]) -> np.ndarray:
 def _read_pixels(data: Any, path: Path) -> np.ndarray:
     try:
         return data.pixel_array
-    except (AttributeError, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
+    except Exception as error:  # on damaged or compressed files, pydicom and its decoders raise errors of all kinds
         raise CardioDiTError(
-            f"The pixels of {path} cannot be read ({str(error).splitlines()[0]}). Copy it again from its source, or, "
+            f"The pixels of {path} cannot be read ({reason_of(error)}). Copy it again from its source, or, "
             "if it is compressed, decompress it first."
         ) from error

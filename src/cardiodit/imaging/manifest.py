@@ -5,6 +5,7 @@ Relative paths in a manifest start at its folder. What a manifest states about a
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit._util.foreign_files import read_text
+from cardiodit.errors import CardioDiTError, Problems, reading
 from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
@@ -47,9 +49,19 @@ class Case:
         """Return a cell as a number; None if it is empty or the column does not exist."""
         text = self.row.get(column, "")
         try:
-            return float(text) if text else None
+            number = float(text) if text else None
         except ValueError as error:
-            raise CardioDiTError(f"{column}={text!r} of {self.image} is not a number.") from error
+            raise CardioDiTError(f"{column}={_shown(text)} of {self.image} is not a number.") from error
+        if number is not None and not math.isfinite(number):
+            raise CardioDiTError(f"{column}={_shown(text)} of {self.image} must be a finite number.")
+        return number
+
+    def frame(self, column: str) -> int | None:
+        """Return a cell as the number of a frame, counted from 0; None if it is empty or missing."""
+        number = self.number(column)
+        if number is not None and (number < 0 or not number.is_integer()):
+            raise CardioDiTError(f"{column}={_shown(self.row[column])} of {self.image} is not the number of a frame.")
+        return None if number is None else int(number)
 
 
 def read_manifest(path: Path | str, columns: Sequence[str] = ()) -> list[Case]:
@@ -83,12 +95,12 @@ def read_manifest(path: Path | str, columns: Sequence[str] = ()) -> list[Case]:
 
 def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Read the rows of a CSV with their line numbers; raises if a column or every row is missing."""
-    if not path.is_file():
-        raise CardioDiTError(f"The table {path} does not exist.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CardioDiTError(f"The table {path} is not UTF-8 text. Save it as CSV in UTF-8.") from error
+    with reading(path, "a table", "Save it as CSV in UTF-8, with commas or semicolons."):
+        return _read_rows(path, columns)
+
+
+def _read_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    text = read_text(path, advice="Save it as CSV in UTF-8.")
     heading = text.splitlines()[0] if text.strip() else ""
     separator = ";" if heading.count(";") > heading.count(",") else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
@@ -120,6 +132,10 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]} …")
+
+
 def check_disjoint(**splits: Iterable[Case]) -> None:
     """Check that no subject is in two splits: a model must not be tested on what it was trained on."""
     problems = Problems("The splits share subjects")
@@ -142,8 +158,7 @@ def read_case(case: Case) -> Volume:
 
 def order_of_case(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
     """Determine how the axes of a case's volume map to ours, using the manifest's `ed_frame` and `slices`."""
-    frame = case.number("ed_frame")
-    return steps.order_of(volume, None, None if frame is None else int(frame), case.row.get("slices") or None)
+    return steps.order_of(volume, None, case.frame("ed_frame"), case.row.get("slices") or None)
 
 
 def prepare_case(case: Case, steps: Preprocessing) -> Prepared:

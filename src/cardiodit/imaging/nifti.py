@@ -1,7 +1,7 @@
 """Read and write NIfTI files whose headers state what is known about space and time, and no more."""
 
 import gzip
-import zlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import check_expansion, check_file
+from cardiodit.errors import CardioDiTError, reading
 from cardiodit.imaging.geometry import IDENTITY, Geometry
 from cardiodit.imaging.volume import Volume
 
@@ -17,6 +18,8 @@ UNKNOWN_SPACE, SCANNER_SPACE, ALIGNED_SPACE = 0, 1, 2  # NIfTI xform codes
 SIZE_UNKNOWN = b"voxel size unknown"  # the only text we write into the header's description
 TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 SPACE_UNITS = {"mm": 1.0, "meter": 1e3, "micron": 1e-3, "unknown": 1.0}
+LONGEST_HEADER = 540  # bytes, of NIfTI-2
+CHUNK, MOST_TRAILING = 2**20, 2**26  # bytes
 BEAT_SECONDS = (0.25, 2.5)  # 24 to 240 beats per minute
 
 
@@ -67,48 +70,86 @@ def write_nifti(path: Path, volume: np.ndarray, geometry: Geometry) -> None:
         nibabel.save(image, temporary)
 
 
-def _load(path: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
-    """Return header, raw pixdim, affine and voxels. A compressed file is read to its end, so that damage is noticed."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
+def read_header(path: Path) -> Any:
+    """Read and check the header of a single-file NIfTI-1 or NIfTI-2 image, without its extensions and voxels."""
+    check_file(path)
+    with reading(path, "NIfTI"), _open(path) as stream:
+        return _parse_header(stream.read(LONGEST_HEADER))
 
-    if not path.is_file():
-        raise CardioDiTError(f"{path} does not exist." if not path.exists() else f"{path} is a folder, not a file.")
-    try:
-        image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Image | nibabel.Nifti2Image):
-            raise CardioDiTError(f"{path} is not a single-file NIfTI-1 or NIfTI-2 image (.nii, .nii.gz).")
-        proxy = image.dataobj
-        if not all(n > 0 for n in proxy.shape):
-            raise CardioDiTError(f"{path} has an empty axis: its shape is {proxy.shape}.")
-        if proxy.dtype.fields or proxy.dtype.kind not in "iuf":
-            raise CardioDiTError(f"{path} holds voxels of type {proxy.dtype}; grey values were expected.")
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CardioDiTError(f"{path} is damaged or was cut off ({error}). Copy it again from its source.") from error
-    except (ImageFileError, HeaderDataError) as error:
-        raise CardioDiTError(f"{path} cannot be read as NIfTI: {error}") from error
-    count = int(np.prod(proxy.shape))
-    if len(content) < proxy.offset + count * proxy.dtype.itemsize:
-        raise CardioDiTError(
-            f"{path} was cut off: its header promises {count} voxels, the file holds "
-            f"{max(0, len(content) - proxy.offset) // proxy.dtype.itemsize}. Copy it again from its source."
-        )
-    raw = np.frombuffer(content, proxy.dtype, count, proxy.offset).reshape(proxy.shape, order="F")
+
+def _open(path: Path) -> Any:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _parse_header(block: bytes) -> Any:
+    import nibabel
+
+    length = [int.from_bytes(block[:4], order) for order in ("little", "big")]
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        if kind.sizeof_hdr in length and len(block) >= kind.sizeof_hdr:
+            header = kind(block[: kind.sizeof_hdr])
+            if header["magic"].item().startswith(kind.single_magic):
+                return header
+    raise ValueError("it is not a single-file NIfTI-1 or NIfTI-2 image (.nii, .nii.gz)")
+
+
+def _load(path: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """Return header, raw pixdim, affine and voxels. A compressed file is read to its end, so that damage is noticed.
+
+    No more is allocated than the header promises, which is checked against the file's length first.
+    """
+    length, is_gzip = check_file(path), path.suffix == ".gz"
+    with reading(path, "NIfTI"), _open(path) as stream:
+        header = _parse_header(stream.read(LONGEST_HEADER))
+        header.get_xyzt_units()  # raises on unknown codes
+        affine, (slope, inter) = header.get_best_affine(), header.get_slope_inter()
+        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+        if not shape or not all(n > 0 for n in shape):
+            raise CardioDiTError(f"{path} has an empty axis: its shape is {tuple(shape)}.")
+        if dtype.fields or dtype.kind not in "iuf":
+            raise CardioDiTError(f"{path} holds voxels of type {dtype}; grey values were expected.")
+        count = math.prod(map(int, shape))
+        expected = offset + count * dtype.itemsize
+        if is_gzip:
+            check_expansion(path, expected, length)
+        stream.seek(0)
+        content = stream.read(expected if is_gzip else min(expected, length))
+        if len(content) < expected:
+            raise CardioDiTError(
+                f"{path} was cut off: its header promises {count} voxels, the file holds "
+                f"{max(0, len(content) - offset) // dtype.itemsize}. Copy it again from its source."
+            )
+        if is_gzip:
+            _read_to_end(path, stream)
+    raw = np.frombuffer(content, dtype, count, offset).reshape(shape, order="F")
     # nibabel turns a negative voxel size into a positive one, so pixdim is read from the bytes.
-    number, start = ("f8", 104) if isinstance(image, nibabel.Nifti2Image) else ("f4", 76)
-    number_type = np.dtype(number).newbyteorder(image.header.endianness)
-    pixdim = np.frombuffer(content, number_type, 8, start).astype(float)
-    return image.header, pixdim, image.affine, _scaled(raw, proxy.slope, proxy.inter)
+    number, start = ("f8", 104) if header.sizeof_hdr == 540 else ("f4", 76)
+    pixdim = np.frombuffer(content, np.dtype(number).newbyteorder(header.endianness), 8, start).astype(float)
+    voxels = _scaled(raw, 1.0 if slope is None else slope, 0.0 if inter is None else inter)
+    if raw.dtype.kind != "f" and voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise CardioDiTError(f"{path} has the scale factor {slope:g}, with which its voxels are no finite numbers.")
+    return header, pixdim, affine, voxels
+
+
+def _read_to_end(path: Path, stream: Any) -> None:
+    """Read what follows the voxels, without keeping it: the checksum of a compressed file stands at its end."""
+    left = MOST_TRAILING
+    while chunk := stream.read(CHUNK):
+        left -= len(chunk)
+        if left < 0:
+            raise CardioDiTError(f"{path} continues after its last voxel for more than {MOST_TRAILING} bytes.")
 
 
 def _scaled(raw: np.ndarray, slope: float, inter: float) -> np.ndarray:
     if (slope, inter) == (1.0, 0.0):
         return raw
     if float(slope).is_integer() and float(inter).is_integer() and raw.dtype.kind in "iu" and raw.dtype.itemsize <= 2:
-        return raw.astype(np.int32) * int(slope) + int(inter)  # a CT stored as unsigned numbers
-    return raw.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        held = np.iinfo(raw.dtype)
+        ends = [int(value) * int(slope) + int(inter) for value in (held.min, held.max)]
+        if max(map(abs, ends)) <= np.iinfo(np.int32).max:
+            return raw.astype(np.int32) * int(slope) + int(inter)  # a CT stored as unsigned numbers
+    with np.errstate(over="ignore"):
+        return raw.astype(np.float32) * np.float32(slope) + np.float32(inter)
 
 
 def _geometry(header: Any, sizes: np.ndarray, affine: np.ndarray, axes: int) -> Geometry:

@@ -1,12 +1,13 @@
 """CT volumes in NumPy archives, as in RAD-ChestCT: voxels without any geometry."""
 
+import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import check_expansion, check_file
+from cardiodit.errors import COPY_AGAIN, CardioDiTError, reading
 from cardiodit.imaging.geometry import Geometry, Triple
 from cardiodit.imaging.intensity import whole_hounsfield
 from cardiodit.imaging.volume import Volume
@@ -41,15 +42,25 @@ def read_npz(path: Path, spacing: Triple) -> tuple[Volume, list[str]]:
 
 
 def _read_array(path: Path) -> np.ndarray:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+    """Read the array, after comparing the size that its header promises with that of the archive."""
+    check_file(path)
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            is_array = file.read(6) == np.lib.format.MAGIC_PREFIX
+        if is_array:
             raise CardioDiTError(f"{path} is not a NumPy archive although it is named .npz.")
-        with archive:
-            if KEY not in archive.files:
-                raise CardioDiTError(f"{path} has no array {KEY!r}. It has {', '.join(archive.files) or 'none'}.")
-            return archive[KEY]
-    except CardioDiTError:
-        raise
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise CardioDiTError(f"{path} is damaged or was cut off ({error}). Copy it again from its source.") from error
+    with reading(path, "a NumPy archive"):
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            if KEY not in entries:
+                raise CardioDiTError(f"{path} has no array {KEY!r}. It has {', '.join(entries) or 'none'}.")
+            size = entries[KEY].file_size
+            check_expansion(path, size, entries[KEY].compress_size)
+            with archive.open(entries[KEY]) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
+            raise CardioDiTError(f"{path} promises an array of {shape}, but holds only {size} bytes. {COPY_AGAIN}")
+        with np.load(path, allow_pickle=False) as stored:
+            return stored[KEY]

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.foreign_files import read_object
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.geometry import Triple, common_spacing
 from cardiodit.imaging.manifest import Case, read_table
@@ -51,9 +52,7 @@ class LatentCohort(Dataset[torch.Tensor]):
         for case in cases:
             try:
                 headers.append(read_header(case.image))
-            except FileNotFoundError:
-                problems.add(f"{case.image} does not exist")
-            except (CardioDiTError, OSError) as error:
+            except CardioDiTError as error:
                 problems.add(str(error))
         _check_consistency(headers, vae_identity, problems)
         problems.raise_if_any(
@@ -177,7 +176,7 @@ def measure_scale(tensors: Iterable[torch.Tensor]) -> float:
 def write_scale(vae_folder: Path, value: float) -> None:
     """Write the scaling factor into the config of a VQ model's folder."""
     path = Path(vae_folder) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     config["scaling_factor"] = value
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

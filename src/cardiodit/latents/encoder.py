@@ -27,7 +27,7 @@ from cardiodit.latents.file import (
     identity_of_source,
     identity_of_steps,
     identity_of_vae,
-    read_header,
+    read_latent,
     write_latent,
 )
 from cardiodit.models import VQModel3D, VQModel4D
@@ -249,7 +249,7 @@ class CohortEncoder:
         if not path.exists():
             return NEW, ()
         try:
-            header = read_header(path)
+            header, _ = read_latent(path)
         except DamagedLatentError:
             return REPAIRED, ()
         expected = {**self.origin, "source": source}

@@ -7,17 +7,19 @@ settings at their default values, so that settings added in later versions chang
 import hashlib
 import inspect
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.foreign_files import check_file
 from cardiodit._util.hashing import add_weights
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.imaging import Geometry, Preprocessing, Volume
 from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.orientation import StorageOrder
@@ -25,6 +27,7 @@ from cardiodit.models import VQModel3D, VQModel4D
 
 SCHEMA = 1
 TENSOR = "latents"
+CHECKSUM = "checksum"
 METADATA = "cardiodit_latent"  # a single entry, because safetensors writes several in an arbitrary order
 
 
@@ -72,8 +75,10 @@ def write_latent(path: Path, latents: torch.Tensor, header: LatentHeader) -> Non
         raise CardioDiTError(
             f"Expected latents of shape {header.shape} in float32, got {tuple(latents.shape)} in {latents.dtype}."
         )
+    latents, values = latents.contiguous(), header.to_dict()
+    text = json.dumps({**values, CHECKSUM: _checksum(values, latents)}, sort_keys=True)
     with atomic_file(path) as temporary:
-        save_file({TENSOR: latents.contiguous()}, temporary, {METADATA: json.dumps(header.to_dict(), sort_keys=True)})
+        save_file({TENSOR: latents}, temporary, {METADATA: text})
 
 
 def read_header(path: Path) -> LatentHeader:
@@ -82,31 +87,45 @@ def read_header(path: Path) -> LatentHeader:
 
 
 def read_latent(path: Path) -> tuple[LatentHeader, torch.Tensor]:
-    """Read the header and the latents, which are not multiplied by the scaling factor."""
+    """Read the header and the latents, which are not multiplied by the scaling factor, and verify their checksum."""
     return _read(path, with_latents=True)
 
 
 def _read(path: Path, with_latents: bool) -> tuple[LatentHeader, torch.Tensor]:
+    check_file(path)
     try:
         with safe_open(path, "pt") as file:  # checks that the file has the size that its tensors need
-            header = _parse_header(path, file.metadata() or {})
+            header, values = _parse_header(path, file.metadata() or {})
             stored = file.get_slice(TENSOR)
             shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
             latents = file.get_tensor(TENSOR) if with_latents else torch.empty(0)
-    except SafetensorError as error:
-        raise DamagedLatentError(f"{path} is damaged or was cut short ({error}).") from error
+    except CardioDiTError:
+        raise
+    except Exception as error:
+        raise DamagedLatentError(f"{path} is damaged or was cut short ({reason_of(error)}).") from error
     if (shape, dtype) != (header.shape, "F32"):
         raise DamagedLatentError(f"{path} is damaged: it holds {shape} in {dtype}, its header says {header.shape}.")
+    if with_latents and values.pop(CHECKSUM, None) not in (None, _checksum(values, latents)):
+        raise DamagedLatentError(
+            f"{path} is damaged: its checksum differs, so bytes have changed since it was written."
+        )
     return header, latents
 
 
-def _parse_header(path: Path, metadata: dict[str, str]) -> LatentHeader:
+def _checksum(values: dict[str, Any], latents: torch.Tensor) -> int:
+    """Return the CRC-32 of header and latents, which detects damage, not manipulation."""
+    text = json.dumps(values, sort_keys=True)
+    return zlib.crc32(latents.numpy().tobytes(), zlib.crc32(text.encode()))
+
+
+def _parse_header(path: Path, metadata: dict[str, str]) -> tuple[LatentHeader, dict[str, Any]]:
+    """Return the header and the values that it was made of, in newer files with a checksum."""
     try:
         values = json.loads(metadata[METADATA])
         schema = int(values["schema"])
         if schema <= SCHEMA:
-            return LatentHeader.from_dict(values)
-    except (KeyError, TypeError, ValueError) as error:
+            return LatentHeader.from_dict(values), values
+    except Exception as error:  # values of wrong types
         raise DamagedLatentError(f"{path} is not a latent file of cardiodit, or its header is damaged.") from error
     raise CardioDiTError(
         f"{path} was written by a newer version of cardiodit (schema {schema}, this version knows {SCHEMA}). "
