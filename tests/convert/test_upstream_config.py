@@ -331,7 +331,7 @@ def test_files_that_are_no_config(write: Any, content: str, words: str) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match=r"nowhere.yaml does not exist"):
         read_dit_config(tmp_path / "nowhere.yaml")
-    with pytest.raises(CardioDiTError, match="cannot be read: Is a directory"):
+    with pytest.raises(CardioDiTError, match="is a folder, not a file"):
         read_dit_config(tmp_path)
     with pytest.raises(CardioDiTError, match="not UTF-8 text. A YAML config was expected"):
         read_dit_config(GOLDEN / "cardiodit/dit_best_model.pth")
