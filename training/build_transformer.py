@@ -17,20 +17,30 @@ from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
 from cardiodit.systems import load, system_of
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.latent_data import Cohort
-from cardiodit.training.objectives import Denoising
+from cardiodit.training.objectives import LATENT_OBJECTIVES, Objective
 from cardiodit.training.settings import DiTSettings, DiTTraining
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]  # attention and MLP of every block
 ADAPTER = "default"
 
 
-def objective_for(settings: DiTSettings, tuned: DiTTransformerModel | None) -> Denoising:
-    """Return the configured objective; a model that is fine-tuned keeps predicting what it was trained to predict."""
-    kept = {} if tuned is None else {"prediction_type": tuned.config.prediction_type}
-    return Denoising(**{**settings.diffusion, **kept})
+def objective_from(section: Mapping[str, Any], tuned: DiTTransformerModel | None = None) -> Objective:
+    """Return the objective that a `diffusion` section describes; a section of an earlier version names none.
+
+    A model that is fine-tuned keeps predicting what it was trained to predict.
+    """
+    keys = dict(section)
+    kind = LATENT_OBJECTIVES[keys.pop("objective", next(iter(LATENT_OBJECTIVES)))]
+    objective = kind(**{**keys, **({} if tuned is None else kind.kept_from(tuned.config))})
+    if tuned is not None and (conflicts := objective.conflicts(tuned.config)):
+        raise CardioDiTError(
+            f"The model was trained with another objective: {'; '.join(conflicts)}. Choose the model's own objective "
+            "in the config's section `diffusion`."
+        )
+    return objective
 
 
-def new_transformer(settings: DiTSettings, cohort: Cohort, objective: Denoising) -> DiTTransformerModel:
+def new_transformer(settings: DiTSettings, cohort: Cohort, objective: Objective) -> DiTTransformerModel:
     """Make the configured transformer for the size, the channels and the labels of the data."""
     section = dict(settings.model)
     in_channels, sample_size = section.pop("in_channels"), section.pop("sample_size")

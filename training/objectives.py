@@ -1,13 +1,14 @@
 """Training objectives: how samples are corrupted, what a model predicts, and how the prediction is compared.
 
 Each objective is one class. It draws the times, corrupts clean samples, states the target and the loss, makes the
-scheduler that samples with it, and checks that a trained model belongs to it. A training script chooses its objective
-and makes the config section `diffusion` (or `process`) from the objective's constructor.
+scheduler that samples with it, and checks that a trained model belongs to it. The config section `diffusion` (or
+`process`) is made from the objective's constructor; in `diffusion`, the key `objective` names one of
+`LATENT_OBJECTIVES`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
 }
+Prediction = Literal["v_prediction", "epsilon", "sample"]
 LOG_VARIANCE_RANGE = (-20.0, 5.0)
 
 Batch = dict[str, Any]
@@ -41,6 +43,11 @@ class Objective:
     def __init__(self, num_train_timesteps: int, noise_power: float = 1.0) -> None:
         self.num_train_timesteps = num_train_timesteps
         self.noise_power = noise_power
+
+    @classmethod
+    def kept_from(cls, model_config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that a trained model fixes when it is fine-tuned."""
+        return {}
 
     def draw_time(self, generator: torch.Generator) -> torch.Tensor:
         """Draw the time of a training sample, a scalar."""
@@ -100,7 +107,7 @@ class Denoising(Objective):
     def __init__(
         self,
         num_train_timesteps: int = 300,
-        prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction",
+        prediction_type: Prediction = "v_prediction",
         loss: Literal["smooth_l1", "mse", "l1"] = "smooth_l1",
         noise_power: float = 1.0,
     ) -> None:
@@ -109,6 +116,11 @@ class Denoising(Objective):
         self.model_config = {"prediction_type": prediction_type}
         self.betas = cosine_betas(num_train_timesteps)
         self.scheduler: DDPMScheduler = make_scheduler("ddpm", num_train_timesteps, self.betas, prediction_type)
+
+    @classmethod
+    def kept_from(cls, model_config: Mapping[str, Any]) -> dict[str, Any]:
+        trained = model_config["prediction_type"]
+        return {"prediction_type": trained} if trained in get_args(Prediction) else {}
 
     def corrupt(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         return self.scheduler.add_noise(clean, noise, time)
@@ -166,6 +178,10 @@ class NoiseAndImage(Objective):
 
     def sampling_scheduler(self) -> NoiseAndImageScheduler:
         return self.scheduler
+
+
+# The objectives that a config of a latent denoiser can choose (`diffusion.objective`); the first is the default.
+LATENT_OBJECTIVES: dict[str, type[Objective]] = {"denoising": Denoising}
 
 
 # --- Samples with their noise and time ---

@@ -9,7 +9,15 @@ import typing
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from cardiodit._util.typed_yaml import Count, Section, field_types, option, options_of, settings_of
+from cardiodit._util.typed_yaml import (
+    Count,
+    Section,
+    field_types,
+    option,
+    options_of,
+    settings_of,
+    settings_of_one,
+)
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.intensity import Intensity
@@ -20,7 +28,7 @@ from cardiodit.models.discriminator import PatchDiscriminator
 from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
-from cardiodit.training.objectives import Denoising, NoiseAndImage
+from cardiodit.training.objectives import LATENT_OBJECTIVES, NoiseAndImage
 from cardiodit.training.vqgan_losses import LossSettings
 
 LearningRateSchedule = Literal["constant", "cosine", "exponential"]
@@ -255,7 +263,9 @@ class DiTSettings:
         omit=("num_classes", "class_names", "prediction_type"),
         defaults={"in_channels": None, "class_dropout_prob": 0.1},
     )
-    diffusion: Section = settings_of(Denoising, omit=("noise_power",))
+    diffusion: Section = settings_of_one(
+        LATENT_OBJECTIVES, "objective", "what the model is trained to do", omit=("noise_power",)
+    )
     training: DiTTraining = DiTTraining()
 
 
@@ -414,8 +424,11 @@ class Leaf:
 def leaves(kind: type, at: str = "") -> list[Leaf]:
     """Return all keys of a config class and its sections."""
     found: list[Leaf] = []
-    types = field_types(kind)
-    for f in fields(kind):
+    types, known = field_types(kind), {f.name: f for f in fields(kind)}
+    for alternative in kind.alternatives.values() if issubclass(kind, Section) else ():
+        types = field_types(alternative) | types
+        known |= {f.name: f for f in fields(alternative) if f.name not in known}
+    for f in known.values():
         name, options = f"{at}{f.name}", options_of(types[f.name])
         sections = [o for o in options if is_dataclass(o)]
         choices = [str(c) for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]

@@ -19,7 +19,7 @@ from cardiodit.training.build_transformer import (
     add_adapter,
     check_fits,
     new_transformer,
-    objective_for,
+    objective_from,
     transformer_to_tune,
     write_adapter,
 )
@@ -83,7 +83,7 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     upload = Upload.begin(run, options)
     vae.to(run.accelerator.device)
     check_scale(cohort, vae)
-    objective = objective_for(settings, model)
+    objective = objective_from(settings.diffusion, model)
     model = model or new_transformer(settings, cohort, objective)
     check_fits(model, cohort)
     if training.lora_rank:

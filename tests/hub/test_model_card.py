@@ -31,7 +31,7 @@ def test_a_card_of_a_bare_folder_shows_everything_that_is_missing(model: Path) -
     for what in ("training of stage 1", "training of stage 2", "energy of stage 1", "energy of stage 2"):
         assert any(what in sentence for sentence in missing)
     assert text.count(TO_BE_STATED) == len(missing) == len(REQUIRED) + 4
-    assert not re.search(r"\{\w+\}", text) and "None" not in text and "<!-- The template" not in text
+    assert not re.search(r"\{\{|\}\}", text) and "None" not in text and "<!-- The template" not in text
     assert "license" not in metadata_load(model / "README.md")
 
 

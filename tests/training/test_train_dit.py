@@ -3,20 +3,28 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D
+from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D, open_pipeline
+from cardiodit._util.typed_yaml import Section, settings_of_one
 from cardiodit.errors import CardioDiTError
+from cardiodit.training import train_dit
+from cardiodit.training.checkpoint_gallery import open_checkpoint
 from cardiodit.training.denoiser_loop import swap
 from cardiodit.training.harness.run import Run
+from cardiodit.training.objectives import LATENT_OBJECTIVES
+from cardiodit.training.settings import DiTSettings
 
+from ..test_contributing import recipe
 from .conftest import Cohorts, lines_of
 
 
@@ -120,6 +128,44 @@ def test_epsilon_and_sample_and_the_other_losses_train(train_a_dit: Callable) ->
         assert np.mean(losses[-3:]) < np.mean(losses[:3])
         pipe = CardioDiTPipeline.from_pretrained(run / "pipeline")
         assert pipe.scheduler.config.prediction_type == diffusion["prediction_type"]
+
+
+def test_a_fine_tuned_model_keeps_its_prediction_type(train_a_dit: Callable) -> None:
+    base = train_a_dit("eps", diffusion={"prediction_type": "epsilon"})
+    tuned = train_a_dit("tuned", "--init_from", str(base), training={"max_train_steps": 2})
+    pipe = CardioDiTPipeline.from_pretrained(tuned / "pipeline")
+    assert pipe.transformer.config.prediction_type == pipe.scheduler.config.prediction_type == "epsilon"
+
+
+def test_a_config_chooses_the_objective(
+    train_a_dit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the recipe of CONTRIBUTING.md: its class in the table, its keys in the config, its scheduler afterwards."""
+    clean_sample = recipe("Add an objective", tmp_path).CleanSample
+    monkeypatch.setitem(LATENT_OBJECTIVES, "clean_sample", clean_sample)
+    section = settings_of_one(LATENT_OBJECTIVES, "objective", "the objective", omit=("noise_power",))
+    extended = make_dataclass("Extended", [("diffusion", Section, section)], bases=(DiTSettings,), frozen=True)
+    monkeypatch.setattr(train_dit, "DiTSettings", extended)
+    diffusion = {"objective": "clean_sample", "num_train_timesteps": 40}
+    run = train_a_dit("run", diffusion=diffusion)
+    assert yaml.safe_load((run / "config.yaml").read_text())["diffusion"] == diffusion
+    for pipe in (open_pipeline(run / "pipeline"), open_checkpoint(run, run / "checkpoint-12")):
+        assert pipe.transformer.config.prediction_type == pipe.scheduler.config.prediction_type == "sample"
+        assert pipe.scheduler.config.num_train_timesteps == 40
+    with pytest.raises(CardioDiTError, match=r"diffusion.loss is not a known key \(known: num_train_timesteps, obj"):
+        train_a_dit("other", diffusion={**diffusion, "loss": "mse"})
+    with pytest.raises(CardioDiTError, match=r"diffusion.objective must be 'denoising' or 'clean_sample', found 'f'"):
+        train_a_dit("other", diffusion={"objective": "f"})
+    with pytest.raises(CardioDiTError, match="prediction_type is sample here and v_prediction there"):
+        train_a_dit("tuned", "--init_from", str(train_a_dit("velocity")), diffusion=diffusion)
+
+
+def test_a_run_of_an_earlier_version_resumes_without_the_new_keys(train_a_dit: Callable) -> None:
+    run = train_a_dit("run", training={"max_train_steps": 4})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["diffusion"].pop("objective") == "denoising"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert set(lines_of(train_a_dit("run", training={"max_train_steps": 6}))) == set(range(1, 7))
 
 
 # --- What is wrong is found before the first step ---

@@ -73,6 +73,8 @@ class RunRecord:
         except (OSError, yaml.YAMLError, AttributeError) as error:
             raise CardioDiTError(f"{self.folder / CONFIG} cannot be read, so the run cannot resume.") from error
         now = dict(_leaves(config))
+        defaults = dict(_leaves(to_yaml(asdict(type(self.request.settings)()))))
+        before = {**{key: defaults.get(key) for key in now}, **before}  # older versions had fewer keys
         changed = [
             f"{key} was {before.get(key)}, now {now.get(key)}"
             for key in sorted({*before, *now})

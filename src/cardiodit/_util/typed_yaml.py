@@ -13,7 +13,7 @@ from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
@@ -37,7 +37,13 @@ def option(default: Any, help: str) -> Any:
 
 
 class Section:
-    """Base of the sections that `settings_of` makes: `Model(**section)` hands it over whole."""
+    """Base of the sections that `settings_of` makes: `Model(**section)` hands it over whole.
+
+    A section that `settings_of_one` makes is one of several alternatives, which one of its keys chooses.
+    """
+
+    alternatives: typing.ClassVar[dict[str, type["Section"]]] = {}
+    chosen_by: typing.ClassVar[str] = ""
 
     if typing.TYPE_CHECKING:
 
@@ -87,6 +93,27 @@ def settings_of(
     made = make_dataclass(f"{cls.__name__}Settings", keys, bases=(Section,), frozen=True, kw_only=True)
     made.__doc__ = f"Settings of `{cls.__name__}`."
     return made()
+
+
+def settings_of_one(
+    classes: Mapping[str, type], key: str, help: str, omit: Collection[str] = ()
+) -> Any:
+    """Make a config section for one of several classes; the first is the default.
+
+    Args:
+        classes: the classes by name.
+        key: the key of the section that names the class, whose constructor declares all other keys.
+        help: help text of that key.
+        omit: arguments that are not keys.
+    """
+    names = tuple(classes)
+    made = {}
+    for name, cls in classes.items():
+        made[name] = settings_of(cls, omit, extra={key: (Literal[names], option(name, help))})
+    for section in made.values():
+        type(section).alternatives = {name: type(other) for name, other in made.items()}
+        type(section).chosen_by = key
+    return made[names[0]]
 
 
 def argument_docs(cls: type) -> dict[str, str]:
@@ -164,6 +191,8 @@ class Reader:
     def section(self, kind: type[T], raw: Any, at: str) -> T:
         if not isinstance(raw, dict):
             raise self.error(at, f"must be a section with keys, found {_shown(raw)}")
+        if issubclass(kind, Section) and raw.get(kind.chosen_by) in kind.alternatives:
+            kind = typing.cast(type[T], kind.alternatives[raw[kind.chosen_by]])
         known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
         hints = field_types(kind)
         values = {}

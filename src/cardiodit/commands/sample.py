@@ -244,7 +244,7 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
     """Sample from each checkpoint into its own folder, and compare the first samples in one picture."""
     from cardiodit.imaging.intensity import to_model
     from cardiodit.imaging.nifti import read_nifti
-    from cardiodit.pipelines.checkpoint_gallery import checkpoints_of, open_checkpoint, write_gallery
+    from cardiodit.training.checkpoint_gallery import checkpoints_of, open_checkpoint, write_gallery
     from cardiodit.pipelines.output import sample_path
     from cardiodit.schedulers import change_solver
 

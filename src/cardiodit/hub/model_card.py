@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, StrictUndefined
 
 from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
@@ -28,7 +29,7 @@ CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md")
 FRONT = re.compile(r"---\n(.*?)---\n", re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->\n", re.DOTALL)
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")  # of the metadata, whose values keep their types
 SEAL = "<!-- Made by cardiodit card, sha256 {hash}; a card with other content was edited, and is not replaced. -->\n"
 NO_FACTS = OwnerFacts()
 
@@ -62,7 +63,8 @@ def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> s
     front, body = _template()
     block = _filled_block(front, card_metadata(name, model, facts, emissions))
     words = {**sections(folder, model, runs, facts, emissions, previews), "name": name, "version": __version__}
-    filled = re.sub(r"\n{3,}", "\n\n", PLACEHOLDER.sub(lambda found: words[found[1]], body))
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(body)
+    filled = re.sub(r"\n{3,}", "\n\n", template.render(words))
     return _sealed(f"---\n{block}---\n{filled}")
 
 

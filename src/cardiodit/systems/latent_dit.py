@@ -18,14 +18,14 @@ STAGES = (
         "Stage 2, the denoiser",
         "transformer",
         f"{SETTINGS}:DiTSettings",
-        open_checkpoint="cardiodit.pipelines.checkpoint_gallery:open_latent_checkpoint",
+        open_checkpoint="cardiodit.training.checkpoint_gallery:open_latent_checkpoint",
     ),
     Stage(
         "train_tgca",
         "The adapter for masks",
         "adapter",
         f"{SETTINGS}:TGCASettings",
-        open_checkpoint="cardiodit.pipelines.checkpoint_gallery:open_adapter_checkpoint",
+        open_checkpoint="cardiodit.training.checkpoint_gallery:open_adapter_checkpoint",
     ),
 )
 LIMITS = (

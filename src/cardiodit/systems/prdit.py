@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 TILE = 8  # voxels along each side of the part of a patch that is predicted
 SOLVERS = {"hot": "a stochastic predictor-corrector", "euler": "Euler steps"}
 SETTINGS = "cardiodit.training.settings:PRDiTSettings"
-OPEN = "cardiodit.pipelines.checkpoint_gallery:open_prdit_checkpoint"
+OPEN = "cardiodit.training.checkpoint_gallery:open_prdit_checkpoint"
 
 
 def has_refiner(config: Mapping[str, Any]) -> bool:

@@ -54,7 +54,7 @@ class Stage:
         trains: whether the script, given a component's config, trains this stage: for scripts that train several
             stages of one component, each on top of the one before.
         open_checkpoint: function that opens a checkpoint of such a run as a pipeline; None if a checkpoint of this
-            stage cannot be sampled. See `cardiodit.pipelines.checkpoint_gallery`.
+            stage cannot be sampled. See `cardiodit.training.checkpoint_gallery`.
     """
 
     script: str

@@ -15,7 +15,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.nifti import read_nifti, write_nifti
 from cardiodit.models.adapter_tgca import fingerprint_of
-from cardiodit.pipelines.checkpoint_gallery import checkpoints_of, open_checkpoint
+from cardiodit.training.checkpoint_gallery import checkpoints_of, open_checkpoint
 
 from ..conftest import randomise
 

@@ -15,8 +15,9 @@ from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.pipelines.base_pipeline import VolumePipeline
 from cardiodit.pipelines.load import make_pipeline, open_pipeline
-from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
+from cardiodit.schedulers import NoiseAndImageScheduler
 from cardiodit.systems import load, stages_by_script
+from cardiodit.training.build_transformer import objective_from
 
 FRAMES_SHOWN = 2  # of each checkpoint's cine, the first and the middle one
 SLICES_SHOWN = 8  # of each checkpoint's volume
@@ -59,11 +60,9 @@ def open_checkpoint(
 
 def open_latent_checkpoint(run: Path, folder: Path, vae: str | Path | None, base: str | Path | None) -> VolumePipeline:
     _refuse(run, base=base)
-    process = _settings_of(run)["diffusion"]
     if vae is None and not (run / "pipeline").is_dir():
         raise CardioDiTError(f"{run} has no pipeline yet, so the VQ model must be given: --vae MODEL.")
-    steps = process["num_train_timesteps"]
-    scheduler = make_scheduler("dpm++", steps, cosine_betas(steps), process["prediction_type"])
+    scheduler = objective_from(_settings_of(run)["diffusion"]).sampling_scheduler()
     return make_pipeline(
         open_vae(vae or run / "pipeline"), open_transformer(_weights(folder, "transformer")), scheduler
     )
