@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import USE_PEFT_BACKEND
 
 from cardiodit._util.randomness import generator_for
-from cardiodit._util.typed_yaml import to_yaml
+from cardiodit._util.typed_yaml import Section, to_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_transformer
 from cardiodit.models.transformer_dit import DiTTransformerModel
@@ -24,12 +24,12 @@ LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"] 
 ADAPTER = "default"
 
 
-def objective_from(section: Mapping[str, Any], tuned: DiTTransformerModel | None = None) -> Objective:
+def objective_from(section: Mapping[str, Any] | Section, tuned: DiTTransformerModel | None = None) -> Objective:
     """Return the objective that a `diffusion` section describes; a section of an earlier version names none.
 
     A model that is fine-tuned keeps predicting what it was trained to predict.
     """
-    keys = dict(section)
+    keys = dict(section.items())
     kind = LATENT_OBJECTIVES[keys.pop("objective", next(iter(LATENT_OBJECTIVES)))]
     objective = kind(**{**keys, **({} if tuned is None else kind.kept_from(tuned.config))})
     if tuned is not None and (conflicts := objective.conflicts(tuned.config)):

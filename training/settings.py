@@ -425,7 +425,7 @@ def leaves(kind: type, at: str = "") -> list[Leaf]:
     """Return all keys of a config class and its sections."""
     found: list[Leaf] = []
     types, known = field_types(kind), {f.name: f for f in fields(kind)}
-    for alternative in kind.alternatives.values() if issubclass(kind, Section) else ():
+    for alternative in getattr(kind, "alternatives", {}).values():
         types = field_types(alternative) | types
         known |= {f.name: f for f in fields(alternative) if f.name not in known}
     for f in known.values():

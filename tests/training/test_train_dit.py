@@ -137,9 +137,7 @@ def test_a_fine_tuned_model_keeps_its_prediction_type(train_a_dit: Callable) -> 
     assert pipe.transformer.config.prediction_type == pipe.scheduler.config.prediction_type == "epsilon"
 
 
-def test_a_config_chooses_the_objective(
-    train_a_dit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_config_chooses_the_objective(train_a_dit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the recipe of CONTRIBUTING.md: its class in the table, its keys in the config, its scheduler afterwards."""
     clean_sample = recipe("Add an objective", tmp_path).CleanSample
     monkeypatch.setitem(LATENT_OBJECTIVES, "clean_sample", clean_sample)

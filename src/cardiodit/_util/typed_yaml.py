@@ -95,9 +95,7 @@ def settings_of(
     return made()
 
 
-def settings_of_one(
-    classes: Mapping[str, type], key: str, help: str, omit: Collection[str] = ()
-) -> Any:
+def settings_of_one(classes: Mapping[str, type], key: str, help: str, omit: Collection[str] = ()) -> Any:
     """Make a config section for one of several classes; the first is the default.
 
     Args:

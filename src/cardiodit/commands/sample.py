@@ -244,9 +244,9 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
     """Sample from each checkpoint into its own folder, and compare the first samples in one picture."""
     from cardiodit.imaging.intensity import to_model
     from cardiodit.imaging.nifti import read_nifti
-    from cardiodit.training.checkpoint_gallery import checkpoints_of, open_checkpoint, write_gallery
     from cardiodit.pipelines.output import sample_path
     from cardiodit.schedulers import change_solver
+    from cardiodit.training.checkpoint_gallery import checkpoints_of, open_checkpoint, write_gallery
 
     run, course, geometry = Path(arguments.model), [], None
     for number, checkpoint in checkpoints_of(run, *arguments.checkpoints):
