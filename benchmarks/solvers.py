@@ -18,6 +18,7 @@ from diffusers import DEISMultistepScheduler, EulerDiscreteScheduler, HeunDiscre
 from cardiodit import make_scheduler
 from cardiodit._util.randomness import generator_for
 from cardiodit.pipelines.scheduler_utils import SchedulerStep, set_timesteps
+from cardiodit.schedulers import SOLVERS
 
 SHAPE = (8, 2, 8, 8, 2)  # channels, slices, rows, columns, frames of a latent
 STEPS = (5, 10, 20, 25, 50, 100, 300)
@@ -93,11 +94,11 @@ def solve(problem: Problem, scheduler: SchedulerMixin, start: torch.Tensor, step
 
 
 def solvers() -> dict[str, SchedulerMixin]:
-    """Return the four solvers with presets, and three others of diffusers with the same schedule."""
+    """Return the solvers with presets, and three others of diffusers with the same schedule."""
     shared = dict(make_scheduler("ddim").config)
     rest = {key: shared[key] for key in ("num_train_timesteps", "beta_schedule", "prediction_type", "timestep_spacing")}
     return {
-        **{name: make_scheduler(name) for name in ("dpm++", "unipc", "ddim", "ddpm")},
+        **{name: make_scheduler(name) for name in reversed(SOLVERS)},
         "Euler": EulerDiscreteScheduler(**rest),
         "Heun (two calls per step)": HeunDiscreteScheduler(**rest),
         "DEIS": DEISMultistepScheduler(**rest, solver_order=2),

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.solvers import ddim_step
+from cardiodit.schedulers.solvers import SOLVERS, ddim_step
 
 logger = logging.get_logger(__name__)
 
@@ -20,7 +20,7 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
     if found is None:
         raise CardioDiTError(
             f"{name} has no prediction_type, so it cannot sample a model trained for {prediction_type}. "
-            "Use cardiodit.change_solver(pipe.scheduler, ...) to choose ddpm, ddim, dpm++ or unipc."
+            f"Use cardiodit.change_solver(pipe.scheduler, ...) to choose one of {', '.join(SOLVERS)}."
         )
     if found != prediction_type:
         raise CardioDiTError(
