@@ -18,16 +18,16 @@ from .conftest import train
 
 VQGAN = {
     "model": {"channels": [16, 32], "num_res_channels": [16, 32], "num_res_layers": 1, "embedding_dim": 4},
-    "losses": {"perceptual_network": "none", "adversarial_start_epoch": 40, "adversarial_ramp_epochs": 20},
+    "losses": {"perceptual_network": "none", "adversarial_start_epoch": 32, "adversarial_ramp_epochs": 16},
     "discriminator": {"num_channels": 8, "num_layers_d": 2},
     "data": {"preprocessing": {"size": [32, 32, 4], "frames": 8, "intensity": {"low": "p0.5", "high": "p99.5"}}},
     "training": {
         "train_batch_size": 8,
-        "max_train_steps": 200,
+        "max_train_steps": 160,
         "learning_rate": 2e-3,
         "lr_scheduler": "cosine",
         "validation_steps": 20,
-        "checkpointing_steps": 100,
+        "checkpointing_steps": 80,
     },
 }
 DIT = {
@@ -35,14 +35,14 @@ DIT = {
     "model": {"patch_size": [1, 2, 2, 2], "num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 24},
     "training": {
         "train_batch_size": 8,
-        "max_train_steps": 250,
+        "max_train_steps": 210,
         "learning_rate": 2e-3,
         "lr_warmup_steps": 20,
         "ema_decay": 0.99,
         "validation_steps": 20,
         "preview_samples": 0,
         "dataloader_num_workers": 0,
-        "checkpointing_steps": 125,
+        "checkpointing_steps": 105,
     },
 }
 
@@ -60,11 +60,12 @@ def distance(volume: np.ndarray, others: np.ndarray) -> float:
 @pytest.mark.timeout(600)
 def test_from_phantoms_to_sampled_hearts(tmp_path: Path) -> None:
     images = [
-        write_cohort(tmp_path / "training", num=32, seed=0, size=(32, 32, 4, 8), workers=1),
+        write_cohort(tmp_path / "training", num=24, seed=0, size=(32, 32, 4, 8), workers=1),
         write_cohort(tmp_path / "validation", num=8, seed=1, size=(32, 32, 4, 8)),
     ]
     coder = train(train_vqgan, tmp_path, "vqgan", VQGAN, images)
     errors = course_of(coder, "validation_l1")
+
     assert min(errors) < 0.5 * errors[0]
     assert course_of(coder, "validation_codes_used")[-1] > 0.01
 
@@ -81,6 +82,7 @@ def test_from_phantoms_to_sampled_hearts(tmp_path: Path) -> None:
 
     hearts = train(train_dit, tmp_path, "dit", DIT, manifests, "--vae", str(coder))
     losses = course_of(hearts, "validation_loss")
+
     assert min(losses) < 0.7 * losses[0]
 
     pipe = CardioDiTPipeline.from_pretrained(hearts / "pipeline")
@@ -94,6 +96,7 @@ def test_from_phantoms_to_sampled_hearts(tmp_path: Path) -> None:
     sampled_apart = np.mean([distance(volume, real) for volume in output.volumes])
     noise_apart = np.mean([distance(volume, real) for volume in noise])
     real_apart = np.mean([distance(volume, np.delete(real, i, axis=0)) for i, volume in enumerate(real)])
+
     assert sampled_apart < 0.75 * noise_apart, (sampled_apart, noise_apart, real_apart)
     output.save(tmp_path / "samples")
     assert len(list((tmp_path / "samples").glob("*.nii.gz"))) == 4
