@@ -261,12 +261,13 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
         callback: Callback | None,
     ) -> torch.Tensor:
         timesteps = self.scheduler.timesteps
+        numbers = timesteps.tolist()  # once: each transfer waits for the device
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as progress:
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
-                self._current_timestep = int(timestep)
+                self._current_timestep = int(numbers[index])
                 prediction = self._predict(self.scheduler.scale_model_input(latents, timestep), timestep, labels, index)
                 latents = scheduler_step(prediction, index, timestep, latents)
                 if callback is not None:
@@ -356,7 +357,7 @@ class LatentVolumePipeline(VolumePipeline):
         return (1,) * (len(self.denoiser.axis_names) - len(factors)) + factors
 
     def _to_voxels(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
-        return self._decode_batches((latents / self.vae.config.scaling_factor).to(self.vae.dtype), batch_size)
+        return self._decode_batches(latents / self.vae.config.scaling_factor, batch_size)
 
     def decoding_batches(self, size: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Return the number of pieces in which a latent of this size is decoded, and the size of a piece."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from cardiodit.training.harness.deepspeed import optimizer_state
@@ -48,7 +49,12 @@ class Denoiser:
         if training.compile:
             model.compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
         groups = decay_groups(optimized, training.weight_decay)
-        optimizer = torch.optim.AdamW(groups, training.learning_rate, (training.adam_beta1, training.adam_beta2))
+        optimizer = torch.optim.AdamW(
+            groups,
+            training.learning_rate,
+            (training.adam_beta1, training.adam_beta2),
+            fused=run.accelerator.device.type == "cuda" or None,
+        )
         self.model, self.optimizer = run.accelerator.prepare(model, optimizer)
 
         self.weights = {name: trained_weights(module) for name, module in modules.items()}
@@ -136,7 +142,10 @@ def trained_weights(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 def new_ema(weights: Sequence[torch.nn.Parameter], training: AveragedTraining) -> EMAModel:
     """Return a moving average. Without a warm-up, a decay of 0.9999 keeps 74% of the first weights for 3000 steps."""
     decay, warmup = training.ema_decay, training.ema_warmup
-    return EMAModel(weights, decay, min_decay=0.0 if warmup else decay, use_ema_warmup=warmup, power=2 / 3)
+    at_once = all(weight.is_cuda and not isinstance(weight, DTensor) for weight in weights)
+    return EMAModel(
+        weights, decay, min_decay=0.0 if warmup else decay, use_ema_warmup=warmup, power=2 / 3, foreach=at_once
+    )
 
 
 @torch.no_grad()

@@ -32,24 +32,25 @@ def preprocessing_of(request: Request, model: Any = None) -> Preprocessing:
 
 
 def read_volumes(run: Run, request: Request, steps: Preprocessing) -> tuple[PreparedVolumes, PreparedVolumes]:
-    """Prepare the volumes for training and validation; for a disk cache, the main process does so first."""
+    """Prepare the volumes for training and validation; processes fill a cache on disk together, each with a share."""
     data, options = request.settings.data, request.options
     training, validation = try_all(
         partial(read_manifest, options.training_ids), partial(read_manifest, options.validation_ids)
     )
     folder = Path(data.cache_dir or options.output_dir / "cache") if data.cache == "disk" else None
 
-    def read(cases: list[Case]) -> PreparedVolumes:
-        return PreparedVolumes(cases, steps, data.cache, folder, data.workers)
+    rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+    is_shared = folder is not None and processes > 1
 
-    works = (
-        partial(check_disjoint, training=training, validation=validation),
-        partial(read, training),
-        partial(read, validation),
-    )
-    if folder is not None and run.accelerator.num_processes > 1:
-        run.main_first(lambda: try_all(*works))
-    return tuple(try_all(*works)[1:])
+    def read(cases: list[Case], verify: bool) -> PreparedVolumes:
+        return PreparedVolumes(cases, steps, data.cache, folder, data.workers, verify)
+
+    check = partial(check_disjoint, training=training, validation=validation)
+    if is_shared:
+        shares = [cases[rank::processes] for cases in (training, validation)]
+        run.together(lambda: try_all(check, *(partial(read, share, verify=True) for share in shares if share)))
+    reads = (partial(read, cases, verify=not is_shared) for cases in (training, validation))
+    return tuple(try_all(check, *reads)[1:])
 
 
 def data_config(volumes: PreparedVolumes) -> dict[str, Any]:

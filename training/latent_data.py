@@ -15,6 +15,7 @@ from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.latents import LatentCohort, encode_volume, identity_of_vae, measure_scale
 from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.training.objectives import LabelledSamples
 
 SCALE_SAMPLES = 16  # latents by which the scaling factor is checked
@@ -88,6 +89,25 @@ def read_cohort(
         "validation_data": sources[1].identity,
     }
     return Cohort(training, validation, tuple(names), shapes[0], is_online, identities)
+
+
+def with_null_labels(cohort: Cohort, model: DiTTransformerModel) -> Cohort:
+    """Give samples without labels the model's null label, as sampling without labels does.
+
+    A labelled model that is fine-tuned without labels would otherwise leave its label embedding without a gradient,
+    which several processes cannot train.
+    """
+    if cohort.training.labels is not None or not model.config.num_classes:
+        return cohort
+    if model.null_label is None:
+        raise CardioDiTError(
+            "The model was trained with class labels and without label dropout, so it always needs a label: set "
+            "label_column to the manifest column that holds them."
+        )
+    training, validation = (
+        replace(samples, labels=[model.null_label] * len(samples)) for samples in (cohort.training, cohort.validation)
+    )
+    return replace(cohort, training=training, validation=validation)
 
 
 def encode(vae: VQModel, volumes: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,9 @@ class Training:
     )
     dataloader_num_workers: int = option(0, WORKERS)
     checkpointing_steps: Count = option(500, "number of optimizer steps between checkpoints")
+    checkpointing_minutes: float | None = option(
+        None, "also write a checkpoint when this many minutes have passed since the last one"
+    )
     checkpoints_total_limit: Count = option(2, "number of checkpoints to keep; older ones are deleted")
     validation_epochs: float = option(10.0, "number of epochs between validations")
     validation_steps: Count | None = option(

@@ -28,7 +28,7 @@ from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.state import Network
-from cardiodit.training.latent_data import check_scale, encode, read_cohort
+from cardiodit.training.latent_data import check_scale, encode, read_cohort, with_null_labels
 from cardiodit.training.objectives import Batch, Noising, NoisyDataset, ValidationDataset
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
 from cardiodit.training.settings import DiTSettings
@@ -86,6 +86,7 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     objective = objective_from(settings.diffusion, model)
     model = model or new_transformer(settings, cohort, objective)
     check_fits(model, cohort)
+    cohort = with_null_labels(cohort, model)
     if training.lora_rank:
         add_adapter(model, training)
     build = builder(model, settings)

@@ -80,6 +80,7 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
     )
     model, critic, optimizer, critic_optimizer = run.accelerator.prepare(model, critic, optimizer, critic_optimizer)
     bare, bare_critic = run.accelerator.unwrap_model(model), run.accelerator.unwrap_model(critic)
+    bare.quantizer.accumulate = True  # the codes move once per step, however many batches and GPUs make it up
     networks = [Network("vae", bare), Network("discriminator", bare_critic)]
     run.register(
         [
@@ -108,9 +109,10 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
                 logits = bare_critic(fake)[-1] if weight else None
             parts = losses(fake, batch["sample"], commitment, logits, weight)
             run.backward(parts["loss"])
-            fakes.append(fake.detach())
+            fakes.append(fake.detach() if len(batches) == 1 else fake.detach().cpu())  # one batch at a time on the GPU
             add(means, parts, len(batches))
         run.update(optimizer, model)
+        bare.quantizer.update()
 
         # The discriminator: real or reconstructed?
         if weight:

@@ -231,3 +231,15 @@ def test_invalid_arguments(cases: list[Case], tmp_path: Path) -> None:
     ]:
         with pytest.raises(CardioDiTError, match=message):
             PreparedVolumes(*arguments)
+
+
+def test_what_another_process_checked_is_not_read_again(cases: list[Case], tmp_path: Path) -> None:
+    first = on_disk(cases, tmp_path / "c")
+    arrays = sorted((tmp_path / "c").glob("*.npy"))
+    with arrays[0].open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")  # not noticed without reading
+    again = PreparedVolumes(cases, STEPS, "disk", tmp_path / "c", verify=False)
+    assert again.identity == first.identity and len(again) == 3
+    with pytest.warns(UserWarning, match="its checksum differs"):
+        on_disk(cases, tmp_path / "c")

@@ -429,3 +429,38 @@ def test_two_processes(tmp_path: Path) -> None:
         for key, value in train_on(SETTINGS[name]).items():
             torch.testing.assert_close(first[name][key], value, rtol=1e-4, atol=1e-5)
     assert not torch.equal(first["unsynchronised"]["weight"], second["unsynchronised"]["weight"])
+
+
+def test_a_step_over_several_batches_is_a_step_over_one_large_batch() -> None:
+    """Otherwise eight accumulated batches would keep 0.20 of the history, and a run depend on its number of GPUs."""
+    parts = batches(2, 2, 3)
+    large, small = EMACodebook(16, 4, data_init=False), EMACodebook(16, 4, data_init=False)
+    small.accumulate = True
+    large(torch.cat(parts))
+    before = small.weight.clone()
+    for part in parts:
+        small(part)
+    assert torch.equal(small.weight, before)
+    small.update()
+    assert int(small.num_updates) == 1
+    for name, tensor in large.state_dict().items():
+        assert torch.allclose(small.state_dict()[name], tensor, rtol=1e-6), name
+
+
+def test_the_nearest_code_is_searched_in_full_float32() -> None:
+    """TF32, which training may allow for everything else, finds another code for up to 3% of the vectors."""
+    precisions = []
+
+    class Listener(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.addmm:
+                precisions.append(torch.get_float32_matmul_precision())
+            return function(*args, **(kwargs or {}))
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Listener():
+            EMACodebook(16, 4).nearest(torch.randn(5, 4))
+        assert precisions == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

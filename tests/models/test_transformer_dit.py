@@ -1,12 +1,15 @@
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cardiodit import CardioDiTError, DiT3DTransformerModel, DiT4DTransformerModel
-from cardiodit.models.transformer_dit import patchify, sincos_positions, unpatchify
+from cardiodit.models.transformer_dit import kept_positions, patchify, sincos_positions, unpatchify
 
 
 def test_patchify_orders_tokens_and_features_as_published() -> None:
@@ -198,3 +201,22 @@ def test_a_longer_axis_keeps_the_positions_of_the_shorter_one() -> None:
 def test_every_token_has_its_own_position() -> None:
     positions = sincos_positions((6, 16, 16, 4), 768)
     assert len(torch.unique((positions * 1e4).round(), dim=0)) == 6 * 16 * 16 * 4
+
+
+def test_positions_are_made_once_for_each_grid(make_dit: Callable) -> None:
+    """They are kept with values only: not what a trace of shapes makes, and usable in training after inference."""
+    made = []
+
+    def make(*arguments: Any) -> torch.Tensor:
+        made.append(arguments[0])
+        return sincos_positions(*arguments)
+
+    like = torch.zeros(1, 6, 8)
+    with torch.inference_mode():
+        first = kept_positions(make, (1, 2, 3), 8, like)
+    assert kept_positions(make, (1, 2, 3), 8, like) is first and not first.is_inference()
+    kept_positions(make, (3, 2, 1), 8, like)
+    with FakeTensorMode():
+        assert type(kept_positions(make, (1, 2, 3), 8, torch.zeros(1, 6, 8))) is not torch.Tensor
+    assert made == [(1, 2, 3), (3, 2, 1), (1, 2, 3)]
+    assert torch.equal(kept_positions(make, (1, 2, 3), 8, like), sincos_positions((1, 2, 3), 8))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from cardiodit._util.memory import LiveMemory
 from cardiodit.convert.prdit import SIZES
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.transformer_prdit import PRDiTTransformerModel
+from cardiodit.models.transformer_prdit import OverlappingPatches, PRDiTTransformerModel
 
 from ..conftest import randomise
 
@@ -381,3 +381,20 @@ def test_volumes_that_do_not_fit(volume: torch.Tensor, message: str) -> None:
 def test_no_patch_at_a_time_is_an_error() -> None:
     with pytest.raises(CardioDiTError, match="chunk_size=0 must be at least 1, or None"):
         make().enable_forward_chunking(0)
+
+
+def test_patches_are_found_without_copies_between_devices() -> None:
+    """`torch.unravel_index` makes tensors from Python numbers, and the device would wait for each of them."""
+    volume = torch.arange(16 * 24 * 8.0).reshape(1, 1, 16, 24, 8)
+    patches = OverlappingPatches(volume, 8)
+    made = []
+
+    class Listener(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            made.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Listener():
+        found = patches[torch.arange(6)]
+    assert torch.tensor not in made and torch.as_tensor not in made and torch.unravel_index not in made
+    assert torch.equal(found[0, 4].view(8, 8, 8), volume[0, 0, 8:, 8:16, :])

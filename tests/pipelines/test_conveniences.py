@@ -9,7 +9,7 @@ from diffusers import AutoModel, DDIMScheduler, FirstBlockCacheConfig
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 
-from cardiodit import CardioDiTError, CardioDiTPipeline, DiT4DTransformerModel, VQModel4D
+from cardiodit import CardioDiTError, CardioDiTPipeline, DiT4DTransformerModel, TGCAAdapterModel, VQModel4D
 
 LABELLED = {"num_classes": 2, "class_dropout_prob": 0.1}
 
@@ -166,3 +166,32 @@ def test_a_compiled_pipeline_samples_the_same(make_pipe: Callable) -> None:
     torch.compiler.reset()
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     assert torch.allclose(latents(pipe), expected, atol=1e-4)
+
+
+def test_what_runs_before_a_forward_pass_runs_the_hooks_too(make_dit: Callable) -> None:
+    """With model offload, an adapter embeds masks and time while its weights and the transformer's are still away."""
+    base, calls = make_dit(), []
+    adapter = TGCAAdapterModel(32, 2, 4, channels=(4, 8), strides=((2, 2, 2),))
+
+    class Hook:
+        def pre_forward(self, module: torch.nn.Module) -> None:
+            calls.append(module)
+
+    base._hf_hook = adapter._hf_hook = Hook()
+    latents = torch.zeros(1, *base_latents(base))
+    adapter.embed(torch.zeros(1, 1, 2, 16, 16, 16), base, base.grid_of(latents.shape[2:]))
+    base.embed_time(latents, 1)
+    assert calls == [adapter, base]
+
+
+def base_latents(base: torch.nn.Module) -> tuple[int, ...]:
+    return (base.config.in_channels, *base.config.sample_size)
+
+
+def test_a_pipeline_in_half_precision_quantises_in_full_precision(make_pipe: Callable) -> None:
+    pipe = make_pipe()
+    pipe.vae.to(torch.bfloat16)
+    seen = []
+    pipe.vae.quantizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    assert pipe(num_inference_steps=1, seed=0).volumes.isfinite().all()
+    assert set(seen) == {torch.float32}

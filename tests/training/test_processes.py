@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel
+from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_dit, train_prdit
 from cardiodit.training.harness.schedule import DistributedSampler
@@ -49,7 +50,8 @@ class Runs:
         return arguments_of(self.folder, name, config, self.cohorts.latents, "--vae", str(self.cohorts.vae), "--cpu")
 
     def vqgan(self, name: str) -> list[str]:
-        return arguments_of(self.folder, name, VQGAN, self.cohorts.images, "--cpu")
+        config = merged(VQGAN, {"data": {"cache": "disk"}})  # which both processes fill, each with its share
+        return arguments_of(self.folder, name, config, self.cohorts.images, "--cpu")
 
     def prdit(self, name: str, processes: int, *more: str, layers: int = 0) -> list[str]:
         """Two chests a step, by the local denoiser or with a refiner."""
@@ -220,6 +222,8 @@ def test_both_processes_hold_the_same_autoencoder(runs: Runs) -> None:
     assert {name.partition("/")[0] for name in one} > {"optimizer", "discriminator_optimizer"}
     assert {name.rpartition(".")[2] for name in one if one[name] != other[name]} <= {"running_mean", "running_var"}
     assert set(one) == set(other)
+    volumes = sum(len(read_manifest(manifest)) for manifest in runs.cohorts.images)
+    assert len(list((runs.folder / "cache").glob("*.npy"))) == volumes
 
 
 @pytest.mark.parametrize("name", ["voxels", "refined"])

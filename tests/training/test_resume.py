@@ -6,13 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.training import train_dit
+from cardiodit.training.harness import run as run_module
 
 from ..conftest import begin
 from .conftest import Cohorts, lines_of, wait_for_step
@@ -178,3 +181,46 @@ def test_a_named_checkpoint_is_taken(train_a_dit: Callable, capsys: pytest.Captu
     shutil.rmtree(run / "checkpoint-12")
     train_a_dit("run", "--resume_from_checkpoint", str(run / "checkpoint-8"))
     assert "after step 8" in capsys.readouterr().out
+
+
+# --- Checkpoints are written while training goes on ---
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(train_a_dit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint of step 4 waits until step 6 was trained, and holds the weights and the average of step 4."""
+    changes = {"validation_steps": 12, "checkpoints_total_limit": 3}
+    expected = train_a_dit("expected", training=changes) / "checkpoint-4"
+    six, write = threading.Event(), run_module.write_checkpoint
+
+    def wait_and_write(folder: Path, step: int, *rest: Any) -> None:
+        assert step != 4 or six.wait(60)
+        write(folder, step, *rest)
+
+    def log(self: run_module.Run, *arguments: Any) -> dict[str, float]:
+        if self.step == 6:
+            six.set()
+        return logged(self, *arguments)
+
+    logged = run_module.Run.log
+    monkeypatch.setattr(run_module, "write_checkpoint", wait_and_write)
+    monkeypatch.setattr(run_module.Run, "log", log)
+    delayed = train_a_dit("delayed", training=changes) / "checkpoint-4"
+    for file in ("transformer/diffusion_pytorch_model.safetensors", "transformer_ema/updates.txt"):
+        assert (delayed / file).read_bytes() == (expected / file).read_bytes()
+    assert (delayed / "transformer_ema/updates.txt").read_text() == "4"
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    train_a_dit: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "write_checkpoint", fail)
+    with pytest.raises(OSError, match="No space left"):
+        train_a_dit("run", training={"validation_steps": 12})
+
+
+def test_checkpoints_by_the_clock(train_a_dit: Callable) -> None:
+    run = train_a_dit("run", training={"checkpointing_minutes": 0, "checkpointing_steps": 100, "max_train_steps": 3})
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]

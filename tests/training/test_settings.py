@@ -20,13 +20,15 @@ STAGES = {
 }
 
 
-NEW = {"train_dit": {"diffusion": {"objective": "denoising"}}}  # keys that earlier versions did not have
+# Keys that earlier versions did not have
+EVERYWHERE = {"training": {"checkpointing_minutes": None}}
+NEW = {"train_dit": {"diffusion": {"objective": "denoising"}}}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
     now = to_yaml(asdict(STAGES[stage]()))
-    for section, keys in NEW.get(stage, {}).items():
+    for section, keys in {**EVERYWHERE, **NEW.get(stage, {})}.items():
         assert {key: now[section].pop(key) for key in keys} == keys
     assert now == DEFAULTS[stage]
 

@@ -21,6 +21,7 @@ from cardiodit.training import train_dit
 from cardiodit.training.checkpoint_gallery import open_checkpoint
 from cardiodit.training.denoiser_loop import swap
 from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.state import WEIGHTS
 from cardiodit.training.objectives import LATENT_OBJECTIVES
 from cardiodit.training.settings import DiTSettings
 
@@ -135,6 +136,15 @@ def test_a_fine_tuned_model_keeps_its_prediction_type(train_a_dit: Callable) -> 
     tuned = train_a_dit("tuned", "--init_from", str(base), training={"max_train_steps": 2})
     pipe = CardioDiTPipeline.from_pretrained(tuned / "pipeline")
     assert pipe.transformer.config.prediction_type == pipe.scheduler.config.prediction_type == "epsilon"
+
+
+def test_a_labelled_model_that_is_tuned_without_labels_gets_its_null_label(train_a_dit: Callable) -> None:
+    """Sampling without labels uses it, too; and every weight has a gradient, without which DDP stops."""
+    base = train_a_dit("base", training={"max_train_steps": 2})
+    tuned = train_a_dit("tuned", "--init_from", str(base), label_column=None, training={"max_train_steps": 2})
+    rows = [load_file(run / "checkpoint-2/transformer" / WEIGHTS)["class_embed.weight"] for run in (base, tuned)]
+    start = load_file(base / "best/transformer" / WEIGHTS)["class_embed.weight"]
+    assert not torch.equal(rows[1][-1], start[-1]) and torch.equal(rows[1][:-1], start[:-1])
 
 
 def test_a_config_chooses_the_objective(train_a_dit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
     gather_object,
@@ -26,6 +28,8 @@ from cardiodit.errors import DEBUG, CardioDiTError, print_error
 from cardiodit.training.harness import deepspeed
 from cardiodit.training.settings import Training
 
+# How long processes wait for each other. One may prepare volumes while the others wait; the default is 10 minutes.
+PATIENCE = timedelta(hours=6)
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
@@ -81,7 +85,10 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
                 cpu=cpu or not torch.accelerator.is_available(),
                 # The codebook synchronises itself, and the running statistics of a discriminator that is called twice
                 # before its backward pass must not be overwritten in between.
-                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                    InitProcessGroupKwargs(timeout=PATIENCE),
+                ],
                 log_with=trackers_of(settings.report_to) or None,
                 project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
             )

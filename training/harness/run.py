@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -29,10 +30,11 @@ from cardiodit.training.harness.metrics import Metrics
 from cardiodit.training.harness.processes import SignalHandler, gather_objects, share, start_accelerator
 from cardiodit.training.harness.run_record import RunRecord
 from cardiodit.training.harness.schedule import DistributedSampler, Schedule, seed_for
-from cardiodit.training.harness.state import Checkpointable
+from cardiodit.training.harness.state import Checkpointable, Tensors
 from cardiodit.training.settings import Training
 
 Batch = dict[str, Any]
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 Item = TypeVar("Item")
 
 
@@ -61,7 +63,11 @@ class Run:
         self._optimizers: list[tuple[Any, float]] = []
         self._line: dict[str, Any] = {}
         self._stop: str | None = None
+        self._saved = time.monotonic()  # when the last checkpoint was begun
+        self._is_time_to_save = False
         self._signals = SignalHandler()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
         self._worked = 0.0  # when the last step's weights were ready
 
     def __enter__(self) -> "Run":
@@ -70,6 +76,7 @@ class Run:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._signals.__exit__()
+        self._writer.shutdown()  # what is being written is finished, also after an error
         if kind is not None and self.is_main:
             self.record.end("failed", self.step)
 
@@ -111,6 +118,16 @@ class Run:
         error = share(error, self.accelerator)
         if error is not None:
             raise CardioDiTError(error)
+
+    def together(self, work: Callable[[], object]) -> None:
+        """Do work on every process; the errors of all are raised on every process."""
+        errors = []
+        try:
+            work()
+        except CardioDiTError as problem:
+            errors.append(str(problem))
+        if found := gather_objects(errors, self.accelerator):
+            raise CardioDiTError("\n".join(dict.fromkeys(found)))
 
     def register(self, parts: Sequence[Checkpointable], optimizers: Sequence[tuple[Any, float]]) -> None:
         """Register what checkpoints hold and each optimizer with its highest rate; resume from a checkpoint."""
@@ -185,12 +202,14 @@ class Run:
     def steps(self, loader: Iterable[Batch]) -> Iterator[tuple[int, list[Batch]]]:
         """Yield the number of each remaining step, counted from 0, with its batches; save when due, stop on a signal.
 
-        Meanwhile, the batches of the next step are loaded and moved to the device.
+        Meanwhile, the batches of the next step are loaded, and the first one is moved to the device; `accumulating`
+        moves the others one ahead of their use, so that no more than two batches of a step are on the device.
         """
         batches = iter(loader)
 
         def fetch() -> list[Batch]:
-            return [self.to_device(next(batches)) for _ in range(self.settings.gradient_accumulation_steps)]
+            first, *others = (next(batches) for _ in range(self.settings.gradient_accumulation_steps))
+            return [self.to_device(first), *others]
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-step") as ahead:
             coming = ahead.submit(fetch) if self.step < self.schedule.steps else None
@@ -205,11 +224,13 @@ class Run:
                 yield self.step, fetched
                 self.step += 1
                 self.metrics.write(self.step, self._line, self._worked - began, waited)
-                if self.step % self.settings.checkpointing_steps == 0 or self._stop or is_last:
+                is_due = self._is_time_to_save or self.step % self.settings.checkpointing_steps == 0
+                if is_due or self._stop or is_last:
                     self.save_checkpoint()
                 if self._stop and not is_last:
                     self._leave()
                     return
+        self.everything_written()
         self.metrics.finish()
 
     def _prepare_step(self) -> None:
@@ -221,18 +242,24 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.schedule.rate(self.step)
 
-    def to_device(self, batch: Batch) -> Batch:
-        device = self.accelerator.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    def to_device(self, item: Any) -> Any:
+        """Return a tensor, or a batch or tuple with its tensors, on the run's device."""
+        if isinstance(item, torch.Tensor):
+            return item.to(self.accelerator.device, non_blocking=True)
+        if isinstance(item, tuple):
+            return tuple(map(self.to_device, item))
+        return {key: self.to_device(value) for key, value in item.items()} if isinstance(item, dict) else item
 
     def accumulating(self, model: Any, batches: Sequence[Item]) -> Iterator[Item]:
-        """Yield a step's batches; with the last one, processes exchange gradients, and DeepSpeed steps."""
-        for batch in batches[:-1]:
+        """Yield a step's batches on the device; with the last one, gradients are exchanged, and DeepSpeed steps."""
+        coming = self.to_device(batches[0])
+        for following in batches[1:]:
+            batch, coming = coming, self.to_device(following)
             self.accelerator.sync_gradients = False
             with self.accelerator.no_sync(model):
                 yield batch
             self.accelerator.sync_gradients = True
-        yield batches[-1]
+        yield coming
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a batch's share of the step's gradient."""
@@ -243,10 +270,13 @@ class Run:
 
         It waits for the device, so it comes last in a step. The error names the subjects of the batches.
         """
-        flag = float(self._stop is not None)
+        minutes = self.settings.checkpointing_minutes
+        is_time = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+        flags = (float(self._stop is not None), float(is_time))
         device = self.accelerator.device
-        total = torch.stack([torch.as_tensor(v, device=device).detach().float() for v in (*parts.values(), flag)])
-        *means, stop = self.accelerator.reduce(total.clone(), reduction="mean").tolist()
+        total = torch.stack([torch.as_tensor(v, device=device).detach().float() for v in (*parts.values(), *flags)])
+        *means, stop, time_to_save = self.accelerator.reduce(total.clone(), reduction="mean").tolist()
+        self._is_time_to_save = time_to_save > 0
         if stop and self._stop is None:
             self._stop = "a signal to another process"
         values = dict(zip(parts, means, strict=True))
@@ -296,22 +326,41 @@ class Run:
         if self.best is not None and value >= self.best:
             return
         self.best = value
-        gathered = [part.gather() for part in parts]
-        if self.is_main:
-            write_best(self.folder, self.step + 1, parts, gathered, {"measure": by, "value": value})
-        self.accelerator.wait_for_everyone()
+        info = {"measure": by, "value": value}
+        self._write(parts, lambda gathered, step=self.step + 1: write_best(self.folder, step, parts, gathered, info))
 
     def save_checkpoint(self) -> None:
-        gathered = [part.gather() for part in self._parts]
-        if self.is_main:
-            scaler = self.accelerator.scaler
-            info = {"samples_a_step": self.samples_a_step, "scaler": scaler.state_dict() if scaler else None}
-            write_checkpoint(self.folder, self.step, self._parts, gathered, info)
+        self._saved, self._is_time_to_save = time.monotonic(), False
+        scaler = self.accelerator.scaler
+        info = {"samples_a_step": self.samples_a_step, "scaler": scaler.state_dict() if scaler else None}
+
+        def write(gathered: Sequence[Tensors], step: int = self.step) -> None:
+            write_checkpoint(self.folder, step, self._parts, gathered, info)
             remove_old(self.folder, self.settings.checkpoints_total_limit)
-        self.accelerator.wait_for_everyone()
+
+        self._write(self._parts, write)
+
+    def _write(self, parts: Sequence[Checkpointable], write: Callable[[Sequence[Tensors]], None]) -> None:
+        """Copy the parts to the CPU and write them in the background; only sharded parts concern every process."""
+        self.wait_for_writing()
+        if self.is_main or self.accelerator.distributed_type in SHARDED:
+            gathered = [part.gather() for part in parts]
+            if self.is_main:
+                self._writing = self._writer.submit(write, gathered)
+
+    def wait_for_writing(self) -> None:
+        """Wait until what was saved last is on the disk; raise an error if it could not be written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def everything_written(self) -> None:
+        """Wait until the main process has written what was saved last."""
+        self.main_first(self.wait_for_writing)
 
     def _leave(self) -> None:
         self.was_interrupted = True
+        self.everything_written()
         self.metrics.finish()
         self.record.end("interrupted", self.step)
         self.say(f"Stopped by {self._stop} after step {self.step}; the same command resumes from there.")

@@ -27,7 +27,14 @@ PACKAGES = ("cardiodit", "torch", "diffusers", "accelerate", "huggingface-hub", 
 CHANGEABLE = (
     *("num_train_epochs", "max_train_steps", "train_batch_size", "gradient_accumulation_steps"),
     *("mixed_precision", "gradient_checkpointing", "compile", "allow_tf32", "deterministic", "dataloader_num_workers"),
-    *("checkpointing_steps", "checkpoints_total_limit", "validation_epochs", "validation_steps", "report_to"),
+    *(
+        "checkpointing_steps",
+        "checkpointing_minutes",
+        "checkpoints_total_limit",
+        "validation_epochs",
+        "validation_steps",
+        "report_to",
+    ),
     *("preview_epochs", "preview_steps", "preview_samples", "preview_inference_steps", "preview_guidance_scale"),
     *("cache", "cache_dir", "workers"),
 )

@@ -33,7 +33,7 @@ class Checkpointable(Protocol):
         ...
 
     def write(self, tensors: Tensors, folder: Path) -> None:
-        """Write into a checkpoint's folder; one process calls it."""
+        """Write into a checkpoint's folder; one process calls it, in a thread beside the training."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -73,14 +73,16 @@ class Average:
         self.model: Any = model
         self.ema = ema
         self.adapter_only = adapter_only
+        self._updates = 0  # of the gathered average, which is written while training goes on
 
     def gather(self) -> Tensors:
+        self._updates = self.ema.optimization_step
         rest = {} if self.adapter_only else self.model.state_dict()
         return whole({**rest, **self._shadow()})
 
     def write(self, tensors: Tensors, folder: Path) -> None:
         write_tensors(tensors, folder / self.name, None if self.adapter_only else self.model)
-        (folder / self.name / UPDATES).write_text(str(self.ema.optimization_step))
+        (folder / self.name / UPDATES).write_text(str(self._updates))
 
     def load(self, folder: Path) -> None:
         saved, shadow = load_file(folder / self.name / WEIGHTS), self._shadow()

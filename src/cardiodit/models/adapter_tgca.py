@@ -15,6 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.conditions import Conditions
@@ -99,6 +100,7 @@ class TGCAAdapterModel(StrictModelMixin):
         nn.init.zeros_(self.time_gate.weight)
         nn.init.zeros_(self.time_gate.bias)
 
+    @apply_forward_hook
     def embed(self, condition: torch.Tensor, base: DiTTransformerModel, grid: Sequence[int]) -> torch.Tensor:
         """Embed masks `(B, K, *size)` as tokens `(B, L, hidden)` of the base's grid, which serve for all steps."""
         if condition.ndim != 2 + self.config.num_axes or condition.shape[1] != self.config.condition_channels:

@@ -224,13 +224,16 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     def decode(
         self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
-        """Decode latents, quantising them first unless `force_not_quantize`. The codebook never learns from this."""
+        """Decode latents, quantising them first unless `force_not_quantize`. The codebook never learns from this.
+
+        Give latents in float32 also to a model in half precision: rounding them first changes one code in a hundred.
+        """
         self._check_axes(h)
         commit_loss = None
         if not force_not_quantize:
             quantized = self.quantizer(h, may_learn=False)
             h, commit_loss = quantized.latents, quantized.commitment_loss
-        sample = self._by_batch(self._decode, h)
+        sample = self._by_batch(self._decode, h.to(self.dtype))
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
 
     def forward(

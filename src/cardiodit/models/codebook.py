@@ -5,8 +5,8 @@ divides by almost zero and moves every code that no vector chose at first far aw
 corrections keep codes in use and processes synchronised; each can be switched off.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,6 +46,9 @@ class QuantizerOutput(BaseOutput):
 
 class EMACodebook(nn.Module):
     """Replace each vector by its nearest code; in training mode each forward pass also updates the codes.
+
+    With `accumulate`, forward passes only collect vectors, and `update` updates the codes once for all of them. A step
+    over several batches then moves the codes exactly as far as one step over a large batch.
 
     All arithmetic is in float32, and the module's tensors stay in float32 when it is cast (`.half()`, `.to(dtype)`):
     half precision is too coarse for moving averages and too small for counts.
@@ -90,6 +93,8 @@ class EMACodebook(nn.Module):
         self.restart_dead = restart_dead
         self.sync = sync
         self.seed = seed
+        self.accumulate = False
+        self._collected: list[tuple[Tensor, Tensor]] = []  # vectors (N, C) and their codes (N,) since the last update
 
         # Devices and dtypes are explicit because loaders build models under `torch.device("meta")` and with a
         # half-precision default: the draw needs a real device, and buffers stay real, as in init_empty_weights.
@@ -123,7 +128,9 @@ class EMACodebook(nn.Module):
             spatial_indices = indices.view(z.shape[0], *z.shape[2:])  # (B, *spatial)
             quantized = self.embed(spatial_indices).detach().float()  # (B, C, *spatial)
             if is_learning:
-                self._update(flat, indices)
+                self._collected.append((flat, indices))
+                if not self.accumulate:
+                    self.update()
             loss = self.commitment_cost * F.mse_loss(vectors, quantized)
             latents = vectors + (quantized - vectors).detach()
         return QuantizerOutput(latents=latents.to(z.dtype), indices=spatial_indices, commitment_loss=loss)
@@ -131,7 +138,7 @@ class EMACodebook(nn.Module):
     @torch.no_grad()
     def nearest(self, flat: Tensor) -> Tensor:
         """Return the index `(N,)` of the code nearest to each vector of `flat` `(N, C)`, the lowest in a tie."""
-        with _without_autocast(flat.device.type):
+        with _without_autocast(flat.device.type), full_float32():
             codes = self.weight.float()
             # ||z - e||^2 = ||z||^2 + 2 (||e||^2 / 2 - z.e), and ||z||^2 is the same for all codes
             half_norms = codes.square().sum(dim=1) / 2  # (K,)
@@ -161,8 +168,10 @@ class EMACodebook(nn.Module):
             self.ema_sums.copy_(codes)
 
     @torch.no_grad()
-    def _update(self, flat: Tensor, indices: Tensor) -> None:
-        """Apply equations 6 to 8 of appendix A.1 with smoothed counts, over the vectors of all processes."""
+    def update(self) -> None:
+        """Apply equations 6 to 8 of appendix A.1 with smoothed counts, over the collected vectors of all processes."""
+        flat, indices = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+        self._collected.clear()
         counts = torch.bincount(indices, minlength=self.num_embeddings).to(flat.dtype)
         sums = torch.zeros_like(self.ema_sums).index_add_(0, indices, flat)
         both = self._sum_over_processes(torch.cat([counts.unsqueeze(1), sums], dim=1))  # (K, 1 + C)
@@ -237,6 +246,17 @@ class EMACodebook(nn.Module):
 def perplexity(counts: Tensor) -> Tensor:
     """Return exp(entropy) of code counts: the number of equally used codes that would carry as much information."""
     return torch.exp(torch.special.entr(counts / counts.sum()).sum())
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Multiply matrices in full float32: TF32 finds another code for up to 3% of the vectors."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:

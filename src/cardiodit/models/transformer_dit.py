@@ -7,6 +7,7 @@ number of axes.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn as nn
@@ -17,6 +18,7 @@ from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from cardiodit._compat import context_parallel_plan, register_block
 from cardiodit.errors import CardioDiTError
@@ -65,6 +67,26 @@ def sincos_positions(
         angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
         features.append(expand_axis(torch.cat([angles.sin(), angles.cos()], dim=-1), axis, grid))
     return torch.cat(features, dim=-1).flatten(0, -2)[:, :dim].to(dtype)
+
+
+def kept_positions(
+    make: Callable[..., torch.Tensor], grid: Sequence[int], dim: int, like: torch.Tensor
+) -> torch.Tensor:
+    """Return `make(grid, dim, device, dtype)` on the device and in the dtype of a tensor, made once for each grid.
+
+    Making positions copies from the CPU to the device, which would wait for the device in every forward pass.
+    """
+    if type(torch.empty(0, device=like.device)) is not torch.Tensor or like.is_meta or torch.compiler.is_compiling():
+        return make(grid, dim, like.device, like.dtype)  # tensors without values must not be kept
+    return _made_positions(make, tuple(grid), dim, like.device, like.dtype)
+
+
+@lru_cache(maxsize=8)
+def _made_positions(
+    make: Callable[..., torch.Tensor], grid: tuple[int, ...], dim: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return make(grid, dim, device, dtype)
 
 
 def expand_axis(features: torch.Tensor, axis: int, grid: Sequence[int]) -> torch.Tensor:
@@ -329,7 +351,7 @@ class DiTTransformerModel(TransformerMixin):
         conditioning = self._condition(hidden_states, timestep, class_labels)
 
         tokens = self.patch_embed(patchify(hidden_states, self.patch_size))  # (B, L, hidden)
-        tokens = tokens + sincos_positions(grid, tokens.shape[-1], tokens.device, tokens.dtype)
+        tokens = tokens + kept_positions(sincos_positions, grid, tokens.shape[-1], tokens)
         for number, block in enumerate(self.transformer_blocks):
             inputs = (
                 (tokens, conditioning) if block_controls is None else (tokens, conditioning, block_controls[number])
@@ -344,6 +366,7 @@ class DiTTransformerModel(TransformerMixin):
         sample = unpatchify(tokens, grid, self.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
+    @apply_forward_hook
     def embed_time(self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
         """Return the time embedding of each sample, (B, hidden), which an adapter's gate uses too."""
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(hidden_states.shape[0])

@@ -26,6 +26,7 @@ from cardiodit.models.transformer_dit import (
     DiTBlock,
     block_cost,
     expand_axis,
+    kept_positions,
     modulate,
     unpatchify,
 )
@@ -129,7 +130,9 @@ class OverlappingPatches:
 
     def __getitem__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the patches of tokens given by their numbers, last axis fastest: (B, n, C·patch³)."""
-        rows, columns, slices = torch.unravel_index(tokens, self.grid)
+        _, columns, slices = self.grid
+        rows, rest = tokens // (columns * slices), tokens % (columns * slices)  # without a copy from the CPU
+        columns, slices = rest // slices, rest % slices
         return self.windows[:, :, rows, columns, slices].transpose(1, 2).flatten(2)
 
 
@@ -292,7 +295,7 @@ class PRDiTTransformerModel(TransformerMixin):
 
         predicted, tokens = self.by_patch(patches, numbers, time)  # (B, L, 2·C·8³), (B, L, hidden)
         if self.has_refiner:
-            positions = fourier_positions(grid, tokens.shape[-1], tokens.device, tokens.dtype)[numbers]
+            positions = kept_positions(fourier_positions, grid, tokens.shape[-1], tokens)[numbers]
             predicted = predicted + self._refine(tokens + positions, self.refiner_time(time))
         sample = unpatchify(self.tokens_out(predicted), grid, self.token_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
