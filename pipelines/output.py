@@ -41,11 +41,15 @@ class VolumePipelineOutput(BaseOutput):
     geometry: Geometry = field(default_factory=Geometry)
     units: Range | None = None
 
-    def save(self, folder: str | Path) -> list[Path]:
+    def save(self, folder: str | Path, sample_list: str = SAMPLE_LIST) -> list[Path]:
         """Write each volume as NIfTI with its geometry and a GIF, and append its record to `samples.jsonl`.
 
         Voxels are integers in the scanner's units if the model knows them, otherwise float32 in [-1, 1].
         A folder can be filled over several calls; existing files are never replaced.
+
+        Args:
+            folder: folder of samples, created if missing.
+            sample_list: name of the list; several processes that share a folder have one each (`list_of_process`).
         """
         if len(self.records) != len(self.volumes) or any(
             r["output_type"] not in ("volumes", "np") for r in self.records
@@ -62,7 +66,7 @@ class VolumePipelineOutput(BaseOutput):
             write_nifti(path, in_units, self.geometry)
             if voxels.ndim == 4:
                 write_gif(path.with_name(path.name.replace(".nii.gz", ".gif")), voxels, self.geometry)
-            append_line(folder / SAMPLE_LIST, json.dumps({"file": path.name, "units": self.units, **record}))
+            append_line(folder / sample_list, json.dumps({"file": path.name, "units": self.units, **record}))
         return paths
 
 

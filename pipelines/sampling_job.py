@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cardiodit._util.sample_records import read_sample_list
+from cardiodit._util.sample_records import SAMPLE_LIST, list_of_process, read_sample_list
 from cardiodit.errors import Problems
 from cardiodit.imaging.volume import AXES
 from cardiodit.pipelines.mask_rows import MaskRows
@@ -55,6 +55,7 @@ def sample_many(
         process, processes: index of this process and number of processes, each of which makes its share.
     """
     # Shares are by sample number, not by place among the missing: other processes may already be writing.
+    sample_list = SAMPLE_LIST if processes == 1 else list_of_process(process)
     missing = [index for index in missing_samples(pipe, folder, job) if index % processes == process]
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
@@ -62,7 +63,7 @@ def sample_many(
             output = _generate(pipe, job, run)
             for index in run:
                 sample_path(folder, job.seed, index).unlink(missing_ok=True)  # written, but not recorded
-            yield from output.save(folder)
+            yield from output.save(folder, sample_list)
 
 
 def _generate(pipe: Any, job: SamplingJob, run: Sequence[int]) -> VolumePipelineOutput:

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from cardiodit._util.sample_records import merge_sample_lists
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.pipelines.sampling_job import SamplingJob, consecutive, missing_samples, sample_many
@@ -99,6 +100,7 @@ def test_processes_share_and_the_result_is_the_same(
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count(".nii.gz") == 4
     assert main([*arguments, "--output_dir", str(tmp_path / "one")]) == 0
+    assert [path.name for path in (tmp_path / "two").glob("*.jsonl")] == ["samples.jsonl"]  # merged
     one, two = voxels(tmp_path / "one"), voxels(tmp_path / "two")
     assert set(one) == set(two) and len(one) == 4
     for name in one:
@@ -114,7 +116,13 @@ def test_a_process_that_comes_late_makes_its_own_share(make_pipe: Callable, tmp_
     next(first)
     list(sample_many(pipe, tmp_path / "s", make_job(4), process=1, processes=2))
     list(first)
+    # Each has a list of its own, since appending to one file from several machines can lose lines.
+    lists = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "s").glob("*.jsonl")}
+    assert lists == {"samples.jsonl": 0, "samples-00000.jsonl": 2, "samples-00001.jsonl": 2}
+    assert missing_samples(pipe, tmp_path / "s", make_job(4)) == []
+    merge_sample_lists(tmp_path / "s")
     assert sorted(record["index"] for record in records(tmp_path / "s")) == [0, 1, 2, 3]
+    assert len(list((tmp_path / "s").glob("*.jsonl"))) == 1
 
 
 def test_a_broken_record_is_named(make_pipe: Callable, tmp_path: Path) -> None:

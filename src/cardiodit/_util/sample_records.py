@@ -1,25 +1,48 @@
-"""Read `samples.jsonl`, which records beside generated volumes how each was generated."""
+"""The list of samples in a folder, `samples.jsonl`, which records how each was generated.
+
+Several processes that sample into one folder each write a list of their own, since appending to one file from several
+machines loses lines on a network file system. Readers read all lists; the last process to finish merges them.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.foreign_files import read_text
 from cardiodit.errors import CardioDiTError
 
 SAMPLE_LIST = "samples.jsonl"
+PARTS = "samples-*.jsonl"
+
+
+def list_of_process(process: int) -> str:
+    """Return the name of the list that one of several processes writes."""
+    return PARTS.replace("*", f"{process:05d}")
 
 
 def read_sample_list(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the records by file name, in order; the last one if a file was generated twice. Empty without a list."""
-    path = folder / SAMPLE_LIST
-    if not path.exists():
-        return {}
     records = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records[str(record["file"])] = record
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CardioDiTError(f"Line {number} of {path} is not a record of a sample. Remove it.") from error
+    for path in (folder / SAMPLE_LIST, *sorted(folder.glob(PARTS))):
+        if not path.exists():
+            continue
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                records[str(record["file"])] = record
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise CardioDiTError(f"Line {number} of {path} is not a record of a sample. Remove it.") from error
     return records
+
+
+def merge_sample_lists(folder: Path) -> None:
+    """Merge the lists of several processes into `samples.jsonl`, when none of them is writing any more."""
+    parts = sorted(folder.glob(PARTS))
+    if not parts:
+        return
+    records = read_sample_list(folder)
+    with atomic_file(folder / SAMPLE_LIST) as temporary:
+        temporary.write_text("".join(f"{json.dumps(record)}\n" for record in records.values()), encoding="utf-8")
+    for part in parts:
+        part.unlink()

@@ -2,14 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from cardiodit.commands.subcommand import DTYPES, PRESETS, TILING, TILING_HELP, add_command, join_processes
 from cardiodit.errors import CardioDiTError
-
-# One process may have all the remaining work; the others must wait for it longer than torch's ten minutes.
-TIMEOUT = timedelta(days=7)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -71,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cardiodit.latents import encode_cohort
 
     folders = folders_of(arguments.ids, arguments.output_dir)
-    state = join_processes(arguments.device, timeout=TIMEOUT)
+    state = join_processes(arguments.device)
     vae = open_vae(arguments.vae)
     for manifest, folder in zip(arguments.ids, folders, strict=True):
         counts = encode_cohort(

@@ -159,6 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
     """Generate the missing samples and return how many were generated."""
+    from cardiodit._util.sample_records import merge_sample_lists
     from cardiodit.pipelines.sampling_job import SamplingJob, sample_many
 
     _check_mask_control(pipe, arguments)
@@ -180,6 +181,9 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
     for path in sample_many(pipe, folder, job, arguments.batch_size, *share):
         print(path, flush=True)
         generated += 1
+    state.wait_for_everyone()
+    if state.is_main_process and folder.is_dir():
+        merge_sample_lists(folder)
     return generated
 
 

@@ -6,6 +6,7 @@ choices below repeat the keys of registries in such modules; `tests/test_cli.py`
 
 import argparse
 import textwrap
+from datetime import timedelta
 from typing import Any
 
 from cardiodit._util.launch import check_launch, meeting
@@ -16,6 +17,7 @@ CT_PRESETS = (
     *("prdit-radchest", "prdit-radchest-128", "prdit-radchest-64"),
 )
 PRESETS = ("cine", "cardiodit", "cardiodit-volume", "voldit", *CT_PRESETS)
+TIMEOUT = timedelta(days=7)  # one process may have all the remaining work, and the others wait for it
 TIME_UNITS = ("sec", "msec", "usec")
 PHANTOM_GROUPS = ("normal", "dilated", "hypertrophic", "infarct")
 AXES = ("height", "width", "depth", "frames")
@@ -47,7 +49,7 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def join_processes(device: str | None, **options: Any) -> Any:
+def join_processes(device: str | None) -> Any:
     """Return accelerate's `PartialState`: this process's index, the number of processes and the device.
 
     On machines without a GPU accelerate joins the processes of a launch only if it is explicitly given the CPU;
@@ -61,7 +63,7 @@ def join_processes(device: str | None, **options: Any) -> Any:
 
     on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     with meeting():
-        return PartialState(cpu=on_cpu or not torch.accelerator.is_available(), **options)
+        return PartialState(cpu=on_cpu or not torch.accelerator.is_available(), timeout=TIMEOUT)
 
 
 def check_device(name: str | None) -> None:
