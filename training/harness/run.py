@@ -327,7 +327,11 @@ class Run:
             return
         self.best = value
         info = {"measure": by, "value": value}
-        self._write(parts, lambda gathered, step=self.step + 1: write_best(self.folder, step, parts, gathered, info))
+
+        def write(gathered: Sequence[Tensors], step: int = self.step + 1) -> None:
+            write_best(self.folder, step, parts, gathered, info)
+
+        self._write(parts, write)
 
     def save_checkpoint(self) -> None:
         self._saved, self._is_time_to_save = time.monotonic(), False

@@ -130,9 +130,9 @@ class OverlappingPatches:
 
     def __getitem__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the patches of tokens given by their numbers, last axis fastest: (B, n, C·patch³)."""
-        _, columns, slices = self.grid
-        rows, rest = tokens // (columns * slices), tokens % (columns * slices)  # without a copy from the CPU
-        columns, slices = rest // slices, rest % slices
+        _, width, depth = self.grid
+        rest = tokens % (width * depth)  # `unravel_index` would copy numbers from the CPU
+        rows, columns, slices = tokens // (width * depth), rest // depth, rest % depth
         return self.windows[:, :, rows, columns, slices].transpose(1, 2).flatten(2)
 
 
