@@ -26,25 +26,9 @@ from measuring import machine
 from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit import DiT4DTransformerModel
+from cardiodit.doctor import PEAKS
 from cardiodit.training.objectives import Denoising
 
-# Dense bf16 TFLOP/s as stated by the manufacturers; the first entry contained in the GPU's name is used.
-PEAKS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "B200": 2250,
-    "A100": 312,
-    "A40": 150,
-    "A10G": 70,
-    "A10": 125,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
 PUBLISHED: dict[str, Any] = {"num_layers": 12, "sample_size": (6, 64, 64, 8)}
 TINY: dict[str, Any] = {
     "num_layers": 2,

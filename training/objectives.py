@@ -52,10 +52,13 @@ class Objective:
     def draw_time(self, generator: torch.Generator) -> torch.Tensor:
         """Draw the time of a training sample, a scalar."""
         time = torch.randint(self.num_train_timesteps, (), generator=generator)
-        return time if self.noise_power == 1 else self.time_at((time + 0.5) / self.num_train_timesteps)
+        return self.time_at((time + 0.5) / self.num_train_timesteps)
 
     def time_at(self, share: torch.Tensor) -> torch.Tensor:
-        """Return the time below which a share in [0, 1) of all drawn times lies: the quantile function of the draw."""
+        """Return the time below which a share in [0, 1) of all drawn times lies: the quantile function of the draw.
+
+        It decides how often each time is drawn, both in training and in validation.
+        """
         times = (share.double() ** (1 / self.noise_power) * self.num_train_timesteps).long()
         return times.clamp(max=self.num_train_timesteps - 1)
 

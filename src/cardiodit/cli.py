@@ -10,6 +10,7 @@ from cardiodit.commands import (
     card,
     convert,
     demo,
+    doctor,
     encode,
     evaluate,
     export,
@@ -39,6 +40,7 @@ COMMANDS = (
     export,
     card,
     publish,
+    doctor,
 )
 
 
