@@ -1,5 +1,6 @@
 """Training data of the mask adapter: latents, the masks that belong to them, and how masks are dropped."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,9 +32,10 @@ def conditions_of(settings: TGCASettings) -> Conditions:
 
 
 class CohortMasks:
-    """Masks of a manifest of latents; all of them are checked at the start.
+    """Masks of a manifest of latents; all of them are read and checked at the start, and kept compressed.
 
-    `identity` is a hash of all masks in their order, as the model sees them.
+    Reading a mask of 512×512×256 from its file takes seconds at every visit. `identity` is a hash of all masks in their
+    order, as the model sees them.
 
     Args:
         cases: rows of the manifest.
@@ -42,24 +44,26 @@ class CohortMasks:
     """
 
     def __init__(self, cases: Sequence[Case], conditions: Conditions, size: tuple[int, ...]) -> None:
-        self.paths: list[dict[str, Path]] = []
         self.conditions = conditions
+        self._kept: list[tuple[torch.Tensor, tuple[int, ...]]] = []  # compressed bytes and shape of each mask
         contents: list[str] = []
         problems = Problems("The masks of these latents cannot be used")
         for case in cases:
-            paths = {key: case.path(key) for key in conditions.keys}
-            if missing := [key for key, path in paths.items() if path is None]:
+            paths = {key: path for key in conditions.keys if (path := case.path(key)) is not None}
+            if missing := [key for key in conditions.keys if key not in paths]:
                 problems.add(f"{case.subject} has no {', '.join(missing)}")
                 continue
-            self.paths.append({key: path for key, path in paths.items() if path is not None})
             try:
-                channels = self[len(self.paths) - 1]
+                masks = {key: read_mask(path) for key, path in paths.items()}
+                channels = as_model_sees(conditions.channels_of(masks))
             except (CardioDiTError, OSError) as error:
                 problems.add(f"{case.subject}: {str(error).rstrip('.')}")
                 continue
             if tuple(channels.shape[1:]) != size:
                 problems.add(f"{case.subject} has masks of {tuple(channels.shape[1:])}, its volume is {size}")
             contents.append(content_of(channels.numpy()))
+            packed = zlib.compress(channels.to(torch.uint8).numpy().tobytes(), level=1)
+            self._kept.append((torch.frombuffer(bytearray(packed), dtype=torch.uint8), tuple(channels.shape)))
         problems.raise_if_any(
             "`cardiodit encode --condition_keys ...` prepares masks with the latents. With conditions.other_labels "
             "background, labels that are not listed in conditions.labels become background."
@@ -67,12 +71,12 @@ class CohortMasks:
         self.identity = identity_of(contents)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._kept)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """`(K, *axes)` float32."""
-        masks = {key: read_mask(path) for key, path in self.paths[index].items()}
-        return as_model_sees(self.conditions.channels_of(masks))
+        """`(K, *axes)` uint8; the device makes floats of them."""
+        packed, shape = self._kept[index]
+        return torch.frombuffer(bytearray(zlib.decompress(packed.numpy().tobytes())), dtype=torch.uint8).view(shape)
 
 
 class MaskDropout:
@@ -100,7 +104,7 @@ def drop_masks(condition: torch.Tensor, settings: ConditionSettings, generator: 
     if settings.patch_dropout_prob > 0:
         size, side = condition.shape[1:], settings.patch_dropout_size
         boxes = torch.rand([-(-n // side) for n in size], generator=generator)
-        kept = (boxes >= settings.patch_dropout_prob).float()
+        kept = (boxes >= settings.patch_dropout_prob).to(condition.dtype)
         for axis, length in enumerate(size):
             kept = kept.repeat_interleave(side, dim=axis).narrow(axis, 0, length)
         condition = condition * kept

@@ -82,6 +82,8 @@ class Objective:
         """Return the loss of each sample `(B,)`; `clean` `(B, C, *size)` is as the model sees it, latents scaled."""
         noise, time = batch["noise"], batch["timestep"]
         inputs = {name: batch[key] for name, key in MODEL_INPUTS.items() if key in batch}
+        if "condition" in inputs:
+            inputs["condition"] = inputs["condition"].float()  # masks are loaded as uint8
         predicted = model(self.corrupt(clean, noise, time), time, return_dict=False, **inputs)[0].float()
         return self.error(predicted, self.target(clean, noise, time)).flatten(1).mean(dim=1)
 

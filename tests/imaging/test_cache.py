@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, prepare_case, read_manifest, write_nifti
+from cardiodit.imaging import cache as cache_module
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.phantom import write_cohort
@@ -243,3 +244,16 @@ def test_what_another_process_checked_is_not_read_again(cases: list[Case], tmp_p
     assert again.identity == first.identity and len(again) == 3
     with pytest.warns(UserWarning, match="its checksum differs"):
         on_disk(cases, tmp_path / "c")
+
+
+def test_a_cache_that_memory_cannot_hold_is_refused_at_the_first_volume(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = 3 * 24 * 24 * 6 * 4
+    monkeypatch.setattr(cache_module, "available_memory", lambda: 5 * one)
+    assert len(PreparedVolumes(cases, STEPS)) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # each process would hold its own copy
+    with pytest.raises(CardioDiTError, match=r"take 0.0 GiB, 2 times for the processes.*Set data.cache to disk"):
+        PreparedVolumes(cases, STEPS)
+    monkeypatch.setattr(cache_module, "available_memory", lambda: 0)
+    assert len(PreparedVolumes(cases, STEPS, "none")) == 3

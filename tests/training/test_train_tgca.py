@@ -1,6 +1,7 @@
 """The adapter's training: the base stays as it is, masks are left out as often as configured, and runs go on."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,8 +32,9 @@ from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps, read_mask
 from cardiodit.models.adapter_tgca import fingerprint_of
-from cardiodit.training import train_tgca
-from cardiodit.training.adapter_data import drop_masks, labelled_samples, own_preprocessing
+from cardiodit.models.conditions import Conditions, as_model_sees
+from cardiodit.training import adapter_data, train_tgca
+from cardiodit.training.adapter_data import CohortMasks, drop_masks, labelled_samples, own_preprocessing
 from cardiodit.training.adapter_model import Steered, halvings, new_adapter
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import ConditionSettings, TGCASettings
@@ -427,3 +429,17 @@ def test_labels_that_are_not_listed_become_background_where_asked(
     mask = np.full((32, 32, 4, 8), 2, np.uint8)
     settings: dict[str, Any] = {"num_inference_steps": 1, "seed": 3, "class_labels": "normal", "output_type": "latent"}
     assert torch.equal(pipe(mask, **settings).volumes, pipe(mask * 0, **settings).volumes)
+
+
+def test_masks_are_read_once_and_loaded_as_whole_numbers(steerable: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files are needed no more, and what is kept is shared with the data loader's workers."""
+    _, manifests = steerable
+    cohort = LatentCohort.open(manifests[0])
+    conditions = Conditions(("mask",), ((1, 2, 3),))
+    size = tuple(n * f for n, f in zip(cohort.size, (1, 4, 4, 4)))
+    masks = CohortMasks(cohort.cases, conditions, size)
+    expected = as_model_sees(conditions.channels_of({"mask": read_mask(cohort.cases[0].path("mask"))}))
+    monkeypatch.setattr(adapter_data, "read_mask", None)  # would fail if it were called again
+    found = pickle.loads(pickle.dumps(masks))[0]
+    assert found.dtype == torch.uint8 and torch.equal(found.float(), expected)
+    assert sum(packed.numel() for packed, _ in masks._kept) < 0.2 * len(masks) * found.numel()

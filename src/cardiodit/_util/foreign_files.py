@@ -63,6 +63,15 @@ def physical_memory() -> int:
         return 2**60
 
 
+def available_memory() -> int:
+    """Return the bytes of memory that are free, or that the system can free; where unknown, all of the memory."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        return physical_memory()
+
+
 def read_text(path: Path | str, longest: int = LONGEST_TEXT, advice: str = COPY_AGAIN) -> str:
     """Read a UTF-8 text file, with or without a byte order mark."""
     check_file(path, longest)

@@ -6,6 +6,7 @@ nor their names reveal whose image it is: a name is the hash of the source and o
 
 import hashlib
 import json
+import os
 import warnings
 import zlib
 from collections import Counter
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit._util.foreign_files import read_object
+from cardiodit._util.foreign_files import available_memory, read_object
 from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError, Problems, reason_of
 from cardiodit.imaging.geometry import Geometry, Triple, common_spacing
@@ -154,11 +155,25 @@ class PreparedVolumes:
             if description is not None:
                 descriptions.append(description)
             if array is not None:
+                if not voxels:
+                    _check_memory(array.nbytes * len(self.cases))
                 voxels.append(torch.from_numpy(array))
         if not problems.found:
             _compare_shapes(self.cases, descriptions, problems)
         problems.raise_if_any("Nothing was trained. Fix these files, or remove their rows from the manifest.")
         return descriptions, voxels
+
+
+def _check_memory(needed: int) -> None:
+    """Raise an error before volumes fill the memory that the processes of this machine share."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    available = available_memory()
+    if needed * processes > available:
+        each = f", {processes} times for the processes of this machine" if processes > 1 else ""
+        raise CardioDiTError(
+            f"The prepared volumes take {needed / 2**30:.1f} GiB{each}, but {available / 2**30:.1f} GiB of memory are "
+            "available. Set data.cache to disk: the volumes are then kept in files, which all processes share."
+        )
 
 
 def _read_all(read: "partial[Outcome]", cases: list[Case], workers: int) -> Iterator[Outcome]:
