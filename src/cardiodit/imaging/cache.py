@@ -148,7 +148,8 @@ class PreparedVolumes:
 
         read = partial(_read_one, steps=self.steps, folder=self.folder, keep=self.cache == "memory", verify=verify)
         problems = Problems("The volumes cannot be used for training")
-        descriptions, voxels = [], []
+        descriptions: list[Description] = []
+        voxels: list[torch.Tensor] = []
         for description, array, problem in _read_all(read, self.cases, workers):
             if problem is not None:
                 problems.add(problem)
