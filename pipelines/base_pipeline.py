@@ -33,7 +33,7 @@ from cardiodit.pipelines.inputs import (
     latent_size,
     make_generators,
 )
-from cardiodit.pipelines.lora import TransformerLoraMixin
+from cardiodit.pipelines.lora import DenoiserLoraMixin
 from cardiodit.pipelines.output import VolumePipelineOutput, describe_model, make_records
 from cardiodit.pipelines.scheduler_utils import SchedulerStep, check_scheduler, set_timesteps
 
@@ -53,7 +53,7 @@ class Control(Protocol):
         ...
 
 
-class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixin):
+class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     """A pipeline of a denoiser and a scheduler; subclasses define how latents become volumes."""
 
     model_cpu_offload_seq = "transformer"
@@ -66,8 +66,13 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Open a pipeline folder, a Hub repository `org/model`, or the bundled model "cardiodit-phantom"."""
-        model = find_model(pretrained_model_name_or_path)
+        """Open a pipeline folder, a Hub repository `org/model`, or the bundled model "cardiodit-phantom".
+
+        A repository of the authors (`cardiodit models` lists them) is converted when it is first opened. If it holds
+        several denoisers, `checkpoint` names the file of one of them.
+        """
+        choice = {"is_controlled": hasattr(cls, "adapter_name"), "checkpoint": kwargs.pop("checkpoint", None)}
+        model = find_model(pretrained_model_name_or_path, kwargs.get("revision"), **choice)
         check_is_pipeline_folder(model)
         return super().from_pretrained(model, **kwargs)
 
@@ -77,6 +82,11 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
     @property
     def denoiser(self) -> Any:
         return getattr(self, self.denoiser_name)
+
+    @property
+    def mask_adapter(self) -> Any:
+        """The component by which masks steer the denoiser; None without one."""
+        return None
 
     @property
     def facts(self) -> Any:

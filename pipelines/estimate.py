@@ -94,7 +94,7 @@ def estimate_sampling(
         weights=weight_bytes(*models),
         denoising=held + _peak(lambda: _denoise_once(pipe, latents, steering)),
         decoding=volumes + max(2 * volumes, decoding.bytes if decoding else 0),
-        denoising_seconds=calls * sum(n * _seconds(part) for part, n in _cost_parts(pipe, latents)),
+        denoising_seconds=calls * sum(n * _seconds(part) for part, n in _cost_parts(pipe, latents, steering)),
         decoding_seconds=num_samples * decoding.seconds() if decoding else 0.0,
         steering=steering.bytes if steering else 0,
         steering_seconds=num_samples * steering.seconds() if steering else 0.0,
@@ -138,18 +138,18 @@ class Steering:
     """
 
     def __init__(self, pipe: MaskControlMixin, latents: torch.Tensor) -> None:
-        self.adapter, self.transformer = pipe.adapter, pipe.transformer
-        self.grid = self.transformer.grid_of(latents.shape[2:])
+        self.adapter, self.denoiser = pipe.mask_adapter, pipe.denoiser
+        self.grid = self.denoiser.grid_of(latents.shape[2:])
         size = [n * factor for n, factor in zip(latents.shape[2:], pipe.voxels_per_latent, strict=True)]
         self.shape = (len(latents), self.adapter.config.condition_channels, *size)
         self.device, self.dtype = latents.device, self.adapter.dtype
-        width = self.adapter.config.hidden_size
-        self.tokens = torch.empty(len(latents), math.prod(self.grid), width, device=self.device, dtype=self.dtype)
+        embedded = self.adapter.embedded_shape(self.denoiser, self.grid)
+        self.embedded = torch.empty(len(latents), *embedded, device=self.device, dtype=self.dtype)
 
     @property
     def held(self) -> int:
-        """Bytes of the masks' and an empty mask's tokens, which are held during all steps."""
-        return 2 * self.tokens.nbytes
+        """Bytes of the embedded masks and an empty one, which are held during all steps."""
+        return 2 * self.embedded.nbytes
 
     @property
     def bytes(self) -> int:
@@ -157,7 +157,7 @@ class Steering:
 
         def embed() -> torch.Tensor:
             empty = torch.empty(self.shape, device=self.device, dtype=self.dtype)
-            return self.adapter.embed(empty, self.transformer, self.grid)
+            return self.adapter.embed(empty, self.denoiser, self.grid)
 
         return math.prod(self.shape) * 4 + _peak(embed)
 
@@ -173,17 +173,17 @@ class Steering:
 
 def _denoise_once(pipe: VolumePipeline, latents: torch.Tensor, steering: Steering | None) -> torch.Tensor:
     timestep = torch.zeros(len(latents), device=latents.device, dtype=torch.long)
-    if steering is None:
-        return pipe.denoiser(latents, timestep).sample
-    controls = steering.adapter(steering.tokens, pipe.transformer.embed_time(latents, timestep))
-    return pipe.transformer(latents, timestep, block_controls=controls).sample
+    control = {} if steering is None else steering.adapter.control(steering.embedded, pipe.denoiser, latents, timestep)
+    return pipe.denoiser(latents, timestep, **control).sample
 
 
-def _cost_parts(pipe: VolumePipeline, latents: torch.Tensor) -> list[tuple[Callable[[], object], float]]:
+def _cost_parts(
+    pipe: VolumePipeline, latents: torch.Tensor, steering: Steering | None
+) -> list[tuple[Callable[[], object], float]]:
     """Return parts of a forward pass to time, each with how often it runs; the whole pass if the model has none."""
     if hasattr(pipe.denoiser, "cost_parts"):
         return pipe.denoiser.cost_parts(latents)
-    return [(lambda: _denoise_once(pipe, latents, None), 1.0)]
+    return [(lambda: _denoise_once(pipe, latents, steering), 1.0)]
 
 
 def _peak(run: Callable[[], object]) -> int:

@@ -1,4 +1,4 @@
-"""LoRA adapters of a pipeline's transformer: loading, saving and fusing, as in every diffusers pipeline."""
+"""LoRA adapters of a pipeline's denoiser: loading, saving and fusing, as in every diffusers pipeline."""
 
 from os import PathLike
 from typing import Any
@@ -14,11 +14,11 @@ from cardiodit.models.loading import refuse_pickles
 Weights = dict[str, torch.Tensor]
 
 
-class TransformerLoraMixin(LoraBaseMixin):
-    """LoRA for pipelines whose only component with adapters is `transformer`; reads and writes safetensors only."""
+class DenoiserLoraMixin(LoraBaseMixin):
+    """LoRA for pipelines whose only component with adapters is the denoiser; reads and writes safetensors only."""
 
     _lora_loadable_modules = ["transformer"]
-    transformer_name = "transformer"
+    denoiser_name = "transformer"
 
     @classmethod
     def lora_state_dict(
@@ -48,7 +48,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         adapter_name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add an adapter to the transformer; several can be loaded under different names and mixed."""
+        """Add an adapter to the denoiser; several can be loaded under different names and mixed."""
         _check_peft()
         given = pretrained_model_name_or_path_or_dict
         options = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage", "hotswap") if name in kwargs}
@@ -57,15 +57,18 @@ class TransformerLoraMixin(LoraBaseMixin):
         state_dict, metadata = fetched
         if unexpected := [name for name in state_dict if "lora" not in name]:
             raise CardioDiTError(f"These are not LoRA weights: {unexpected[0]!r} and {len(unexpected) - 1} others.")
+        denoiser = getattr(self, self.denoiser_name)
         self.load_lora_into_transformer(
-            state_dict, self.transformer, adapter_name=adapter_name, metadata=metadata, _pipeline=self, **options
+            state_dict, denoiser, adapter_name=adapter_name, metadata=metadata, _pipeline=self, **options
         )
 
     @classmethod
     def load_lora_into_transformer(
         cls, state_dict: Weights, transformer: Any, adapter_name: str | None = None, **kwargs: Any
     ) -> None:
-        transformer.load_lora_adapter(state_dict, network_alphas=None, adapter_name=adapter_name, **kwargs)
+        """Add an adapter to the pipeline's denoiser; diffusers' name, also where it is a U-Net."""
+        names = {"prefix": cls.denoiser_name, "adapter_name": adapter_name}
+        transformer.load_lora_adapter(state_dict, network_alphas=None, **names, **kwargs)
 
     @classmethod
     def save_lora_weights(
@@ -77,20 +80,28 @@ class TransformerLoraMixin(LoraBaseMixin):
         save_function: Any = None,
         safe_serialization: bool = True,
         transformer_lora_adapter_metadata: dict | None = None,
+        unet_lora_layers: Weights | None = None,
+        unet_lora_adapter_metadata: dict | None = None,
     ) -> None:
         """Write an adapter as `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads.
 
-        Pass `transformer.peft_config[name].to_dict()` as metadata: without it, loading assumes that alpha equals the
+        Give the layers and the metadata of the pipeline's denoiser, its `transformer` or its `unet`. Pass
+        `transformer.peft_config[name].to_dict()` as metadata: without it, loading assumes that alpha equals the
         rank, and an adapter that was trained with another alpha acts too strongly or too weakly.
         """
-        if not transformer_lora_layers:
-            raise CardioDiTError("save_lora_weights requires transformer_lora_layers, the adapter's weights.")
+        given = {
+            "transformer": (transformer_lora_layers, transformer_lora_adapter_metadata),
+            "unet": (unet_lora_layers, unet_lora_adapter_metadata),
+        }
+        layers, metadata = given[cls.denoiser_name]
+        if not layers:
+            raise CardioDiTError(f"save_lora_weights requires {cls.denoiser_name}_lora_layers, the adapter's weights.")
         if not safe_serialization:
             raise CardioDiTError("Adapters are written as safetensors only; leave safe_serialization at True.")
         cls._save_lora_weights(
             save_directory=save_directory,
-            lora_layers={cls.transformer_name: transformer_lora_layers},
-            lora_metadata={cls.transformer_name: transformer_lora_adapter_metadata},
+            lora_layers={cls.denoiser_name: layers},
+            lora_metadata={cls.denoiser_name: metadata},
             is_main_process=is_main_process,
             weight_name=weight_name,
             save_function=save_function,
@@ -99,10 +110,10 @@ class TransformerLoraMixin(LoraBaseMixin):
 
     def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Merge the adapters into the weights, so that sampling has no extra cost."""
-        super().fuse_lora(components=components or [self.transformer_name], **kwargs)
+        super().fuse_lora(components=components or [self.denoiser_name], **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
-        super().unfuse_lora(components=components or [self.transformer_name], **kwargs)
+        super().unfuse_lora(components=components or [self.denoiser_name], **kwargs)
 
 
 def _check_peft() -> None:

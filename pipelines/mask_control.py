@@ -1,4 +1,4 @@
-"""Steering of a pipeline by masks through a TGCA adapter."""
+"""Steering of a pipeline by masks through an adapter: TGCA for transformers, a ControlNet for the U-Net."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import AXES
-from cardiodit.models.adapter_tgca import Controls, TGCAAdapterModel, fits, is_readable
+from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.conditions import as_model_sees
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
 from cardiodit.pipelines.inputs import check_axes, warn_of_size
 from cardiodit.pipelines.output import VolumePipelineOutput
-
-logger = logging.get_logger(__name__)
 
 Masks = np.ndarray | Mapping[str, np.ndarray]
 
@@ -32,18 +29,18 @@ class MaskControl:
     """The steering of one call.
 
     Args:
-        adapter: the TGCA adapter.
-        transformer: the transformer that it steers.
-        tokens: embedded masks of the samples.
+        adapter: the adapter.
+        denoiser: the model that it steers.
+        embedded: embedded masks of the samples.
         empty: an embedded mask without any label.
         conditioning_scale: strength of the adapter.
         steps: first steered step, and the first step after the steered ones.
         guidance_scale: classifier-free guidance towards the masks; 1 means none.
     """
 
-    adapter: TGCAAdapterModel
-    transformer: DiTTransformerModel
-    tokens: torch.Tensor
+    adapter: Any
+    denoiser: Any
+    embedded: torch.Tensor
     empty: torch.Tensor
     conditioning_scale: float
     steps: tuple[int, int]
@@ -52,15 +49,14 @@ class MaskControl:
     def arguments(
         self, latents: torch.Tensor, timestep: torch.Tensor, step: int, empty: bool = False
     ) -> dict[str, Any]:
-        controls: Controls | None = None
-        if self.steps[0] <= step < self.steps[1]:
-            tokens = self.empty.expand_as(self.tokens) if empty else self.tokens
-            controls = self.adapter(tokens, self.transformer.embed_time(latents, timestep), self.conditioning_scale)
-        return {"block_controls": controls}
+        if not self.steps[0] <= step < self.steps[1]:
+            return {}
+        embedded = self.empty.expand_as(self.embedded) if empty else self.embedded
+        return self.adapter.control(embedded, self.denoiser, latents, timestep, self.conditioning_scale)
 
 
 class MaskControlMixin(LatentVolumePipeline):
-    """A pipeline with an `adapter` that steers its transformer by masks.
+    """A pipeline with an adapter that steers its denoiser by masks.
 
     Args:
         vae: autoencoder, as in the pipeline without masks.
@@ -70,34 +66,18 @@ class MaskControlMixin(LatentVolumePipeline):
     """
 
     model_cpu_offload_seq = "adapter->transformer->vae"
+    adapter_name = "adapter"  # the component by which masks steer
 
     def __init__(
         self, vae: VQModel, transformer: DiTTransformerModel, scheduler: SchedulerMixin, adapter: TGCAAdapterModel
     ) -> None:
         DiffusionPipeline.__init__(self)
         self._register(vae=vae, transformer=transformer, scheduler=scheduler, adapter=adapter)
-        self._check_adapter()
+        adapter.check_base(transformer)
 
-    def _check_adapter(self) -> None:
-        adapter, base = self.adapter.config, self.transformer
-        hidden = base.config.num_attention_heads * base.config.attention_head_dim
-        wanted = (hidden, base.config.num_layers, len(base.axis_names))
-        if (adapter.hidden_size, adapter.num_layers, adapter.num_axes) != wanted:
-            raise CardioDiTError(
-                f"The adapter was made for a transformer of width {adapter.hidden_size}, {adapter.num_layers} blocks "
-                f"and {adapter.num_axes} axes; this one has {wanted[0]}, {wanted[1]} and {wanted[2]}."
-            )
-        if not is_readable(adapter.fingerprint):
-            why = "does not record" if adapter.fingerprint is None else "records in another version's format"
-            logger.warning(
-                f"The adapter {why} which transformer it was trained on, so it could not be checked whether they "
-                "belong together."
-            )
-        elif not fits(adapter.fingerprint, base):
-            raise CardioDiTError(
-                "The adapter was trained on another transformer (their weights differ by more than rounding). Open it "
-                "with the transformer that it was trained on, or train it for this one."
-            )
+    @property
+    def mask_adapter(self) -> Any:
+        return getattr(self, self.adapter_name)
 
     def __call__(  # type: ignore[override]  # masks come first, as in diffusers' ControlNet pipelines
         self,
@@ -112,8 +92,8 @@ class MaskControlMixin(LatentVolumePipeline):
 
         Args:
             masks: label map `(H, W, D, T)` or `(H, W, D)` of the generated size, for all samples or one per sample; if
-                the adapter takes several masks, a dictionary by name (`pipe.adapter.conditions.keys`). A mask without
-                any label steers nothing, like masks that were dropped in training.
+                the adapter takes several masks, a dictionary by name (`pipe.mask_adapter.conditions.keys`). A mask
+                without any label steers nothing, like masks that were dropped in training.
             conditioning_scale: strength of the adapter; 0 is the base model alone.
             control_guidance_start, control_guidance_end: fractions of the steps at which steering starts and ends.
             condition_guidance_scale: classifier-free guidance towards the masks; 1 means none.
@@ -139,7 +119,7 @@ class MaskControlMixin(LatentVolumePipeline):
         finally:
             del self._control, self._control_record  # back to the class's values: no steering
         if isinstance(output, VolumePipelineOutput):
-            identities = [self.adapter.conditions.identity(named) for named in each]
+            identities = [self.mask_adapter.conditions.identity(named) for named in each]
             for number, record in enumerate(output.records):
                 record["masks"] = identities[number % len(identities)]
         return output
@@ -152,8 +132,8 @@ class MaskControlMixin(LatentVolumePipeline):
     @property
     def _trained_size(self) -> dict[str, int]:
         """The trained size in voxels, in the order of a mask's axes."""
-        transformer = self.transformer
-        sizes = zip(transformer.axis_names, transformer.config.sample_size, self.voxels_per_latent, strict=True)
+        denoiser = self.denoiser
+        sizes = zip(denoiser.axis_names, denoiser.config.sample_size, self.voxels_per_latent, strict=True)
         voxels = {name: size * factor for name, size, factor in sizes}
         return {name: voxels[name] for name in AXES if name in voxels}
 
@@ -164,14 +144,14 @@ class MaskControlMixin(LatentVolumePipeline):
         if steps is None:
             return ()
         prepared = Preprocessing.from_dict(steps)
-        return (*prepared.size, prepared.frames)[: len(self.transformer.axis_names)]
+        return (*prepared.size, prepared.frames)[: len(self.denoiser.axis_names)]
 
     def _named_masks(self, masks: Masks | Sequence[Masks], settings: dict[str, Any]) -> list[dict[str, np.ndarray]]:
         """Return the masks of each sample, or of all samples, by name."""
         each = list(masks) if isinstance(masks, Sequence) else [masks]
         if isinstance(masks, Sequence) and settings.setdefault("num_samples", len(each)) != len(each):
             raise CardioDiTError(f"{len(each)} masks were given for {settings['num_samples']} samples.")
-        keys = self.adapter.conditions.keys
+        keys = self.mask_adapter.conditions.keys
         if len(keys) > 1 and not all(isinstance(one, Mapping) for one in each):
             raise CardioDiTError(f"The adapter takes several masks; give them by name: {', '.join(keys)}.")
         named = [one if isinstance(one, Mapping) else {keys[0]: one} for one in each]
@@ -179,7 +159,7 @@ class MaskControlMixin(LatentVolumePipeline):
 
     def _condition(self, each: Sequence[Mapping[str, np.ndarray]], settings: dict[str, Any]) -> torch.Tensor:
         """Stack the samples' masks as channels `(B, K, *axes)`; the volumes get the size of the masks."""
-        channels = [self.adapter.conditions.channels_of(named) for named in each]
+        channels = [self.mask_adapter.conditions.channels_of(named) for named in each]
         shapes = sorted({found.shape[1:] for found in channels})
         if len(shapes) != 1:
             raise CardioDiTError(
@@ -208,11 +188,12 @@ class MaskControlMixin(LatentVolumePipeline):
                 "with masks on one device per volume: accelerate launch -m cardiodit.cli sample … shares the samples."
             )
         size = [n // f for n, f in zip(condition.shape[2:], self.voxels_per_latent, strict=True)]
-        grid = self.transformer.grid_of(size)
-        condition = condition.to(self._execution_device, self.adapter.dtype)
-        tokens = self.adapter.embed(condition, self.transformer, grid)
-        empty = self.adapter.embed(torch.zeros_like(condition[:1]), self.transformer, grid)
-        return MaskControl(self.adapter, self.transformer, tokens, empty, float(scale), steps, float(guidance_scale))
+        denoiser, adapter = self.denoiser, self.mask_adapter
+        grid = denoiser.grid_of(size)
+        condition = condition.to(self._execution_device, adapter.dtype)
+        embedded = adapter.embed(condition, denoiser, grid)
+        empty = adapter.embed(torch.zeros_like(condition[:1]), denoiser, grid)
+        return MaskControl(adapter, denoiser, embedded, empty, float(scale), steps, float(guidance_scale))
 
 
 def _check_strengths(scale: Any, guidance_scale: Any, guidance: Sequence[Any]) -> None:

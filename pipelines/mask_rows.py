@@ -33,7 +33,7 @@ class MaskRows:
     def __init__(self, table: Path, pipe: MaskControlMixin) -> None:
         steps = pipe.vae.config.preprocessing
         self.steps = None if steps is None else Preprocessing.from_dict(steps)
-        self.conditions = pipe.adapter.conditions
+        self.conditions = pipe.mask_adapter.conditions
         rows = [row for _, row in read_table(table, self.conditions.keys)]
         self.cases = [_case(row, self.conditions.keys[0], table.parent) for row in rows]
         self.identities: list[str] = []

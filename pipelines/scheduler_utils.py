@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.solvers import SOLVERS, ddim_step
+from cardiodit.schedulers.solvers import SOLVERS, ddim_step, use_exact_betas
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +40,7 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
     For some numbers of steps (7, 14, 28, … of 300), diffusers' trailing spacing adds one step too many, at a timestep
     of -1 that no model was trained for.
     """
+    use_exact_betas(scheduler)
     scheduler.set_timesteps(steps, device=device)
     if scheduler.timesteps[-1] >= 0:
         return

@@ -1,4 +1,4 @@
-"""Training data of the mask adapter: latents, the masks that belong to them, and how masks are dropped."""
+"""Training data of a mask adapter: latents, the masks that belong to them, and how masks are dropped."""
 
 import zlib
 from collections.abc import Sequence
@@ -19,14 +19,13 @@ from cardiodit.latents.dataset import read_mask
 from cardiodit.latents.file import identity_of
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.conditions import Conditions, as_model_sees
-from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.latent_data import numbers_of
 from cardiodit.training.objectives import Batch, LabelledSamples, SamplesByVisit
-from cardiodit.training.settings import ConditionSettings, TGCASettings
+from cardiodit.training.settings import ConditionSettings, ControlNetSettings, TGCASettings
 
 
-def conditions_of(settings: TGCASettings) -> Conditions:
+def conditions_of(settings: TGCASettings | ControlNetSettings) -> Conditions:
     conditions = settings.conditions
     return Conditions(conditions.keys, conditions.labels, conditions.other_labels)
 
@@ -92,7 +91,7 @@ class MaskDropout:
 
 
 def drop_masks(condition: torch.Tensor, settings: ConditionSettings, generator: torch.Generator) -> torch.Tensor:
-    """Set all channels, some channels or some boxes of `(K, *axes)` to 0, each at exactly the configured rate."""
+    """Set all channels, some masks, channels or boxes of `(K, *axes)` to 0, each at exactly the configured rate."""
     channels = len(condition)
     # All numbers are always drawn, so that one setting does not change the draws of another.
     draw_for_all, *draws = torch.rand(1 + channels, generator=generator).tolist()
@@ -108,6 +107,11 @@ def drop_masks(condition: torch.Tensor, settings: ConditionSettings, generator: 
         for axis, length in enumerate(size):
             kept = kept.repeat_interleave(side, dim=axis).narrow(axis, 0, length)
         condition = condition * kept
+    if settings.key_dropout_prob > 0:
+        counts = [1] * channels if settings.labels is None else [len(labels) for labels in settings.labels]
+        keys = torch.rand(len(counts), generator=generator) >= settings.key_dropout_prob
+        kept = keys.repeat_interleave(torch.tensor(counts))
+        condition = condition * kept.view(-1, *[1] * (condition.ndim - 1))
     return condition
 
 
@@ -154,13 +158,13 @@ def own_preprocessing(cohorts: Sequence[LatentCohort], vae: VQModel) -> Preproce
 
 
 def labelled_samples(
-    cohort: LatentCohort, masks: CohortMasks | None, label_column: str | None, base: DiTTransformerModel
+    cohort: LatentCohort, masks: CohortMasks | None, label_column: str | None, base: Any
 ) -> LabelledSamples:
     """Return latents with their masks and the class labels that the base gets: without a column, its null label."""
-    names, null_label = base.config.class_names, base.null_label
+    names, null_label = base.config.get("class_names"), base.null_label
     if label_column is not None and not names:
         raise CardioDiTError(f"label_column is {label_column!r}, but the base has no named labels.")
-    if label_column is None and base.config.num_classes and null_label is None:
+    if label_column is None and base.config.get("num_classes") and null_label is None:
         raise CardioDiTError(
             "The base was trained with class labels and without label dropout, so it always needs a label: set "
             "label_column to the manifest column that holds them."

@@ -1,4 +1,4 @@
-"""A frozen transformer with the mask adapter that is trained on it."""
+"""A frozen denoiser with the mask adapter that is trained on it: TGCA, or a ControlNet."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,13 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.load import open_transformer
 from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
+from cardiodit.models.controlnet_medlord import MedLoRDControlNetModel
 from cardiodit.models.transformer_dit import DiTTransformerModel
+from cardiodit.models.unet_medlord import MedLoRDUNetModel
 from cardiodit.training.adapter_data import conditions_of
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.harness.state import Average, Checkpointable, Network, Tensors
-from cardiodit.training.settings import TGCASettings
+from cardiodit.training.settings import ControlNetSettings, TGCASettings
 
 CONVOLVED_AXES = 3
 
@@ -24,14 +26,14 @@ class Steered(torch.nn.Module):
     """A frozen base with its adapter. The base always stays in eval mode, since its dropout would change it.
 
     Args:
-        base: the transformer.
+        base: the transformer or U-Net.
         adapter: the adapter to train.
-        freed: number of last blocks of the base that are trained too, with its output head.
+        freed: number of last blocks of a transformer that are trained too, with its output head.
     """
 
-    def __init__(self, base: DiTTransformerModel, adapter: TGCAAdapterModel, freed: int = 0) -> None:
+    def __init__(self, base: Any, adapter: Any, freed: int = 0) -> None:
         super().__init__()
-        if not 0 <= freed <= len(base.transformer_blocks):
+        if freed and not 0 <= freed <= len(base.transformer_blocks):
             raise CardioDiTError(
                 f"adapter.finetune_last_n_blocks={freed}: the base has {len(base.transformer_blocks)} blocks."
             )
@@ -46,7 +48,9 @@ class Steered(torch.nn.Module):
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        self.base.enable_gradient_checkpointing()
+        for model in (self.base, self.adapter):
+            if model._supports_gradient_checkpointing:
+                model.enable_gradient_checkpointing()
 
     def compile_repeated_blocks(self, fullgraph: bool) -> None:
         self.base.compile_repeated_blocks(fullgraph=fullgraph)
@@ -59,11 +63,11 @@ class Steered(torch.nn.Module):
         return_dict: bool = True,
         condition: torch.Tensor | None = None,
     ) -> Any:
-        controls = None
+        arguments = {} if class_labels is None else {"class_labels": class_labels}
         if condition is not None:
-            tokens = self.adapter.embed(condition, self.base, self.base.grid_of(hidden_states.shape[2:]))
-            controls = self.adapter(tokens, self.base.embed_time(hidden_states, timestep))
-        return self.base(hidden_states, timestep, class_labels, return_dict, block_controls=controls)
+            embedded = self.adapter.embed(condition, self.base, self.base.grid_of(hidden_states.shape[2:]))
+            arguments |= self.adapter.control(embedded, self.base, hidden_states, timestep)
+        return self.base(hidden_states, timestep, return_dict=return_dict, **arguments)
 
 
 class AdapterOfTrainedBase:
@@ -114,6 +118,38 @@ def new_adapter(
         hidden_size=base.config.num_attention_heads * base.config.attention_head_dim,
         num_layers=base.config.num_layers,
         num_axes=len(base.axis_names),
+        condition_channels=conditions.channels,
+        condition_keys=list(conditions.keys),
+        condition_labels=None if conditions.labels is None else [list(labels) for labels in conditions.labels],
+        other_labels=conditions.other_labels,
+        fingerprint=fingerprint,
+        **section,
+    )
+
+
+def new_controlnet(
+    settings: ControlNetSettings,
+    base: MedLoRDUNetModel,
+    voxels_per_latent: Sequence[int],
+    fingerprint: str | None = None,
+) -> MedLoRDControlNetModel:
+    """Make the configured ControlNet for a base, whose fingerprint it keeps."""
+    conditions, section, shape = conditions_of(settings), dict(settings.controlnet), base.config
+    factor = voxels_per_latent[0]
+    levels = round(math.log2(factor / section["initial_stride"])) + 1
+    if section["condition_widths"] is None:
+        section["condition_widths"] = [32 * 2**level for level in range(levels)]
+    given = section["initial_stride"] * 2 ** (len(section["condition_widths"]) - 1)
+    if set(voxels_per_latent) != {given}:
+        raise CardioDiTError(
+            f"controlnet.initial_stride {section['initial_stride']} and {len(section['condition_widths'])} "
+            f"condition_widths divide masks by {given}, but the autoencoder divides volumes by {factor}. Give "
+            f"{levels} condition_widths, or omit the key."
+        )
+    torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
+    names = ("in_channels", "block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim")
+    return MedLoRDControlNetModel(
+        **{name: shape[name] for name in (*names, "norm_num_groups")},
         condition_channels=conditions.channels,
         condition_keys=list(conditions.keys),
         condition_labels=None if conditions.labels is None else [list(labels) for labels in conditions.labels],

@@ -1,4 +1,4 @@
-"""Build the transformer that stage 2 trains: a new one, one to fine-tune, or one with a LoRA adapter."""
+"""Build the transformer or U-Net that stage 2 trains: a new one, one to fine-tune, or one with a LoRA adapter."""
 
 import shutil
 from collections.abc import Mapping
@@ -12,19 +12,18 @@ from cardiodit._util.randomness import generator_for
 from cardiodit._util.typed_yaml import Section, to_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_transformer
-from cardiodit.models.transformer_dit import DiTTransformerModel
-from cardiodit.pipelines.base_pipeline import LatentVolumePipeline
 from cardiodit.systems import load, system_of
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.latent_data import Cohort
 from cardiodit.training.objectives import LATENT_OBJECTIVES, Objective
-from cardiodit.training.settings import DiTSettings, DiTTraining
+from cardiodit.training.settings import DiTSettings, DiTTraining, UNetSettings
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]  # attention and MLP of every block
 ADAPTER = "default"
+Settings = DiTSettings | UNetSettings
 
 
-def objective_from(section: Mapping[str, Any] | Section, tuned: DiTTransformerModel | None = None) -> Objective:
+def objective_from(section: Mapping[str, Any] | Section, tuned: Any = None) -> Objective:
     """Return the objective that a `diffusion` section describes; a section of an earlier version names none.
 
     A model that is fine-tuned keeps predicting what it was trained to predict.
@@ -40,8 +39,8 @@ def objective_from(section: Mapping[str, Any] | Section, tuned: DiTTransformerMo
     return objective
 
 
-def new_transformer(settings: DiTSettings, cohort: Cohort, objective: Objective) -> DiTTransformerModel:
-    """Make the configured transformer for the size, the channels and the labels of the data."""
+def new_transformer(settings: Settings, cohort: Cohort, objective: Objective, script: str = "train_dit") -> Any:
+    """Make the configured model of a script's system for the size, the channels and the labels of the data."""
     section = dict(settings.model)
     in_channels, sample_size = section.pop("in_channels"), section.pop("sample_size")
     shape = cohort.shape
@@ -59,16 +58,18 @@ def new_transformer(settings: DiTSettings, cohort: Cohort, objective: Objective)
             "volumes of another size."
         )
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-    if not cohort.classes:
-        section["class_dropout_prob"] = 0.0
-    classes = {"num_classes": len(cohort.classes), "class_names": list(cohort.classes) or None}
-    kind = load(system_of("train_dit", dimensions=axes).denoiser)
+    classes: dict[str, Any] = {}
+    if "class_dropout_prob" in section:
+        classes = {"num_classes": len(cohort.classes), "class_names": list(cohort.classes) or None}
+        section["class_dropout_prob"] *= bool(cohort.classes)
+    kind = load(system_of(script, dimensions=axes).denoiser)
     return kind(sample_size=shape[1:], in_channels=shape[0], **section, **classes, **objective.model_config)
 
 
-def transformer_to_tune(name: str, settings: DiTSettings, given: Mapping[str, Any]) -> DiTTransformerModel:
-    """Open a trained transformer; raise an error for keys of the user's config that contradict the model's."""
-    model = open_transformer(name).train()
+def transformer_to_tune(name: str, settings: Settings, given: Mapping[str, Any], script: str = "train_dit") -> Any:
+    """Open a trained model of a script's system; raise for keys of the user's config that contradict the model's."""
+    model: Any = open_transformer(name).train()
+    system_of(script, denoiser=model)  # raises an error for a model of another script
     config = model.config
     problems = Problems(f"The model {name} cannot be fine-tuned with this config")
     if settings.dimensions not in (None, len(model.axis_names)):
@@ -84,17 +85,17 @@ def transformer_to_tune(name: str, settings: DiTSettings, given: Mapping[str, An
     return model
 
 
-def check_fits(model: DiTTransformerModel, cohort: Cohort) -> None:
+def check_fits(model: Any, cohort: Cohort) -> None:
     """Raise an error if the model does not take these latents."""
     if model.config.in_channels != cohort.shape[0]:
         raise CardioDiTError(
-            f"The transformer takes latents of {model.config.in_channels} channels, these have {cohort.shape[0]}: "
+            f"The model takes latents of {model.config.in_channels} channels, these have {cohort.shape[0]}: "
             "they come from another VQ model than the one that it was trained with."
         )
     model.grid_of(cohort.shape[1:])  # raises an error for an axis that the patch does not divide
 
 
-def add_adapter(model: DiTTransformerModel, training: DiTTraining) -> None:
+def add_adapter(model: Any, training: DiTTraining) -> None:
     """Add a LoRA adapter (Hu et al., arXiv:2106.09685) to attention and MLP, and freeze all other weights."""
     if not USE_PEFT_BACKEND:
         raise CardioDiTError("LoRA needs peft: pip install 'cardiodit[lora]', or set lora_rank to 0.")
@@ -107,13 +108,14 @@ def add_adapter(model: DiTTransformerModel, training: DiTTraining) -> None:
     model.add_adapter(config, ADAPTER)
 
 
-def write_adapter(folder: Path, transformer: DiTTransformerModel) -> None:
+def write_adapter(folder: Path, model: Any) -> None:
     """Write a LoRA adapter in diffusers' format."""
     from peft import get_peft_model_state_dict
 
     shutil.rmtree(folder, ignore_errors=True)
-    LatentVolumePipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=ADAPTER),
-        transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
-    )
+    system = system_of(denoiser=model)
+    layers = {
+        f"{system.component}_lora_layers": get_peft_model_state_dict(model, adapter_name=ADAPTER),
+        f"{system.component}_lora_adapter_metadata": model.peft_config[ADAPTER].to_dict(),
+    }
+    load(system.pipeline).save_lora_weights(folder, **layers)

@@ -12,11 +12,10 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.hub.load import open_transformer, open_vae, open_voxel_transformer
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
-from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.pipelines.base_pipeline import VolumePipeline
 from cardiodit.pipelines.load import make_pipeline, open_pipeline
 from cardiodit.schedulers import NoiseAndImageScheduler
-from cardiodit.systems import load, stages_by_script
+from cardiodit.systems import Stage, load, stages_by_script, system_of
 from cardiodit.training.build_transformer import objective_from
 
 FRAMES_SHOWN = 2  # of each checkpoint's cine, the first and the middle one
@@ -64,7 +63,7 @@ def open_latent_checkpoint(run: Path, folder: Path, vae: str | Path | None, base
         raise CardioDiTError(f"{run} has no pipeline yet, so the VQ model must be given: --vae MODEL.")
     scheduler = objective_from(_settings_of(run)["diffusion"]).sampling_scheduler()
     return make_pipeline(
-        open_vae(vae or run / "pipeline"), open_transformer(_weights(folder, "transformer")), scheduler
+        open_vae(vae or run / "pipeline"), open_transformer(_weights(folder, _stage_of(run).component)), scheduler
     )
 
 
@@ -82,10 +81,12 @@ def open_adapter_checkpoint(run: Path, folder: Path, vae: str | Path | None, bas
     pipe = open_pipeline(base or run / "pipeline")
     if preprocessing := _read_record(run).get("data", {}).get("preprocessing"):  # where it differs from the base's
         pipe.vae.register_to_config(preprocessing=preprocessing)
-    trained = _find_weights(folder, "transformer")
-    transformer = pipe.transformer if trained is None else open_transformer(trained)
-    adapter = TGCAAdapterModel.from_pretrained(_weights(folder, "adapter")).eval()
-    return make_pipeline(pipe.vae, transformer, pipe.scheduler, adapter)
+    system = system_of(denoiser=pipe.denoiser)
+    assert system.adapter is not None  # it has a stage that trains one
+    trained = _find_weights(folder, system.component)
+    denoiser = pipe.denoiser if trained is None else open_transformer(trained)
+    adapter = load(system.adapter).from_pretrained(_weights(folder, system.adapter_component)).eval()
+    return make_pipeline(pipe.vae, denoiser, pipe.scheduler, adapter)
 
 
 def _refuse(run: Path, **options: Any) -> None:
@@ -99,6 +100,10 @@ def _script_of(run: Path) -> str:
     if "stage" not in record:
         raise CardioDiTError(f"{run} contains no run.json, so it is not a training run.")
     return str(record["stage"])
+
+
+def _stage_of(run: Path) -> Stage:
+    return stages_by_script(_script_of(run))[0][1]
 
 
 def _read_record(run: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.latents import LatentCohort, encode_volume, identity_of_vae, measure_scale
 from cardiodit.models.autoencoder_vq import VQModel
-from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.training.objectives import LabelledSamples
 
 SCALE_SAMPLES = 16  # latents by which the scaling factor is checked
@@ -91,13 +90,13 @@ def read_cohort(
     return Cohort(training, validation, tuple(names), shapes[0], is_online, identities)
 
 
-def with_null_labels(cohort: Cohort, model: DiTTransformerModel) -> Cohort:
+def with_null_labels(cohort: Cohort, model: Any) -> Cohort:
     """Give samples without labels the model's null label, as sampling without labels does.
 
     A labelled model that is fine-tuned without labels would otherwise leave its label embedding without a gradient,
     which several processes cannot train.
     """
-    if cohort.training.labels is not None or not model.config.num_classes:
+    if cohort.training.labels is not None or not model.config.get("num_classes"):
         return cohort
     if model.null_label is None:
         raise CardioDiTError(

@@ -7,7 +7,7 @@ can also be given in steps, which take precedence.
 
 import typing
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cardiodit._util.typed_yaml import (
     Count,
@@ -24,10 +24,12 @@ from cardiodit.imaging.intensity import Intensity
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.models.controlnet_medlord import MedLoRDControlNetModel
 from cardiodit.models.discriminator import PatchDiscriminator
 from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
+from cardiodit.models.unet_medlord import MedLoRDUNetModel
 from cardiodit.training.objectives import LATENT_OBJECTIVES, NoiseAndImage
 from cardiodit.training.vqgan_losses import LossSettings
 
@@ -42,6 +44,7 @@ WARMUP = "number of epochs at the start in which the learning rate rises linearl
 BATCH_SIZE = "batch size of each process (GPU)"
 EXPONENTIAL = "factor by which the exponential schedule multiplies the learning rate in every epoch"
 SAMPLER_STEPS = "number of denoising steps of a preview"
+EMA_DECAY = "decay of this average per step; with ema_warmup, the value that it rises to"
 WORKERS = "number of worker processes that load samples; 0 loads them in the training process"
 
 
@@ -215,7 +218,7 @@ class AveragedTraining(Training):
     use_ema: bool = option(
         True, "keep an exponential moving average (EMA) of the weights, and validate and save the averaged weights"
     )
-    ema_decay: float = option(0.9999, "decay of this average per step; with ema_warmup, the value that it rises to")
+    ema_decay: float = option(0.9999, EMA_DECAY)
     ema_warmup: bool = option(
         True, "start with a lower decay, so that the initial weights are forgotten sooner; false as published"
     )
@@ -272,7 +275,35 @@ class DiTSettings:
     training: DiTTraining = DiTTraining()
 
 
-# --- Adapter ---
+@dataclass(frozen=True, kw_only=True)
+class UNetTraining(DiTTraining):
+    weight_decay: float = option(0.01, DECAY)
+    num_train_epochs: Count = option(5000, EPOCHS)
+    lr_scheduler: LearningRateSchedule = option("exponential", SCHEDULE)
+    lr_warmup_epochs: float = option(0.0, WARMUP)
+    lr_gamma: float = option(0.9995, EXPONENTIAL)
+    ema_decay: float = option(0.999, EMA_DECAY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSettings:
+    """Config of MedLoRD's U-Net (stage 2)."""
+
+    dimensions: ClassVar[int] = 3
+    label_column: ClassVar[None] = None  # the published U-Net has no class labels
+    model: Section = settings_of(
+        MedLoRDUNetModel,
+        omit=("prediction_type",),
+        defaults={"in_channels": None, "sample_size": None},
+        kinds={"attention_head_dim": int | tuple[int, ...]},
+    )
+    diffusion: Section = settings_of_one(
+        LATENT_OBJECTIVES, "objective", "what the model is trained to do", omit=("noise_power",)
+    )
+    training: UNetTraining = UNetTraining()
+
+
+# --- Adapters ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +321,9 @@ class ConditionSettings:
     )
     dropout_prob: float = option(
         0.1, "probability of dropping all masks of a training sample, for classifier-free guidance towards the masks"
+    )
+    key_dropout_prob: float = option(
+        0.0, "probability of dropping each mask, with all its channels, independently of the others"
     )
     channel_dropout_prob: float = option(0.1, "probability of dropping each mask channel, if there are several")
     patch_dropout_prob: float = option(0.0, "probability of erasing each box of `patch_dropout_size` from the masks")
@@ -341,6 +375,32 @@ class TGCASettings:
     )
     loss: Error = option("smooth_l1", "loss function between prediction and target")
     training: TGCATraining = TGCATraining()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetTraining(TGCATraining):
+    learning_rate: float = option(7.5e-5, PEAK_RATE)
+    train_batch_size: Count = option(1, BATCH_SIZE)
+    ema_decay: float = option(0.999, EMA_DECAY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetSettings:
+    """Config of MedLoRD's ControlNet (stage 3)."""
+
+    label_column: ClassVar[None] = None
+    conditions: ConditionSettings = ConditionSettings(dropout_prob=0.0, channel_dropout_prob=0.0, key_dropout_prob=0.1)
+    controlnet: Section = settings_of(
+        MedLoRDControlNetModel,
+        omit=(
+            *("in_channels", "block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim"),
+            *("norm_num_groups", "fingerprint"),
+            *("condition_channels", "condition_keys", "condition_labels", "other_labels"),
+        ),
+        defaults={"condition_widths": None},
+    )
+    loss: Error = option("smooth_l1", "loss function between prediction and target")
+    training: ControlNetTraining = ControlNetTraining()
 
 
 # --- PRDiT ---

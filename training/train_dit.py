@@ -8,13 +8,14 @@ OUTPUT_DIR/RUN_NAME: checkpoints, `best/` with the lowest validation loss, previ
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cardiodit.hub.load import open_transformer, open_vae
-from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.base_pipeline import VolumePipeline
 from cardiodit.pipelines.load import make_pipeline
+from cardiodit.systems import system_of
 from cardiodit.training.build_transformer import (
     add_adapter,
     check_fits,
@@ -69,13 +70,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_upload_options(parser)
 
 
-def train(request: Request[DiTSettings], run: Run) -> None:
+def train(request: Request[Any], run: Run) -> None:
+    """Train the denoiser of latents that the run's script trains: a transformer, or `train_unet`'s U-Net."""
     settings, training, options = request.settings, request.settings.training, request.options
 
     # The VQ model, the data, the transformer.
     vae = open_vae(options.vae).requires_grad_(False)
-    model = transformer_to_tune(options.init_from, settings, request.given) if options.init_from else None
-    known_classes = model.config.class_names if model is not None else None
+    stage = run.record.stage
+    model = transformer_to_tune(options.init_from, settings, request.given, stage) if options.init_from else None
+    known_classes = model.config.get("class_names") if model is not None else None
     cohort = read_cohort(
         options.training_ids, options.validation_ids, vae, options.depth, settings.label_column, known_classes
     )
@@ -84,12 +87,13 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     vae.to(run.accelerator.device)
     check_scale(cohort, vae)
     objective = objective_from(settings.diffusion, model)
-    model = model or new_transformer(settings, cohort, objective)
+    model = model or new_transformer(settings, cohort, objective, stage)
     check_fits(model, cohort)
     cohort = with_null_labels(cohort, model)
     if training.lora_rank:
         add_adapter(model, training)
     build = builder(model, settings)
+    component = system_of(denoiser=model).component
 
     # The samples and their noise.
     has_labels = cohort.training.labels is not None
@@ -102,10 +106,10 @@ def train(request: Request[DiTSettings], run: Run) -> None:
         latents = encode(vae, batch["sample"]) if cohort.online else batch["sample"]
         return latents * vae.config.scaling_factor
 
-    def as_pipeline(transformer: DiTTransformerModel) -> VolumePipeline:
-        return make_pipeline(vae, transformer, objective.sampling_scheduler())
+    def as_pipeline(model: Any) -> VolumePipeline:
+        return make_pipeline(vae, model, objective.sampling_scheduler())
 
-    denoiser = Denoiser(run, model, adapter_only=training.lora_rank > 0)
+    denoiser = Denoiser(run, model, {component: model}, adapter_only=training.lora_rank > 0)
     preview = make_preview(run, denoiser, model, build, as_pipeline)
     train_denoiser(run, denoiser, objective, noisy, validation, latents_of, preview)
     if run.was_interrupted:
@@ -116,7 +120,7 @@ def train(request: Request[DiTSettings], run: Run) -> None:
         if training.lora_rank:
             transformer = open_transformer(options.init_from)
             add_adapter(transformer, training)
-            Network("transformer", transformer, adapter_only=True).load(run.folder / "best")
+            Network(component, transformer, adapter_only=True).load(run.folder / "best")
             write_adapter(run.folder / "lora", transformer)
             transformer.fuse_lora()
             transformer.unload_lora()
@@ -127,11 +131,11 @@ def train(request: Request[DiTSettings], run: Run) -> None:
     finish_pipeline(run, upload, write, earlier_stage=options.vae)
 
 
-def builder(model: DiTTransformerModel, settings: DiTSettings) -> Callable[[], DiTTransformerModel]:
+def builder(model: Any, settings: Any) -> Callable[[], Any]:
     """Return a function that makes models of the same shape, to be filled with weights."""
     kind, config, rank = type(model), dict(model.config), settings.training.lora_rank
 
-    def build() -> DiTTransformerModel:
+    def build() -> Any:
         made = kind.from_config(config)
         if rank:
             add_adapter(made, settings.training)

@@ -6,13 +6,15 @@ OUTPUT_DIR/RUN_NAME: checkpoints, `best/` with the lowest validation loss, and `
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
+from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.pipelines.load import make_pipeline, open_pipeline
+from cardiodit.systems import system_of
 from cardiodit.training.adapter_data import (
     MaskDropout,
     conditions_of,
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         can_tune=False,
     )
     with Run(request, "train_tgca") as run:
-        train(request, run)
+        train(request, run, new_adapter, request.settings.adapter.finetune_last_n_blocks)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +63,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_upload_options(parser)
 
 
-def train(request: Request[TGCASettings], run: Run) -> None:
+def train(request: Request[Any], run: Run, make_adapter: Callable[..., Any], freed: int = 0) -> None:
+    """Train an adapter of any kind.
+
+    Args:
+        make_adapter: makes it from the settings, the base, the voxels per latent and the base's fingerprint.
+        freed: number of last blocks of the base that are trained too.
+    """
     settings, training, options = request.settings, request.settings.training, request.options
 
     # The base, the data, the adapter.
     pipe = open_pipeline(options.base)
-    base = pipe.transformer
+    base = pipe.denoiser
+    system = system_of(run.record.stage, denoiser=base)
     cohorts = read_cohorts((options.training_ids, options.validation_ids), pipe.vae)
     masks = read_masks(cohorts, conditions_of(settings), pipe.voxels_per_latent)
     samples, held_out = (labelled_samples(*pair, settings.label_column, base) for pair in zip(cohorts, masks))
@@ -79,8 +88,7 @@ def train(request: Request[TGCASettings], run: Run) -> None:
         {**data, "base_fingerprint": fingerprint, **({"preprocessing": steps.to_dict()} if steps else {})},
     )
     upload = Upload.begin(run, options)
-    freed = settings.adapter.finetune_last_n_blocks
-    model = Steered(base, new_adapter(settings, base, pipe.voxels_per_latent, fingerprint), freed)
+    model = Steered(base, make_adapter(settings, base, pipe.voxels_per_latent, fingerprint), freed)
 
     # The base's own objective; the samples, their noise, and masks of which some are dropped.
     timesteps = pipe.scheduler.config.num_train_timesteps
@@ -95,7 +103,7 @@ def train(request: Request[TGCASettings], run: Run) -> None:
     def latents_of(batch: Batch) -> torch.Tensor:
         return batch["sample"] * scale
 
-    modules = {**({"transformer": base} if freed else {}), "adapter": model.adapter}
+    modules = {**({system.component: base} if freed else {}), system.adapter_component: model.adapter}
     both = torch.nn.ModuleList([model.adapter, base])
     denoiser = Denoiser(run, model, modules, both, as_saved=with_fingerprints)
     train_denoiser(run, denoiser, objective, noisy, validation, latents_of)
@@ -107,9 +115,9 @@ def train(request: Request[TGCASettings], run: Run) -> None:
         if steps is not None:
             pipe.vae.register_to_config(preprocessing=steps.to_dict(), spacing=cohorts[0].spacing)
             run.say("The pipeline prepares masks like the latents were encoded, not like its VQ model was trained.")
-        adapter = TGCAAdapterModel.from_pretrained(best / "adapter")
-        transformer = type(base).from_pretrained(best / "transformer") if freed else base.cpu()
-        make_pipeline(pipe.vae, transformer.eval(), pipe.scheduler, adapter.eval()).save_pretrained(folder)
+        adapter = type(model.adapter).from_pretrained(best / system.adapter_component)
+        denoiser = type(base).from_pretrained(best / system.component) if freed else base.cpu()
+        make_pipeline(pipe.vae, denoiser.eval(), pipe.scheduler, adapter.eval()).save_pretrained(folder)
 
     try_it = "cardiodit sample {} --masks masks.csv --output_dir samples"
     finish_pipeline(run, upload, write, try_it=try_it)

@@ -4,9 +4,17 @@ Keys that only their code needs (paths, trackers, workers) are ignored; keys tha
 not support are refused.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from cardiodit.convert.medlord_config import (
+    ControlNetConfig,
+    UNetConfig,
+    UNetTraining,
+    read_controlnet_config,
+    read_unet_config,
+)
 from cardiodit.convert.upstream_config import (
     DiTConfig,
     DiTTraining,
@@ -31,6 +39,18 @@ def translate_vqgan(path: Path, raw: Plain) -> Plain | None:
 def translate_dit(path: Path, raw: Plain) -> Plain | None:
     """Return our config for their stage 2 file; None for a file in our layout."""
     return dit_settings(read_dit_config(path)) if _is_theirs(raw) else None
+
+
+def translate_unet(path: Path, raw: Plain) -> Plain | None:
+    """Return our config for MedLoRD's stage 2 file; None for a file in our layout."""
+    return unet_settings(read_unet_config(path)) if _is_theirs(raw) else None
+
+
+def translate_controlnet(path: Path, raw: Plain) -> Plain | None:
+    """Return our config for MedLoRD's stage 3 file; None for a file in our layout."""
+    controlnet = raw.get("controlnet")
+    is_theirs = isinstance(controlnet, dict) and "params" in controlnet
+    return controlnet_settings(read_controlnet_config(path)) if is_theirs else None
 
 
 def _is_theirs(raw: Plain) -> bool:
@@ -78,7 +98,68 @@ def vqgan_settings(config: VQGANConfig) -> Plain:
         names = ("num_channels", "num_layers_d", "in_channels", "out_channels", "kernel_size", "norm", "bias")
         more = ("padding", "activation", "dropout", "last_conv_kernel_size")
         plain["discriminator"] = {name: getattr(config.discriminator, name) for name in (*names, *more)}
-    return _without_nulls(plain)
+    return _without_nulls(_of_medlord(plain, config) if config.is_medlord else plain)
+
+
+def _of_medlord(plain: Plain, config: VQGANConfig) -> Plain:
+    """Return the settings of a 3D autoencoder, which is trained on crops at constant rates."""
+    training = config.training
+    if training.use_persistent is None:
+        print(
+            f"{config.file} lacks training.use_persistent, without which the authors' code stops; it is not needed "
+            "here.",
+            file=sys.stderr,
+        )
+    constant = {"lr_scheduler": "constant", "weight_decay": 0.01, "adam_beta1": 0.9, "adam_beta2": 0.999}
+    return {
+        **plain,
+        "dimensions": 3,
+        "data": {"preprocessing": {"preset": "voldit-tgca"}, "crop": training.roi_size},
+        "training": {**constant, **{key: value for key, value in plain["training"].items() if value is not None}},
+    }
+
+
+def unet_settings(config: UNetConfig) -> Plain:
+    return _without_nulls(
+        {
+            "model": config.params.shape,
+            "diffusion": {
+                "num_train_timesteps": config.scheduler.num_train_timesteps,
+                "prediction_type": config.scheduler.prediction_type,
+            },
+            "training": _averaged(config.training),
+        }
+    )
+
+
+def controlnet_settings(config: ControlNetConfig) -> Plain:
+    """Return the settings of the ControlNet; the shape of the U-Net comes from the base."""
+    params, training = config.params, config.training
+    return _without_nulls(
+        {
+            "conditions": {
+                "keys": config.keys,
+                "key_dropout_prob": training.control_dropout,
+                "patch_dropout_prob": training.spatial_dropout_prob,
+                "patch_dropout_size": training.spatial_dropout_patch_size,
+            },
+            "controlnet": {
+                "width_ratio": params.r,
+                "condition_widths": params.conditioning_embedding_num_channels,
+                "initial_stride": params.initial_stride,
+            },
+            "training": _averaged(training),
+        }
+    )
+
+
+def _averaged(training: UNetTraining) -> Plain:
+    return {
+        **_shared(training),
+        "use_ema": training.use_ema,
+        "ema_decay": training.ema_decay,
+        "lr_gamma": training.lr_gamma,
+    }
 
 
 def dit_settings(config: DiTConfig) -> Plain:

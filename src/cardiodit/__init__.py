@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from cardiodit.latents.dataset import LatentCohort as LatentDataset
     from cardiodit.models.adapter_tgca import TGCAAdapterModel
     from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
+    from cardiodit.models.controlnet_medlord import MedLoRDControlNetModel
     from cardiodit.models.segmenter import HeartSegmenter
     from cardiodit.models.transformer_dit import DiT3DTransformerModel, DiT4DTransformerModel
     from cardiodit.models.transformer_prdit import PRDiTTransformerModel
+    from cardiodit.models.unet_medlord import MedLoRDUNetModel
     from cardiodit.pipelines import (
         CardioDiTControlPipeline,
         CardioDiTPipeline,
+        MedLoRDControlPipeline,
+        MedLoRDPipeline,
         PRDiTPipeline,
         VolDiTControlPipeline,
         VolDiTPipeline,
@@ -46,6 +50,10 @@ __all__ = [
     "HeartSegmenter",
     "Intensity",
     "LatentDataset",
+    "MedLoRDControlNetModel",
+    "MedLoRDControlPipeline",
+    "MedLoRDPipeline",
+    "MedLoRDUNetModel",
     "NoiseAndImageScheduler",
     "PRDiTPipeline",
     "PRDiTTransformerModel",
@@ -73,6 +81,10 @@ _SAVED_CLASSES = {
     "DiT3DTransformerModel": "cardiodit.models.transformer_dit",
     "DiT4DTransformerModel": "cardiodit.models.transformer_dit",
     "HeartSegmenter": "cardiodit.models.segmenter",
+    "MedLoRDControlNetModel": "cardiodit.models.controlnet_medlord",
+    "MedLoRDControlPipeline": "cardiodit.pipelines",
+    "MedLoRDPipeline": "cardiodit.pipelines",
+    "MedLoRDUNetModel": "cardiodit.models.unet_medlord",
     "NoiseAndImageScheduler": "cardiodit.schedulers",
     "PRDiTPipeline": "cardiodit.pipelines",
     "PRDiTTransformerModel": "cardiodit.models.transformer_prdit",

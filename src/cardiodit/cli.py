@@ -14,6 +14,7 @@ from cardiodit.commands import (
     encode,
     evaluate,
     export,
+    models,
     phantom,
     prepare,
     publish,
@@ -37,6 +38,7 @@ COMMANDS = (
     view,
     evaluate,
     convert,
+    models,
     export,
     card,
     publish,
@@ -62,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Generate beating hearts (4D cardiac cine MRI) and chest CTs (3D) with diffusion models: prepare "
         "data, train, sample, evaluate and publish. New here? Run `cardiodit demo`.",
         epilog="`cardiodit COMMAND --help` describes a command and shows an example. Models are trained with "
-        "accelerate: `accelerate launch -m cardiodit.training.train_vqgan --help`; likewise train_dit, train_prdit, "
-        "train_tgca (an adapter that follows masks) and train_segmenter.",
+        "accelerate: `accelerate launch -m cardiodit.training.train_vqgan --help`; likewise train_dit, train_unet, "
+        "train_prdit, train_tgca and train_controlnet (adapters that follow masks) and train_segmenter.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     add_debug(parser)

@@ -79,7 +79,10 @@ def test_published_sizes_have_the_published_names_and_shapes(size: str, layers: 
         ours = PRDiTTransformerModel(
             num_layers=layers, num_attention_heads=heads, attention_head_dim=width // heads
         ).state_dict()
-    found = {transformer_name(name, NAMES): list(fused_shape(name, value)) for name, value in ours.items()}
+    found = {}
+    for name, value in ours.items():
+        theirs = transformer_name(name, NAMES)
+        found[theirs] = list(fused_shape(name, theirs, value))
     assert found == shapes(width, 12, layers)
 
 

@@ -16,7 +16,7 @@ from peft import LoraConfig
 
 from cardiodit import CardioDiTError, DiT3DTransformerModel, DiT4DTransformerModel
 from cardiodit.models import transformer_prdit
-from cardiodit.models.loading import TransformerMixin
+from cardiodit.models.loading import DenoiserMixin
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 
 from ..conftest import PREPARED
@@ -35,7 +35,7 @@ CLASSES = {
 
 
 @pytest.fixture(params=list(CLASSES), ids=["4D", "3D", "voxels"])
-def model(request: pytest.FixtureRequest) -> TransformerMixin:
+def model(request: pytest.FixtureRequest) -> DenoiserMixin:
     torch.manual_seed(0)
     model = request.param(**CLASSES[request.param])
     generator = torch.Generator().manual_seed(1)
@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest) -> TransformerMixin:
     return model.eval()
 
 
-def inputs(model: TransformerMixin, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+def inputs(model: DenoiserMixin, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
     shape = (batch, model.config.in_channels, *model.config.sample_size)
     return {
         "hidden_states": torch.randn(shape, generator=torch.Generator().manual_seed(seed)),
@@ -54,7 +54,7 @@ def inputs(model: TransformerMixin, batch: int = 2, seed: int = 0) -> dict[str, 
 
 
 @torch.no_grad()
-def predict(model: TransformerMixin, **changes: Any) -> torch.Tensor:
+def predict(model: DenoiserMixin, **changes: Any) -> torch.Tensor:
     return model(**{**inputs(model), **changes}).sample
 
 
@@ -71,7 +71,7 @@ def restored_backend() -> Iterator[None]:
 
 @pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash", "flex"])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_attention_backends_agree(model: TransformerMixin, backend: str, restored_backend: None) -> None:
+def test_attention_backends_agree(model: DenoiserMixin, backend: str, restored_backend: None) -> None:
     expected = predict(model)
     model.set_attention_backend(backend)
     assert {block.attn.processor._attention_backend.value for block in model.transformer_blocks} == {backend}
@@ -92,7 +92,7 @@ def test_attention_backends_agree(model: TransformerMixin, backend: str, restore
     ],
 )
 def test_backends_that_cannot_run_here_are_refused(
-    model: TransformerMixin, backend: str, message: str, restored_backend: None
+    model: DenoiserMixin, backend: str, message: str, restored_backend: None
 ) -> None:
     expected = predict(model)
     with pytest.raises((CardioDiTError, RuntimeError, ValueError), match=message):
@@ -100,7 +100,7 @@ def test_backends_that_cannot_run_here_are_refused(
     assert torch.equal(predict(model), expected)
 
 
-def test_fused_projections_compute_the_same(model: TransformerMixin) -> None:
+def test_fused_projections_compute_the_same(model: DenoiserMixin) -> None:
     expected = predict(model)
     names = set(model.state_dict())
     model.fuse_qkv_projections()
@@ -110,7 +110,7 @@ def test_fused_projections_compute_the_same(model: TransformerMixin) -> None:
     assert set(model.state_dict()) == names and torch.allclose(predict(model), expected, atol=1e-6)
 
 
-def test_a_custom_attention_processor_is_used(model: TransformerMixin) -> None:
+def test_a_custom_attention_processor_is_used(model: DenoiserMixin) -> None:
     class Silent:
         def __call__(self, attn: Any, hidden_states: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(hidden_states)
@@ -124,7 +124,7 @@ def test_a_custom_attention_processor_is_used(model: TransformerMixin) -> None:
 
 
 @torch.no_grad()
-def test_the_parts_of_the_cost_run_as_often_as_in_a_forward_pass(model: TransformerMixin) -> None:
+def test_the_parts_of_the_cost_run_as_often_as_in_a_forward_pass(model: DenoiserMixin) -> None:
     names = ["transformer_blocks.0", *(["local"] if isinstance(model, PRDiTTransformerModel) else [])]
     tokens = dict.fromkeys(names, 0.0)
 
@@ -156,7 +156,7 @@ def test_the_patches_of_some_tokens_stand_for_those_of_all(monkeypatch: pytest.M
 # Training
 
 
-def saved_bytes(model: TransformerMixin, **arguments: torch.Tensor) -> tuple[int, dict[str, torch.Tensor]]:
+def saved_bytes(model: DenoiserMixin, **arguments: torch.Tensor) -> tuple[int, dict[str, torch.Tensor]]:
     """Return the bytes that a forward pass saves for the backward pass, and the gradients."""
     held = 0
 
@@ -172,7 +172,7 @@ def saved_bytes(model: TransformerMixin, **arguments: torch.Tensor) -> tuple[int
     return held, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradient_checkpointing_needs_less_memory_for_equal_gradients(model: TransformerMixin) -> None:
+def test_gradient_checkpointing_needs_less_memory_for_equal_gradients(model: DenoiserMixin) -> None:
     model.train()
     whole, expected = saved_bytes(model, **inputs(model))
     model.enable_gradient_checkpointing()
@@ -183,7 +183,7 @@ def test_gradient_checkpointing_needs_less_memory_for_equal_gradients(model: Tra
         assert torch.allclose(found[name], gradient, atol=1e-6), name
 
 
-def test_lora_is_trained_saved_loaded_and_fused(model: TransformerMixin, tmp_path: Path) -> None:
+def test_lora_is_trained_saved_loaded_and_fused(model: DenoiserMixin, tmp_path: Path) -> None:
     original = predict(model)
     model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name="mine")
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -215,7 +215,7 @@ def test_lora_is_trained_saved_loaded_and_fused(model: TransformerMixin, tmp_pat
 # Compilation
 
 
-def test_repeated_blocks_compile_as_one_graph(model: TransformerMixin) -> None:
+def test_repeated_blocks_compile_as_one_graph(model: DenoiserMixin) -> None:
     expected = predict(model)
     torch.compiler.reset()
     model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
@@ -228,7 +228,7 @@ def test_repeated_blocks_compile_as_one_graph(model: TransformerMixin) -> None:
 # Memory
 
 
-def test_layerwise_casting_stores_less_and_stays_close(model: TransformerMixin) -> None:
+def test_layerwise_casting_stores_less_and_stays_close(model: DenoiserMixin) -> None:
     expected, before = predict(model), model.get_memory_footprint()
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     block = model.transformer_blocks[0]
@@ -240,7 +240,7 @@ def test_layerwise_casting_stores_less_and_stays_close(model: TransformerMixin) 
 
 
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
-def test_group_offload_computes_the_same(model: TransformerMixin, kind: str) -> None:
+def test_group_offload_computes_the_same(model: DenoiserMixin, kind: str) -> None:
     expected = predict(model)
     blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     model.enable_group_offload(
@@ -250,7 +250,7 @@ def test_group_offload_computes_the_same(model: TransformerMixin, kind: str) -> 
     assert len(hooked) > 3 and torch.equal(predict(model), expected)
 
 
-def test_group_offload_to_disk_leaves_no_weights_in_memory(model: TransformerMixin, tmp_path: Path) -> None:
+def test_group_offload_to_disk_leaves_no_weights_in_memory(model: DenoiserMixin, tmp_path: Path) -> None:
     expected = predict(model)
     model.enable_group_offload(
         onload_device=torch.device("cpu"),
@@ -263,7 +263,7 @@ def test_group_offload_to_disk_leaves_no_weights_in_memory(model: TransformerMix
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_the_timestep_exact(model: TransformerMixin, dtype, tmp_path: Path) -> None:
+def test_half_precision_keeps_the_timestep_exact(model: DenoiserMixin, dtype, tmp_path: Path) -> None:
     """The time embedding stays float32 on loading: in bfloat16 neighbouring timesteps would become one."""
     expected = predict(model)
     model.save_pretrained(tmp_path)
@@ -274,7 +274,7 @@ def test_half_precision_keeps_the_timestep_exact(model: TransformerMixin, dtype,
     assert (found.float() - expected).norm() / expected.norm() < 0.03
 
 
-def test_int8_weights_of_torchao(model: TransformerMixin, tmp_path: Path) -> None:
+def test_int8_weights_of_torchao(model: DenoiserMixin, tmp_path: Path) -> None:
     from diffusers import TorchAoConfig
     from torchao.quantization import Int8WeightOnlyConfig
 
@@ -289,7 +289,7 @@ def test_int8_weights_of_torchao(model: TransformerMixin, tmp_path: Path) -> Non
 # Caches
 
 
-def count_calls(model: TransformerMixin) -> list[int]:
+def count_calls(model: DenoiserMixin) -> list[int]:
     calls = [0] * len(model.transformer_blocks)
     for number, block in enumerate(model.transformer_blocks):
         inner = block.ff.register_forward_hook
@@ -301,7 +301,7 @@ def count_calls(model: TransformerMixin) -> list[int]:
     return calls
 
 
-def drift(model: TransformerMixin, step: int) -> dict[str, torch.Tensor]:
+def drift(model: DenoiserMixin, step: int) -> dict[str, torch.Tensor]:
     """Return the inputs of consecutive sampling steps, with a little less noise each time."""
     arguments = inputs(model)
     arguments["hidden_states"] = arguments["hidden_states"] * (1 - 0.002 * step)
@@ -310,12 +310,12 @@ def drift(model: TransformerMixin, step: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def trajectory(model: TransformerMixin, steps: int = 6) -> list[torch.Tensor]:
+def trajectory(model: DenoiserMixin, steps: int = 6) -> list[torch.Tensor]:
     with model.cache_context("cond"):
         return [model(**drift(model, step)).sample for step in range(steps)]
 
 
-def test_first_block_cache_skips_work_and_stays_close(model: TransformerMixin) -> None:
+def test_first_block_cache_skips_work_and_stays_close(model: DenoiserMixin) -> None:
     expected = trajectory(model)
     model.enable_cache(FirstBlockCacheConfig(threshold=0.2))
     calls = count_calls(model)
@@ -327,7 +327,7 @@ def test_first_block_cache_skips_work_and_stays_close(model: TransformerMixin) -
     assert torch.equal(trajectory(model)[-1], expected[-1])
 
 
-def test_taylorseer_skips_work_and_stays_close(model: TransformerMixin) -> None:
+def test_taylorseer_skips_work_and_stays_close(model: DenoiserMixin) -> None:
     expected = trajectory(model)
     model.enable_cache(TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2, max_order=1))
     calls = count_attention(model)
@@ -337,7 +337,7 @@ def test_taylorseer_skips_work_and_stays_close(model: TransformerMixin) -> None:
         assert (ours - exact).norm() / exact.norm() < 0.05
 
 
-def count_attention(model: TransformerMixin) -> list[int]:
+def count_attention(model: DenoiserMixin) -> list[int]:
     calls = [0]
     for block in model.transformer_blocks[:1]:
         block.attn.to_q.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
@@ -347,7 +347,7 @@ def count_attention(model: TransformerMixin) -> list[int]:
 # Several processes
 
 
-def _one_of_two(rank: int, port: int, model: TransformerMixin, arguments: dict, path: str) -> None:
+def _one_of_two(rank: int, port: int, model: DenoiserMixin, arguments: dict, path: str) -> None:
     from diffusers import ContextParallelConfig
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
@@ -363,7 +363,7 @@ def _one_of_two(rank: int, port: int, model: TransformerMixin, arguments: dict, 
     torch.distributed.destroy_process_group()
 
 
-def test_context_parallelism_over_two_processes_gives_the_same_result(tmp_path: Path, model: TransformerMixin) -> None:
+def test_context_parallelism_over_two_processes_gives_the_same_result(tmp_path: Path, model: DenoiserMixin) -> None:
     """Ulysses attention; ring attention needs kernels that return log-sums, which torch has for GPUs only."""
     arguments = inputs(model, 1)
     with torch.no_grad():

@@ -55,11 +55,11 @@ def test_a_system_is_found_by_its_traits() -> None:
     assert system_of("train_dit", dimensions=3).name == "voldit"
     assert system_of("train_dit", vae="VQModel4D").name == "cardiodit"
     assert system_of("train_prdit").name == "prdit"
-    with pytest.raises(CardioDiTError, match="None of the systems CardioDiT, VolDiT, PRDiT has denoiser UNet"):
+    with pytest.raises(CardioDiTError, match="None of the systems CardioDiT, VolDiT, MedLoRD, PRDiT has denoiser UNet"):
         system_of(denoiser="UNet")
     with pytest.raises(CardioDiTError, match="Unknown pipeline Other; this version of cardiodit knows CardioDiT"):
         system_of_pipeline("Other")
-    with pytest.raises(CardioDiTError, match="Unknown system 'other'; available: cardiodit, voldit, prdit"):
+    with pytest.raises(CardioDiTError, match="Unknown system 'other'; available: cardiodit, voldit, medlord, prdit"):
         find_system("other")
 
 
@@ -72,4 +72,4 @@ def test_names_of_systems_and_pipelines_are_unique() -> None:
         assert find_system("other") is other and all_systems()[-1] is other
         with pytest.raises(CardioDiTError, match="VolDiT has no pipeline that is steered by masks"):
             other.make_pipeline(None, None, adapter=object())
-    assert len(all_systems()) == 3
+    assert len(all_systems()) == 4

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed
 from accelerate.state import AcceleratorState
 
-from cardiodit.training import train_dit, train_prdit, train_vqgan
+from cardiodit.training import train_controlnet, train_dit, train_prdit, train_unet, train_vqgan
 from cardiodit.training.harness.command_line import read_command_line
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.state import Checkpointable, Tensors
@@ -60,7 +60,13 @@ def train_voxels(arguments: Sequence[str]) -> None:
         train_prdit.train(request, run)
 
 
-STAGES = {"train_dit": train_dit.main, "train_vqgan": train_an_autoencoder, "train_prdit": train_voxels}
+STAGES = {
+    "train_dit": train_dit.main,
+    "train_unet": train_unet.main,
+    "train_controlnet": train_controlnet.main,
+    "train_vqgan": train_an_autoencoder,
+    "train_prdit": train_voxels,
+}
 
 
 def work_off(plan: Path) -> None:

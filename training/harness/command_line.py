@@ -82,7 +82,7 @@ def read_command_line(
 
 def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_tune: bool) -> None:
     layouts = "YAML with the keys below" + (
-        ", or a config of the published code of CardioDiT or VolDiT" if reads_authors else ""
+        ", or a config of the published code of CardioDiT, VolDiT or MedLoRD" if reads_authors else ""
     )
     parser.add_argument("--config", type=Path, help=layouts)
     parser.add_argument("--training_ids", type=Path, required=True, help="manifest (CSV) of the training data")

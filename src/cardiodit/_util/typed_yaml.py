@@ -6,11 +6,13 @@ A field without a default is required. Errors name the file, the dotted key and,
 
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -171,13 +173,34 @@ def read_yaml(path: str | PathLike) -> dict[str, Any]:
     path = Path(path)
     text = read_text(path, LONGEST_CONFIG, "A YAML config was expected.")
     try:
-        raw = yaml.safe_load(text)
+        raw = _parse(text, path.name)
     except Exception as error:  # PyYAML's own errors, and those of Python for odd numbers, dates and depths
         raise CardioDiTError(f"{path.name} is not valid YAML: {reason_of(error)}.") from error
     if not isinstance(raw, dict):
         raise CardioDiTError(f"{path.name} holds no sections; a YAML config was expected.")
     check_number_of_values(raw, path)
     return raw
+
+
+def _parse(text: str, file: str) -> Any:
+    """Parse YAML; tabs, which YAML does not allow but a published config contains, are read as spaces."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        for width in (2, 4, 8) if "\t" in text else ():
+            try:
+                raw = yaml.safe_load(text.expandtabs(width))
+            except yaml.YAMLError:
+                continue
+            _tell_of_tabs(file)
+            return raw
+        raise
+
+
+@cache
+def _tell_of_tabs(file: str) -> None:
+    """Print once per file, since configs are read several times."""
+    print(f"{file} contains a tab, so it is not valid YAML; it was read as spaces.", file=sys.stderr)
 
 
 class Reader:

@@ -44,6 +44,25 @@ def add(commands: argparse._SubParsersAction) -> None:
     voldit.add_argument("--tgca_cfg", type=Path, help="config of the adapter (YAML)")
     voldit.set_defaults(run=run_voldit)
 
+    medlord = add_command(
+        systems,
+        "medlord",
+        "Convert a MedLoRD VQ-GAN and U-Net, and with --controlnet_ckpt also the ControlNet that steers it with masks.",
+        "cardiodit convert medlord --repo AICM-HD/medlord --stage1_ckpt vqgan_luna_ds8.pth \\\n"
+        "    --stage1_cfg vqgan_ds8.yaml --diff_ckpt ldm_luna_ds8.pth --diff_cfg ldm.yaml --scale_factor 1.11 \\\n"
+        "    --output_dir my-model",
+    )
+    _add_stages(medlord)
+    medlord.add_argument("--controlnet_ckpt", type=Path, help="checkpoint of the ControlNet (.pth)")
+    medlord.add_argument("--controlnet_cfg", type=Path, help="config of the ControlNet (YAML)")
+    medlord.add_argument(
+        "--ema_base",
+        action="store_true",
+        help="with a ControlNet, also use the averaged weights of the U-Net; default: its raw weights, on which the "
+        "authors trained the ControlNet",
+    )
+    medlord.set_defaults(run=run_medlord)
+
     prdit = add_command(
         systems,
         "prdit",
@@ -85,8 +104,8 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     for name, text in [
         ("stage1_ckpt", "checkpoint of the VQ-GAN (.pth)"),
         ("stage1_cfg", "config of the VQ-GAN (YAML), in either of the authors' layouts"),
-        ("diff_ckpt", "checkpoint of the transformer (.pth)"),
-        ("diff_cfg", "config of the transformer (YAML), in either of the authors' layouts"),
+        ("diff_ckpt", "checkpoint of the denoiser (.pth)"),
+        ("diff_cfg", "config of the denoiser (YAML), in any of the authors' layouts"),
     ]:
         parser.add_argument(f"--{name}", type=Path, required=True, help=text)
     parser.add_argument(
@@ -116,7 +135,8 @@ def _add_repository(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repo",
         metavar="ORG/NAME",
-        help="repository on the Hub from which the files are read; default: they are local files",
+        help="repository on the Hub from which the files are read, except configs that are local files; default: all "
+        "are local files",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
 
@@ -133,6 +153,14 @@ def run_voldit(arguments: argparse.Namespace) -> None:
     adapter: dict[str, Any] = {name: _fetch(arguments, name) for name in ("tgca_ckpt", "tgca_cfg")}
     folder = convert_voldit(**_stages(arguments), **adapter)
     _print_next_step(folder, "--masks masks.csv " if arguments.tgca_ckpt else "")
+
+
+def run_medlord(arguments: argparse.Namespace) -> None:
+    from cardiodit.convert.medlord import convert_medlord
+
+    controlnet: dict[str, Any] = {name: _fetch(arguments, name) for name in ("controlnet_ckpt", "controlnet_cfg")}
+    folder = convert_medlord(**_stages(arguments), **controlnet, ema_base=arguments.ema_base)
+    _print_next_step(folder, "--masks masks.csv " if arguments.controlnet_ckpt else "")
 
 
 def run_prdit(arguments: argparse.Namespace) -> None:
@@ -168,9 +196,9 @@ def _common(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _fetch(arguments: argparse.Namespace, name: str) -> Path | None:
-    """Return the file of an option, downloaded if it is on the Hub."""
+    """Return the file of an option, downloaded if it is on the Hub; repositories often lack the configs."""
     file = getattr(arguments, name)
-    if file is None or arguments.repo is None:
+    if file is None or arguments.repo is None or (file.suffix in (".yaml", ".yml") and file.is_file()):
         return file
     from cardiodit.hub.client import download
 

@@ -189,11 +189,11 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
 
 def _check_mask_control(pipe: Any, arguments: argparse.Namespace) -> None:
     """Raise an error unless masks and an adapter are used together."""
-    has_adapter = getattr(pipe, "adapter", None) is not None
+    has_adapter = pipe.mask_adapter is not None
     if has_adapter and not arguments.masks:
         raise CardioDiTError(
-            f"{arguments.model} is controlled by masks ({', '.join(pipe.adapter.conditions.keys)}): give a table of "
-            "masks with --masks."
+            f"{arguments.model} is controlled by masks ({', '.join(pipe.mask_adapter.conditions.keys)}): give a table "
+            "of masks with --masks."
         )
     if arguments.masks and not has_adapter:
         raise CardioDiTError(f"--masks: {arguments.model} is a {type(pipe).__name__}, which has no adapter.")
@@ -298,7 +298,7 @@ def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
     names = ("batch_size", "num_inference_steps", "guidance_scale", "decode_batch_size", "condition_guidance_scale")
     settings = {name: getattr(arguments, name) for name in names}
     settings["num_samples"] = (arguments.num_samples or 1) if masks is None else _row_count(arguments, len(masks))
-    if getattr(pipe, "adapter", None) is not None:
+    if pipe.mask_adapter is not None:
         settings["batch_size"] = 1  # each volume has its own mask
     _set_tiling(pipe, arguments, masks)
     estimate = estimate_sampling(pipe, **settings, **_largest_size(pipe, arguments, masks))

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from cardiodit import __version__
 from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.hashing import sha256_of
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
+from cardiodit.convert.medlord_config import UNetConfig
 from cardiodit.convert.upstream_config import (
     DiTConfig,
     DiTParams,
@@ -54,13 +56,15 @@ TRANSFORMER_NAMES = {
     r"modulation_out": r"final_layer.adaLN_modulation.1",
     r"proj_out": r"final_layer.linear",
 }
+FUSED = ".qkv."
 QKV = re.compile(r"\.attn\.to_([qkv])\.")
 POSITIONS = "pos_embed"
 LABELS = "y_embedder.embedding_table.weight"  # VolDiT has the table even without labels
 NO_SPACING = "No voxel spacing was given (mm): volumes sampled from this model will have no scanner coordinates."
 
-# From the models of both stages and the transformer's config: a pipeline, and the checkpoints of its other parts.
-Assemble = Callable[[Any, Any, Any, DiTConfig], tuple[Any, dict[str, Checkpoint]]]
+Stage2Config = DiTConfig | UNetConfig
+# From the models of both stages and stage 2's config: a pipeline, and the checkpoints of its other parts.
+Assemble = Callable[[Any, Any, Any, Any], tuple[Any, dict[str, Checkpoint]]]
 
 
 def convert_cardiodit(
@@ -87,7 +91,7 @@ def convert_cardiodit(
     """
     return convert_stages(
         stage1=(stage1_ckpt, stage1_cfg, VQModel4D),
-        stage2=(diff_ckpt, diff_cfg, DiT4DTransformerModel),
+        stage2=(diff_ckpt, read_dit_config(diff_cfg), partial(build_transformer, kind=DiT4DTransformerModel, ema=ema)),
         assemble=lambda vae, transformer, scheduler, _: (CardioDiTPipeline(vae, transformer, scheduler), {}),
         output_dir=output_dir,
         scale_factor=scale_factor,
@@ -98,7 +102,7 @@ def convert_cardiodit(
 
 def convert_stages(
     stage1: tuple[str | PathLike, str | PathLike, type[VQModel]],
-    stage2: tuple[str | PathLike, str | PathLike, type[DiTTransformerModel]],
+    stage2: tuple[str | PathLike, Stage2Config, Callable[[Checkpoint, Any], Any]],
     assemble: Assemble,
     output_dir: str | PathLike,
     scale_factor: float | None,
@@ -106,31 +110,32 @@ def convert_stages(
     geometry: dict[str, Any],
     **vae_config: Any,
 ) -> Path:
-    """Write a pipeline folder from a VQ-GAN and a transformer; `assemble` makes the pipeline from the models.
+    """Write a pipeline folder from a VQ-GAN and a denoiser; `assemble` makes the pipeline from the models.
 
-    Each stage is given as checkpoint, YAML and class. `geometry` holds the VQ model's `spacing` and `frame_time`,
-    `vae_config` further keys of its config that the authors' files do not contain.
+    Stage 1 is given as checkpoint, YAML and class, stage 2 as checkpoint, config and the function that builds its model
+    from both. `geometry` holds the VQ model's `spacing` and `frame_time`, `vae_config` further keys of its config that
+    the authors' files do not contain.
     """
-    vq_config, dit_config = read_vqgan_config(stage1[1]), read_dit_config(stage2[1])
-    if vq_config.params.embedding_dim != dit_config.params.in_channels:
+    vq_config, config = read_vqgan_config(stage1[1]), stage2[1]
+    if vq_config.params.embedding_dim != config.params.in_channels:
         raise CardioDiTError(
             f"The stages do not fit together: {vq_config.file} makes latents of {vq_config.params.embedding_dim} "
-            f"channels (embedding_dim), {dit_config.file} takes {dit_config.params.in_channels} (in_channels)."
+            f"channels (embedding_dim), {config.file} takes {config.params.in_channels} (in_channels)."
         )
     check_geometry(**geometry)
-    scaling_factor = choose_scale_factor(scale_factor, dit_config)
+    scaling_factor = choose_scale_factor(scale_factor, config)
     with new_folder(Path(output_dir)) as folder:
-        vq_checkpoint, dit_checkpoint = read_checkpoint(stage1[0]), read_checkpoint(stage2[0])
+        vq_checkpoint, checkpoint = read_checkpoint(stage1[0]), read_checkpoint(stage2[0])
         vae = build_vq_model(
             vq_checkpoint, vq_config, stage1[2], scaling_factor=scaling_factor, **geometry, **vae_config
         )
-        transformer = build_transformer(dit_checkpoint, dit_config, stage2[2], ema)
-        pipeline, other_checkpoints = assemble(vae, transformer, build_scheduler(dit_config), dit_config)
+        denoiser = stage2[2](checkpoint, config)
+        pipeline, other_checkpoints = assemble(vae, denoiser, build_scheduler(config), config)
         pipeline.save_pretrained(folder)
         discriminator = build_discriminator(vq_checkpoint, vq_config)
         if discriminator is not None:
             discriminator.save_pretrained(folder / "discriminator")
-        write_record(folder, dit_checkpoint, ema, vq_checkpoint, **other_checkpoints)
+        write_record(folder, checkpoint, ema, vq_checkpoint, pipeline.denoiser_name, **other_checkpoints)
     if geometry["spacing"] is None:
         print(NO_SPACING)
     return Path(output_dir)
@@ -245,13 +250,13 @@ def construct(kind: type[Model], config: str, **arguments: Any) -> Model:
         raise CardioDiTError(f"{config}: a {kind.__name__} cannot be built with these params: {reason}") from error
 
 
-def build_scheduler(config: DiTConfig) -> Any:
+def build_scheduler(config: Stage2Config) -> Any:
     """Create our default solver with the exact noise schedule of the published models."""
     steps = config.scheduler.num_train_timesteps
     return make_scheduler(
         solver="dpm++",
         num_train_timesteps=steps,
-        betas=cosine_betas(steps),
+        betas=cosine_betas(steps, is_exact=isinstance(config, UNetConfig)),
         prediction_type=config.scheduler.prediction_type,
     )
 
@@ -279,9 +284,9 @@ def load_weights(
     """
     ours = model.state_dict()
     names = {name: theirs for name in ours if (theirs := author_name(name)) is not None}
-    expected = {theirs: fused_shape(name, ours[name]) for name, theirs in names.items()}
+    expected = {theirs: fused_shape(name, theirs, ours[name]) for name, theirs in names.items()}
     check_names({**expected, **(extra or {})}, weights, checkpoint, config)
-    model.load_state_dict({**ours, **{name: part_of(name, weights[theirs]) for name, theirs in names.items()}})
+    model.load_state_dict({**ours, **{name: part_of(name, theirs, weights[theirs]) for name, theirs in names.items()}})
     return model.eval()
 
 
@@ -294,15 +299,21 @@ def transformer_name(ours: str, names: dict[str, str] = TRANSFORMER_NAMES) -> st
     raise KeyError(ours)
 
 
-def fused_shape(ours: str, value: torch.Tensor) -> torch.Size:
+def fused_shape(ours: str, theirs: str, value: torch.Tensor) -> torch.Size:
     """Return the shape of the authors' weight that corresponds to one of ours."""
-    return torch.Size((3 * value.shape[0], *value.shape[1:])) if QKV.search(ours) else value.shape
+    return torch.Size((3 * value.shape[0], *value.shape[1:])) if _fused_part(ours, theirs) else value.shape
 
 
-def part_of(ours: str, theirs: torch.Tensor) -> torch.Tensor:
+def part_of(ours: str, theirs: str, value: torch.Tensor) -> torch.Tensor:
     """Return the third of the authors' fused qkv that corresponds to our weight; any other weight as a whole."""
+    part = _fused_part(ours, theirs)
+    return value.chunk(3)["qkv".index(part)] if part else value
+
+
+def _fused_part(ours: str, theirs: str) -> str | None:
+    """Return "q", "k" or "v" if the authors' weight holds all three; MedLoRD's are separate, like ours."""
     match = QKV.search(ours)
-    return theirs.chunk(3)["qkv".index(match[1])] if match else theirs
+    return match[1] if match and FUSED in theirs else None
 
 
 def normalised(weights: Weights, params: DiTParams) -> Weights:
@@ -348,14 +359,14 @@ def check_positions(table: torch.Tensor, grid: tuple[int, ...], checkpoint: Chec
 # --- Settings of the user ---
 
 
-def choose_scale_factor(given: float | None, config: DiTConfig) -> float:
+def choose_scale_factor(given: float | None, config: Stage2Config) -> float:
     """Return the scale factor that was given, or else the config's."""
     configured = config.training.scale_factor
     value = configured if given is None else given
     if value is None:
         raise CardioDiTError(
             f"{config.file} does not hold the scale factor, so it must be given (--scale_factor): the number by which "
-            "latents were multiplied when the transformer was trained, 1 / their standard deviation. It is in the log "
+            "latents were multiplied when the denoiser was trained, 1 / their standard deviation. It is in the log "
             "or the command of the training; with a wrong factor the samples are noise."
         )
     if not math.isfinite(value) or value <= 0:
@@ -384,13 +395,18 @@ def check_geometry(spacing: tuple[float, float, float] | None, frame_time: float
 
 
 def write_record(
-    folder: Path, transformer: Checkpoint, ema: bool, stage1: Checkpoint | None = None, **more: Checkpoint
+    folder: Path,
+    denoiser: Checkpoint,
+    ema: bool,
+    stage1: Checkpoint | None = None,
+    component: str = "transformer",
+    **more: Checkpoint,
 ) -> None:
     """Write `conversion.json` with the origin of the weights; only base names, because paths can identify people."""
     record = {
         "cardiodit_version": __version__,
         **({} if stage1 is None else {"stage1": _origin(stage1)}),
-        "transformer": {**_origin(transformer), "ema": ema and transformer.has_ema},
+        component: {**_origin(denoiser), "ema": ema and denoiser.has_ema},
         **{part: _origin(checkpoint) for part, checkpoint in more.items()},
     }
     (folder / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

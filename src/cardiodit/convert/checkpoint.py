@@ -101,7 +101,12 @@ class Checkpoint:
         return weights
 
     def tensors(self, entry: str) -> Weights:
-        """Return the tensors of an entry by name, without the prefixes of DDP and torch.compile."""
+        """Return the tensors of an entry by name, without the prefixes of DDP and torch.compile.
+
+        A file of bare weights, such as final_model.pth, is a "model" by itself.
+        """
+        if entry == "model" and entry not in self.entries and is_table_of_tensors(self.entries):
+            return self._tensors(entry, self.entries)
         if entry not in self.entries:
             raise CardioDiTError(
                 f"{self.file} has no entry '{entry}'; it holds {some(list(self.entries)) or 'nothing'}. "

@@ -15,7 +15,8 @@ from cardiodit.errors import CardioDiTError
 
 PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each
 Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding)
-STAGES = {"stage1": "stage 1 (VQ-GAN)", "dit": "stage 2 (transformer)"}  # by the section of the compact schema
+# By the section of the compact schema; MedLoRD's stage 2 has only the expanded one.
+STAGES = {"stage1": "stage 1 (VQ-GAN)", "dit": "stage 2 (transformer)", "unet": "MedLoRD stage 2 (U-Net)"}
 
 
 # --- Stage 1: the VQ-GAN ---
@@ -48,7 +49,7 @@ class VQParams:
     @property
     def res_channels(self) -> tuple[int, ...]:
         """Width of the residual units of each level."""
-        return _repeat(self.num_res_channels, len(self.num_channels))
+        return repeat(self.num_res_channels, len(self.num_channels))
 
     @property
     def downsampling(self) -> tuple[Level, ...]:
@@ -149,6 +150,7 @@ class VQGANConfig:
     training: VQGANTraining
     perceptual: PerceptualParams
     jukebox: JukeboxParams
+    is_medlord: bool = False
 
 
 # --- Stage 2: the diffusion transformer ---
@@ -178,7 +180,7 @@ class DiTParams:
     @property
     def patch(self) -> tuple[int, ...]:
         """Patch size along each axis."""
-        return _repeat(self.patch_size, len(self.input_size))
+        return repeat(self.patch_size, len(self.input_size))
 
     @property
     def dropout(self) -> float | None:
@@ -282,6 +284,12 @@ class _VQModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _VQOptim:
+    lr_g: float | None = None
+    lr_d: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _LossParams:
     perceptual_params: PerceptualParams = PerceptualParams()
     jukebox_params: JukeboxParams = JukeboxParams()
@@ -290,6 +298,8 @@ class _LossParams:
 @dataclass(frozen=True, kw_only=True)
 class _Losses(LossWeights):
     params: _LossParams = _LossParams()
+    perceptual_params: PerceptualParams | None = None  # MedLoRD has no section `params`
+    jukebox_params: JukeboxParams | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +307,7 @@ class _ExpandedVQGAN:
     model: _VQModel
     discriminator: _Discriminator | None = None
     training: VQGANRun = VQGANRun()
+    optim: _VQOptim = _VQOptim()  # MedLoRD's learning rates
     losses: _Losses = _Losses()
     wandb: dict[str, Any] | None = None
 
@@ -333,26 +344,30 @@ class _ExpandedDiT:
 def read_vqgan_config(path: str | PathLike) -> VQGANConfig:
     """Read a stage 1 file in either schema."""
     raw, file = read_yaml(path), Path(path).name
-    section = _model_section(raw, file, expected="stage1")
+    section = model_section(raw, file, expected="stage1")
     if section == "stage1":
         compact = Reader(file).section(_CompactVQGAN, raw, "")
         config = VQGANConfig(
             file=file,
             params=compact.stage1.params,
             discriminator=compact.discriminator.params if compact.discriminator else None,
-            training=VQGANTraining(**_values(compact.stage1, VQGANTraining)),
+            training=VQGANTraining(**values_of(compact.stage1, VQGANTraining)),
             perceptual=compact.perceptual_network.params,
             jukebox=JukeboxParams(),
         )
     else:
         expanded = Reader(file).section(_ExpandedVQGAN, raw, "")
+        losses, run = expanded.losses, values_of(expanded.training, VQGANRun)
+        rates = {"base_lr": expanded.optim.lr_g, "disc_lr": expanded.optim.lr_d}
+        run |= {name: rate for name, rate in rates.items() if rate is not None}
         config = VQGANConfig(
             file=file,
             params=expanded.model.params,
             discriminator=expanded.discriminator.params if expanded.discriminator else None,
-            training=VQGANTraining(**_values(expanded.training, VQGANRun), **_values(expanded.losses, LossWeights)),
-            perceptual=expanded.losses.params.perceptual_params,
-            jukebox=expanded.losses.params.jukebox_params,
+            training=VQGANTraining(**run, **values_of(losses, LossWeights)),
+            perceptual=losses.perceptual_params or losses.params.perceptual_params,
+            jukebox=losses.jukebox_params or losses.params.jukebox_params,
+            is_medlord="optim" in raw,
         )
     _check_levels(config.params, f"{file}: {section}.params")
     return config
@@ -361,17 +376,17 @@ def read_vqgan_config(path: str | PathLike) -> VQGANConfig:
 def read_dit_config(path: str | PathLike) -> DiTConfig:
     """Read a stage 2 file in either schema."""
     raw, file = read_yaml(path), Path(path).name
-    section = _model_section(raw, file, expected="dit")
+    section = model_section(raw, file, expected="dit")
     if section == "dit":
         dit = Reader(file).section(_CompactDiT, raw, "").dit
-        config = DiTConfig(file, dit.params, dit.scheduler, DiTTraining(**_values(dit, DiTTraining)))
+        config = DiTConfig(file, dit.params, dit.scheduler, DiTTraining(**values_of(dit, DiTTraining)))
     else:
         expanded = Reader(file).section(_ExpandedDiT, raw, "")
         # `optim` overrides `training`; its learning rate is called `base_lr` in the compact schema.
-        optim = {key: value for key, value in _values(expanded.optim, Optim).items() if value is not None}
+        optim = {key: value for key, value in values_of(expanded.optim, Optim).items() if value is not None}
         if "lr" in optim:
             optim["base_lr"] = optim.pop("lr")
-        training = DiTTraining(**{**_values(expanded.training, DiTTraining), **optim})
+        training = DiTTraining(**{**values_of(expanded.training, DiTTraining), **optim})
         config = DiTConfig(file, expanded.model.params, expanded.scheduler, training)
     _check_shape(config.params, f"{file}: {section}.params")
     return config
@@ -401,18 +416,18 @@ def read_tgca_config(path: str | PathLike) -> TGCAConfig:
     return TGCAConfig(file, tuple(map(str, keys)), params)
 
 
-def _values(section: Any, kind: type) -> dict[str, Any]:
+def values_of(section: Any, kind: type) -> dict[str, Any]:
     """Return the values of a section for the fields of the dataclass `kind`."""
     return {f.name: getattr(section, f.name) for f in fields(kind)}
 
 
-def _model_section(raw: dict[str, Any], file: str, expected: str) -> str:
+def model_section(raw: dict[str, Any], file: str, expected: str) -> str:
     """Return the section with the model: "stage1" or "dit" in the compact schema, "model" in the expanded one."""
-    other = "dit" if expected == "stage1" else "stage1"
-    section = next((name for name in (expected, "model", other) if name in raw), None)
-    if section == other or (section == "model" and _stage_of(raw["model"]) == other):
+    section = next((name for name in (expected, "model", *STAGES) if name in raw), None)
+    found = _stage_of(raw["model"]) if section == "model" else section
+    if found not in (None, expected):
         raise CardioDiTError(
-            f"{file} is a {STAGES[other]} config, but a {STAGES[expected]} config was expected here. "
+            f"{file} is a {STAGES[found]} config, but a {STAGES[expected]} config was expected here. "
             "Were the two configs swapped?"
         )
     if section is None:
@@ -427,10 +442,11 @@ def _stage_of(model: Any) -> str | None:
     params = model.get("params") if isinstance(model, dict) else None
     if not isinstance(params, dict):
         return None
-    return "stage1" if "num_embeddings" in params else "dit" if "input_size" in params else None
+    marks = {"num_embeddings": "stage1", "input_size": "dit", "num_res_blocks": "unet"}
+    return next((stage for mark, stage in marks.items() if mark in params), None)
 
 
-def _repeat(value: int | tuple[int, ...], times: int) -> tuple[int, ...]:
+def repeat(value: int | tuple[int, ...], times: int) -> tuple[int, ...]:
     return (value,) * times if isinstance(value, int) else value
 
 

@@ -1,6 +1,7 @@
 """Conversion of VolDiT's published checkpoints, with or without the adapter, into a pipeline folder."""
 
 from collections.abc import Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from cardiodit.convert.cardiodit import build_transformer, construct, convert_stages, load_weights, transformer_name
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
-from cardiodit.convert.upstream_config import DiTConfig, TGCAConfig, read_tgca_config
+from cardiodit.convert.upstream_config import DiTConfig, TGCAConfig, read_dit_config, read_tgca_config
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
@@ -67,7 +68,7 @@ def convert_voldit(
 
     return convert_stages(
         stage1=(stage1_ckpt, stage1_cfg, VQModel3D),
-        stage2=(diff_ckpt, diff_cfg, DiT3DTransformerModel),
+        stage2=(diff_ckpt, read_dit_config(diff_cfg), partial(build_transformer, kind=DiT3DTransformerModel, ema=ema)),
         assemble=assemble,
         output_dir=output_dir,
         scale_factor=scale_factor,

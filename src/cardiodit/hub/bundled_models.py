@@ -1,13 +1,16 @@
 """Names of models: those bundled with the package, local folders, and repositories on the Hub."""
 
 import re
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from cardiodit.errors import CardioDiTError
 
 PHANTOM_MODEL = "cardiodit-phantom"  # generates beating phantoms of four groups
 PHANTOM_SEGMENTER = "phantom-segmenter"  # segments them
 BUNDLED = (PHANTOM_MODEL, PHANTOM_SEGMENTER)
+AUTHORS_REPOSITORIES = ("AICM-HD/voldit", "AICM-HD/medlord")  # converted when they are first opened
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"
 
@@ -19,10 +22,23 @@ def bundled_model(name: str) -> Path:
     raise CardioDiTError(f"The bundled model {name} is missing from the package. Install cardiodit again.")
 
 
-def find_model(name: str | Path) -> str | Path:
-    """Resolve the name of a bundled model to its folder, unless a local folder has that name."""
-    is_bundled = str(name) in BUNDLED and not Path(name).exists()
-    return bundled_model(str(name)) if is_bundled else name
+def find_model(name: str | Path, revision: str | None = None, **choice: Any) -> str | Path:
+    """Resolve the name of a bundled model, or of a repository of the authors, to a folder.
+
+    Local folders and other repositories keep their names.
+
+    Args:
+        revision: branch, tag or commit of the repository.
+        choice: `is_controlled` and `checkpoint`, see `cardiodit.hub.authors_repositories.converted_model`.
+    """
+    if Path(name).exists():
+        return name
+    if str(name) in BUNDLED:
+        return bundled_model(str(name))
+    if str(name) in AUTHORS_REPOSITORIES:
+        # Named, not imported: an exported pipeline carries this file, but not the converters.
+        return import_module("cardiodit.hub.authors_repositories").converted_model(str(name), revision, **choice)
+    return name
 
 
 def check_is_pipeline_folder(name: str | Path) -> None:

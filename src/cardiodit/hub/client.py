@@ -52,6 +52,20 @@ def download(repository: str, file: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def list_files(repository: str, revision: str | None = None) -> tuple[str, dict[str, int]]:
+    """Return the commit of a repository's revision, and the sizes of its files in bytes by name."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    except Exception as error:  # as above
+        raise CardioDiTError(
+            f"{repository} cannot be read on the Hub ({_reason(error)}). Check that the name is right and that you "
+            "have access (hf auth login); offline, it must have been opened before."
+        ) from error
+    return str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
 def _reason(error: Exception) -> str:
     """Return the first line of an error's message."""
     text = str(error).strip()

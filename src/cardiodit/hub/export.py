@@ -16,7 +16,7 @@ from cardiodit.hub.registration import LIBRARY
 
 INDEX = "model_index.json"
 HEADING = "Generated from cardiodit {version} by `cardiodit export`; do not edit."
-COMPONENTS = ("vae", "transformer", "adapter", "scheduler")
+COMPONENTS = ("vae", "transformer", "unet", "adapter", "controlnet", "scheduler")
 
 
 def export_with_code(model: Path, output_dir: Path) -> Path:

@@ -15,12 +15,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.conditions import Conditions
 from cardiodit.models.loading import StrictModelMixin
 from cardiodit.models.transformer_dit import DiTTransformerModel
+
+logger = logging.get_logger(__name__)
 
 SEEN_AT_ONCE = 3  # axes of a convolution; the slices of a cine are embedded one by one
 PUBLISHED_INITIAL_SCALE = 0.1
@@ -82,16 +85,7 @@ class TGCAAdapterModel(StrictModelMixin):
             raise CardioDiTError(
                 f"strides={strides} must have one entry for each of channels={channels} except the first."
             )
-        self.conditions = Conditions(
-            tuple(condition_keys or (f"mask{i}" for i in range(condition_channels))),
-            None if condition_labels is None else tuple(map(tuple, condition_labels)),
-            other_labels,
-        )
-        if self.conditions.channels != condition_channels:
-            raise CardioDiTError(
-                f"condition_channels={condition_channels}, but the masks {', '.join(self.conditions.keys)} have "
-                f"{self.conditions.channels} channels."
-            )
+        self.conditions = Conditions.of_config(condition_channels, condition_keys, condition_labels, other_labels)
         self.injected = injected_layers(inject_layers, num_layers)
         self.condition_embed = ConditionEmbed(condition_channels, hidden_size, channels, strides)
         self.time_gate = nn.Linear(hidden_size, 1)
@@ -99,6 +93,17 @@ class TGCAAdapterModel(StrictModelMixin):
         self.scales = nn.ParameterList(nn.Parameter(torch.full((1,), scale)) for _ in self.injected)
         nn.init.zeros_(self.time_gate.weight)
         nn.init.zeros_(self.time_gate.bias)
+
+    def check_base(self, transformer: DiTTransformerModel) -> None:
+        """Raise unless the adapter fits a transformer: its shape, and the weights that it was trained with."""
+        base = transformer.config
+        wanted = (base.num_attention_heads * base.attention_head_dim, base.num_layers, len(transformer.axis_names))
+        if (self.config.hidden_size, self.config.num_layers, self.config.num_axes) != wanted:
+            raise CardioDiTError(
+                f"The adapter was made for a transformer of width {self.config.hidden_size}, {self.config.num_layers} "
+                f"blocks and {self.config.num_axes} axes; this one has {wanted[0]}, {wanted[1]} and {wanted[2]}."
+            )
+        check_fingerprint(self.config.fingerprint, transformer, "adapter", "transformer")
 
     @apply_forward_hook
     def embed(self, condition: torch.Tensor, base: DiTTransformerModel, grid: Sequence[int]) -> torch.Tensor:
@@ -138,6 +143,21 @@ class TGCAAdapterModel(StrictModelMixin):
             controls[layer] = control * conditioning_scale if conditioning_scale != 1.0 else control
         return controls
 
+    def embedded_shape(self, base: DiTTransformerModel, grid: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of one sample's embedded masks."""
+        return math.prod(grid), self.config.hidden_size
+
+    def control(
+        self,
+        embedded: torch.Tensor,
+        base: DiTTransformerModel,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning_scale: float = 1.0,
+    ) -> dict[str, Any]:
+        """Return the arguments by which embedded masks steer a call of the transformer."""
+        return {"block_controls": self(embedded, base.embed_time(latents, timestep), conditioning_scale)}
+
     def gate(self, time: torch.Tensor) -> torch.Tensor:
         """Return the gate of each sample at its timestep, `(B, 1)` between 0 and 1."""
         return torch.sigmoid(self.time_gate(time.to(self.time_gate.weight.dtype)))
@@ -147,10 +167,15 @@ class ConditionEmbed(nn.Module):
     """Convolutions that embed masks at the resolution of the latents; the output is zero before training."""
 
     def __init__(
-        self, condition_channels: int, hidden_size: int, channels: Sequence[int], strides: Sequence[Sequence[int]]
+        self,
+        condition_channels: int,
+        hidden_size: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        initial_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv3d(condition_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv3d(condition_channels, channels[0], 3, stride=initial_stride, padding=1)
         self.blocks = nn.ModuleList()
         for width, wider, stride in zip(channels[:-1], channels[1:], strides, strict=True):
             self.blocks.append(nn.Conv3d(width, width, 3, padding=1))
@@ -166,7 +191,7 @@ class ConditionEmbed(nn.Module):
             nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, masks: torch.Tensor) -> torch.Tensor:
-        features = F.silu(self.conv_in(masks))
+        features = F.silu(shrink(self.conv_in, masks))
         for conv in self.blocks:
             features = F.silu(shrink(conv, features))
         return self.conv_out(features)
@@ -247,3 +272,24 @@ def fits(fingerprint: str, model: nn.Module) -> bool:
     """Return whether a model has the weights of a fingerprint, up to rounding to the model's precision."""
     tolerance = QUANTISED_TOLERANCE if any(map(_is_quantised, model.parameters())) else TOLERANCE
     return distance(fingerprint, fingerprint_of(model)) <= tolerance
+
+
+def check_fingerprint(fingerprint: str | None, base: nn.Module, steering: str, steered: str) -> None:
+    """Raise if a fingerprint is that of other weights than a model's; warn if it cannot be compared.
+
+    Args:
+        fingerprint: the fingerprint, if there is one.
+        base: the model.
+        steering, steered: words for the model that holds the fingerprint and for the base.
+    """
+    if not is_readable(fingerprint):
+        why = "does not record" if fingerprint is None else "records in another version's format"
+        logger.warning(
+            f"The {steering} {why} which {steered} it was trained on, so it could not be checked whether they "
+            "belong together."
+        )
+    elif not fits(str(fingerprint), base):
+        raise CardioDiTError(
+            f"The {steering} was trained on another {steered} (their weights differ by more than rounding). Open it "
+            f"with the {steered} that it was trained on, or train it for this one."
+        )

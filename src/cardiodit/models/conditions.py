@@ -1,7 +1,7 @@
 """Condition channels made from masks: one channel per label, or one per mask."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,26 @@ class Conditions:
             raise CardioDiTError(f"other_labels={self.other_labels!r} must be one of {', '.join(OTHER_LABELS)}.")
         if self.labels is None and self.other_labels == "background":
             raise CardioDiTError("other_labels=background needs labels to be listed (condition_labels).")
+
+    @classmethod
+    def of_config(
+        cls,
+        channels: int,
+        keys: Sequence[str] | None,
+        labels: Sequence[Sequence[int]] | None,
+        other_labels: str,
+    ) -> "Conditions":
+        """Return the conditions of a model's config, which also states the number of channels."""
+        made = cls(
+            tuple(keys or (f"mask{i}" for i in range(channels))),
+            None if labels is None else tuple(map(tuple, labels)),
+            other_labels,
+        )
+        if made.channels != channels:
+            raise CardioDiTError(
+                f"condition_channels={channels}, but the masks {', '.join(made.keys)} have {made.channels} channels."
+            )
+        return made
 
     @property
     def channels(self) -> int:

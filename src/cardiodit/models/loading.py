@@ -1,4 +1,4 @@
-"""Strict loading of model folders, and the base class of our transformers."""
+"""Strict loading of model folders, and the base class of our denoisers."""
 
 import json
 from os import PathLike
@@ -60,8 +60,8 @@ class StrictModelMixin(ModelMixin, ConfigWithoutOrigin):
         return (model, info) if return_info else model
 
 
-class TransformerMixin(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
-    """Base class of our transformers: attention backends, LoRA adapters, caches and strict loading."""
+class DenoiserMixin(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """Base class of our denoisers: attention backends, LoRA adapters, caches and strict loading."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

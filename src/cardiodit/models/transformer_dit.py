@@ -22,7 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from cardiodit._compat import context_parallel_plan, register_block
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.loading import TransformerMixin
+from cardiodit.models.loading import DenoiserMixin
 
 TIME_FEATURES = 256
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
@@ -137,18 +137,18 @@ class DiTAttnProcessor:
 class DiTAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = DiTAttnProcessor
     _available_processors = [DiTAttnProcessor]
-    use_bias = True
     is_cross_attention = False
     processor: DiTAttnProcessor
     to_qkv: nn.Linear  # replaces to_q, to_k and to_v while they are fused
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.to_q = nn.Linear(dim, dim)
-        self.to_k = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
+        self.use_bias = qkv_bias
+        self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.to_k = nn.Linear(dim, dim, bias=qkv_bias)
+        self.to_v = nn.Linear(dim, dim, bias=qkv_bias)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(dropout)])
         self.processor = DiTAttnProcessor()
 
@@ -193,7 +193,7 @@ def block_cost(blocks: nn.ModuleList, tokens: torch.Tensor) -> CostPart:
     return lambda: blocks[0](tokens, tokens[:, 0]), len(blocks)
 
 
-class DiTTransformerModel(TransformerMixin):
+class DiTTransformerModel(DenoiserMixin):
     """Base class for any number of axes; use `DiT3DTransformerModel` or `DiT4DTransformerModel`.
 
     Args:

@@ -19,7 +19,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from cardiodit._compat import context_parallel_plan
 from cardiodit.errors import CardioDiTError
-from cardiodit.models.loading import TransformerMixin
+from cardiodit.models.loading import DenoiserMixin
 from cardiodit.models.transformer_dit import (
     TIME_FEATURES,
     CostPart,
@@ -136,7 +136,7 @@ class OverlappingPatches:
         return self.windows[:, :, rows, columns, slices].transpose(1, 2).flatten(2)
 
 
-class PRDiTTransformerModel(TransformerMixin):
+class PRDiTTransformerModel(DenoiserMixin):
     """Predict noise and clean volume, `(B, 2·C, H, W, D)`, from a noisy volume `(B, C, H, W, D)`.
 
     With `num_layers=0` the model is the local denoiser alone, which is trained first (stage 1); the refiner then learns

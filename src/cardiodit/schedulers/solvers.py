@@ -73,11 +73,12 @@ def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
     return make_scheduler(solver, config.num_train_timesteps, betas, config.prediction_type)
 
 
-def cosine_betas(num_train_timesteps: int = 300, max_beta: float = 0.9999) -> list[float]:
+def cosine_betas(num_train_timesteps: int = 300, max_beta: float = 0.9999, is_exact: bool = False) -> list[float]:
     """Return the exact betas of the published models (Nichol and Dhariwal, arXiv:2102.09672, equation 17).
 
-    They are computed in float64 and rounded to float32. diffusers' `squaredcos_cap_v2` clips at 0.999, so that its last
-    beta differs; a converted model needs these as `trained_betas` of its scheduler.
+    They are computed in float64 and rounded to float32, but not for MedLoRD (`is_exact`). diffusers'
+    `squaredcos_cap_v2` clips at 0.999, so that its last beta differs; a converted model needs these as `trained_betas`
+    of its scheduler.
     """
 
     def alpha_bar(t: float) -> float:
@@ -85,7 +86,17 @@ def cosine_betas(num_train_timesteps: int = 300, max_beta: float = 0.9999) -> li
 
     n = num_train_timesteps
     betas = [min(1 - alpha_bar((t + 1) / n) / alpha_bar(t / n), max_beta) for t in range(n)]
-    return torch.tensor(betas, dtype=torch.float64).float().tolist()
+    return betas if is_exact else torch.tensor(betas, dtype=torch.float64).float().tolist()
+
+
+def use_exact_betas(scheduler: SchedulerMixin) -> None:
+    """Let a scheduler compute in float64 if its `trained_betas` have more digits than float32.
+
+    The published MedLoRD samples so. In float32, 1 − ᾱ of the last steps is wrong by up to 0.04%.
+    """
+    betas = torch.tensor(scheduler.config.get("trained_betas") or [], dtype=torch.float64)
+    if len(betas) and not torch.equal(betas.float().double(), betas):
+        scheduler.betas, scheduler.alphas, scheduler.alphas_cumprod = betas, 1 - betas, (1 - betas).cumprod(0)
 
 
 def ddim_step(

@@ -7,11 +7,13 @@ class of a model or on a number of axes. To add a system, write a module that de
 """
 
 from cardiodit.systems.registry import (
+    PublicModel,
     Stage,
     System,
     all_systems,
     find_system,
     load,
+    public_models,
     register,
     registered,
     stages_by_script,
@@ -20,11 +22,13 @@ from cardiodit.systems.registry import (
 )
 
 __all__ = [
+    "PublicModel",
     "Stage",
     "System",
     "all_systems",
     "find_system",
     "load",
+    "public_models",
     "register",
     "registered",
     "stages_by_script",

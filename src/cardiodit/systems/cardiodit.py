@@ -1,7 +1,7 @@
 """CardioDiT (Seyfarth et al., 2026): a VQ-GAN on 2D+t slices, then a 4D diffusion transformer."""
 
 from cardiodit.systems.latent_dit import STAGES, card_texts
-from cardiodit.systems.registry import System
+from cardiodit.systems.registry import PublicModel, System
 
 SYSTEM = System(
     name="cardiodit",
@@ -20,5 +20,12 @@ SYSTEM = System(
         axes="slices × H × W × frames",
     ),
     converter="cardiodit.convert.cardiodit:convert_cardiodit",
-    checkpoints=("cardiodit-phantom",),
+    models=(
+        PublicModel(
+            "cardiodit-phantom",
+            training_set="synthetic beating hearts of four groups (phantoms)",
+            licence="Apache 2.0",
+            paper="none; bundled with this package",
+        ),
+    ),
 )

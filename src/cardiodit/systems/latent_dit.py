@@ -1,7 +1,7 @@
-"""Card texts that CardioDiT and VolDiT share: both denoise the latents of a VQ-GAN with a transformer."""
+"""Stages and card texts that latent diffusion models share; CardioDiT and VolDiT denoise with a transformer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cardiodit.hub.card.model_facts import Model
 
 SETTINGS = "cardiodit.training.settings"
+GALLERY = "cardiodit.training.checkpoint_gallery"
 STAGES = (
     Stage("train_vqgan", "Stage 1, the autoencoder", "vae", f"{SETTINGS}:VQGANSettings", names_model=False),
     Stage(
@@ -18,14 +19,14 @@ STAGES = (
         "Stage 2, the denoiser",
         "transformer",
         f"{SETTINGS}:DiTSettings",
-        open_checkpoint="cardiodit.training.checkpoint_gallery:open_latent_checkpoint",
+        open_checkpoint=f"{GALLERY}:open_latent_checkpoint",
     ),
     Stage(
         "train_tgca",
         "The adapter for masks",
         "adapter",
         f"{SETTINGS}:TGCASettings",
-        open_checkpoint="cardiodit.training.checkpoint_gallery:open_adapter_checkpoint",
+        open_checkpoint=f"{GALLERY}:open_adapter_checkpoint",
     ),
 )
 LIMITS = (
@@ -34,16 +35,30 @@ LIMITS = (
 )
 
 
-def card_texts(publication: str, axes: str) -> CardTexts:
-    """Return the card texts of a latent diffusion transformer.
+def transformer_row(transformer: Mapping[str, Any]) -> Rows:
+    from cardiodit.hub.card.model_words import times
+
+    tokens = math.prod(n // p for n, p in zip(transformer["sample_size"], transformer["patch_size"], strict=True))
+    return {"Transformer": f"{blocks(transformer)}, patches of {times(transformer['patch_size'])}, {tokens} tokens"}
+
+
+def card_texts(
+    publication: str,
+    axes: str,
+    network: str = "diffusion transformer",
+    network_row: Callable[[Mapping[str, Any]], Rows] = transformer_row,
+) -> CardTexts:
+    """Return the card texts of a latent diffusion model.
 
     Args:
         publication: title and authors of the publication that the model follows.
         axes: order of the latents' axes, in words.
+        network: the denoiser, in words.
+        network_row: makes the table row that describes the denoiser from its config.
     """
     return CardTexts(
-        method=partial(_method, publication=publication),
-        architecture=partial(_architecture, axes=axes),
+        method=partial(_method, publication=publication, network=network),
+        architecture=partial(_architecture, axes=axes, network_row=network_row),
         sampler=_sampler,
         limits=LIMITS,
         tags=("latent-diffusion",),
@@ -58,22 +73,21 @@ def blocks(transformer: Mapping[str, Any]) -> str:
     )
 
 
-def _method(model: "Model", publication: str) -> str:
+def _method(model: "Model", publication: str, network: str) -> str:
     return (
-        "An autoencoder with a codebook encodes volumes as latents, and a diffusion transformer generates latents from "
+        f"An autoencoder with a codebook encodes volumes as latents, and a {network} generates latents from "
         f"noise.\nThe model follows {publication}."
     )
 
 
-def _architecture(model: "Model", axes: str) -> Rows:
+def _architecture(model: "Model", axes: str, network_row: Callable[[Mapping[str, Any]], Rows]) -> Rows:
     from cardiodit.hub.card.model_words import times
 
-    vae, transformer = model.networks["vae"], model.networks["transformer"]
-    tokens = math.prod(n // p for n, p in zip(transformer["sample_size"], transformer["patch_size"], strict=True))
+    vae, denoiser = model.networks["vae"], model.denoiser
     return {
         "Codebook": f"{vae['num_embeddings']} codes of {vae['embedding_dim']} channels",
-        "Latents": f"{times(transformer['sample_size'])} ({axes}), {transformer['in_channels']} channels",
-        "Transformer": f"{blocks(transformer)}, patches of {times(transformer['patch_size'])}, {tokens} tokens",
+        "Latents": f"{times(denoiser['sample_size'])} ({axes}), {denoiser['in_channels']} channels",
+        **network_row(denoiser),
     }
 
 

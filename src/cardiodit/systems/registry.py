@@ -21,7 +21,7 @@ Reference = str | Callable[..., Any]  # "package.module:Name", or the class or f
 Rows = dict[str, Any]  # a table of two columns in a model card
 
 # The module of each published system, in the order in which lists show them.
-PUBLISHED = ("cardiodit.systems.cardiodit", "cardiodit.systems.voldit", "cardiodit.systems.prdit")
+PUBLISHED = tuple(f"cardiodit.systems.{name}" for name in ("cardiodit", "voldit", "medlord", "prdit"))
 
 
 def load(reference: Reference) -> Any:
@@ -86,6 +86,28 @@ class CardTexts:
 
 
 @dataclass(frozen=True)
+class PublicModel:
+    """A model of a system that can be opened by name.
+
+    Args:
+        name: name of a bundled model, or of a repository on the Hub.
+        training_set: what it was trained on.
+        licence: licence of its weights.
+        paper: publication, or where to read about it.
+        scale_factor: factor by which latents were multiplied in training, where a repository of the authors does not
+            say so; None if it is not known.
+        is_authors: whether the repository holds the authors' checkpoints, which are converted on first use.
+    """
+
+    name: str
+    training_set: str
+    licence: str
+    paper: str
+    scale_factor: float | None = None
+    is_authors: bool = False
+
+
+@dataclass(frozen=True)
 class System:
     """A published system.
 
@@ -102,10 +124,11 @@ class System:
         default_steps: denoising steps of a call that gives no number; must equal the pipeline's.
         component: name of the pipeline component that denoises, "transformer" or "unet".
         autoencoder: class of the `vae` component; None if voxels are denoised.
-        adapter: class of the `adapter` component of `control_pipeline`.
+        adapter: class of the component of `control_pipeline` by which masks steer.
+        adapter_component: name of that component, "adapter" or "controlnet".
         control_pipeline: pipeline class that is steered by masks.
         converter: function that converts the authors' checkpoints; see `cardiodit convert`.
-        checkpoints: models that can be opened by name, shipped with the package or public on the Hub.
+        models: models that can be opened by name, bundled with the package or public on the Hub.
     """
 
     name: str
@@ -121,9 +144,10 @@ class System:
     component: str = "transformer"
     autoencoder: Reference | None = None
     adapter: Reference | None = None
+    adapter_component: str = "adapter"
     control_pipeline: Reference | None = None
     converter: Reference | None = None
-    checkpoints: tuple[str, ...] = ()
+    models: tuple[PublicModel, ...] = ()
 
     @property
     def is_cine(self) -> bool:
@@ -138,7 +162,7 @@ class System:
     @property
     def components(self) -> dict[str, str]:
         """The model class of each component, by the component's name."""
-        classes = {"vae": self.autoencoder, self.component: self.denoiser, "adapter": self.adapter}
+        classes = {"vae": self.autoencoder, self.component: self.denoiser, self.adapter_component: self.adapter}
         return {component: name_of(reference) for component, reference in classes.items() if reference is not None}
 
     def make_pipeline(self, denoiser: Any, scheduler: Any, vae: Any = None, adapter: Any = None) -> Any:
@@ -146,7 +170,7 @@ class System:
         kind = self.pipeline if adapter is None else self.control_pipeline
         if kind is None:
             raise CardioDiTError(f"{self.title} has no pipeline that is steered by masks.")
-        components = {"vae": vae, self.component: denoiser, "scheduler": scheduler, "adapter": adapter}
+        components = {"vae": vae, self.component: denoiser, "scheduler": scheduler, self.adapter_component: adapter}
         return load(kind)(**{name: model for name, model in components.items() if model is not None})
 
     def stages_of(self, configs: Mapping[str, Mapping[str, Any]]) -> list[Stage]:
@@ -241,6 +265,11 @@ def _has(system: System, trait: str, value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return str(value) if isinstance(value, (str, int)) else type(value).__name__
+
+
+def public_models() -> list[tuple[System, PublicModel]]:
+    """Return all models that can be opened by name, with their systems."""
+    return [(system, model) for system in all_systems() for model in system.models]
 
 
 def stages_by_script(script: str) -> list[tuple[System, Stage]]:

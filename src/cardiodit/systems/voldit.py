@@ -1,7 +1,7 @@
 """VolDiT with TGCA: CardioDiT's design over three axes, and an adapter that steers it by masks."""
 
 from cardiodit.systems.latent_dit import STAGES, card_texts
-from cardiodit.systems.registry import System
+from cardiodit.systems.registry import PublicModel, System
 
 SYSTEM = System(
     name="voldit",
@@ -17,4 +17,13 @@ SYSTEM = System(
     stages=STAGES,
     card=card_texts("*VolDiT*, a latent diffusion transformer for volumes, as published by its authors", "H × W × D"),
     converter="cardiodit.convert.voldit:convert_voldit",
+    models=(
+        PublicModel(
+            "AICM-HD/voldit",
+            training_set="LUNA16, chest CT",
+            licence="as its repository states",
+            paper="https://github.com/Cardio-AI/voldit",
+            is_authors=True,
+        ),
+    ),
 )

@@ -72,7 +72,7 @@ class Model:
 
     @property
     def adapter(self) -> dict[str, Any] | None:
-        return self.networks.get("adapter")
+        return self.networks.get(self.system.adapter_component)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -8,7 +8,13 @@ from cardiodit.hub.card.model_facts import Model
 from cardiodit.imaging.intensity import parse_percentile
 from cardiodit.imaging.preprocessing import Preprocessing
 
-NAMES = {"vae": "Autoencoder", "transformer": "Denoiser", "unet": "Denoiser", "adapter": "Adapter for masks"}
+NAMES = {
+    "vae": "Autoencoder",
+    "transformer": "Denoiser",
+    "unet": "Denoiser",
+    "adapter": "Adapter for masks",
+    "controlnet": "ControlNet for masks",
+}
 
 
 def table(rows: Mapping[str, Any]) -> str:
