@@ -45,6 +45,7 @@ BATCH_SIZE = "batch size of each process (GPU)"
 EXPONENTIAL = "factor by which the exponential schedule multiplies the learning rate in every epoch"
 SAMPLER_STEPS = "number of denoising steps of a preview"
 EMA_DECAY = "decay of this average per step; with ema_warmup, the value that it rises to"
+OF_CONDITIONS = ("condition_channels", "condition_keys", "condition_labels", "other_labels")
 WORKERS = "number of worker processes that load samples; 0 loads them in the training process"
 
 
@@ -356,10 +357,7 @@ class TGCASettings:
     conditions: ConditionSettings = ConditionSettings()
     adapter: Section = settings_of(
         TGCAAdapterModel,
-        omit=(
-            *("hidden_size", "num_layers", "num_axes", "fingerprint"),
-            *("condition_channels", "condition_keys", "condition_labels", "other_labels"),
-        ),
+        omit=("hidden_size", "num_layers", "num_axes", "fingerprint", *OF_CONDITIONS),
         defaults={"strides": None},
         kinds={"inject_layers": int | tuple[int, ...] | None},
         extra={
@@ -394,8 +392,7 @@ class ControlNetSettings:
         MedLoRDControlNetModel,
         omit=(
             *("in_channels", "block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim"),
-            *("norm_num_groups", "fingerprint"),
-            *("condition_channels", "condition_keys", "condition_labels", "other_labels"),
+            *("norm_num_groups", "fingerprint", *OF_CONDITIONS),
         ),
         defaults={"condition_widths": None},
     )

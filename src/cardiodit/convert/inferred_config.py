@@ -43,7 +43,9 @@ def stage_of(checkpoint: Checkpoint) -> str:
 def stage1_config(checkpoint: Checkpoint) -> Plain:
     """Return the config of a VQ-GAN whose levels all halve the volume."""
     weights = checkpoint.weights()
-    widths, residual, layers = [], [], 0
+    widths: list[int] = []
+    residual: list[int] = []
+    layers = 0
     for index in range(count(weights, r"encoder\.blocks\.(\d+)\.")):
         if f"encoder.blocks.{index}.conv1.conv.weight" in weights:
             residual[len(widths) - 1 :] = [weights[f"encoder.blocks.{index}.conv1.conv.weight"].shape[0]]
