@@ -182,7 +182,7 @@ class MaskControlMixin(LatentVolumePipeline):
     def _make_control(
         self, condition: torch.Tensor, scale: float, steps: tuple[int, int], guidance_scale: float
     ) -> MaskControl:
-        if getattr(self.transformer, "_parallel_config", None) is not None:
+        if getattr(self.denoiser, "_parallel_config", None) is not None:
             raise CardioDiTError(
                 "Masks cannot steer a transformer whose tokens are split over processes (enable_parallelism). Sample "
                 "with masks on one device per volume: accelerate launch -m cardiodit.cli sample … shares the samples."

@@ -5,16 +5,13 @@ key is declared only there. Keys are named like the options of diffusers' traini
 can also be given in steps, which take precedence.
 """
 
-import typing
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from cardiodit._util.typed_yaml import (
     Count,
     Section,
-    field_types,
     option,
-    options_of,
     settings_of,
     settings_of_one,
 )
@@ -45,6 +42,9 @@ BATCH_SIZE = "batch size of each process (GPU)"
 EXPONENTIAL = "factor by which the exponential schedule multiplies the learning rate in every epoch"
 SAMPLER_STEPS = "number of denoising steps of a preview"
 EMA_DECAY = "decay of this average per step; with ema_warmup, the value that it rises to"
+ALL_DROPPED = "probability of dropping all masks of a training sample, for classifier-free guidance towards the masks"
+KEYS_DROPPED = "probability of dropping each mask, with all its channels, independently of the others"
+CHANNELS_DROPPED = "probability of dropping each mask channel, if there are several"
 OF_CONDITIONS = ("condition_channels", "condition_keys", "condition_labels", "other_labels")
 WORKERS = "number of worker processes that load samples; 0 loads them in the training process"
 
@@ -320,13 +320,9 @@ class ConditionSettings:
     other_labels: Literal["refuse", "background"] = option(
         "refuse", "label values that `labels` does not list: refuse stops with an error, background ignores them"
     )
-    dropout_prob: float = option(
-        0.1, "probability of dropping all masks of a training sample, for classifier-free guidance towards the masks"
-    )
-    key_dropout_prob: float = option(
-        0.0, "probability of dropping each mask, with all its channels, independently of the others"
-    )
-    channel_dropout_prob: float = option(0.1, "probability of dropping each mask channel, if there are several")
+    dropout_prob: float = option(0.1, ALL_DROPPED)
+    key_dropout_prob: float = option(0.0, KEYS_DROPPED)
+    channel_dropout_prob: float = option(0.1, CHANNELS_DROPPED)
     patch_dropout_prob: float = option(0.0, "probability of erasing each box of `patch_dropout_size` from the masks")
     patch_dropout_size: Count = option(16, "edge length of these boxes in voxels")
 
@@ -376,6 +372,13 @@ class TGCASettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeyConditionSettings(ConditionSettings):
+    dropout_prob: float = option(0.0, ALL_DROPPED)
+    key_dropout_prob: float = option(0.1, KEYS_DROPPED)
+    channel_dropout_prob: float = option(0.0, CHANNELS_DROPPED)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ControlNetTraining(TGCATraining):
     learning_rate: float = option(7.5e-5, PEAK_RATE)
     train_batch_size: Count = option(1, BATCH_SIZE)
@@ -387,7 +390,7 @@ class ControlNetSettings:
     """Config of MedLoRD's ControlNet (stage 3)."""
 
     label_column: ClassVar[None] = None
-    conditions: ConditionSettings = ConditionSettings(dropout_prob=0.0, channel_dropout_prob=0.0, key_dropout_prob=0.1)
+    conditions: KeyConditionSettings = KeyConditionSettings()
     controlnet: Section = settings_of(
         MedLoRDControlNetModel,
         omit=(
@@ -458,42 +461,3 @@ class SegmenterSettings:
     model: Section = settings_of(HeartSegmenter, omit=("preprocessing", "spacing"))
     data: SegmenterDataSettings = SegmenterDataSettings()
     training: SegmenterTraining = SegmenterTraining()
-
-
-# --- All keys of a config ---
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A key of a config class.
-
-    Args:
-        name: dotted name.
-        default, help: default and help text of its field.
-        choices: allowed values, if the type lists them.
-        is_switch: true or false.
-    """
-
-    name: str
-    default: Any
-    help: str
-    choices: tuple[str, ...]
-    is_switch: bool
-
-
-def leaves(kind: type, at: str = "") -> list[Leaf]:
-    """Return all keys of a config class and its sections."""
-    found: list[Leaf] = []
-    types, known = field_types(kind), {f.name: f for f in fields(kind)}
-    for alternative in getattr(kind, "alternatives", {}).values():
-        types = field_types(alternative) | types
-        known |= {f.name: f for f in fields(alternative) if f.name not in known}
-    for f in known.values():
-        name, options = f"{at}{f.name}", options_of(types[f.name])
-        sections = [o for o in options if is_dataclass(o)]
-        choices = [str(c) for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
-        if sections:
-            found += leaves(typing.cast(type, sections[0]), f"{name}.")
-        else:
-            found.append(Leaf(name, f.default, f.metadata.get("help", ""), tuple(choices), bool in options))
-    return found

@@ -219,7 +219,7 @@ def test_checkpointing_changes_no_gradient(train: Callable[..., Path]) -> None:
 
 def test_the_base_is_in_eval_mode_while_the_controlnet_trains(chests: Any) -> None:
     base = MedLoRDPipeline.from_pretrained(chests[0] / "base")
-    settings = ControlNetSettings(conditions=ConditionSettings(keys=("mask",)))
+    settings = ControlNetSettings()
     model = Steered(base.unet, new_controlnet(settings, base.unet, base.voxels_per_latent)).train()
     assert model.adapter.training and not model.base.training
     assert model.adapter.config.condition_widths == [32, 64] and model.adapter.config.block_out_channels == [16, 32]

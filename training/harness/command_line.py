@@ -2,17 +2,17 @@
 
 import argparse
 import json
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 
-from cardiodit._util.typed_yaml import Reader, read_yaml
+from cardiodit._util.typed_yaml import Reader, field_types, options_of, read_yaml
 from cardiodit.errors import DEBUG, CardioDiTError
-from cardiodit.training.settings import leaves
 
 Settings = TypeVar("Settings")
 # Configs that come with the package, beside `training` in a checkout and in an installed package.
@@ -181,3 +181,39 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
         config[section] = dict(held) if isinstance(held, dict) else {}
         config = config[section]
     config[name] = value
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A key of a config class.
+
+    Args:
+        name: dotted name.
+        default, help: default and help text of its field.
+        choices: allowed values, if the type lists them.
+        is_switch: true or false.
+    """
+
+    name: str
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    is_switch: bool
+
+
+def leaves(kind: type, at: str = "") -> list[Leaf]:
+    """Return all keys of a config class and its sections."""
+    found: list[Leaf] = []
+    types, known = field_types(kind), {f.name: f for f in fields(kind)}
+    for alternative in getattr(kind, "alternatives", {}).values():
+        types = field_types(alternative) | types
+        known |= {f.name: f for f in fields(alternative) if f.name not in known}
+    for f in known.values():
+        name, options = f"{at}{f.name}", options_of(types[f.name])
+        sections = [o for o in options if is_dataclass(o)]
+        choices = [str(c) for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+        if sections:
+            found += leaves(typing.cast(type, sections[0]), f"{name}.")
+        else:
+            found.append(Leaf(name, f.default, f.metadata.get("help", ""), tuple(choices), bool in options))
+    return found

@@ -169,7 +169,8 @@ def scale_of_codes(checkpoint: Checkpoint) -> float:
     weights = checkpoint.weights()
     codes = weights[MARKS["stage1"]].double()
     share = weights["quantizer.quantizer.ema_cluster_size"].double()
-    share = (share / share.sum())[:, None] / codes.shape[1]
+    share = (share if share.sum() > 0 else torch.ones_like(share))[:, None]
+    share = share / (share.sum() * codes.shape[1])
     mean = (share * codes).sum()
     return float(1 / (share * (codes - mean).square()).sum().sqrt())
 
