@@ -5,7 +5,7 @@
 
 Memory is computed from fake tensors and includes the weights, for training also AdamW's moments and the EMA weights;
 workspaces of kernels are not included. Sampling and decoding are in bfloat16, decoding in tiles; training is in
-bfloat16 with gradient checkpointing, one volume at a time. The ControlNet is half as wide as its U-Net and has one mask.
+bfloat16 with gradient checkpointing, one volume at a time. The ControlNet is half as wide as its U-Net, for one mask.
 """
 
 import argparse
