@@ -411,11 +411,11 @@ def test_steering_is_what_the_adapter_adds_while_it_may(model: Path) -> None:
     )
     steered, unsteered = (pipe.transformer(latents, time, block_controls=c).sample for c in (controls, empty))
     assert torch.allclose(pipe._predict(latents, time, None, 0), steered + 2 * (steered - unsteered), atol=1e-5)
-    assert pipe._control.arguments(latents, time, 4) == {"block_controls": None}
+    assert pipe._control.arguments(latents, time, 4) == {}
     # Gate and scale act.
     assert torch.allclose(
-        pipe.adapter(pipe._control.tokens, torch.zeros(1, 32), 2.0)[0],
-        2 * pipe.adapter(pipe._control.tokens, torch.zeros(1, 32))[0],
+        pipe.adapter(pipe._control.embedded, torch.zeros(1, 32), 2.0)[0],
+        2 * pipe.adapter(pipe._control.embedded, torch.zeros(1, 32))[0],
     )
 
 

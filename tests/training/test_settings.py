@@ -8,7 +8,7 @@ import pytest
 
 from cardiodit._util.typed_yaml import to_yaml
 from cardiodit.training import settings
-from cardiodit.training.settings import leaves
+from cardiodit.training.harness.command_line import leaves
 
 DEFAULTS = json.loads((Path(__file__).parents[1] / "fixtures/training/default_settings.json").read_text())
 STAGES = {
@@ -22,7 +22,10 @@ STAGES = {
 
 # Keys that earlier versions did not have
 EVERYWHERE = {"training": {"checkpointing_minutes": None}}
-NEW = {"train_dit": {"diffusion": {"objective": "denoising"}}}
+NEW = {
+    "train_dit": {"diffusion": {"objective": "denoising"}},
+    "train_tgca": {"conditions": {"key_dropout_prob": 0.0}},
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -33,6 +36,6 @@ def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
     assert now == DEFAULTS[stage]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_key_has_a_help_text(stage: str) -> None:
-    assert [leaf.name for leaf in leaves(STAGES[stage]) if not leaf.help] == []
+@pytest.mark.parametrize("kind", [*STAGES.values(), settings.UNetSettings, settings.ControlNetSettings])
+def test_every_key_has_a_help_text(kind: type) -> None:
+    assert [leaf.name for leaf in leaves(kind) if not leaf.help] == []
