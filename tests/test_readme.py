@@ -13,9 +13,16 @@ from typing import Any
 import pytest
 
 from cardiodit.cli import build_parser
-from cardiodit.training import train_dit, train_prdit, train_tgca, train_vqgan
+from cardiodit.training import train_controlnet, train_dit, train_prdit, train_tgca, train_unet, train_vqgan
 from cardiodit.training.harness.command_line import read_command_line
-from cardiodit.training.settings import DiTSettings, PRDiTSettings, TGCASettings, VQGANSettings
+from cardiodit.training.settings import (
+    ControlNetSettings,
+    DiTSettings,
+    PRDiTSettings,
+    TGCASettings,
+    UNetSettings,
+    VQGANSettings,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -80,6 +87,8 @@ TRAINING = {
     "train_vqgan": (train_vqgan, VQGANSettings),
     "train_dit": (train_dit, DiTSettings),
     "train_tgca": (train_tgca, TGCASettings),
+    "train_unet": (train_unet, UNetSettings),
+    "train_controlnet": (train_controlnet, ControlNetSettings),
     "train_prdit": (train_prdit, PRDiTSettings),
 }
 
