@@ -94,6 +94,9 @@ def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         plan.append({"stage": "train_prdit", "arguments": arguments, "sharded": False})
     for name in ("stopped", "not-stopped"):
         plan.append({"stage": "train_dit", "arguments": made.dit(name, **LONG), "sharded": False})
+    half = {"mixed_precision": "bf16", "max_train_steps": 4}
+    for name, is_sharded in (("half-copies", False), ("half-shards", True)):
+        plan.append({"stage": "train_dit", "arguments": made.dit(name, **half), "sharded": is_sharded})
     for name, is_sharded in (("copies", False), ("shards", True)):
         made.cut("alone", f"alone-then-{name}")
         for run in (name, f"alone-then-{name}"):
@@ -153,6 +156,14 @@ def test_two_processes_train_as_one_does(runs: Runs, kind: str) -> None:
     assert record["status"] == "finished"
     session = record["sessions"][0]
     assert (session["processes"], session["distribution"]) == (2, "FSDP" if kind == "shards" else "MULTI_CPU")
+
+
+def test_shards_in_bf16_sum_gradients_in_float32_as_copies_do(runs: Runs) -> None:
+    """By default, accelerate would sum them in bf16."""
+    copies, shards = (lines_of(runs.folder / f"half-{kind}", "gradient_norm") for kind in ("copies", "shards"))
+    assert len(shards) == 4 and shards == pytest.approx(copies, rel=2e-2)
+    weights = load_file(runs.folder / "half-shards/checkpoint-4/transformer" / WEIGHTS)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["copies", "shards"])

@@ -22,6 +22,7 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from cardiodit._util.launch import check_launch, meeting, process_rank
 from cardiodit.errors import DEBUG, CardioDiTError, print_error
@@ -100,6 +101,11 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
         # accelerate uses FSDP on GPUs only; FSDP2 also runs on CPUs, which is how it is tested without a GPU.
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    if accelerator.distributed_type == DistributedType.FSDP and dtype is not None:
+        # accelerate would sum gradients in half precision, too, unlike DDP and ZeRO
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     if accelerator.distributed_type == DistributedType.MULTI_CPU and needs_deepspeed:
         deepspeed.enable_on_cpu(accelerator)
     if accelerator.device.type == "cuda":
