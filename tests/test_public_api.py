@@ -46,9 +46,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 IMPORTS = {
-    "cardiodit first": "import cardiodit; assert 'diffusers' not in sys.modules; import diffusers",
+    "cardiodit first, then a submodule of diffusers": (
+        "import cardiodit; assert 'diffusers' not in sys.modules; from diffusers.models import AutoencoderKL; "
+        "import diffusers"
+    ),
     "diffusers first": "import diffusers; import cardiodit",
-    "a submodule of diffusers": "import cardiodit; from diffusers.models import AutoencoderKL; import diffusers",
     "a class of ours": "from cardiodit import VQModel4D; import cardiodit, diffusers",
 }
 
