@@ -261,7 +261,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         if given is not None and tuple(given.shape) != shape:
             raise CardioDiTError(f"latents have the shape {tuple(given.shape)}, expected {shape}.")
         noise = randn_tensor(shape, generators, device, torch.float32) if given is None else given
-        return noise.to(device, torch.float32) * self.scheduler.init_noise_sigma
+        return noise.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def _denoise(
         self,
@@ -278,7 +278,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
                 if self.interrupt:
                     break
                 self._current_timestep = int(numbers[index])
-                prediction = self._predict(self.scheduler.scale_model_input(latents, timestep), timestep, labels, index)
+                prediction = self._predict(scheduler_step.scaled(latents, timestep), timestep, labels, index)
                 latents = scheduler_step(prediction, index, timestep, latents)
                 if callback is not None:
                     latents = (callback(self, index, timestep, {"latents": latents}) or {}).get("latents", latents)

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils import logging
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.solvers import SOLVERS, ddim_step, use_exact_betas
+from cardiodit.schedulers.solvers import FLOW, SOLVERS, ddim_step, prediction_of, use_exact_betas
 
 logger = logging.get_logger(__name__)
 
@@ -16,11 +16,17 @@ logger = logging.get_logger(__name__)
 def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
     """Check that the scheduler expects what the model was trained to predict."""
     name = type(scheduler).__name__
-    found = scheduler.config.get("prediction_type")
+    found = prediction_of(scheduler)
     if found is None:
         raise CardioDiTError(
             f"{name} has no prediction_type, so it cannot sample a model trained for {prediction_type}. "
             f"Use cardiodit.change_solver(pipe.scheduler, ...) to choose one of {', '.join(SOLVERS)}."
+        )
+    if found != prediction_type and FLOW in (found, prediction_type):
+        raise CardioDiTError(
+            f"The scheduler ({name}) is for models that predict {found}, but this one was trained for "
+            f"{prediction_type}. Models trained by flow matching need diffusers' FlowMatchEulerDiscreteScheduler, "
+            f"others one of {', '.join(SOLVERS)}."
         )
     if found != prediction_type:
         raise CardioDiTError(
@@ -40,6 +46,9 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
     For some numbers of steps (7, 14, 28, … of 300), diffusers' trailing spacing adds one step too many, at a timestep
     of -1 that no model was trained for.
     """
+    if prediction_of(scheduler) == FLOW:  # from 1 to 1/K as published; diffusers' own end at 1/T
+        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], device=device)
+        return
     use_exact_betas(scheduler)
     scheduler.set_timesteps(steps, device=device)
     if scheduler.timesteps[-1] >= 0:
@@ -74,6 +83,11 @@ class SchedulerStep:
         self.arguments = {key: value for key, value in offered.items() if key in accepted}
         total = scheduler.config.num_train_timesteps
         self.is_uneven_ddim = isinstance(scheduler, DDIMScheduler) and total % len(scheduler.timesteps) != 0
+
+    def scaled(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Return the sample as the model sees it; schedulers of flow matching scale nothing."""
+        scale = getattr(self.scheduler, "scale_model_input", None)
+        return sample if scale is None else scale(sample, timestep)
 
     def __call__(
         self, model_output: torch.Tensor, index: int, timestep: torch.Tensor, sample: torch.Tensor

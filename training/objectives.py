@@ -12,11 +12,13 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.utils.data import Dataset
 
 from cardiodit._util.randomness import generator_for
+from cardiodit.errors import CardioDiTError
 from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
+from cardiodit.schedulers.solvers import FLOW
 from cardiodit.training.harness.schedule import SampleOrder, seed_for
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
@@ -117,6 +119,11 @@ class Denoising(Objective):
         noise_power: float = 1.0,
     ) -> None:
         super().__init__(num_train_timesteps, noise_power)
+        if prediction_type not in get_args(Prediction):  # such as the base of an adapter, trained by flow matching
+            raise CardioDiTError(
+                f"A model that predicts {prediction_type!r} cannot be trained, or steered by an adapter, with the "
+                f"objective `denoising`, which is for {', '.join(get_args(Prediction))}."
+            )
         self.prediction_type, self.loss = prediction_type, loss
         self.model_config = {"prediction_type": prediction_type}
         self.betas = cosine_betas(num_train_timesteps)
@@ -144,6 +151,54 @@ class Denoising(Objective):
 
     def sampling_scheduler(self) -> Any:
         return make_scheduler("dpm++", self.num_train_timesteps, self.betas, self.prediction_type)
+
+
+class FlowMatching(Objective):
+    """Prediction of the velocity ε − x0 on the straight line x_t = (1 − t)·x0 + t·ε, as CardioDiT and VolDiT do now.
+
+    The model is given t · num_train_timesteps. Lipman et al., arXiv:2210.02747; times as in Esser et al.,
+    arXiv:2403.03206, section 3.1.
+
+    Args:
+        num_train_timesteps: time of pure noise, as the model sees it.
+        sample_method: distribution of training times; logit_normal trains the middle more often.
+        logit_mean, logit_std: mean and standard deviation of logit(t) with logit_normal.
+        loss: loss function between prediction and target.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        sample_method: Literal["logit_normal", "uniform"] = "logit_normal",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        loss: Literal["smooth_l1", "mse", "l1"] = "smooth_l1",
+    ) -> None:
+        super().__init__(num_train_timesteps)
+        self.sample_method, self.logit_mean, self.logit_std, self.loss = sample_method, logit_mean, logit_std, loss
+        self.model_config = {"prediction_type": FLOW}
+
+    def draw_time(self, generator: torch.Generator) -> torch.Tensor:
+        return self.time_at(torch.rand((), generator=generator, dtype=torch.float64))
+
+    def time_at(self, share: torch.Tensor) -> torch.Tensor:
+        """Return a time, a fraction of `num_train_timesteps` that need not be whole."""
+        if self.sample_method == "logit_normal":
+            share = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(share.double()))
+        return (share * self.num_train_timesteps).float()
+
+    def corrupt(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        t = (time / self.num_train_timesteps).view(-1, *(1,) * (clean.ndim - 1)).to(clean.dtype)
+        return (1 - t) * clean + t * noise
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return noise - clean
+
+    def error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return LOSSES[self.loss](predicted, target, reduction="none")
+
+    def sampling_scheduler(self) -> Any:
+        return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps)
 
 
 def gaussian_nll(mean: torch.Tensor, log_variance: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -186,7 +241,7 @@ class NoiseAndImage(Objective):
 
 
 # The objectives that a config of a latent denoiser can choose (`diffusion.objective`); the first is the default.
-LATENT_OBJECTIVES: dict[str, type[Objective]] = {"denoising": Denoising}
+LATENT_OBJECTIVES: dict[str, type[Objective]] = {"denoising": Denoising, "flow_matching": FlowMatching}
 
 
 # --- Samples with their noise and time ---

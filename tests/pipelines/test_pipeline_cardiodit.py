@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from safetensors.torch import load_file
 
 from cardiodit import CardioDiTError, CardioDiTPipeline, change_solver, make_scheduler
@@ -272,7 +272,10 @@ def test_a_scheduler_of_another_prediction_type(make_pipe) -> None:
     with pytest.raises(CardioDiTError, match="prediction_type='epsilon', but the model was trained for 'v_prediction'"):
         pipe()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(CardioDiTError, match="FlowMatchEulerDiscreteScheduler has no prediction_type"):
+    with pytest.raises(CardioDiTError, match="for models that predict flow, but this one was trained for v_prediction"):
+        pipe()
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(CardioDiTError, match="FlowMatchHeunDiscreteScheduler has no prediction_type"):
         pipe()
     noise_model = make_pipe(prediction_type="epsilon")
     noise_model.scheduler = make_scheduler("ddim", prediction_type="epsilon")

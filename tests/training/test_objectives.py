@@ -1,14 +1,20 @@
 """The published loss against closed forms and golden values; draws that depend on nothing but the visit."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from cardiodit._util.randomness import generator_for
+from cardiodit.errors import CardioDiTError
+from cardiodit.pipelines.scheduler_utils import SchedulerStep, set_timesteps
 from cardiodit.training.harness.schedule import DistributedSampler
 from cardiodit.training.objectives import (
     Denoising,
+    FlowMatching,
     LabelledSamples,
     Noising,
     NoisyDataset,
@@ -147,3 +153,48 @@ def test_noisy_steps_may_be_visited_more_often() -> None:
     visits = NoisyDataset(samples.shuffled(0), Noising(Denoising(300, noise_power=6.0), seed=0))
     drawn = torch.stack([visits[i]["timestep"] for i in range(400)])
     assert (drawn >= 270).float().mean().item() == pytest.approx(1 - 0.9**6, abs=0.08)
+
+
+# --- Flow matching ---
+
+FLOW = load_file(Path(__file__).parents[1] / "fixtures/golden/flow/expected.safetensors")
+
+
+def test_flow_matching_is_as_published() -> None:
+    """Golden values of the authors' code: the noisy latents, the target, the losses."""
+    clean, noise, time = FLOW["scaled_latents"], FLOW["noise"], FLOW["model_timestep"]
+    for loss, name in (("smooth_l1", "huber"), ("mse", "mse"), ("l1", "l1")):
+        flow = FlowMatching(loss=loss)
+        torch.testing.assert_close(flow.corrupt(clean, noise, time), FLOW["noisy"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(flow.target(clean, noise, time), FLOW["target"], rtol=1e-5, atol=1e-6)
+        found = flow.losses(Oracle(FLOW["prediction"]), clean, {"noise": noise, "timestep": time}).mean()
+        torch.testing.assert_close(found, FLOW[f"loss_{name}"][0], rtol=1e-5, atol=0)
+
+
+def test_a_flow_model_is_not_trained_as_a_denoiser() -> None:
+    with pytest.raises(CardioDiTError, match="predicts 'flow' cannot be trained, or steered by an adapter, with the"):
+        Denoising(1000, "flow")
+
+
+def test_times_of_flow_matching_follow_their_distribution() -> None:
+    published = torch.special.ndtr(FLOW["normal_draws"].double())  # the share of times below each of their draws
+    flow = FlowMatching(logit_mean=0.5, logit_std=0.7)
+    torch.testing.assert_close(flow.time_at(published) / 1000, FLOW["logit_normal_times"], rtol=1e-4, atol=1e-6)
+    drawn = torch.stack([flow.draw_time(generator_for(0, i)) for i in range(2000)]) / 1000
+    logits = torch.logit(drawn.double())
+    assert abs(logits.mean() - 0.5) < 0.06 and abs(logits.std() - 0.7) < 0.05
+    uniform = FlowMatching(sample_method="uniform").time_at(torch.tensor([0.0, 0.25, 1.0]))
+    assert uniform.tolist() == [0.0, 250.0, 1000.0]
+
+
+def test_the_scheduler_of_flow_matching_takes_the_published_steps() -> None:
+    states = torch.cat([FLOW["initial_noise"], FLOW["euler_states"]])
+    scheduler = FlowMatching().sampling_scheduler()
+    set_timesteps(scheduler, 6, torch.device("cpu"))
+    torch.testing.assert_close(scheduler.timesteps / 1000, FLOW["euler_times"])
+    step = SchedulerStep(scheduler, 0.0, None)
+    for k, time in enumerate(scheduler.timesteps):
+        before, after = states[k : k + 1], states[k + 1 : k + 2]
+        velocity = (before - after) * 6
+        torch.testing.assert_close(step(velocity, k, time, before), after, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after, FLOW["euler_last_clean"], rtol=1e-4, atol=1e-5)  # the last step ends on x0

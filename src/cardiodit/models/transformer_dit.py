@@ -25,7 +25,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import DenoiserMixin
 
 TIME_FEATURES = 256
-PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample", "flow")
 
 CostPart = tuple[Callable[[], object], float]  # a piece of a forward pass, and how often it runs in one
 
@@ -212,7 +212,7 @@ class DiTTransformerModel(DenoiserMixin):
         class_names: names of the class labels, which may be used instead of numbers.
         learn_sigma: also predict the log variance, in a second half of the output channels.
         dropout: dropout probability in attention layers and MLPs.
-        prediction_type: training target of the model: "v_prediction", "epsilon" or "sample".
+        prediction_type: training target of the model: "v_prediction", "epsilon", "sample" or "flow".
     """
 
     axis_names: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -30,6 +31,7 @@ SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     ),
     "unipc": (UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"}),
 }
+FLOW = "flow"  # prediction type of models that are trained by flow matching
 COSINE_OFFSET = 0.008
 
 
@@ -59,6 +61,8 @@ def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
     Example: `pipe.scheduler = change_solver(pipe.scheduler, "ddim")`.
     """
     config, name = scheduler.config, type(scheduler).__name__
+    if prediction_of(scheduler) == FLOW:
+        raise CardioDiTError(f"A model trained by flow matching is sampled with {name}; it has no other solver yet.")
     own_solvers = getattr(scheduler, "solvers", None)
     if solver not in (known := own_solvers or SOLVERS):
         raise CardioDiTError(f"There is no solver {solver!r} for a {name}; choose one of {', '.join(known)}.")
@@ -71,6 +75,13 @@ def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
             f"{schedule!r}."
         )
     return make_scheduler(solver, config.num_train_timesteps, betas, config.prediction_type)
+
+
+def prediction_of(scheduler: SchedulerMixin) -> str | None:
+    """Return what a scheduler expects the model to predict."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return FLOW
+    return scheduler.config.get("prediction_type")
 
 
 def cosine_betas(num_train_timesteps: int = 300, max_beta: float = 0.9999, is_exact: bool = False) -> list[float]:

@@ -93,14 +93,29 @@ def _architecture(model: "Model", axes: str, network_row: Callable[[Mapping[str,
 
 def _sampler(model: "Model") -> Rows:
     config = model.scheduler
-    schedule = "exact values, in `trained_betas`" if config.get("trained_betas") else f"`{config.get('beta_schedule')}`"
+    process = _flow(config) if "beta_schedule" not in config else _noise_schedule(config)
+    spacing = f", spacing `{config['timestep_spacing']}`" if "timestep_spacing" in config else ""
     return {
         "Solver": f"`{config['_class_name']}`{_solver_settings(config)}",
-        "Noise schedule": f"{config['num_train_timesteps']} steps, {schedule}",
-        "Prediction": f"`{config.get('prediction_type')}`",
-        "Steps": f"{model.default_steps} by default, spacing `{config.get('timestep_spacing')}`",
+        **process,
+        "Steps": f"{model.default_steps} by default{spacing}",
         "Guidance": "`guidance_scale` 1 (none) by default" if model.labels else "none",
         "Scaling factor of the latents": f"{model.networks['vae'].get('scaling_factor', 1.0):.6g}",
+    }
+
+
+def _noise_schedule(config: Mapping[str, Any]) -> Rows:
+    schedule = "exact values, in `trained_betas`" if config.get("trained_betas") else f"`{config.get('beta_schedule')}`"
+    return {
+        "Noise schedule": f"{config['num_train_timesteps']} steps, {schedule}",
+        "Prediction": f"`{config.get('prediction_type')}`",
+    }
+
+
+def _flow(config: Mapping[str, Any]) -> Rows:
+    return {
+        "Process": f"flow matching, times from 0 to {config['num_train_timesteps']}",
+        "Prediction": "`flow`, the velocity from data to noise",
     }
 
 
