@@ -13,6 +13,7 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.cache import PreparedVolumes
+from cardiodit.imaging.geometry import mm_of, spacing_for
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.training.harness.command_line import Request
@@ -59,6 +60,23 @@ def data_config(volumes: PreparedVolumes) -> dict[str, Any]:
     if not steps.intensity.is_fixed:
         steps = replace(steps, intensity=replace(steps.intensity, typical=volumes.typical()))
     return {"preprocessing": steps.to_dict(), "spacing": volumes.spacing()}
+
+
+def say_mixed_spacing(run: Run, volumes: PreparedVolumes) -> None:
+    """Warn before the training that the model will not know the voxel size of what it generates."""
+    spacing = spacing_for(volumes.geometries)
+    if spacing is None:
+        return
+    advice = (
+        "fit: resize gives each volume its own; use fit: crop and a spacing"
+        if volumes.steps.fit == "resize"
+        else f"set data.preprocessing.spacing: [{', '.join(f'{mm:g}' for mm in spacing)}]"
+    )
+    run.say(
+        f"Warning: after preprocessing, the training volumes have different voxel sizes, {mm_of(volumes.geometries)}. "
+        "The model stores none, so that generated volumes will have no size in mm and no volumes in mL. To give all "
+        f"the same, stop this run and {advice}."
+    )
 
 
 class SliceDataset(Dataset):

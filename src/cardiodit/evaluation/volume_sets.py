@@ -12,6 +12,7 @@ import numpy as np
 
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Range, to_model
 from cardiodit.imaging.manifest import Case, prepare_case, read_manifest
 from cardiodit.imaging.masks import reorder
@@ -149,7 +150,11 @@ def open_synthetic(place: Path) -> VolumeSet:
 
 
 def settle_preprocessing(
-    synthetic: VolumeSet, model: str | None = None, named: str | None = None, depth: int | None = None
+    synthetic: VolumeSet,
+    model: str | None = None,
+    named: str | None = None,
+    depth: int | None = None,
+    spacing: Triple | None = None,
 ) -> Preprocessing:
     """Return how real volumes are prepared: as the model's training volumes were.
 
@@ -160,6 +165,7 @@ def settle_preprocessing(
         model: folder or Hub name of a pipeline, a VQ model or PRDiT's transformer.
         named: a preset, or a JSON file as written by `Preprocessing.to_dict`.
         depth: number of slices to crop or pad to, in place of the preprocessing's own.
+        spacing: voxel size in mm to resample to, in place of the preprocessing's own.
     """
     sources = {
         "the samples' records": synthetic.preprocessing,
@@ -180,7 +186,9 @@ def settle_preprocessing(
                 f"{first[0].upper()}{first[1:]} and {source} prepare volumes in different ways. Real volumes must be "
                 "prepared as the model's training volumes were; leave the wrong one out."
             )
-    return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
+    if depth is not None:
+        steps = replace(steps, size=(*steps.size[:2], depth))
+    return steps if spacing is None else replace(steps, spacing=spacing)
 
 
 def is_whole_beat(steps: Preprocessing) -> bool:

@@ -1,6 +1,7 @@
 """The preprocessing of volumes: one object that is saved in the model's config, applied to files, and inverted."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -90,12 +91,19 @@ class Preprocessing:
         limits = self.intensity.limits(viewed if self.limits_of == "view" else volume.voxels)
         scaled = fill_outside(to_model(self.change_frames(viewed), limits), plans, FILL)
         scaled, plans = average_cubes(scaled, self.pool), [plan.pooled(self.pool) for plan in plans]
+        source = Source(stored.voxels.shape, stored.voxels.dtype.str, stored.geometry, order, limits)
+        return Prepared(Volume(scaled, self._geometry(volume, plans)), source, tuple(plans), self)
+
+    def geometry_of(self, volume: Volume, order: StorageOrder) -> Geometry:
+        """Return the geometry that the preprocessed volume will have, without computing its voxels."""
+        volume = order.apply(volume)
+        return self._geometry(volume, [plan.pooled(self.pool) for plan in self._plans(volume)])
+
+    def _geometry(self, volume: Volume, plans: Sequence[AxisPlan]) -> Geometry:
         frame_time = volume.geometry.frame_time
         if frame_time is not None and self.frames is not None and self.cycle == "resample" and volume.is_cine:
             frame_time *= volume.voxels.shape[3] / self.frames
-        geometry = volume.geometry.reindexed(index_map(plans)).with_frame_time(frame_time)
-        source = Source(stored.voxels.shape, stored.voxels.dtype.str, stored.geometry, order, limits)
-        return Prepared(Volume(scaled, geometry), source, tuple(plans), self)
+        return volume.geometry.reindexed(index_map(plans)).with_frame_time(frame_time)
 
     def order_of(
         self,

@@ -17,14 +17,14 @@ from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, find_cohort
 from cardiodit.imaging.cohorts.file_checks import KINDS, CheckedFile, Preparation, check_file, find_preset
-from cardiodit.imaging.cohorts.report import summarize_views, write_report
+from cardiodit.imaging.cohorts.report import recommend_spacing, summarize_views, write_report
 from cardiodit.imaging.cohorts.split import SPLITS, own_splits, split_subjects
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.pictures import write_overview
 
 
 class Prepared(NamedTuple):
-    """The manifest of all images, and lines for the user: which CT will be cropped or padded."""
+    """The manifest of all images, and lines for the user: a spacing for cines, or which CT is cropped or padded."""
 
     manifest: Path
     summary: list[str]
@@ -80,7 +80,7 @@ def prepare_with_summary(
             if members := [row for row in rows if row["split"] == split]:
                 write_manifest(folder / f"{split}.csv", members)
         write_overview(folder / "pictures", [entry.tile for entry in good if entry.tile is not None])
-        summary = summarize_views(good, source, how.preset) if how.preset else []
+        summary = summarize_views(good, source, how.preset) if how.preset else recommend_spacing(good)
         write_report(folder / "report.md", cohort, kind, source, search, checked, splits, how)
     return Prepared(output_dir / "manifest.csv", summary)
 

@@ -10,6 +10,7 @@ from cardiodit import __version__
 from cardiodit.imaging.cohorts.cohort import Cohort, Search
 from cardiodit.imaging.cohorts.file_checks import CheckedFile, Kind, Preparation, describe_preset
 from cardiodit.imaging.cohorts.split import SPLITS
+from cardiodit.imaging.geometry import Geometry, mm_of, spacing_for
 from cardiodit.imaging.orientation import ASSUMED
 
 
@@ -68,6 +69,7 @@ def _sizes(values: Mapping[str, Sequence[float]]) -> list[str]:
 
 def _cine_sections(good: list[CheckedFile], in_split: list[str]) -> list[str]:
     spacings = [entry.spacing for entry in good if entry.spacing]
+    mixed = recommend_spacing(good)
     bases = Counter(entry.order.slices_from for entry in good)
     firsts = Counter(entry.order.first_frame_from for entry in good)
     return [
@@ -83,6 +85,7 @@ def _cine_sections(good: list[CheckedFile], in_split: list[str]) -> list[str]:
                 "ms per frame": [1000 * entry.frame_time for entry in good if entry.frame_time],
             }
         ),
+        *([*mixed, ""] if mixed else []),
         "## How base, apex and end-diastole were found",
         "",
         *(f"- base and apex from the {name}: {n}" for name, n in sorted(bases.items()) if name != ASSUMED),
@@ -111,6 +114,19 @@ def _ct_sections(good: list[CheckedFile], source: Path, preset: str) -> list[str
         "Values below the lower limit, such as the -2000 or -3024 HU that some scanners store outside their field of "
         "view, become air, as the padding does.",
         *table,
+    ]
+
+
+def recommend_spacing(good: list[CheckedFile]) -> list[str]:
+    """Return a sentence that names one spacing for cines whose voxel sizes differ; none if they agree."""
+    geometries = [Geometry(entry.spacing) for entry in good]
+    spacing = spacing_for(geometries)
+    if spacing is None:
+        return []
+    return [
+        f"The voxel sizes differ: {mm_of(geometries)}. Train the VQ-GAN with `data.preprocessing.spacing: "
+        f"[{', '.join(f'{mm:g}' for mm in spacing)}]`, the medians; otherwise the model does not know the voxel size "
+        "of what it generates, and no volume in mL can be computed from it."
     ]
 
 
