@@ -12,6 +12,7 @@ import numpy as np
 
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.dicom import OTHER_BEAT
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Range, to_model
 from cardiodit.imaging.manifest import Case, prepare_case, read_manifest
@@ -191,9 +192,17 @@ def settle_preprocessing(
     return steps if spacing is None else replace(steps, spacing=spacing)
 
 
-def is_whole_beat(steps: Preprocessing) -> bool:
-    """Return whether a cine is one beat, its last frame followed by the first; not if beats are repeated and cut."""
-    return steps.frames is None or steps.cycle != "repeat"
+def is_whole_beat(steps: Preprocessing, case: Case | None = None) -> bool:
+    """Return whether a cine is one beat, its last frame followed by the first.
+
+    It is not if beats are repeated and cut, or if a part of the beat was not acquired (`beat_share` of the manifest).
+    """
+    return (steps.frames is None or steps.cycle != "repeat") and (case is None or not _is_part_of_beat(case))
+
+
+def _is_part_of_beat(case: Case) -> bool:
+    share = case.number("beat_share")
+    return share is not None and abs(share - 1) > OTHER_BEAT
 
 
 def load(item: Item, steps: Preprocessing) -> Loaded:
@@ -253,6 +262,11 @@ def _of_manifest(manifest: Path, name: str) -> VolumeSet:
         notes.append(
             f"{len(cases)} {name} volumes come from {len(seen)} subjects. Volumes of one subject are not independent, "
             "and intervals that count them as such are too narrow."
+        )
+    if parts := sum(_is_part_of_beat(case) for case in cases):
+        notes.append(
+            f"{parts} of {len(cases)} {name} volumes do not hold exactly one beat (beat_share in the manifest, for "
+            "example of prospective gating): their peak rates and what assumes a closed cycle are withheld."
         )
     return VolumeSet(name, items, notes=notes)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 CACHES = ("memory", "disk", "none")
-FORMAT = 1  # raise this when volumes are prepared differently, so that older files are prepared again
+FORMAT = 2  # raise this when volumes are prepared differently, so that older files are prepared again
 CHUNK = 2**24  # bytes
 OWN_CHECKSUM = "description_checksum"
 

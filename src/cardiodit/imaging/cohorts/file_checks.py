@@ -12,7 +12,7 @@ from cardiodit.imaging.cohorts.cohort import CohortFile
 from cardiodit.imaging.dicom import DicomVolume, read_dicom, read_dicom_ct
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Limit, parse_percentile
-from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
+from cardiodit.imaging.nifti import notes_on_header, read_labels, read_nifti, write_nifti
 from cardiodit.imaging.npz import read_npz
 from cardiodit.imaging.orientation import (
     APEX_TO_BASE,
@@ -70,6 +70,7 @@ class CheckedFile:
         converted: NIfTI file that was written, relative to the output folder.
         tile: its picture in the overview.
         frame_time, slices, order: cine only.
+        beat_share: cine from DICOM only: the frames' time over that of a beat.
         hounsfield: CT only: lowest and highest value.
         view: CT only: its size against the preset's.
     """
@@ -82,6 +83,7 @@ class CheckedFile:
     converted: Path | None = None
     tile: Tile | None = None
     frame_time: float | None = None
+    beat_share: float | None = None
     slices: str = ""
     order: StorageOrder = field(default_factory=StorageOrder)
     hounsfield: tuple[float, float] = (0.0, 0.0)
@@ -145,7 +147,9 @@ def _is_nifti(path: Path) -> bool:
 
 def _read(file: CohortFile, kind: Kind, how: Preparation, entry: CheckedFile) -> Volume:
     if _is_nifti(file.image):
-        return read_nifti(file.image, how.time_unit)
+        volume = read_nifti(file.image, how.time_unit)
+        entry.findings.notes += notes_on_header(file.image)
+        return volume
     if file.image.suffix == ".npz":
         if how.spacing is None:
             raise CardioDiTError(f"{file.image} does not store its voxel size. Give it with --spacing.")
@@ -153,6 +157,7 @@ def _read(file: CohortFile, kind: Kind, how: Preparation, entry: CheckedFile) ->
     else:
         result = kind.read_dicom(file.image)
         volume, notes = result.volume, result.notes
+        entry.beat_share = result.beat_share
     entry.findings.notes += notes
     return volume
 
@@ -234,6 +239,7 @@ def _cine_columns(entry: CheckedFile) -> dict[str, str]:
         "es_frame": number(file.es_frame),
         "slices": entry.slices,
         "frame_time": number(entry.frame_time),
+        "beat_share": "" if entry.beat_share is None else f"{entry.beat_share:.2f}",
         "vendor": file.vendor,
         "centre": file.centre,
     }
