@@ -15,7 +15,7 @@ from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.geometry import mm_of, spacing_for
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
-from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.imaging.preprocessing import Preprocessing, note_on_padding
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.schedule import SampleOrder, seed_for
@@ -62,8 +62,10 @@ def data_config(volumes: PreparedVolumes) -> dict[str, Any]:
     return {"preprocessing": steps.to_dict(), "spacing": volumes.spacing()}
 
 
-def say_mixed_spacing(run: Run, volumes: PreparedVolumes) -> None:
-    """Warn before the training that the model will not know the voxel size of what it generates."""
+def say_oddities(run: Run, volumes: PreparedVolumes) -> None:
+    """Say before the training which images were padded, and warn if the model will not know its voxel size."""
+    if note := note_on_padding(volumes.slices):
+        run.say(note)
     spacing = spacing_for(volumes.geometries)
     if spacing is None:
         return

@@ -1,7 +1,7 @@
 """Data of stage 2: latents or images of two manifests, checked against each other before training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from cardiodit.errors import CardioDiTError, Problems, try_all
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read_table
-from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.imaging.preprocessing import Preprocessing, note_on_padding
 from cardiodit.latents import (
     LatentCohort,
     check_geometries,
@@ -79,6 +79,8 @@ def read_cohort(
             "(from `cardiodit encode`)."
         )
     is_online = online[training_ids]
+    if spacing is not None and not is_online:
+        raise CardioDiTError("--spacing is for images; latents have the voxel size that `cardiodit encode` gave them.")
     made_by = identity_of_vae(vae)
     steps = _preprocessing(vae, depth, spacing) if is_online else None
     read = partial(_volumes, steps=steps) if steps else partial(LatentCohort.open, vae_identity=made_by)
@@ -90,6 +92,8 @@ def read_cohort(
     ]
     paths = [case.image for case in [*cases[0], *cases[1]]]
     for note in check_geometries(vae, dict(zip(paths, [*geometries[0], *geometries[1]], strict=True))):
+        report(note)
+    if is_online and (note := note_on_padding({**sources[0].slices, **sources[1].slices})):
         report(note)
     names = _classes(cases[0], label_column, classes)
     shapes = [_shape(source, vae, is_online, path) for source, path in zip(sources, online)]

@@ -154,10 +154,13 @@ def test_a_header_that_contradicts_itself_is_refused(save: Callable) -> None:
 
 
 def test_two_affines_that_differ_are_noted_with_both(save: Callable, tmp_path: Path) -> None:
-    path = save()
+    upright = np.eye(4)
+    upright[:3, :3] = np.linalg.qr(OBLIQUE[:3, :3])[0] * [1.4, 1.4, 10.0]
+    upright[:3, 3] = OBLIQUE[:3, 3]
+    path = save(affine=upright)
     assert notes_on_header(path) == []
     image = nibabel.load(path)
-    moved = np.diag([-1, 1, 1, 1.0]) @ OBLIQUE
+    moved = np.diag([-1, 1, 1, 1.0]) @ upright
     moved[:3, 3] = 5, 6, 7
     image.set_qform(moved, 1)
     nibabel.save(image, tmp_path / "two.nii.gz")

@@ -199,6 +199,15 @@ def test_latents_of_another_voxel_size_are_not_trained_on(
     assert headers[0].geometry.spacing == pytest.approx((4.5, 4.5, 100 / 3))
 
 
+def test_slices_that_are_added_are_said(phantoms: Path, vae: VQModel4D, own_phantoms: Path, tmp_path: Path) -> None:
+    told = "images have too few slices and are padded with empty ones: phantom-0000.nii.gz (has 3 of 8), phantom-0001"
+    assert f"2 of 2 {told}" in encode(phantoms, vae, tmp_path / "out", depth=8)[1]
+    notes: list[str] = []
+    read_cohort(phantoms, edited_rows(own_phantoms, subject="another {}"), vae, depth=8, report=notes.append)
+    assert "4 of 4 images have too few slices" in notes[-1]
+    assert "padded" not in encode(phantoms, vae, tmp_path / "three", depth=3)[1]
+
+
 def test_an_unknown_voxel_size_and_another_frame_time_are_noted(
     phantoms: Path, make_vae: Callable, steps: Preprocessing, tmp_path: Path
 ) -> None:

@@ -54,15 +54,16 @@ def read_dicom(folder: Path | str) -> DicomVolume:
     """
     folder = Path(folder)
     headers, _ = read_headers(folder)
-    colours = [path.name for path, data in headers if is_colour(data)]
-    grey = [(path, data) for path, data in headers if "Rows" in data and not is_colour(data)]
+    colours = [path for path, data in headers if is_colour(path, data)]
+    grey = [(path, data) for path, data in headers if "Rows" in data and path not in set(colours)]
     planes = [plane for path, data in grey for plane in planes_of(path, data) if plane is not None]
     if not planes:
-        more = f" {_count(len(colours), 'file')} with colours cannot be used: {_some(colours)}." if colours else ""
+        names = _some(path.name for path in colours)
+        more = f" {_count(len(colours), 'file')} with colours cannot be used: {names}." if colours else ""
         raise CardioDiTError(f"No DICOM file with an image and a position in the patient was found in {folder}.{more}")
     stack, notes = _choose_short_axis(planes, folder)
     if colours:
-        notes.append(f"left out {_count(len(colours), 'image')} with colours: {_some(colours)}")
+        notes.append(f"left out {_count(len(colours), 'image')} with colours: {_some(path.name for path in colours)}")
     if any(plane.is_inverted for plane in stack):
         notes.append("was stored inverted (MONOCHROME1); its grey values were inverted back")
     slices, repeated = _group_slices(stack)
@@ -223,7 +224,7 @@ def _ct_planes(path: Path, data: Any) -> tuple[list[Plane], str]:
     modality = str(data.get("Modality", "") or "file of unknown modality")
     number, description = data.get("SeriesNumber", None) or "without a number", str(data.get("SeriesDescription", ""))
     name = f"{modality} series {number} {description!r}"
-    if modality != "CT" or "Rows" not in data or is_colour(data):
+    if modality != "CT" or "Rows" not in data or is_colour(path, data):
         return [], name
     if "LOCALIZER" in (data.get("ImageType") or []):
         return [], f"{name} (localizer)"

@@ -183,8 +183,9 @@ def _component(data: Any, find: Callable[[str], Any]) -> str:
     stated = str(find("ComplexImageComponent") or "").lower()
     if stated in (*COMPONENTS, MAGNITUDE):
         return stated
-    words = {str(word).upper() for word in (data.get("ImageType") or [])}
-    return next((name for name, signs in COMPONENTS.items() if words & signs), MAGNITUDE)
+    stored = data.get("ImageType") or []
+    words = [str(word).upper() for word in ([stored] if isinstance(stored, str) else stored)]
+    return next((name for name, signs in COMPONENTS.items() if signs.intersection(words)), MAGNITUDE)
 
 
 def _finder(data: Any, frame: int) -> Callable[[str], Any]:
@@ -208,9 +209,10 @@ def affine_of(first: Plane, step: np.ndarray) -> np.ndarray:
     return affine
 
 
-def is_colour(data: Any) -> bool:
+def is_colour(path: Path, data: Any) -> bool:
     """Return whether a file holds colours, such as a screenshot or an overlay, instead of grey values."""
-    return int(data.get("SamplesPerPixel", 1) or 1) > 1
+    with reading(path, "DICOM", "Leave it out, or correct its header."):
+        return int(data.get("SamplesPerPixel", 1) or 1) > 1
 
 
 def read_voxels(slices: list[list[Plane]], upright: bool = False) -> np.ndarray:

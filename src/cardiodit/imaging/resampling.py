@@ -39,6 +39,12 @@ class AxisPlan:
         return slice(int(held[0]), int(held[-1]) + 1) if len(held) else slice(0, 0)
 
     @property
+    def slices(self) -> tuple[int, int]:
+        """Number of new voxels within the old field of view, and of all."""
+        inside = self.inside
+        return inside.stop - inside.start, self.count
+
+    @property
     def is_slice(self) -> bool:
         """True if every new voxel is an old one, so that nothing is interpolated."""
         return abs(self.step - 1) < CLOSE and abs(self.offset - round(self.offset)) < CLOSE

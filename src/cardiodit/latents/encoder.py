@@ -20,7 +20,7 @@ from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, read_t
 from cardiodit.imaging.masks import read_label_map
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import StorageOrder
-from cardiodit.imaging.preprocessing import Prepared
+from cardiodit.imaging.preprocessing import Prepared, note_on_padding
 from cardiodit.latents.dataset import COLUMN, read_mask
 from cardiodit.latents.file import (
     DamagedLatentError,
@@ -186,6 +186,7 @@ class Outcome:
     shape: tuple[int, ...] = ()
     problem: str = ""
     geometry: Geometry | None = None  # of the preprocessed volume
+    slices: tuple[int, int] = (0, 0)  # of the preprocessed volume: from the file, and all
     masks: Mapping[str, str] = field(default_factory=dict)  # file by column
 
 
@@ -291,13 +292,13 @@ class CohortEncoder:
             order = order_of_case(case, volume, self.steps)
             source = identity_of_source(volume, order)
             path = self.output_dir / file_name(source)
-            geometry = self.steps.geometry_of(volume, order)
+            geometry, slices = self.steps.geometry_of(volume, order), self.steps.slices_of(volume, order)
             if problem := other_voxel_size(self.vae, geometry):
                 return Outcome(row, problem=f"{case.image} {problem}", geometry=geometry)
             masks = self._store_masks(case, volume, order, source)
             status, shape = self._status(path, source)
             if status == KEPT:
-                return Outcome(row, status, source, shape, geometry=geometry, masks=masks)
+                return Outcome(row, status, source, shape, geometry=geometry, slices=slices, masks=masks)
             prepared = self.steps(volume, order)
             latents = encode_volume(self.vae, prepared.tensor(), self.batch_size, self.dtype, self.tiling).cpu()
         except (CardioDiTError, OSError) as error:
@@ -312,7 +313,7 @@ class CohortEncoder:
             steps=self.steps.to_dict(),
         )
         write_latent(path, latents, header)
-        return Outcome(row, status, source, header.shape, geometry=geometry, masks=masks)
+        return Outcome(row, status, source, header.shape, geometry=geometry, slices=slices, masks=masks)
 
     def _status(self, path: Path, source: str) -> tuple[str, tuple[int, ...]]:
         """Return the status of a latent file, and the shape of the latents it contains."""
@@ -436,6 +437,8 @@ def _finish(
             report(f"Removed {path.name}, left over from an interrupted run.")
     _raise_problems(outcomes, cases, manifest, output_dir, vae)
     for note in notes_on_geometries(vae, [outcome.geometry for outcome in outcomes if outcome.geometry is not None]):
+        report(note)
+    if note := note_on_padding({cases[outcome.row].image: outcome.slices for outcome in outcomes}):
         report(note)
     for outcome in outcomes:
         _check_same_size(outcomes, outcome, cases)
