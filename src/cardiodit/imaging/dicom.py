@@ -77,7 +77,7 @@ def read_dicom(folder: Path | str) -> DicomVolume:
     frames, frame_time, beat = len(slices[0]), _frame_time(slices), slices[0][0].beat
     notes += repeated
     share = frame_time * frames * 1000 / beat if frame_time and beat else None
-    if share is not None and abs(share - 1) > OTHER_BEAT:
+    if share and beat and abs(share - 1) > OTHER_BEAT:
         notes.append(
             f"its {frames} frames last {share * beat / 1000:.2f} s, but a beat lasts {beat / 1000:.2f} s: "
             + ("part of the beat is missing (prospective gating)" if share < 1 else "it holds more than one beat")

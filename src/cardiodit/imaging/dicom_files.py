@@ -235,13 +235,18 @@ def read_voxels(slices: list[list[Plane]], upright: bool = False) -> np.ndarray:
         pixels = _read_pixels(data, plane.path)
         with reading(plane.path, "DICOM"):
             values = (pixels[plane.frame] if pixels.ndim == 3 else pixels).T
-        if upright and plane.is_inverted:
-            highest = 2 ** int(data.BitsStored) - 1
-            values = (-1 if int(data.get("PixelRepresentation", 0)) else highest) - values.astype(np.int32)
+            if upright and plane.is_inverted:
+                values = _inverted(values, data)
         values = values * slope + intercept
         fits = slope.is_integer() and intercept.is_integer() and np.abs(values).max() <= np.iinfo(np.int16).max
         planes.append(values.astype(np.int16 if fits else np.float32))
     return np.stack(planes, axis=-1).reshape(*planes[0].shape, len(slices), len(slices[0]))
+
+
+def _inverted(values: np.ndarray, data: Any) -> np.ndarray:
+    """Exchange the ends of the range in which a file stores its numbers."""
+    is_signed = int(data.get("PixelRepresentation", 0))
+    return (-1 if is_signed else 2 ** int(data.BitsStored) - 1) - values.astype(np.int32)
 
 
 def _read_pixels(data: Any, path: Path) -> np.ndarray:
