@@ -32,6 +32,7 @@ from cardiodit.pipelines.inputs import (
     labels_to_python,
     latent_size,
     make_generators,
+    warn_of_guidance,
 )
 from cardiodit.pipelines.lora import DenoiserLoraMixin
 from cardiodit.pipelines.output import VolumePipelineOutput, describe_model, make_records
@@ -196,6 +197,8 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         generator = list(generator) if isinstance(generator, Sequence) else generator
         num_samples = count_samples(num_samples, class_labels, generator, latents)
         labels = label_numbers(self.denoiser, class_labels, num_samples)
+        if guidance_scale != 1.0 and class_labels is None:
+            warn_of_guidance(guidance_scale)
         size = self.latent_size(depth=depth, height=height, width=width, frames=frames)
         seed, generators = make_generators(seed, generator, num_samples, first_sample)
 
@@ -348,8 +351,19 @@ class LatentVolumePipeline(VolumePipeline):
 
     model_cpu_offload_seq = "transformer->vae"
 
+    vae_class: type | None = None  # of the models that the pipeline was written for, if it needs certain ones
+    denoiser_class: type | None = None
+
     def _register(self, **components: Any) -> None:
         vae, denoiser = components["vae"], components[self.denoiser_name]
+        for model, kind in ((vae, self.vae_class), (denoiser, self.denoiser_class)):
+            # A compiled or wrapped model is of another class, but has the attributes of the model inside.
+            if kind is not None and tuple(model.axis_names) != tuple(kind.axis_names):  # type: ignore[attr-defined]
+                raise CardioDiTError(
+                    f"A {type(self).__name__} needs a {kind.__name__}, and this model has a {type(model).__name__}. "
+                    "Open it with the pipeline that its model_index.json names, or with cardiodit.open_pipeline, which "
+                    "finds it."
+                )
         if vae.config.embedding_dim != denoiser.config.in_channels:
             raise CardioDiTError(
                 f"The autoencoder's latents have {vae.config.embedding_dim} channels, but the {self.denoiser_name} "

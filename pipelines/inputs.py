@@ -150,6 +150,11 @@ def warn_of_size(shape: Sequence[int], trained: Mapping[str, int]) -> None:
         )
 
 
+def warn_of_guidance(scale: float) -> None:
+    """Warn that guidance does nothing: without labels, both of its predictions are the same."""
+    _warn_once(f"guidance_scale={scale:g} has no effect without class labels: give class_labels, or leave it at 1.")
+
+
 @cache
 def _warn_once(sentence: str) -> None:
     """Warn once per sentence: a table has many masks of one size."""

@@ -48,7 +48,8 @@ class VolumePipelineOutput(BaseOutput):
         A folder can be filled over several calls; existing files are never replaced.
 
         Args:
-            folder: folder of samples, created if missing.
+            folder: folder of samples, created if missing; or for a single sample a file that ends in `.nii` or
+                `.nii.gz`, which is all that is written then.
             sample_list: name of the list; several processes that share a folder have one each (`list_of_process`).
         """
         if len(self.records) != len(self.volumes) or any(
@@ -56,18 +57,34 @@ class VolumePipelineOutput(BaseOutput):
         ):
             raise CardioDiTError('save() needs volumes: call the pipeline with output_type="volumes" or "np".')
         folder = Path(folder)
+        if folder.name.endswith((".nii", ".nii.gz")):
+            return [self._save_file(folder)]
         paths = [sample_path(folder, record["seed"], record["index"]) for record in self.records]
         check_folder(folder, paths)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SAMPLE_LIST).touch()  # first: other processes recognise a folder of samples by it
         for path, record, volume in zip(paths, self.records, self.volumes, strict=True):
             voxels = np.asarray(volume, dtype=np.float32)
-            in_units = voxels if self.units is None else to_source(voxels, self.units, np.int16)
-            write_nifti(path, in_units, self.geometry)
+            write_nifti(path, self._in_units(voxels), self.geometry)
             if voxels.ndim == 4:
                 write_gif(path.with_name(path.name.replace(".nii.gz", ".gif")), voxels, self.geometry)
             append_line(folder / sample_list, json.dumps({"file": path.name, "units": self.units, **record}))
         return paths
+
+    def _save_file(self, path: Path) -> Path:
+        """Write the only sample to a file; an existing one is never replaced."""
+        if len(self.volumes) != 1:
+            raise CardioDiTError(
+                f"{path.name} is one file, and there are {len(self.volumes)} samples: give save() a folder for them."
+            )
+        if path.exists():
+            raise CardioDiTError(f"{path} already exists and is not replaced. Choose another name.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(path, self._in_units(np.asarray(self.volumes[0], dtype=np.float32)), self.geometry)
+        return path
+
+    def _in_units(self, voxels: np.ndarray) -> np.ndarray:
+        return voxels if self.units is None else to_source(voxels, self.units, np.int16)
 
 
 def sample_path(folder: Path, seed: int | None, index: int) -> Path:

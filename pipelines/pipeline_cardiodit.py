@@ -20,6 +20,9 @@ class CardioDiTPipeline(LatentVolumePipeline):
         scheduler: any diffusers scheduler with the prediction type that the transformer was trained for.
     """
 
+    vae_class = VQModel4D
+    denoiser_class = DiT4DTransformerModel
+
     def __init__(self, vae: VQModel4D, transformer: DiT4DTransformerModel, scheduler: SchedulerMixin) -> None:
         super().__init__()
         self._register(vae=vae, transformer=transformer, scheduler=scheduler)

@@ -17,6 +17,9 @@ class VolDiTPipeline(LatentVolumePipeline):
         scheduler: any diffusers scheduler with the prediction type that the transformer was trained for.
     """
 
+    vae_class = VQModel3D
+    denoiser_class = DiT3DTransformerModel
+
     def __init__(self, vae: VQModel3D, transformer: DiT3DTransformerModel, scheduler: SchedulerMixin) -> None:
         super().__init__()
         self._register(vae=vae, transformer=transformer, scheduler=scheduler)

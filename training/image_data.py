@@ -13,8 +13,9 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.cache import PreparedVolumes
+from cardiodit.imaging.geometry import mm_of, spacing_for
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
-from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.imaging.preprocessing import Preprocessing, note_on_padding
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.schedule import SampleOrder, seed_for
@@ -59,6 +60,25 @@ def data_config(volumes: PreparedVolumes) -> dict[str, Any]:
     if not steps.intensity.is_fixed:
         steps = replace(steps, intensity=replace(steps.intensity, typical=volumes.typical()))
     return {"preprocessing": steps.to_dict(), "spacing": volumes.spacing()}
+
+
+def say_oddities(run: Run, volumes: PreparedVolumes) -> None:
+    """Say before the training which images were padded, and warn if the model will not know its voxel size."""
+    if note := note_on_padding(volumes.slices):
+        run.say(note)
+    spacing = spacing_for(volumes.geometries)
+    if spacing is None:
+        return
+    advice = (
+        "fit: resize gives each volume its own; use fit: crop and a spacing"
+        if volumes.steps.fit == "resize"
+        else f"set data.preprocessing.spacing: [{', '.join(f'{mm:g}' for mm in spacing)}]"
+    )
+    run.say(
+        f"Warning: after preprocessing, the training volumes have different voxel sizes, {mm_of(volumes.geometries)}. "
+        "The model stores none, so that generated volumes will have no size in mm and no volumes in mL. To give all "
+        f"the same, stop this run and {advice}."
+    )
 
 
 class SliceDataset(Dataset):

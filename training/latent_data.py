@@ -1,6 +1,6 @@
 """Data of stage 2: latents or images of two manifests, checked against each other before training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -11,9 +11,17 @@ import torch
 
 from cardiodit.errors import CardioDiTError, Problems, try_all
 from cardiodit.imaging.cache import PreparedVolumes
+from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read_table
-from cardiodit.imaging.preprocessing import Preprocessing
-from cardiodit.latents import LatentCohort, encode_volume, identity_of_vae, measure_scale
+from cardiodit.imaging.preprocessing import Preprocessing, note_on_padding
+from cardiodit.latents import (
+    LatentCohort,
+    check_geometries,
+    encode_volume,
+    identity_of_vae,
+    measure_scale,
+    preprocessing_for,
+)
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.training.objectives import LabelledSamples
 
@@ -48,8 +56,10 @@ def read_cohort(
     depth: int | None = None,
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
+    spacing: Triple | None = None,
+    report: Callable[[str], None] = print,
 ) -> Cohort:
-    """Read both manifests.
+    """Read both manifests. Volumes whose voxel size is not the VQ model's are an error.
 
     Args:
         training_ids, validation_ids: manifests of `cardiodit encode` (with a column `latent`), or of images, which are
@@ -58,6 +68,8 @@ def read_cohort(
         depth: number of slices to crop or pad images to.
         label_column: column with the class labels.
         classes: class names of a model that is fine-tuned; other labels are errors.
+        spacing: voxel size in mm to resample images to.
+        report: receives notes, one sentence each.
     """
     online = {path: "latent" not in read_table(path, ())[0][1] for path in (training_ids, validation_ids)}
     if len(set(online.values())) > 1:
@@ -66,11 +78,22 @@ def read_cohort(
             "(from `cardiodit encode`)."
         )
     is_online = online[training_ids]
+    if spacing is not None and not is_online:
+        raise CardioDiTError("--spacing is for images; latents have the voxel size that `cardiodit encode` gave them.")
     made_by = identity_of_vae(vae)
-    read = partial(_volumes, vae=vae, depth=depth) if is_online else partial(LatentCohort.open, vae_identity=made_by)
+    steps = _preprocessing(vae, depth, spacing) if is_online else None
+    read = partial(_volumes, steps=steps) if steps else partial(LatentCohort.open, vae_identity=made_by)
     sources = try_all(partial(read, training_ids), partial(read, validation_ids))
     cases = [source.cases for source in sources]
     check_disjoint(training=cases[0], validation=cases[1])
+    geometries = [
+        source.geometries if is_online else [header.geometry for header in source.headers] for source in sources
+    ]
+    paths = [case.image for case in [*cases[0], *cases[1]]]
+    for note in check_geometries(vae, dict(zip(paths, [*geometries[0], *geometries[1]], strict=True))):
+        report(note)
+    if is_online and (note := note_on_padding({**sources[0].slices, **sources[1].slices})):
+        report(note)
     names = _classes(cases[0], label_column, classes)
     shapes = [_shape(source, vae, is_online, path) for source, path in zip(sources, online)]
     if shapes[0] != shapes[1]:
@@ -132,15 +155,16 @@ def check_scale(cohort: Cohort, vae: VQModel) -> None:
         )
 
 
-def _volumes(path: Path, vae: VQModel, depth: int | None) -> PreparedVolumes:
+def _preprocessing(vae: VQModel, depth: int | None, spacing: Triple | None) -> Preprocessing:
     if vae.config.preprocessing is None:
         raise CardioDiTError(
             "The VQ model's config has no preprocessing, so images cannot be encoded while training. Encode them "
             "first (cardiodit encode --preset …) and train on the latents."
         )
-    steps = Preprocessing.from_dict(vae.config.preprocessing)
-    if depth is not None:
-        steps = replace(steps, size=(*steps.size[:2], depth))
+    return preprocessing_for(vae, depth=depth, spacing=spacing)
+
+
+def _volumes(path: Path, steps: Preprocessing) -> PreparedVolumes:
     return PreparedVolumes(read_manifest(path), steps)
 
 

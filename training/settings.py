@@ -107,15 +107,16 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class IntensitySettings:
-    low: float | str = option(
-        "minimum",
+    low: float | str | None = option(
+        None,
         'intensity that becomes -1: a number (such as HU), "minimum", or a percentile such as "p0.5"; lower ones are '
-        "clipped. With a preset, give low and high together or neither",
+        "clipped; default: as in the preset, or the minimum",
     )
-    high: float | str = option(
-        "maximum",
+    high: float | str | None = option(
+        None,
         'intensity that becomes 1: a number, "maximum", a percentile such as "p99.5", or "p99.5 at most 1000", which '
-        "is the percentile or 1000, whichever is lower; higher ones are clipped",
+        "is the percentile or 1000, whichever is lower; higher ones are clipped; default: as in the preset, or the "
+        "maximum",
     )
 
 
@@ -143,9 +144,11 @@ def build_preprocessing(section: Section) -> Preprocessing:
     preset, intensity = overrides.pop("preset", None), overrides.get("intensity")
     if preset is not None and preset not in PRESETS:
         raise CardioDiTError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    if intensity is not None:
-        overrides["intensity"] = Intensity(intensity.low, intensity.high)
     start = PRESETS[preset] if preset else Preprocessing()
+    if intensity is not None:
+        low, high = intensity.low, intensity.high
+        kept = start.intensity
+        overrides["intensity"] = Intensity(kept.low if low is None else low, kept.high if high is None else high)
     return Preprocessing.from_dict({**start.to_dict(), **overrides})
 
 

@@ -67,6 +67,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="number of slices to crop or pad to, if the manifests list images, which are then encoded during training",
     )
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar=("H", "W", "D"),
+        help="voxel size in mm to resample to, if the manifests list images; default: as in the VQ model's "
+        "preprocessing. Another voxel size than that of the VQ model's training volumes is refused",
+    )
     add_upload_options(parser)
 
 
@@ -80,7 +88,14 @@ def train(request: Request[Any], run: Run) -> None:
     model = transformer_to_tune(options.init_from, settings, request.given, stage) if options.init_from else None
     known_classes = model.config.get("class_names") if model is not None else None
     cohort = read_cohort(
-        options.training_ids, options.validation_ids, vae, options.depth, settings.label_column, known_classes
+        options.training_ids,
+        options.validation_ids,
+        vae,
+        options.depth,
+        settings.label_column,
+        known_classes,
+        None if options.spacing is None else tuple(options.spacing),
+        run.say,
     )
     run.open(samples=len(cohort.training), data=cohort.identities)
     upload = Upload.begin(run, options)

@@ -20,7 +20,7 @@ from cardiodit.training.denoiser_loop import Denoiser, train_denoiser
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
-from cardiodit.training.image_data import SliceDataset, data_config, preprocessing_of, read_volumes
+from cardiodit.training.image_data import SliceDataset, data_config, preprocessing_of, read_volumes, say_oddities
 from cardiodit.training.objectives import (
     Batch,
     LabelledSamples,
@@ -70,6 +70,7 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
     volumes, held_out = read_volumes(run, request, preprocessing_of(request, tuned))
     size = volumes.shapes[0][1:]
     model = model_for(request, objective, tuned, size, volumes.steps)
+    say_oddities(run, volumes)
     model.register_to_config(**data_config(volumes))
     data = {"training_data": volumes.identity, "validation_data": held_out.identity}
     run.open(len(volumes), {**data, "local_denoiser": identity_of_local(model)})

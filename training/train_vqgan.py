@@ -32,6 +32,7 @@ from cardiodit.training.image_data import (
     data_config,
     preprocessing_of,
     read_volumes,
+    say_oddities,
 )
 from cardiodit.training.settings import VQGANSettings, build_augmentation
 from cardiodit.training.upstream_config import translate_vqgan
@@ -64,6 +65,7 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
     run.open(len(volumes), {"training_data": volumes.identity, "validation_data": validation.identity})
     model = tuned or new_model(settings)
     check_sizes(model, volumes, settings.data.crop)
+    say_oddities(run, volumes)
     model.register_to_config(**data_config(volumes), frame_time=volumes.frame_time())
     critic = (discriminator_beside(options.init_from) if options.init_from else None) or new_discriminator(settings)
     losses = GeneratorLoss(settings.losses).to(device)

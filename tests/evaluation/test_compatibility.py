@@ -30,7 +30,7 @@ USUAL = VolumeStats((32, 32, 6, 8), (1.4, 1.4, 10.0), 0.05, (-1.0, 1.0), (0.0, 1
     [
         ({"size": (32, 32, 8, 8)}, "real volumes have 32 × 32 × 6 voxels × 8 frames .* 32 × 32 × 8 voxels × 8 frames"),
         ({"size": (32, 32, 6)}, "synthetic ones 32 × 32 × 6 voxels"),
-        ({"spacing": (1.4, 1.4, 8.0)}, "1.4 × 1.4 × 10 mm .* 1.4 × 1.4 × 8 mm .* 20% apart"),
+        ({"spacing": (1.4, 1.4, 8.0)}, "× 10 mm of .* × 8 mm of .* 20% apart.* the real ones with --spacing 1.4 1.4 8"),
         ({"intensity": (0.0, 1.0)}, "from -1 to 1, synthetic ones from 0 to 1"),
         ({"intensity": (-0.05, 0.8)}, "synthetic ones from -0.05 to 0.8"),  # so far a decoder overshoots
         ({"intensity": (-1.0, 0.0)}, "from -1 to 1, synthetic ones from -1 to 0"),

@@ -312,7 +312,7 @@ def test_what_cannot_be_known_is_asked_for(data: Path, tmp_path: Path) -> None:
     for i, case in enumerate(read_manifest(data / "others" / "manifest.csv")):
         write_nifti(folder / f"seed0-{i:05d}.nii.gz", prepare_case(case, STEPS).volume.voxels, Geometry())
     sizeless = request(data, synthetic=folder, output_dir=tmp_path / "o", preprocessing=str(data / "steps.json"))
-    with pytest.raises(CardioDiTError, match="voxel size of the synthetic volumes is unknown"):
+    with pytest.raises(CardioDiTError, match=r"size of the synthetic volumes is unknown.*data\.preprocessing\.spacing"):
         evaluate(replace(sizeless, segmenter="own_code:threshold"))
     found = evaluate(replace(sizeless, max_volumes=2)).report
     assert found["sets"]["synthetic"]["spacing_mm"] is None

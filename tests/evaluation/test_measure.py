@@ -1,6 +1,7 @@
 """One volume, measured with stand-ins whose answers are known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,17 @@ def test_a_repeated_beat_has_all_numbers_but_those_of_a_whole_one(phantom: Item)
     for name in ("lv_edv_ml", "lv_esv_ml", "rv_ef_percent", "lv_mass_g", "wall_thickening_percent", "lv_body_share"):
         assert repeated.numbers[name] == whole.numbers[name]
     assert len(repeated.curves["lv_volume_ml"]) == 13
+
+
+@pytest.mark.parametrize(("share", "is_whole"), [("0.82", False), ("1.03", True), ("", True)])
+def test_a_part_of_a_beat_has_no_rates(phantom: Item, share: str, is_whole: bool) -> None:
+    """Prospective gating leaves the end of diastole out: a gap is not a jump, and its rate is unknown."""
+    assert phantom.case is not None
+    case = replace(phantom.case, row={**phantom.case.row, "beat_share": share})
+    found = measure(replace(phantom, case=case), Preprocessing(frames=10), NOTHING, MASKS)
+    for name in ("lv_peak_filling_ml_s", "rv_peak_ejection_edv_s", "frame_gap", "cycle_gap"):
+        assert (name in found.numbers) == is_whole
+    assert found.numbers["lv_ef_percent"] == measure(phantom, Preprocessing(), NOTHING, MASKS).numbers["lv_ef_percent"]
 
 
 def test_end_diastole_and_end_systole_alone_have_volumes_and_no_curve(phantom: Item, tmp_path: Path) -> None:

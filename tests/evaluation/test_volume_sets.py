@@ -149,6 +149,7 @@ def test_preprocessing_comes_from_each_source(tmp_path: Path, make_vae: Any) -> 
     for named in ("cine", str(tmp_path / "steps.json")):
         assert settle_preprocessing(nothing, named=named) == CINE
     assert settle_preprocessing(told, str(tmp_path / "vae"), "cine", depth=7).size == (128, 128, 7)
+    assert settle_preprocessing(told, spacing=(2.25, 2.25, 12.5)) == replace(CINE, spacing=(2.25, 2.25, 12.5))
 
 
 def test_unknown_preprocessing_is_an_error_that_says_how_to_give_it(tmp_path: Path, make_vae: Any) -> None:

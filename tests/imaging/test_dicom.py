@@ -107,7 +107,74 @@ def test_the_last_acquisition_of_a_slice_is_used(tmp_path: Path, heart: Volume, 
 
 def test_a_part_of_the_beat_is_noted(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
     write_dicom(tmp_path, heart, NominalInterval=round(heart.beat_time * 1300))
-    assert "a beat lasts" in read_dicom(tmp_path).notes[0]
+    found = read_dicom(tmp_path)
+    assert "a beat lasts" in found.notes[0] and "part of the beat is missing (prospective gating)" in found.notes[0]
+    assert found.beat_share == pytest.approx(1 / 1.3, rel=1e-2)
+
+
+@pytest.mark.parametrize("number", [0, 2, 3])
+def test_a_slice_that_is_shifted_in_its_plane_is_named(
+    tmp_path: Path, heart: Volume, write_dicom: Callable, number: int
+) -> None:
+    """The position along the normal stays, so that only the place beside it is wrong."""
+    paths = write_dicom(tmp_path, heart)[6 * number : 6 * number + 6]
+    for path in paths:
+        data = pydicom.dcmread(path)
+        along = 8 * np.array(data.ImageOrientationPatient[:3], dtype=float)
+        change(path, ImagePositionPatient=list(np.array(data.ImagePositionPatient, dtype=float) + along))
+    with pytest.raises(CardioDiTError, match=r"(IM\w+) is 8\.0 mm beside the line through the others") as caught:
+        read_dicom(tmp_path)
+    assert any(path.name in str(caught.value) for path in paths)
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_inverted_grey_values_are_inverted_back(
+    tmp_path: Path, heart: Volume, write_dicom: Callable, signed: int
+) -> None:
+    top = -1 if signed else 4095
+    inverted = Volume((top - heart.voxels.astype(np.int32)).astype(np.int16), heart.geometry)
+    write_dicom(tmp_path, inverted, PhotometricInterpretation="MONOCHROME1", BitsStored=12, HighBit=11)
+    if signed:
+        for path in tmp_path.iterdir():
+            change(path, PixelRepresentation=1, BitsStored=16, HighBit=15)
+    found = read_dicom(tmp_path)
+    assert_is(found.volume, heart)
+    assert "was stored inverted (MONOCHROME1)" in found.notes[0]
+
+
+def test_pictures_in_colour_are_left_out(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:
+    paths = write_dicom(tmp_path / "colour", heart.crop((0, 0, 0), (24, 20, 1)), SeriesInstanceUID="1.2.9")
+    for path in paths:
+        data = pydicom.dcmread(path)
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+        data.BitsAllocated = data.BitsStored = 8
+        data.HighBit, data.PixelData = 7, bytes(3 * data.Rows * data.Columns)
+        data.save_as(path)
+    with pytest.raises(CardioDiTError, match="No DICOM file .* 6 files with colours cannot be used: IM"):
+        read_dicom(tmp_path)
+    write_dicom(tmp_path / "grey", heart)
+    found = read_dicom(tmp_path)
+    assert_is(found.volume, heart)
+    assert found.notes[0].startswith("left out 6 images with colours: IM")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"ImageType": ["ORIGINAL", "PRIMARY", "P", "RETRO"]},
+        {"ImageType": "PHASE MAP"},
+        {"ComplexImageComponent": "PHASE"},
+    ],
+)
+def test_phase_images_in_the_same_series_are_left_out(
+    tmp_path: Path, heart: Volume, write_dicom: Callable, how: dict
+) -> None:
+    phase = Volume(2000 - heart.voxels, heart.geometry)
+    write_dicom(tmp_path / "phase", phase, **how)
+    write_dicom(tmp_path / "z", heart, ImageType="PRIMARY")
+    found = read_dicom(tmp_path)
+    assert_is(found.volume, heart)
+    assert "left out others: cine_sax_stack (phase)" in found.notes[0]
 
 
 def test_rescaled_ct_slices_become_hounsfield_units(tmp_path: Path, heart: Volume, write_dicom: Callable) -> None:

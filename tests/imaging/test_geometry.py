@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.geometry import Geometry
+from cardiodit.imaging.geometry import Geometry, mm_of, spacing_for
 
 OBLIQUE = np.array([[-1.2, -0.5, -6.0, 40], [-0.7, 1.0, 5.0, -20], [0.4, 1.1, -6.0, 7], [0, 0, 0, 1.0]])
 
@@ -19,6 +19,14 @@ def test_an_affine_is_preserved() -> None:
 def test_a_geometry_survives_json() -> None:
     for geometry in (Geometry.of_affine(OBLIQUE, 0.03), Geometry()):
         assert Geometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
+
+
+def test_one_spacing_is_recommended_for_volumes_that_differ() -> None:
+    sizes = [(1.4, 1.4, 8.0), (1.25, 1.25, 8.0), (1.8, 1.8, 8.0)]
+    mixed = [Geometry(size) for size in sizes]
+    assert spacing_for(mixed) == (1.4, 1.4, 8.0) and mm_of(mixed) == "1.25 to 1.8 × 1.25 to 1.8 × 8 mm"
+    assert spacing_for([Geometry((1.40625, 1.40625, d)) for d in (8.0, 9.0, 10.0)]) == (1.40625, 1.40625, 9.0)
+    assert spacing_for([*mixed[:1], Geometry((1.405, 1.4, 8.0)), Geometry()]) is None and spacing_for([]) is None
 
 
 def test_shear_is_measured() -> None:

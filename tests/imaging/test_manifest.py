@@ -9,6 +9,7 @@ from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.manifest import (
     check_disjoint,
+    order_of_case,
     prepare_case,
     prepare_mask,
     read_case,
@@ -94,6 +95,14 @@ def test_a_cell_that_is_not_a_number(folder: Path) -> None:
     (case,) = read_manifest(write(folder, "image,ed_frame\nimages/a.nii.gz,first\n"))
     with pytest.raises(CardioDiTError, match="ed_frame='first' of .* is not a number"):
         case.number("ed_frame")
+
+
+@pytest.mark.parametrize("cell", ["2.5", "nan", "inf", "-1"])
+def test_a_cell_that_is_no_frame(folder: Path, cell: str) -> None:
+    """A part of a frame used to be cut off silently."""
+    (case,) = read_manifest(write(folder, f"image,ed_frame\nimages/a.nii.gz,{cell}\n"))
+    with pytest.raises(CardioDiTError, match=f"ed_frame='{cell}' of .*a.nii.gz (is not the number of a|must be a fin)"):
+        order_of_case(case, Volume(np.zeros((4, 4, 4, 4)), Geometry()), Preprocessing())
 
 
 def test_a_written_manifest_reads_back(folder: Path) -> None:

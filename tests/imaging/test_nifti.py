@@ -8,7 +8,7 @@ import pytest
 
 from cardiodit import CardioDiTError
 from cardiodit.imaging import Geometry, write_nifti
-from cardiodit.imaging.nifti import read_nifti
+from cardiodit.imaging.nifti import notes_on_header, read_nifti
 
 
 def test_space_and_time_are_declared(tmp_path: Path) -> None:
@@ -50,6 +50,8 @@ def test_invalid_frame_time() -> None:
 
 
 OBLIQUE = np.array([[-1.2, -0.5, -6.0, 40], [-0.7, 1.0, 5.0, -20], [0.4, 1.1, -6.0, 7], [0, 0, 0, 1.0]])
+
+FLAT = np.diag([1.5, 1.5, 8.0, 1.0])
 
 
 @pytest.fixture
@@ -121,17 +123,49 @@ def test_scaled_numbers_equal_nibabels(save: Callable) -> None:
     ],
 )
 def test_frame_times(save: Callable, value: float, unit: str, expected: float | None) -> None:
-    path = save(np.zeros((5, 6, 3, 20), np.int16), units=("mm", unit), pixdim=[1, 1.5, 1.5, 8, value, 0, 0, 0])
+    path = save(np.zeros((5, 6, 3, 20), np.int16), FLAT, units=("mm", unit), pixdim=[1, 1.5, 1.5, 8, value, 0, 0, 0])
     assert read_nifti(path).geometry.frame_time == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("value", "declared", "meant"), [(40, "sec", "msec"), (0.04, "msec", "sec")])
 def test_mixed_up_time_units_are_reported(save: Callable, value: float, declared: str, meant: str) -> None:
     pixdim = [1, 1.5, 1.5, 8, value, 0, 0, 0]
-    path = save(np.zeros((5, 6, 3, 20), np.int16), units=("mm", declared), pixdim=pixdim)
+    path = save(np.zeros((5, 6, 3, 20), np.int16), FLAT, units=("mm", declared), pixdim=pixdim)
     with pytest.raises(CardioDiTError, match=rf"{value:g} {declared}, so that its 20 frames .* In {meant}"):
         read_nifti(path)
     assert read_nifti(path, time_unit=meant).geometry.frame_time == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(25.0, 0.04), (40.0, 0.025)])
+def test_frames_per_second_become_a_frame_time(save: Callable, value: float, expected: float) -> None:
+    path = save(np.zeros((5, 6, 3, 20), np.int16), FLAT, units=("mm", "hz"), pixdim=[1, 1.5, 1.5, 8, value, 0, 0, 0])
+    assert read_nifti(path).geometry.frame_time == pytest.approx(expected)
+    path = save(np.zeros((5, 6, 3, 20), np.int16), FLAT, units=("mm", "hz"), pixdim=[1, 1.5, 1.5, 8, 0.04, 0, 0, 0])
+    with pytest.raises(CardioDiTError, match=r"0\.04 frames a second \(hz\), so that its 20 frames .* a beat of 500 s"):
+        read_nifti(path)
+
+
+def test_a_header_that_contradicts_itself_is_refused(save: Callable) -> None:
+    """An sform of twice the size would make every volume four times as large."""
+    path = save(affine=np.diag([2.8, 2.8, 10, 1]), pixdim=[1, 1.4, 1.4, 10, 0.04, 0, 0, 0])
+    with pytest.raises(CardioDiTError, match=r"2\.8 × 2\.8 × 10 mm by its sform .* 1\.4 × 1\.4 × 10 mm by its pixdim"):
+        read_nifti(path)
+    assert read_nifti(save(affine=np.diag([1.4, 1.4, 10, 1]))).geometry.spacing == (1.4, 1.4, 10)
+
+
+def test_two_affines_that_differ_are_noted_with_both(save: Callable, tmp_path: Path) -> None:
+    upright = np.eye(4)
+    upright[:3, :3] = np.linalg.qr(OBLIQUE[:3, :3])[0] * [1.4, 1.4, 10.0]
+    upright[:3, 3] = OBLIQUE[:3, 3]
+    path = save(affine=upright)
+    assert notes_on_header(path) == []
+    image = nibabel.load(path)
+    moved = np.diag([-1, 1, 1, 1.0]) @ upright
+    moved[:3, 3] = 5, 6, 7
+    image.set_qform(moved, 1)
+    nibabel.save(image, tmp_path / "two.nii.gz")
+    (note,) = notes_on_header(tmp_path / "two.nii.gz")
+    assert "(40, -20, 7) mm by the sform and at (5, 6, 7) mm by the qform" in note and "The sform was used" in note
 
 
 def test_a_cut_off_file_is_reported(save: Callable) -> None:

@@ -1,6 +1,7 @@
 """Encoding one volume, also while training, and a cohort with its masks."""
 
 import csv
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -48,6 +49,13 @@ from ..conftest import begin, begin_two
 def rows_of(manifest: Path) -> list[dict[str, str]]:
     with manifest.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def edited_rows(manifest: Path, **columns: str) -> Path:
+    """Rewrite a manifest with columns whose `{}` stands for what they were."""
+    rows = [{**row, **{name: text.format(row[name]) for name, text in columns.items()}} for row in rows_of(manifest)]
+    write_manifest(manifest, rows)
+    return manifest
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -150,6 +158,68 @@ def test_latents_of_an_older_version_without_their_preprocessing(
     assert contents(tmp_path / "out") == before
     new = LatentCohort.open(tmp_path / "out" / "manifest.csv")
     assert new.steps == Preprocessing.from_dict(vae.config.preprocessing) and new.identity == old.identity
+
+
+def test_another_voxel_size_is_refused_and_can_be_resampled(
+    phantoms: Path, own_phantoms: Path, make_vae: Callable, steps: Preprocessing, tmp_path: Path
+) -> None:
+    """Hearts of 4.5 mm would be generated, and measured, as hearts of 5 mm. Online training refuses them too."""
+    vae, out = make_vae(preprocessing=steps.to_dict(), spacing=(5.0, 5.0, 25.0)), tmp_path / "out"
+    manifest = edited_rows(own_phantoms, subject="another {}")
+    for run in (lambda: encode_masks(phantoms, vae, out), lambda: read_cohort(phantoms, manifest, vae)):
+        with pytest.raises(CardioDiTError, match=r"--spacing 5 5 25, or .*data\.preprocessing\.spacing") as caught:
+            run()
+        told = (
+            "phantom-0001.nii.gz has voxels of 4.5 × 4.5 × 33.33 mm after preprocessing, and the VQ model was trained"
+        )
+        assert told in str(caught.value) and "5 × 5 × 25 mm" in str(caught.value)
+    assert not contents(out)
+    encode(phantoms, vae, out, spacing=(5.0, 5.0, 25.0))
+    (first, _) = LatentCohort.open(out / "manifest.csv").headers
+    assert first.geometry.spacing == (5, 5, 25)
+    resampled = read_cohort(phantoms, manifest, vae, spacing=(5.0, 5.0, 25.0)).training.source
+    assert torch.equal(encode_volume(vae, resampled[0]), LatentCohort.open(out / "manifest.csv")[0])
+
+
+def test_latents_of_another_voxel_size_are_not_trained_on(
+    phantoms: Path, own_phantoms: Path, vae: VQModel4D, tmp_path: Path
+) -> None:
+    encode(phantoms, vae, tmp_path / "a")
+    encode(edited_rows(own_phantoms, subject="another {}"), vae, tmp_path / "b")
+    both = [tmp_path / name / "manifest.csv" for name in ("a", "b")]
+    headers = LatentCohort.open(both[0]).headers
+    vae.register_to_config(spacing=(5.0, 5.0, 25.0))
+    changed = identity_of_vae(vae)
+    for folder in (tmp_path / "a", tmp_path / "b"):  # as written before voxel sizes were compared
+        for path in folder.glob("*.safetensors"):
+            header, latents = read_latent(path)
+            write_latent(path, latents, replace(header, vae=changed))
+    with pytest.raises(CardioDiTError, match="has voxels of 4.5 × 4.5 × 33.33 mm"):
+        read_cohort(*both, vae)
+    assert headers[0].geometry.spacing == pytest.approx((4.5, 4.5, 100 / 3))
+
+
+def test_slices_that_are_added_are_said(phantoms: Path, vae: VQModel4D, own_phantoms: Path, tmp_path: Path) -> None:
+    told = "images have too few slices and are padded with empty ones: phantom-0000.nii.gz (has 3 of 8), phantom-0001"
+    assert f"2 of 2 {told}" in encode(phantoms, vae, tmp_path / "out", depth=8)[1]
+    notes: list[str] = []
+    read_cohort(phantoms, edited_rows(own_phantoms, subject="another {}"), vae, depth=8, report=notes.append)
+    assert "4 of 4 images have too few slices" in notes[-1]
+    assert "padded" not in encode(phantoms, vae, tmp_path / "three", depth=3)[1]
+
+
+def test_an_unknown_voxel_size_and_another_frame_time_are_noted(
+    phantoms: Path, make_vae: Callable, steps: Preprocessing, tmp_path: Path
+) -> None:
+    vae = make_vae(preprocessing=steps.to_dict(), frame_time=0.3)
+    _, messages = encode(phantoms, vae, tmp_path / "out")
+    assert (
+        "The VQ model does not know the voxel size" in messages
+        and "These volumes have 4.5 × 4.5 × 33.33 mm" in messages
+    )
+    assert re.search(r"A frame lasts 1\d\d ms in these volumes .* and 300 ms in the VQ model's", messages)
+    vae.register_to_config(frame_time=0.11, spacing=(4.5, 4.5, 100 / 3))
+    assert "VQ model" not in encode(phantoms, vae, tmp_path / "other")[1]
 
 
 def test_all_problems_are_reported_at_the_end(own_phantoms: Path, vae: VQModel4D, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_the_codebook_stays_in_float32_when_the_model_is_cast(make_vae, tmp_path
         ((1, 1, 18, 16, 8), "height axis has size 18.*multiple of 4"),
         ((1, 1, 16, 16, 6), "frames axis has size 6.*multiple of 4"),
         ((1, 1, 2, 16, 18, 8), "width axis has size 18"),
-        ((1, 16, 16, 8), r"slices \(B, C, H, W, T\) or volumes \(B, C, D, H, W, T\), got 4 axes"),
+        ((1, 16, 16, 8), r"slices \(B, C, H, W, T\) or volumes \(B, C, D, H, W, T\) with 1 channel, got 4 axes"),
     ],
 )
 def test_unsupported_sizes_are_refused(make_vae, shape, message) -> None:

@@ -36,6 +36,21 @@ def test_saving_writes_volumes_pictures_and_how_they_were_made(make_pipe, tmp_pa
     assert sorted(p.suffix for p in (tmp_path / "samples").iterdir()) == [".gif", ".gif", ".gz", ".gz", ".jsonl"]
 
 
+def test_a_single_sample_is_saved_as_the_file_that_is_named(make_pipe, tmp_path: Path) -> None:
+    pipe = make_pipe(vae=KNOWN)
+    out = pipe(seed=5, num_inference_steps=1)
+    file = tmp_path / "new" / "heart.nii.gz"
+    assert out.save(file) == [file] and [path.name for path in file.parent.iterdir()] == ["heart.nii.gz"]
+    image = nibabel.load(file)
+    assert np.array_equal(image.get_fdata(dtype=np.float32), out.volumes[0].numpy())
+    assert image.header.get_zooms() == pytest.approx((1.5, 1.5, 8.0, 0.04))
+    with pytest.raises(CardioDiTError, match="heart.nii.gz already exists and is not replaced"):
+        out.save(str(file))
+    with pytest.raises(CardioDiTError, match="two.nii is one file, and there are 2 samples: give save.. a folder"):
+        pipe(num_samples=2, seed=0, num_inference_steps=1).save(tmp_path / "two.nii")
+    assert not (tmp_path / "two.nii").exists()
+
+
 def test_a_model_of_unknown_geometry_says_so(make_pipe, tmp_path: Path) -> None:
     (path,) = make_pipe()(seed=0, num_inference_steps=1).save(tmp_path)
     header = nibabel.load(path).header

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,21 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
-from cardiodit import CardioDiTError, CardioDiTPipeline, change_solver, make_scheduler
+from cardiodit import (
+    CardioDiTError,
+    CardioDiTPipeline,
+    DiT3DTransformerModel,
+    VolDiTPipeline,
+    change_solver,
+    make_scheduler,
+    open_pipeline,
+)
 from cardiodit._util.randomness import generator_for
 from cardiodit.convert.cardiodit import load_transformer
+from cardiodit.pipelines import inputs
 from cardiodit.schedulers import SOLVERS, cosine_betas
 
+SMALL_3D = {"sample_size": (8, 8, 4), "patch_size": (2, 2, 2), "num_layers": 1, "attention_head_dim": 12}
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "cardiodit"
 
 
@@ -50,6 +61,44 @@ def test_the_authors_ddim_trajectory(make_vae) -> None:
     found = latents_of(pipe, latents=start, num_inference_steps=5, callback_on_step_end=note)
     assert timesteps == golden["ddim5_timesteps"].tolist()
     assert (found - golden["ddim5_final"]).abs().max() < 1e-5 * golden["ddim5_final"].abs().max()
+
+
+def test_guidance_without_labels_warns(make_pipe, caplog: pytest.LogCaptureFixture) -> None:
+    """Both predictions have the null label, so that nothing is guided and only time is lost."""
+    pipe = make_pipe(num_classes=2, class_dropout_prob=0.1)
+    logging.getLogger("diffusers").propagate = True
+    call = {"seed": 0, "num_inference_steps": 1}
+    inputs._warn_once.cache_clear()
+    guided = pipe(guidance_scale=3.5, **call).volumes
+    assert "guidance_scale=3.5 has no effect without class labels" in caplog.text
+    assert torch.equal(guided, pipe(**call).volumes)
+    caplog.clear()
+    inputs._warn_once.cache_clear()
+    pipe(guidance_scale=3.5, class_labels=1, **call)
+    assert "no effect" not in caplog.text
+
+
+def test_a_pipeline_refuses_models_of_another_number_of_axes(make_pipe, tmp_path: Path) -> None:
+    pipe = make_pipe()
+    pipe.save_pretrained(tmp_path / "heart")
+    told = "A VolDiTPipeline needs a VQModel3D, and this model has a VQModel4D.*cardiodit.open_pipeline"
+    with pytest.raises(CardioDiTError, match=told):
+        VolDiTPipeline.from_pretrained(tmp_path / "heart")
+    with pytest.raises(CardioDiTError, match=told):
+        VolDiTPipeline(pipe.vae, pipe.transformer, pipe.scheduler)
+    with pytest.raises(CardioDiTError, match="A CardioDiTPipeline needs a DiT4DTransformerModel"):
+        CardioDiTPipeline(pipe.vae, DiT3DTransformerModel(**SMALL_3D), pipe.scheduler)
+    assert type(open_pipeline(tmp_path / "heart")) is CardioDiTPipeline
+
+
+def test_the_output_cannot_be_encoded_by_mistake_in_the_order_of_files(make_pipe) -> None:
+    pipe = make_pipe()
+    call = {"seed": 0, "num_inference_steps": 1}
+    told = r"volumes \(B, C, D, H, W, T\) with 1 channel, got 5 axes, \(1, 32, 32, 2, 16\).*output_type=.pt."
+    with pytest.raises(CardioDiTError, match=told):
+        pipe.vae.encode(pipe(**call).volumes)
+    with torch.no_grad():
+        assert pipe.vae.encode(pipe(output_type="pt", **call).volumes).latents.shape == (1, 8, 2, 8, 8, 4)
 
 
 def test_axes_arrive_where_they_belong(make_pipe) -> None:

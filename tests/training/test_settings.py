@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cardiodit._util.typed_yaml import to_yaml
+from cardiodit._util.typed_yaml import Reader, to_yaml
 from cardiodit.training import settings
 from cardiodit.training.harness.command_line import leaves
 
@@ -34,6 +34,24 @@ def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
     for section, keys in {**EVERYWHERE, **NEW.get(stage, {})}.items():
         assert {key: now[section].pop(key) for key in keys} == keys
     assert now == DEFAULTS[stage]
+
+
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ({"preset": "cine", "intensity": {"low": 0}}, (0, "p99.5")),
+        ({"preset": "cine", "intensity": {"high": "p98"}}, ("p0.5", "p98")),
+        ({"preset": "prdit-radchest", "intensity": {"low": -900}}, (-900, "p99.5 at most 1000")),
+        ({"preset": "cine"}, ("p0.5", "p99.5")),
+        ({"intensity": {"low": "p1"}}, ("p1", "maximum")),
+        ({"intensity": {"high": 1000}}, ("minimum", 1000)),
+        ({}, ("minimum", "maximum")),
+    ],
+)
+def test_one_limit_alone_keeps_the_presets_other_limit(given: dict, limits: tuple) -> None:
+    config = Reader("x.yaml").section(settings.VQGANSettings, {"data": {"preprocessing": given}}, "")
+    intensity = settings.build_preprocessing(config.data.preprocessing).intensity
+    assert (intensity.low, intensity.high) == limits
 
 
 @pytest.mark.parametrize("kind", [*STAGES.values(), settings.UNetSettings, settings.ControlNetSettings])

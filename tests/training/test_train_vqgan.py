@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ from cardiodit import VQModel3D, VQModel4D
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.similarity import psnr
 from cardiodit.hub.load import open_vae
-from cardiodit.imaging import Preprocessing
+from cardiodit.imaging import Preprocessing, read_manifest, read_nifti, write_nifti
+from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.models.codebook import perplexity
 from cardiodit.models.discriminator import PatchDiscriminator
 
-from .conftest import STEPS, Cohorts, lines_of
+from .conftest import STEPS, VQGAN, Cohorts, lines_of, merged
 
 
 def test_a_run_leaves_a_model_that_knows_its_data(train_a_vqgan: Callable) -> None:
@@ -35,6 +38,24 @@ def test_a_run_leaves_a_model_that_knows_its_data(train_a_vqgan: Callable) -> No
     assert any(b"GIF8" in path.read_bytes() for path in run.rglob("events.out.tfevents*"))
     best = json.loads((run / "best" / "state.json").read_text())
     assert best["value"] == min(lines_of(run, "validation_l1").values())
+
+
+def test_mixed_voxel_sizes_are_told_before_hours_are_spent(
+    train_a_vqgan: Callable, cohorts: Cohorts, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    case = read_manifest(cohorts.images[0])[0]
+    image = read_nifti(case.image)
+    write_nifti(tmp_path / "fine.nii.gz", image.voxels, replace(image.geometry, spacing=(3.0, 3.0, 25.0)))
+    rows = [{"image": str(tmp_path / "fine.nii.gz"), "subject": "a"}, {"image": str(case.image), "subject": "b"}]
+    write_manifest(tmp_path / "mixed.csv", rows)
+    more = ["--training_ids", str(tmp_path / "mixed.csv"), "--max_train_steps", "1"]
+    assert open_vae(train_a_vqgan("mixed", *more)).config.spacing is None
+    said = capsys.readouterr().out
+    assert "different voxel sizes, 3 to 4.5 × 3 to 4.5 × 25 mm" in said
+    assert "stop this run and set data.preprocessing.spacing: [3.75, 3.75, 25]" in said
+    same = merged(VQGAN["data"], {"preprocessing": {"spacing": [3.75, 3.75, 25]}})
+    assert open_vae(train_a_vqgan("same", *more, data=same)).config.spacing == pytest.approx((3.75, 3.75, 25))
+    assert "voxel sizes" not in capsys.readouterr().out
 
 
 def test_the_critic_trains_once_its_weight_rises(train_a_vqgan: Callable) -> None:

@@ -98,17 +98,51 @@ def test_a_volume_without_time_and_one_with_broken_voxels(tmp_path: Path) -> Non
 def test_the_page_needs_no_network_and_names_no_folder(files: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     image, labels = files
     output = tmp_path / "new" / "hearts.html"
-    assert main(["view", str(image), str(image), "--mask", str(labels), "-", "--output", str(output)]) == 0
+    names = ["--titles", "first", "second", "--mask_order", "RV=1 MYO=2 LV=3"]
+    assert main(["view", str(image), str(image), "--mask", str(labels), "-", *names, "--output", str(output)]) == 0
     assert f"Wrote {output}" in capsys.readouterr().out
     text = output.read_text()
     assert "://" not in text and "src=" not in text and "@import" not in text and "url(" not in text
     assert "patient-Mueller" not in text and str(tmp_path) not in text
-    assert "<title>heart.nii.gz, heart.nii.gz</title>" in text
+    assert "<title>first, second</title>" in text
     page = contents(output)
-    assert [volume["title"] for volume in page["volumes"]] == ["heart.nii.gz"] * 2
+    assert [volume["title"] for volume in page["volumes"]] == ["first", "second"]
     assert page["volumes"][1]["labels"] is None
     assert page["legend"] == {"1": "RV", "2": "myocardium", "3": "LV"}
     assert [path.name for path in output.parent.iterdir()] == ["hearts.html"]
+
+
+def test_labels_have_names_only_in_a_known_order(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """In M&Ms, label 1 is the left ventricle: it was named the right one."""
+    image, labels = files
+    output = tmp_path / "view.html"
+    command = ["view", str(image), "--mask", str(labels), "--output", str(output)]
+    assert main(command) == 0
+    unnamed = contents(output)
+    assert unnamed["legend"] == {}
+    assert main([*command, "--mask_order", "LV=1 MYO=2 RV=3"]) == 0
+    named = contents(output)
+    assert named["legend"] == {"1": "RV", "2": "myocardium", "3": "LV"}
+    stored, ours = (unpacked(page["volumes"][0]["labels"], page["volumes"][0], 4) for page in (unnamed, named))
+    assert np.array_equal(np.array([0, 3, 2, 1])[stored], ours)
+
+
+def test_a_label_order_that_does_not_fit_names_the_mask(files: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    image, labels = files
+    command = ["view", str(image), "--mask", str(labels), "--output", str(tmp_path / "view.html"), "--mask_order"]
+    assert main([*command, "LV=1 MYO=2 RV=4"]) == 1
+    assert f"{labels}: The label maps hold 0, 1, 2, 3, and 3 is not in the order" in capsys.readouterr().err
+    assert main([*command, "LV"]) == 1
+
+
+def test_equal_file_names_get_numbers(files: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    image, _ = files
+    command = ["view", str(image), str(image), "--output", str(tmp_path / "view.html")]
+    assert main(command) == 0
+    titles = [volume["title"] for volume in contents(tmp_path / "view.html")["volumes"]]
+    assert titles == ["heart.nii.gz (1 of 2)", "heart.nii.gz (2 of 2)"]
+    assert main([*command, "--titles", "one"]) == 1
+    assert "--titles gives 1, but there are 2 volumes" in capsys.readouterr().err
 
 
 def test_the_same_volumes_make_the_same_page(files: tuple[Path, Path], tmp_path: Path) -> None:

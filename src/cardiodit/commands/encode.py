@@ -44,6 +44,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--depth", type=int, help="number of slices to crop or pad to; default: as in the preprocessing"
     )
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar=("H", "W", "D"),
+        help="voxel size in mm to resample to; default: as in the preprocessing. Images of another voxel size than "
+        "the VQ model's training volumes are refused",
+    )
     parser.add_argument("--preset", choices=PRESETS, help="preprocessing of the images; default: that of the VQ model")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="number of slices to encode at once, for speed (%(default)s)"
@@ -75,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
             vae,
             folder,
             depth=arguments.depth,
+            spacing=None if arguments.spacing is None else tuple(arguments.spacing),
             steps=PREPROCESSINGS[arguments.preset] if arguments.preset else None,
             batch_size=arguments.batch_size,
             device=arguments.device or state.device,

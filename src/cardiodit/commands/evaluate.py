@@ -68,6 +68,13 @@ def _add_preparation(group: argparse._ArgumentGroup) -> None:
         "--preprocessing", metavar="NAME", help=f"one of {', '.join(PRESETS)}, or a JSON file with its settings"
     )
     group.add_argument("--depth", type=int, help="number of slices to crop or pad to; default: as in the preprocessing")
+    group.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar=("H", "W", "D"),
+        help="voxel size in mm to resample to; default: as in the preprocessing",
+    )
 
 
 def _add_measurement(group: argparse._ArgumentGroup) -> None:
@@ -125,7 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     names = EvaluationSettings.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    given["features_size"] = tuple(arguments.features_size) if arguments.features_size else None
+    for name in ("features_size", "spacing"):
+        given[name] = tuple(given[name]) if given[name] else None
     evaluation = evaluate(EvaluationSettings(**given))
     print(table(evaluation.report))
     print(f"Wrote {', '.join(map(str, evaluation.files))}.")

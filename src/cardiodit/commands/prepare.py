@@ -49,6 +49,18 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="leave out files with problems; without it, any problem is an error and nothing is written",
     )
     parser.add_argument(
+        "--pattern",
+        metavar="GLOB",
+        help="use only files whose path below SOURCE, or whose name, matches, such as '*sax*'",
+    )
+    parser.add_argument(
+        "--min_slices",
+        type=int,
+        default=4,
+        metavar="N",
+        help="leave out cines of fewer slices, such as long-axis views, which are not short-axis stacks (%(default)s)",
+    )
+    parser.add_argument(
         "--time_unit", choices=TIME_UNITS, help="unit of the time between frames, if the headers state a wrong one"
     )
     parser.add_argument(
@@ -82,6 +94,9 @@ def _describe_cohorts() -> str:
         for cohort in COHORTS.values():
             if cohort.kind == kind:
                 lines.append(f"  {cohort.name:<10} {cohort.title}")
+    for cohort in COHORTS.values():
+        if cohort.rules:
+            lines += ["", *wrap(f"{cohort.name}: {cohort.rules}.", 100, subsequent_indent="  "), ""]
     lines.append("columns of --table:")
     tables: dict[str, list[str]] = {}
     for cohort in COHORTS.values():
@@ -101,6 +116,8 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         own_split=arguments.own_split,
         exclude=arguments.exclude_problems,
+        pattern=arguments.pattern,
+        min_slices=arguments.min_slices,
         time_unit=arguments.time_unit,
         frame_time=arguments.frame_time,
         workers=arguments.workers,

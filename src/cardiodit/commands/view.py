@@ -30,8 +30,21 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="label maps (1 right ventricle, 2 myocardium, 3 left ventricle), one per FILE in the same order, with - "
-        "for a FILE that has none. A mask with a single frame is shown in every frame",
+        help="label maps, one per FILE in the same order, with - for a FILE that has none. A mask with a single frame "
+        "is shown in every frame",
+    )
+    parser.add_argument(
+        "--mask_order",
+        metavar="ORDER",
+        help="which label is which structure of the heart, as in mask_order of a manifest, such as 'RV=1 MYO=2 LV=3' "
+        "(ACDC, and this package's segmenters and phantoms) or 'LV=1 MYO=2 RV=3' (M&Ms, UK Biobank); without it, "
+        "labels are shown without names",
+    )
+    parser.add_argument(
+        "--titles",
+        nargs="+",
+        metavar="TITLE",
+        help="captions, one per FILE in the same order; default: the file names, with a number if some are equal",
     )
     parser.add_argument(
         "--window",
@@ -54,29 +67,62 @@ def run(arguments: argparse.Namespace) -> None:
     if path.suffix.lower() not in (".html", ".htm"):
         raise CardioDiTError(f"--output {path} must end in .html, so that a browser opens it.")
     window = tuple(arguments.window) if arguments.window else None
-    write_viewer(path, read_shown(arguments.files, arguments.mask, window))
+    titles = choose_titles(arguments.files, arguments.titles)
+    write_viewer(path, read_shown(arguments.files, arguments.mask, window, arguments.mask_order, titles))
     print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
 
 
-def read_shown(files: Sequence[Path], masks: Sequence[Path] | None, window: "Window | None") -> "list[Shown]":
-    """Read volumes and their masks for `write_viewer`."""
+def choose_titles(files: Sequence[Path], titles: Sequence[str] | None) -> list[str]:
+    """Return a caption for each file: those given, or file names, numbered where several files have the same."""
+    if titles is not None and len(titles) != len(files):
+        raise CardioDiTError(f"--titles gives {len(titles)}, but there are {len(files)} volumes. Give one per FILE.")
+    names = [file.name for file in files]
+    numbered = [
+        f"{name} ({names[: i + 1].count(name)} of {names.count(name)})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+    return list(titles or numbered)
+
+
+def read_shown(
+    files: Sequence[Path],
+    masks: Sequence[Path] | None,
+    window: "Window | None",
+    order: str | None = None,
+    titles: Sequence[str] | None = None,
+) -> "list[Shown]":
+    """Read volumes and their masks for `write_viewer`.
+
+    Args:
+        files: NIfTI files.
+        masks: label maps, one for each file, `NO_MASK` for none.
+        window: values shown as black and white.
+        order: label order of the masks, such as "LV=1 MYO=2 RV=3"; without it, structures have no names.
+        titles: captions; default: the file names.
+    """
     masks = masks or [NO_MASK] * len(files)
     if len(masks) != len(files):
         raise CardioDiTError(
             f"--mask names {len(masks)}, but there are {len(files)} volumes. Give one per FILE, - for a FILE without "
             "a mask."
         )
-    return [_read(file, mask, window) for file, mask in zip(files, masks, strict=True)]
+    shown = zip(files, masks, titles or choose_titles(files, None), strict=True)
+    return [_read(file, mask, window, order, title) for file, mask, title in shown]
 
 
-def _read(file: Path, mask: Path, window: "Window | None") -> "Shown":
+def _read(file: Path, mask: Path, window: "Window | None", order: str | None, title: str) -> "Shown":
+    from cardiodit.imaging.masks import reorder
     from cardiodit.imaging.nifti import read_labels, read_nifti
     from cardiodit.viewer import Shown
 
     volume = read_nifti(file)
     if mask == NO_MASK:
-        return Shown(file.name, volume, window=window)
+        return Shown(title, volume, window=window)
     labels = read_labels(mask)
     if not labels.geometry.is_close(volume.geometry):
         raise CardioDiTError(f"{mask} lies elsewhere in space than {file}. Resample the mask to the image's grid.")
-    return Shown(file.name, volume, labels.voxels, window)
+    try:
+        voxels = labels.voxels if order is None else reorder(labels.voxels, order)
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{mask}: {error}") from error
+    return Shown(title, volume, voxels, window, has_heart_labels=order is not None)

@@ -102,8 +102,10 @@ def check_agreement(real: VolumeStats, synthetic: VolumeStats) -> None:
         if off > SPACING_TOLERANCE:
             raise CardioDiTError(
                 f"The sets differ in voxel size: {_mm(real.spacing)} of the real volumes against "
-                f"{_mm(synthetic.spacing)} of the synthetic ones, {off:.0%} apart. Resample one of them, or fix the "
-                "headers."
+                f"{_mm(synthetic.spacing)} of the synthetic ones, {off:.0%} apart. To compare them, resample the real "
+                f"ones with --spacing {' '.join(f'{mm:.4g}' for mm in synthetic.spacing)}. If the samples' model was "
+                "trained on volumes of that other size, its voxel size is wrong: encode its training volumes again, "
+                "with `cardiodit encode --spacing`, and train it on them."
             )
     _check_values(real, synthetic)
     _check_units(real, synthetic)

@@ -41,6 +41,7 @@ from cardiodit.evaluation.volume_sets import (
     settle_preprocessing,
 )
 from cardiodit.evaluation.workers import Workers, measure_all, one_thread
+from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
 REPORT, PAGE, TABLE, MODEL_INDEX = "report.json", "report.html", "table.md", "model-index.yaml"
@@ -59,7 +60,7 @@ class EvaluationSettings:
         real: manifest.
         synthetic: folder or manifest.
         output_dir: folder of the reports and of cached measurements.
-        model, preprocessing, depth: preparation of the real volumes (`settle_preprocessing`).
+        model, preprocessing, depth, spacing: preparation of the real volumes (`settle_preprocessing`).
         features, weights, features_size: feature network (`features.load_network`).
         segmenter: labels both sets; None for none.
         real_masks: use the manifest's masks for the real set even with a segmenter.
@@ -76,6 +77,7 @@ class EvaluationSettings:
     model: str | None = None
     preprocessing: str | None = None
     depth: int | None = None
+    spacing: Triple | None = None
     features: str = "random"
     weights: str | None = None
     features_size: Size | None = None
@@ -111,7 +113,8 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     metrics = choose_metrics(settings.metrics, options=["critic"] if settings.critic else [])
     real = open_real(settings.real).drawn(settings.max_volumes, settings.seed)
     synthetic = open_synthetic(settings.synthetic).drawn(settings.max_volumes, settings.seed)
-    steps = settle_preprocessing(synthetic, settings.model, settings.preprocessing, settings.depth)
+    chosen = settings.model, settings.preprocessing, settings.depth, settings.spacing
+    steps = settle_preprocessing(synthetic, *chosen)
 
     # Before anything long: are there enough volumes, and can the two sets be compared?
     stats = [_inspect(volumes, steps) for volumes in (real, synthetic)]
@@ -232,13 +235,21 @@ def _configure(
     return config, left_out
 
 
+# What to do about a voxel size that is unknown in one of the sets.
+UNKNOWN_SIZE = {
+    REAL: "Files whose headers state it, as scanners and converters write them, are needed.",
+    SYNTHETIC: "Their model does not know it, because its training volumes had different voxel sizes (train it with "
+    "data.preprocessing.spacing, so that all have one) or because it was converted without `cardiodit convert ... "
+    "--spacing`.",
+}
+
+
 def _require_voxel_sizes(stats: Sequence[VolumeStats]) -> None:
     for name, each in zip((REAL, SYNTHETIC), stats, strict=True):
         if each.spacing is None:
             raise CardioDiTError(
                 f"The voxel size of the {name} volumes is unknown, so that no volume in mL can be measured in them. "
-                "Put it into the headers of their files (for a converted model, `cardiodit convert ... --spacing`), or "
-                "leave --segmenter and the masks out."
+                f"{UNKNOWN_SIZE[name]} Or leave --segmenter and the masks out."
             )
 
 

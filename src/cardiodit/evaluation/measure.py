@@ -59,7 +59,7 @@ class LabelMeasurements:
 def measure(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_from: str | None) -> Measured:
     """Measure one volume; an error says what is wrong with it."""
     loaded = load(item, steps)
-    volume, closes = loaded.volume, is_whole_beat(steps)
+    volume, closes = loaded.volume, is_whole_beat(steps, item.case)
     segment: Callable[[np.ndarray], np.ndarray] | None = None
     if evaluators.segmenter is not None:
         segment = partial(_segment, evaluators, volume.geometry)

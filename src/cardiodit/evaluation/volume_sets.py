@@ -12,6 +12,8 @@ import numpy as np
 
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.dicom import OTHER_BEAT
+from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Range, to_model
 from cardiodit.imaging.manifest import Case, prepare_case, read_manifest
 from cardiodit.imaging.masks import reorder
@@ -149,7 +151,11 @@ def open_synthetic(place: Path) -> VolumeSet:
 
 
 def settle_preprocessing(
-    synthetic: VolumeSet, model: str | None = None, named: str | None = None, depth: int | None = None
+    synthetic: VolumeSet,
+    model: str | None = None,
+    named: str | None = None,
+    depth: int | None = None,
+    spacing: Triple | None = None,
 ) -> Preprocessing:
     """Return how real volumes are prepared: as the model's training volumes were.
 
@@ -160,6 +166,7 @@ def settle_preprocessing(
         model: folder or Hub name of a pipeline, a VQ model or PRDiT's transformer.
         named: a preset, or a JSON file as written by `Preprocessing.to_dict`.
         depth: number of slices to crop or pad to, in place of the preprocessing's own.
+        spacing: voxel size in mm to resample to, in place of the preprocessing's own.
     """
     sources = {
         "the samples' records": synthetic.preprocessing,
@@ -180,12 +187,22 @@ def settle_preprocessing(
                 f"{first[0].upper()}{first[1:]} and {source} prepare volumes in different ways. Real volumes must be "
                 "prepared as the model's training volumes were; leave the wrong one out."
             )
-    return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
+    if depth is not None:
+        steps = replace(steps, size=(*steps.size[:2], depth))
+    return steps if spacing is None else replace(steps, spacing=spacing)
 
 
-def is_whole_beat(steps: Preprocessing) -> bool:
-    """Return whether a cine is one beat, its last frame followed by the first; not if beats are repeated and cut."""
-    return steps.frames is None or steps.cycle != "repeat"
+def is_whole_beat(steps: Preprocessing, case: Case | None = None) -> bool:
+    """Return whether a cine is one beat, its last frame followed by the first.
+
+    It is not if beats are repeated and cut, or if a part of the beat was not acquired (`beat_share` of the manifest).
+    """
+    return (steps.frames is None or steps.cycle != "repeat") and (case is None or not _is_part_of_beat(case))
+
+
+def _is_part_of_beat(case: Case) -> bool:
+    share = case.number("beat_share")
+    return share is not None and abs(share - 1) > OTHER_BEAT
 
 
 def load(item: Item, steps: Preprocessing) -> Loaded:
@@ -245,6 +262,11 @@ def _of_manifest(manifest: Path, name: str) -> VolumeSet:
         notes.append(
             f"{len(cases)} {name} volumes come from {len(seen)} subjects. Volumes of one subject are not independent, "
             "and intervals that count them as such are too narrow."
+        )
+    if parts := sum(_is_part_of_beat(case) for case in cases):
+        notes.append(
+            f"{parts} of {len(cases)} {name} volumes do not hold exactly one beat (beat_share in the manifest, for "
+            "example of prospective gating): their peak rates and what assumes a closed cycle are withheld."
         )
     return VolumeSet(name, items, notes=notes)
 

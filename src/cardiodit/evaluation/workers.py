@@ -118,7 +118,9 @@ def key_of(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_from
     if item.case is not None:
         masks = mask_paths(item.case) if labels_from == MASKS else None
         labelling = [item.case.row.get(column) for column in ("mask_order", "es_frame")]
-        parts += [reading_columns(item.case), labelling, masks and [sha256_of(mask) for mask in masks]]
+        share = item.case.row.get("beat_share")
+        reading = reading_columns(item.case) | ({"beat_share": share} if share else {})
+        parts += [reading, labelling, masks and [sha256_of(mask) for mask in masks]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

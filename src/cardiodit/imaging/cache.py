@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 CACHES = ("memory", "disk", "none")
-FORMAT = 1  # raise this when volumes are prepared differently, so that older files are prepared again
+FORMAT = 2  # raise this when volumes are prepared differently, so that older files are prepared again
 CHUNK = 2**24  # bytes
 OWN_CHECKSUM = "description_checksum"
 
@@ -47,12 +47,14 @@ class Description:
         limits: source values that became -1 and 1.
         geometry: geometry of the prepared volume.
         content: SHA-256 of the source file.
+        slices: number of slices that come from the file, and of all.
     """
 
     shape: tuple[int, ...]
     limits: Range
     geometry: Geometry
     content: str
+    slices: tuple[int, int]
 
 
 # Result of reading one volume: its description, its voxels if they are kept in memory, and the problem if there is one.
@@ -103,6 +105,7 @@ class PreparedVolumes:
         self.shapes = [item.shape for item in descriptions]
         self.limits: list[Range] = [item.limits for item in descriptions]
         self.geometries: list[Geometry] = [item.geometry for item in descriptions]
+        self.slices = {case.image: item.slices for case, item in zip(self.cases, descriptions, strict=True)}
         self.identity = _identity(self.cases, descriptions, steps)
         self._files = [_cache_file(self.folder, case, steps) for case in self.cases] if self.folder else []
 
@@ -198,7 +201,8 @@ def _read_one(case: Case, steps: Preprocessing, folder: Path | None, keep: bool,
         prepared = prepare_case(case, steps)
         voxels = prepared.tensor().numpy()
         limits, geometry = prepared.source.limits, prepared.volume.geometry
-        description = Description(voxels.shape, limits, geometry, sha256_of(case.image))
+        slices = prepared.plans[2].slices
+        description = Description(voxels.shape, limits, geometry, sha256_of(case.image), slices)
     except (CardioDiTError, OSError) as error:
         return None, None, str(error)
     if file is not None:
@@ -251,6 +255,7 @@ def _write_cached(file: Path, voxels: np.ndarray, description: Description) -> N
         "limits": list(description.limits),
         "geometry": description.geometry.to_dict(),
         "content": description.content,
+        "slices": list(description.slices),
     }
     try:
         with atomic_file(file) as temporary, temporary.open("wb") as stream:
@@ -268,14 +273,15 @@ def _read_description(file: Path, verify: bool) -> Description | None:
         return None
     try:
         values = read_object(description)
-        own, checksum = values.pop(OWN_CHECKSUM, None), values.pop("checksum")  # older files have no `own`
-        if own not in (None, _crc(values)) or (verify and checksum != _checksum(file)):
+        of_text, checksum = values.pop(OWN_CHECKSUM, None), values.pop("checksum")  # older files have no `own`
+        if of_text not in (None, _crc(values)) or (verify and checksum != _checksum(file)):
             raise ValueError("its checksum differs")
         if list(_open_cached(file).shape) != values["shape"]:
             raise ValueError("its shape differs")
         low, high = values["limits"]
         geometry = Geometry.from_dict(values["geometry"])
-        return Description(tuple(values["shape"]), (low, high), geometry, values["content"])
+        own, padded = values["slices"]
+        return Description(tuple(values["shape"]), (low, high), geometry, values["content"], (own, padded))
     except Exception as error:  # whatever damage leads to
         warnings.warn(f"The cached volume {file} is damaged ({reason_of(error)}). It is prepared again.", stacklevel=2)
         return None

@@ -11,10 +11,12 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError, Problems, reading
 from cardiodit.imaging.dicom_files import (
+    MAGNITUDE,
     PHASE_KEYS,
     Plane,
     affine_of,
     count_frames,
+    is_colour,
     planes_of,
     read_headers,
     read_voxels,
@@ -25,6 +27,7 @@ from cardiodit.imaging.volume import Volume
 
 SAME_PLACE = 0.5  # mm along the normal between planes of one cine slice
 SAME_CT_PLACE = 0.02  # thin CT slices are half a millimetre apart
+OTHER_BEAT = 0.1  # relative difference between the frames' time and the beat's that is more than rounding
 UNEVEN = 0.1  # of the slice distance
 TILTED = 0.5  # degrees between the line through the slices and their normal
 SHORT_AXIS_WORDS = ("sax", "short", "sa_", "_sa", "kurzachse")
@@ -33,10 +36,11 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class DicomVolume:
-    """A volume, and notes on what was chosen and left out."""
+    """A volume, notes on what was chosen and left out, and the share of the beat that a cine covers, if known."""
 
     volume: Volume
     notes: list[str]
+    beat_share: float | None = None
 
 
 # ---- Cine
@@ -50,10 +54,18 @@ def read_dicom(folder: Path | str) -> DicomVolume:
     """
     folder = Path(folder)
     headers, _ = read_headers(folder)
-    planes = [plane for path, data in headers if "Rows" in data for plane in planes_of(path, data) if plane is not None]
+    colours = [path for path, data in headers if is_colour(path, data)]
+    grey = [(path, data) for path, data in headers if "Rows" in data and path not in set(colours)]
+    planes = [plane for path, data in grey for plane in planes_of(path, data) if plane is not None]
     if not planes:
-        raise CardioDiTError(f"No DICOM file with an image and a position in the patient was found in {folder}.")
+        names = _some(path.name for path in colours)
+        more = f" {_count(len(colours), 'file')} with colours cannot be used: {names}." if colours else ""
+        raise CardioDiTError(f"No DICOM file with an image and a position in the patient was found in {folder}.{more}")
     stack, notes = _choose_short_axis(planes, folder)
+    if colours:
+        notes.append(f"left out {_count(len(colours), 'image')} with colours: {_some(path.name for path in colours)}")
+    if any(plane.is_inverted for plane in stack):
+        notes.append("was stored inverted (MONOCHROME1); its grey values were inverted back")
     slices, repeated = _group_slices(stack)
     if len({len(phases) for phases in slices}) > 1:
         problems = Problems(f"The slices in {folder} have different numbers of phases")
@@ -64,11 +76,16 @@ def read_dicom(folder: Path | str) -> DicomVolume:
     step = _slice_step([phases[0] for phases in slices], folder)
     frames, frame_time, beat = len(slices[0]), _frame_time(slices), slices[0][0].beat
     notes += repeated
-    if frame_time and beat and abs(frame_time * frames * 1000 / beat - 1) > 0.1:
-        notes.append(f"its {frames} frames last {frame_time * frames:.2f} s, but a beat lasts {beat / 1000:.2f} s")
-    voxels = read_voxels(slices)
+    share = frame_time * frames * 1000 / beat if frame_time and beat else None
+    if share and beat and abs(share - 1) > OTHER_BEAT:
+        notes.append(
+            f"its {frames} frames last {share * beat / 1000:.2f} s, but a beat lasts {beat / 1000:.2f} s: "
+            + ("part of the beat is missing (prospective gating)" if share < 1 else "it holds more than one beat")
+            + ", so that it is not a closed cycle and peak filling and ejection rates are withheld"
+        )
+    voxels = read_voxels(slices, upright=True)
     geometry = Geometry.of_affine(affine_of(slices[0][0], step), frame_time)
-    return DicomVolume(Volume(voxels if frames > 1 else voxels[..., 0], geometry), notes)
+    return DicomVolume(Volume(voxels if frames > 1 else voxels[..., 0], geometry), notes, share)
 
 
 def _choose_short_axis(planes: list[Plane], folder: Path) -> tuple[list[Plane], list[str]]:
@@ -77,10 +94,15 @@ def _choose_short_axis(planes: list[Plane], folder: Path) -> tuple[list[Plane], 
     for plane in planes:
         stacks[plane.stack_key(decimals=2)].append(plane)
 
-    def rank(stack: list[Plane]) -> tuple[bool, bool, int, int]:
+    def rank(stack: list[Plane]) -> tuple[bool, bool, bool, int, int]:
         places = len({round(plane.height / SAME_PLACE) for plane in stack})
         is_named = any(word in stack[0].description for word in SHORT_AXIS_WORDS)
-        return places > 1 and len(stack) > places, is_named, places, len(stack)
+        is_cine = places > 1 and len(stack) > places
+        return is_cine, stack[0].component == MAGNITUDE, is_named, places, len(stack)
+
+    def name(plane: Plane) -> str:
+        part = "" if plane.component == MAGNITUDE else f" ({plane.component})"
+        return (plane.description or "without a description") + part
 
     chosen, *rest = sorted(stacks.values(), key=rank, reverse=True)
     if not rest:
@@ -89,9 +111,8 @@ def _choose_short_axis(planes: list[Plane], folder: Path) -> tuple[list[Plane], 
         raise CardioDiTError(
             f"{folder} holds several stacks that may be the short axis, each of {len(chosen)} images. Keep one."
         )
-    others = ", ".join(sorted({plane.description or "without a description" for stack in rest for plane in stack}))
-    name = chosen[0].description or "without a description"
-    return chosen, [f"used the stack {name!r} of {len(chosen)} images and left out others: {others}"]
+    others = ", ".join(sorted({name(plane) for stack in rest for plane in stack}))
+    return chosen, [f"used the stack {name(chosen[0])!r} of {len(chosen)} images and left out others: {others}"]
 
 
 def _group_slices(stack: list[Plane]) -> tuple[list[list[Plane]], list[str]]:
@@ -133,6 +154,11 @@ def _slice_step(stack: list[Plane], folder: Path) -> np.ndarray:
     for sentence in _uneven_gaps(stack):
         problems.add(sentence)
     problems.raise_if_any("Add the missing files or remove the double ones.")
+    if sentence := _shifted_slice(stack):
+        raise CardioDiTError(
+            f"The slices in {folder} do not lie above each other: {sentence}. Was it acquired again after the patient "
+            "or the plane had moved? Remove it or the slices that it does not belong to."
+        )
     return (stack[-1].position - first.position) / (len(stack) - 1)
 
 
@@ -198,7 +224,7 @@ def _ct_planes(path: Path, data: Any) -> tuple[list[Plane], str]:
     modality = str(data.get("Modality", "") or "file of unknown modality")
     number, description = data.get("SeriesNumber", None) or "without a number", str(data.get("SeriesDescription", ""))
     name = f"{modality} series {number} {description!r}"
-    if modality != "CT" or "Rows" not in data:
+    if modality != "CT" or "Rows" not in data or is_colour(path, data):
         return [], name
     if "LOCALIZER" in (data.get("ImageType") or []):
         return [], f"{name} (localizer)"
@@ -228,16 +254,23 @@ def _misalignment(stack: list[Plane]) -> str:
             f"each slice is shifted against the one below it: the gantry was tilted by {tilt:.1f} degrees. Straighten "
             "the volume with a tool that resamples tilted CT, such as dcm2niix, and prepare its NIfTI file instead"
         )
-    heights = np.array([plane.height for plane in stack]) - first.height
-    on_line = first.position + np.outer(heights / heights[-1], way)
-    offsets = np.linalg.norm(np.array([plane.position for plane in stack]) - on_line, axis=1)
-    worst = int(offsets.argmax())
-    if offsets[worst] <= min(first.pixel):
-        return ""
-    return f"{stack[worst].path.name} is {offsets[worst]:.1f} mm beside the line through the others"
+    return _shifted_slice(stack)
 
 
 # ---- Both
+
+
+def _shifted_slice(stack: list[Plane]) -> str:
+    """Describe the slice that is shifted most against the line through most others, if by more than a pixel."""
+    positions = np.array([plane.position for plane in stack])
+    heights = np.array([plane.height for plane in stack])
+    slope = np.median(np.diff(positions, axis=0) / np.diff(heights)[:, None], axis=0)
+    beside = positions - np.outer(heights, slope)
+    offsets = np.linalg.norm(beside - np.median(beside, axis=0), axis=1)
+    worst = int(offsets.argmax())
+    if offsets[worst] <= min(stack[0].pixel):
+        return ""
+    return f"{stack[worst].path.name} is {offsets[worst]:.1f} mm beside the line through the others"
 
 
 def _uneven_gaps(stack: list[Plane], same_place: float = SAME_PLACE) -> list[str]:

@@ -17,6 +17,12 @@ from cardiodit.errors import COPY_AGAIN, CardioDiTError, Problems, reading, reas
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 NOT_PERPENDICULAR = 0.05  # largest error of a direction cosine's length or right angle
 SAME_DIRECTION = 2  # decimals of a direction cosine
+MAGNITUDE = "magnitude"
+COMPONENTS = {  # words of the attribute ImageType
+    "phase": {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"},
+    "real": {"R", "REAL"},
+    "imaginary": {"I", "IMAGINARY"},
+}
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 # The phases of a beat are ordered by the first of these attributes that has a different value in each plane of a slice.
@@ -36,6 +42,8 @@ class Plane:
         phase: value of each of `PHASE_KEYS` that the file has.
         beat: ms from beat to beat.
         has_intercept: whether the file says how its numbers become Hounsfield units.
+        component: "magnitude", or the part of a complex image that an MR scanner stored beside it, such as "phase".
+        is_inverted: whether low numbers are bright (MONOCHROME1).
     """
 
     path: Path
@@ -51,6 +59,8 @@ class Plane:
     phase: dict[str, float]
     beat: float | None
     has_intercept: bool
+    component: str = MAGNITUDE
+    is_inverted: bool = False
 
     @property
     def normal(self) -> np.ndarray:
@@ -64,7 +74,7 @@ class Plane:
     def stack_key(self, decimals: int) -> tuple:
         """Properties that the planes of one stack share: orientation, matrix, and rounded pixel size."""
         direction = self.direction.round(SAME_DIRECTION).ravel() + 0.0
-        return (*direction, *self.shape, *np.round(self.pixel, decimals))
+        return (*direction, *self.shape, *np.round(self.pixel, decimals), self.component)
 
 
 def read_headers(folder: Path) -> tuple[list[tuple[Path, Any]], list[Path]]:
@@ -152,6 +162,8 @@ def _plane(path: Path, data: Any, frame: int) -> Plane | None:
         {key: _finite(key, value) for key, value in values.items() if value is not None and str(value) != ""},
         _finite("NominalInterval", beat) if beat else None,
         find("RescaleIntercept") is not None,
+        _component(data, find),
+        str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1",
     )
 
 
@@ -164,6 +176,16 @@ def _finite(name: str, value: Any) -> float:
 
 def _shown(value: Any) -> str:
     return str(value)[:60]
+
+
+def _component(data: Any, find: Callable[[str], Any]) -> str:
+    """Return which part of a complex MR image a file holds; most files do not say and hold the magnitude."""
+    stated = str(find("ComplexImageComponent") or "").lower()
+    if stated in (*COMPONENTS, MAGNITUDE):
+        return stated
+    stored = data.get("ImageType") or []
+    words = [str(word).upper() for word in ([stored] if isinstance(stored, str) else stored)]
+    return next((name for name, signs in COMPONENTS.items() if signs.intersection(words)), MAGNITUDE)
 
 
 def _finder(data: Any, frame: int) -> Callable[[str], Any]:
@@ -187,8 +209,17 @@ def affine_of(first: Plane, step: np.ndarray) -> np.ndarray:
     return affine
 
 
-def read_voxels(slices: list[list[Plane]]) -> np.ndarray:
-    """Read the pixels as (H, W, D, T), rescaled; H runs along a row's pixels, W along a column's."""
+def is_colour(path: Path, data: Any) -> bool:
+    """Return whether a file holds colours, such as a screenshot or an overlay, instead of grey values."""
+    with reading(path, "DICOM", "Leave it out, or correct its header."):
+        return int(data.get("SamplesPerPixel", 1) or 1) > 1
+
+
+def read_voxels(slices: list[list[Plane]], upright: bool = False) -> np.ndarray:
+    """Read the pixels as (H, W, D, T), rescaled; H runs along a row's pixels, W along a column's.
+
+    With `upright`, numbers that are stored inverted are inverted again, so that high ones are bright.
+    """
     import pydicom
 
     path, data, planes = None, None, []
@@ -204,10 +235,18 @@ def read_voxels(slices: list[list[Plane]]) -> np.ndarray:
         pixels = _read_pixels(data, plane.path)
         with reading(plane.path, "DICOM"):
             values = (pixels[plane.frame] if pixels.ndim == 3 else pixels).T
+            if upright and plane.is_inverted:
+                values = _inverted(values, data)
         values = values * slope + intercept
         fits = slope.is_integer() and intercept.is_integer() and np.abs(values).max() <= np.iinfo(np.int16).max
         planes.append(values.astype(np.int16 if fits else np.float32))
     return np.stack(planes, axis=-1).reshape(*planes[0].shape, len(slices), len(slices[0]))
+
+
+def _inverted(values: np.ndarray, data: Any) -> np.ndarray:
+    """Exchange the ends of the range in which a file stores its numbers."""
+    is_signed = int(data.get("PixelRepresentation", 0))
+    return (-1 if is_signed else 2 ** int(data.BitsStored) - 1) - values.astype(np.int32)
 
 
 def _read_pixels(data: Any, path: Path) -> np.ndarray:

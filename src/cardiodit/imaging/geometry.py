@@ -125,6 +125,28 @@ def common_spacing(geometries: Sequence[Geometry]) -> Triple | None:
     return _triple(median) if np.abs(np.array(known) / median - 1).max() <= SAME_SPACING else None
 
 
+def spacing_for(geometries: Sequence[Geometry]) -> Triple | None:
+    """Recommend one voxel size for volumes that differ in theirs; None if they share one already or none is known.
+
+    It is the median along the slices and, so that voxels stay square, the median over both axes of the plane.
+    """
+    known = np.array([geometry.spacing for geometry in geometries if geometry.spacing is not None])
+    if not len(known) or np.abs(known / np.median(known, axis=0) - 1).max() <= SAME_SPACING:
+        return None
+    sizes = [known[:, :2], known[:, :2], known[:, 2]]
+    middle = [float(np.median(of_axis)) for of_axis in sizes]
+    differ = [np.abs(of_axis / m - 1).max() > SAME_SPACING for of_axis, m in zip(sizes, middle, strict=True)]
+    height, width, depth = (round(m, 2 if is_mixed else 6) for m, is_mixed in zip(middle, differ, strict=True))
+    return height, width, depth
+
+
+def mm_of(geometries: Sequence[Geometry]) -> str:
+    """Describe the known voxel sizes of volumes, such as "1.25 to 1.4 × 1.25 to 1.4 × 8 mm"."""
+    known = np.array([geometry.spacing for geometry in geometries if geometry.spacing is not None])
+    ends = [sorted({f"{end:.4g}" for end in (axis.min(), axis.max())}, key=float) for axis in known.T]
+    return " × ".join(" to ".join(axis) for axis in ends) + " mm"
+
+
 def _rows(matrix: np.ndarray) -> tuple[Triple, Triple, Triple]:
     first, second, third = (_triple(row) for row in matrix)
     return first, second, third

@@ -11,15 +11,17 @@ import numpy as np
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.foreign_files import check_expansion, check_file
 from cardiodit.errors import CardioDiTError, reading
-from cardiodit.imaging.geometry import IDENTITY, Geometry
+from cardiodit.imaging.geometry import IDENTITY, SAME_SPACING, Geometry
 from cardiodit.imaging.volume import Volume
 
 UNKNOWN_SPACE, SCANNER_SPACE, ALIGNED_SPACE = 0, 1, 2  # NIfTI xform codes
 SIZE_UNKNOWN = b"voxel size unknown"  # the only text we write into the header's description
+HERTZ = "hz"  # a frequency instead of a time between frames
 TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 SPACE_UNITS = {"mm": 1.0, "meter": 1e3, "micron": 1e-3, "unknown": 1.0}
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
 CHUNK, MOST_TRAILING = 2**20, 2**26  # bytes
+SAME_PLACE = 1.0  # mm between sform and qform over the extent of a heart
 BEAT_SECONDS = (0.25, 2.5)  # 24 to 240 beats per minute
 
 
@@ -162,10 +164,44 @@ def _geometry(header: Any, sizes: np.ndarray, affine: np.ndarray, axes: int) -> 
         stored = tuple(round(float(size), 6) for size in sizes)
         raise CardioDiTError(f"The header has the voxel size {stored} mm; three positive numbers were expected.")
     affine = np.diag([*sizes, 1.0]) if code == UNKNOWN_SPACE else np.array(affine, dtype=float)
+    by_affine = np.linalg.norm(affine[:3, :3], axis=0)
+    if by_affine.all() and np.abs(sizes / by_affine - 1).max() > SAME_SPACING:
+        raise CardioDiTError(
+            f"The header contradicts itself: voxels are {_times(by_affine)} by its sform (the affine) and "
+            f"{_times(sizes)} by its pixdim. Find out which is true, for example from the scanner's protocol, and "
+            "correct the other one."
+        )
     affine[:3] *= SPACE_UNITS.get(unit, 1.0)
     geometry = Geometry.of_affine(affine)
     has_size_only = code == UNKNOWN_SPACE or (code == ALIGNED_SPACE and _is_placeholder(geometry, axes))
     return replace(geometry, in_scanner=not has_size_only)
+
+
+def notes_on_header(path: Path | str) -> list[str]:
+    """Return a note if the two affines of a header, sform and qform, place the image differently."""
+    import nibabel
+
+    header = nibabel.load(Path(path)).header
+    affines = [affine for affine, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    if len(affines) < 2:
+        return []
+    sform, qform = (Geometry.of_affine(affine) for affine in affines)
+    if sform.is_close(qform, mm=SAME_PLACE):
+        return []
+    cosines = np.clip((np.array(sform.direction) * np.array(qform.direction)).sum(axis=0), -1, 1)
+    angle = np.degrees(np.arccos(cosines)).max()
+    return [
+        f"has two affines that differ: its first voxel is at {_point(sform)} by the sform and at {_point(qform)} by "
+        f"the qform, and the axes differ by up to {angle:.0f} degrees. The sform was used"
+    ]
+
+
+def _times(sizes: np.ndarray) -> str:
+    return " × ".join(f"{size:.4g}" for size in sizes) + " mm"
+
+
+def _point(geometry: Geometry) -> str:
+    return f"({', '.join(f'{mm:.4g}' for mm in geometry.origin)}) mm"
 
 
 def _is_placeholder(geometry: Geometry, axes: int) -> bool:
@@ -182,6 +218,13 @@ def _frame_time(path: Path, value: float, frames: int, unit: str) -> float | Non
     if not np.isfinite(value) or value <= 0:
         return None
     shortest, longest = BEAT_SECONDS
+    if unit == HERTZ:
+        if not shortest <= frames / value <= longest:
+            raise CardioDiTError(
+                f"{path} says that there are {value:g} frames a second ({unit}), so that its {frames} frames would be "
+                f"a beat of {frames / value:.3g} s. Fix the header, or specify the time unit."
+            )
+        return 1 / value
     plausible = [name for name, seconds in TIME_UNITS.items() if shortest <= value * seconds * frames <= longest]
     if unit in plausible:
         return value * TIME_UNITS[unit]

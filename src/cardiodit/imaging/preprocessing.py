@@ -1,7 +1,9 @@
 """The preprocessing of volumes: one object that is saved in the model's config, applied to files, and inverted."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 FILL = -1.0  # value outside the field of view, in the model's units: black, or air
+MOST_NAMED = 5  # images in a note
 CYCLES = ("resample", "repeat")
 FITS = ("crop", "resize")
 LIMITS_OF = ("file", "view")
@@ -90,12 +93,23 @@ class Preprocessing:
         limits = self.intensity.limits(viewed if self.limits_of == "view" else volume.voxels)
         scaled = fill_outside(to_model(self.change_frames(viewed), limits), plans, FILL)
         scaled, plans = average_cubes(scaled, self.pool), [plan.pooled(self.pool) for plan in plans]
+        source = Source(stored.voxels.shape, stored.voxels.dtype.str, stored.geometry, order, limits)
+        return Prepared(Volume(scaled, self._geometry(volume, plans)), source, tuple(plans), self)
+
+    def geometry_of(self, volume: Volume, order: StorageOrder) -> Geometry:
+        """Return the geometry that the preprocessed volume will have, without computing its voxels."""
+        volume = order.apply(volume)
+        return self._geometry(volume, [plan.pooled(self.pool) for plan in self._plans(volume)])
+
+    def slices_of(self, volume: Volume, order: StorageOrder) -> tuple[int, int]:
+        """Return how many slices the preprocessed volume takes from the file, and how many it will have."""
+        return self._plans(order.apply(volume))[2].slices
+
+    def _geometry(self, volume: Volume, plans: Sequence[AxisPlan]) -> Geometry:
         frame_time = volume.geometry.frame_time
         if frame_time is not None and self.frames is not None and self.cycle == "resample" and volume.is_cine:
             frame_time *= volume.voxels.shape[3] / self.frames
-        geometry = volume.geometry.reindexed(index_map(plans)).with_frame_time(frame_time)
-        source = Source(stored.voxels.shape, stored.voxels.dtype.str, stored.geometry, order, limits)
-        return Prepared(Volume(scaled, geometry), source, tuple(plans), self)
+        return volume.geometry.reindexed(index_map(plans)).with_frame_time(frame_time)
 
     def order_of(
         self,
@@ -158,6 +172,21 @@ class Preprocessing:
         if isinstance(values.get("intensity"), dict):
             values["intensity"] = Intensity(**values["intensity"])
         return cls(**values)
+
+
+def note_on_padding(slices: Mapping[Path, tuple[int, int]]) -> str:
+    """Return a note on images with fewer slices than they are padded to; empty if there are none.
+
+    Args:
+        slices: for each image its slices, and those after preprocessing (`Preprocessing.slices_of`).
+    """
+    padded = [(path.name, counts) for path, counts in slices.items() if counts[0] < counts[1]]
+    if not padded:
+        return ""
+    fewest = sorted(padded, key=lambda item: item[1][0])[:MOST_NAMED]
+    named = ", ".join(f"{name} (has {own} of {needed})" for name, (own, needed) in fewest)
+    more = "" if len(padded) <= MOST_NAMED else f" and {len(padded) - MOST_NAMED} more"
+    return f"{len(padded)} of {len(slices)} images have too few slices and are padded with empty ones: {named}{more}."
 
 
 def without_typical(steps: Preprocessing) -> Preprocessing:

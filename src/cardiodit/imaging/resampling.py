@@ -39,6 +39,12 @@ class AxisPlan:
         return slice(int(held[0]), int(held[-1]) + 1) if len(held) else slice(0, 0)
 
     @property
+    def slices(self) -> tuple[int, int]:
+        """Number of new voxels within the old field of view, and of all."""
+        inside = self.inside
+        return inside.stop - inside.start, self.count
+
+    @property
     def is_slice(self) -> bool:
         """True if every new voxel is an old one, so that nothing is interpolated."""
         return abs(self.step - 1) < CLOSE and abs(self.offset - round(self.offset)) < CLOSE
@@ -55,7 +61,9 @@ class AxisPlan:
     def weights(self) -> "csr_array":
         """Return interpolation weights (inside, source).
 
-        They form a triangle that widens with the step, so that a coarser grid averages the voxels between its own.
+        They form a triangle that widens with the step, so that a coarser grid averages the voxels between its own. A
+        linear factor on each triangle makes its centre of mass the new voxel's position, so that nothing is displaced
+        whatever the step: a ramp stays the same ramp.
         """
         from scipy.sparse import csr_array
 
@@ -65,8 +73,12 @@ class AxisPlan:
         columns = np.floor(positions)[:, None].astype(int) + np.arange(taps) - taps // 2
         weights = np.clip(1 - np.abs(columns - positions[:, None]) / width, 0, None)
         weights[(columns < 0) | (columns >= self.source)] = 0
-        weights /= weights.sum(axis=1, keepdims=True)
-        used = weights > 1e-9
+        distance = columns - positions[:, None]
+        sums, first, second = ((weights * distance**power).sum(axis=1, keepdims=True) for power in (0, 1, 2))
+        spread = sums * second - first**2
+        is_single = spread < CLOSE  # one voxel has all the weight
+        weights *= np.where(is_single, 1 / sums, (second - first * distance) / np.where(is_single, 1, spread))
+        used = np.abs(weights) > 1e-9
         row_ends = np.concatenate([[0], used.sum(axis=1).cumsum()])
         shape = (len(positions), self.source)
         return csr_array((weights[used].astype(np.float32), columns[used].astype(np.int32), row_ends), shape=shape)

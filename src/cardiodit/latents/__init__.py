@@ -1,7 +1,7 @@
 """Latents of a cohort: the files, the encoder that writes them, and the data set that a transformer is trained on."""
 
 from cardiodit.latents.dataset import LatentCohort, measure_scale, read_mask, write_scale
-from cardiodit.latents.encoder import Counts, encode_cohort, encode_volume
+from cardiodit.latents.encoder import Counts, check_geometries, encode_cohort, encode_volume, preprocessing_for
 from cardiodit.latents.file import (
     LatentHeader,
     identity_of_source,
@@ -16,12 +16,14 @@ __all__ = [
     "Counts",
     "LatentCohort",
     "LatentHeader",
+    "check_geometries",
     "encode_cohort",
     "encode_volume",
     "identity_of_source",
     "identity_of_steps",
     "identity_of_vae",
     "measure_scale",
+    "preprocessing_for",
     "read_header",
     "read_latent",
     "read_mask",

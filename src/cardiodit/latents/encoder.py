@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cardiodit._util.memory import set_tiling
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
 from cardiodit.imaging.checks import content_of
+from cardiodit.imaging.geometry import Geometry, Triple, common_spacing, mm_of
 from cardiodit.imaging.label_order import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order
 from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, read_table, write_manifest
 from cardiodit.imaging.masks import read_label_map
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import StorageOrder
-from cardiodit.imaging.preprocessing import Prepared
+from cardiodit.imaging.preprocessing import Prepared, note_on_padding
 from cardiodit.latents.dataset import COLUMN, read_mask
 from cardiodit.latents.file import (
     DamagedLatentError,
@@ -35,6 +37,7 @@ from cardiodit.models.autoencoder_vq import VQModel, slices_of, stack_slices
 
 MANIFEST, MASK_FOLDER = "manifest.csv", "masks"
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-([0-9a-f]{20}\.(safetensors|nii\.gz)|manifest\.csv)")
+OTHER_FRAME_TIME = 1.5  # factor between frame times that is more than hearts' rates usually differ by
 NEW, KEPT, CHANGED, REPAIRED = "new", "kept", "changed", "repaired"
 
 
@@ -96,6 +99,67 @@ def _fixed_kernels() -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
+def check_geometries(vae: VQModel, volumes: Mapping[Path, Geometry]) -> list[str]:
+    """Compare the geometry of preprocessed volumes with that of the VQ model's training volumes.
+
+    The model generates volumes of its own voxel size, so latents of another one would be generated, and measured in
+    mL, as if they had that of the model. Raises an error that lists them; returns notes on what is unknown or unusual.
+    """
+    problems = Problems("The VQ model cannot encode these volumes")
+    for path, geometry in volumes.items():
+        if problem := other_voxel_size(vae, geometry):
+            problems.add(f"{path} {problem}")
+    if problems.found:
+        problems.raise_if_any(advice_on_spacing(vae))
+    return notes_on_geometries(vae, list(volumes.values()))
+
+
+def other_voxel_size(vae: VQModel, geometry: Geometry) -> str:
+    """Return how a preprocessed volume's voxel size differs from the VQ model's; empty if not or if one is unknown."""
+    own = None if vae.config.spacing is None else Geometry(tuple(vae.config.spacing))
+    if own is None or geometry.spacing is None or common_spacing([own, own, geometry]):
+        return ""
+    return f"has voxels of {mm_of([geometry])} after preprocessing, and the VQ model was trained on {mm_of([own])}"
+
+
+def advice_on_spacing(vae: VQModel) -> str:
+    size = " ".join(f"{mm:.6g}" for mm in vae.config.spacing)
+    return (
+        f"Resample them to the model's voxel size with --spacing {size}, or train a VQ model on volumes of one voxel "
+        "size, which its config sets (data.preprocessing.spacing). train_vqgan --init_from fine-tunes this model on "
+        "these volumes, and the result has their voxel size."
+    )
+
+
+def notes_on_geometries(vae: VQModel, geometries: Sequence[Geometry]) -> list[str]:
+    """Return what could not be compared with the VQ model's training volumes, and a frame time unlike theirs."""
+    notes = []
+    if vae.config.spacing is None:
+        notes.append(
+            "The VQ model does not know the voxel size of its training volumes, because they differed or because it "
+            f"was converted without --spacing. These volumes have {_known_sizes(geometries)}; volumes generated from "
+            "their latents will have no voxel size."
+        )
+    elif unknown := sum(geometry.spacing is None for geometry in geometries):
+        notes.append(
+            f"The voxel size of {unknown} of {len(geometries)} volumes is unknown, so it could not be compared with "
+            "the VQ model's."
+        )
+    own, times = vae.config.frame_time, [geometry.frame_time for geometry in geometries if geometry.frame_time]
+    if own and times and not own / OTHER_FRAME_TIME < (usual := float(np.median(times))) < own * OTHER_FRAME_TIME:
+        notes.append(
+            f"A frame lasts {1000 * usual:.3g} ms in these volumes (median after preprocessing) and {1000 * own:.3g} "
+            "ms in the VQ model's training volumes, which generated volumes will have. If the hearts do not beat at "
+            "another rate, check frame_time in the manifest and frames in the preprocessing."
+        )
+    return notes
+
+
+def _known_sizes(geometries: Sequence[Geometry]) -> str:
+    known = [geometry for geometry in geometries if geometry.spacing is not None]
+    return mm_of(known) if known else "no known voxel size either"
+
+
 @dataclass(frozen=True)
 class Counts:
     """Number of latent files by what was done."""
@@ -121,6 +185,8 @@ class Outcome:
     source: str = ""
     shape: tuple[int, ...] = ()
     problem: str = ""
+    geometry: Geometry | None = None  # of the preprocessed volume
+    slices: tuple[int, int] = (0, 0)  # of the preprocessed volume: from the file, and all
     masks: Mapping[str, str] = field(default_factory=dict)  # file by column
 
 
@@ -139,6 +205,7 @@ def encode_cohort(
     report: Callable[[str], None] = print,
     condition_keys: Sequence[str] = (),
     tiling: str = "auto",
+    spacing: Triple | None = None,
 ) -> Counts:
     """Write a latent file for each image of a manifest, and a manifest of the latents once all are complete.
 
@@ -161,6 +228,7 @@ def encode_cohort(
         condition_keys: columns of masks, which are preprocessed like the images and stored with the latents, with the
             labels of the heart in ACDC's order.
         tiling: "on" encodes in tiles, "off" in one piece, "auto" in tiles what is large, see `set_tiling`.
+        spacing: voxel size in mm to resample to, instead of that of the preprocessing.
 
     Returns the counts of all processes.
     """
@@ -168,7 +236,7 @@ def encode_cohort(
         report = _no_report
     cases = read_manifest(manifest)
     _check_label_orders(cases, condition_keys, report)
-    steps = _choose_steps(vae, steps, depth, report)
+    steps = preprocessing_for(vae, steps, depth, spacing, report)
     encoder = CohortEncoder(vae, steps, output_dir, batch_size, device, dtype, tuple(condition_keys), tiling)
     target = output_dir / MANIFEST
     if target.exists() and any(COLUMN not in row or "image" in row for _, row in read_table(target, ())):
@@ -184,7 +252,7 @@ def encode_cohort(
         report(f"{number} of {len(own_rows)}: {cases[row].image.name} {outcomes[-1].status or 'cannot be encoded'}")
     outcomes = sorted(gather(outcomes), key=lambda outcome: outcome.row)
     if process_index == 0:
-        _finish(outcomes, cases, manifest, output_dir, report)
+        _finish(outcomes, cases, manifest, output_dir, vae, report)
     counts = Counter(outcome.status for outcome in outcomes)
     return Counts(counts[NEW], counts[KEPT], counts[CHANGED], counts[REPAIRED])
 
@@ -224,10 +292,13 @@ class CohortEncoder:
             order = order_of_case(case, volume, self.steps)
             source = identity_of_source(volume, order)
             path = self.output_dir / file_name(source)
+            geometry, slices = self.steps.geometry_of(volume, order), self.steps.slices_of(volume, order)
+            if problem := other_voxel_size(self.vae, geometry):
+                return Outcome(row, problem=f"{case.image} {problem}", geometry=geometry)
             masks = self._store_masks(case, volume, order, source)
             status, shape = self._status(path, source)
             if status == KEPT:
-                return Outcome(row, status, source, shape, masks=masks)
+                return Outcome(row, status, source, shape, geometry=geometry, slices=slices, masks=masks)
             prepared = self.steps(volume, order)
             latents = encode_volume(self.vae, prepared.tensor(), self.batch_size, self.dtype, self.tiling).cpu()
         except (CardioDiTError, OSError) as error:
@@ -236,13 +307,13 @@ class CohortEncoder:
         header = LatentHeader(
             **self.origin,
             source=source,
-            geometry=prepared.volume.geometry,
+            geometry=geometry,
             shape=tuple(latents.shape),
             frames=prepared.volume.voxels.shape[3] if prepared.volume.is_cine else 1,
             steps=self.steps.to_dict(),
         )
         write_latent(path, latents, header)
-        return Outcome(row, status, source, header.shape, masks=masks)
+        return Outcome(row, status, source, header.shape, geometry=geometry, slices=slices, masks=masks)
 
     def _status(self, path: Path, source: str) -> tuple[str, tuple[int, ...]]:
         """Return the status of a latent file, and the shape of the latents it contains."""
@@ -307,9 +378,17 @@ def _no_report(sentence: str) -> None:
     """Ignore the progress messages of all processes but the first."""
 
 
-def _choose_steps(
-    vae: VQModel4D | VQModel3D, given: Preprocessing | None, depth: int | None, report: Callable[[str], None]
+def preprocessing_for(
+    vae: VQModel4D | VQModel3D,
+    given: Preprocessing | None = None,
+    depth: int | None = None,
+    spacing: Triple | None = None,
+    report: Callable[[str], None] = print,
 ) -> Preprocessing:
+    """Return how images are prepared for the VQ model: as given or else as its training volumes were.
+
+    `depth` and `spacing` replace the number of slices and the voxel size of the preprocessing.
+    """
     own = None if vae.config.preprocessing is None else Preprocessing.from_dict(vae.config.preprocessing)
     steps = given or own
     if steps is None:
@@ -319,7 +398,9 @@ def _choose_steps(
         )
     if own is not None and identity_of_steps(own) != identity_of_steps(steps):
         report("The preprocessing given is not the one that the VQ model was trained with.")
-    return steps if depth is None else replace(steps, size=(*steps.size[:2], depth))
+    if depth is not None:
+        steps = replace(steps, size=(*steps.size[:2], depth))
+    return steps if spacing is None else replace(steps, spacing=spacing)
 
 
 def _check_label_orders(cases: Sequence[Case], keys: Sequence[str], report: Callable[[str], None]) -> None:
@@ -342,14 +423,23 @@ def _check_same_size(outcomes: Sequence[Outcome], new: Outcome, cases: Sequence[
 
 
 def _finish(
-    outcomes: Sequence[Outcome], cases: Sequence[Case], manifest: Path, output_dir: Path, report: Callable[[str], None]
+    outcomes: Sequence[Outcome],
+    cases: Sequence[Case],
+    manifest: Path,
+    output_dir: Path,
+    vae: VQModel,
+    report: Callable[[str], None],
 ) -> None:
     """Remove temporary files, then raise all problems or write the manifest, once all processes have finished."""
     for path in [*output_dir.iterdir(), *output_dir.glob(f"{MASK_FOLDER}/.*")]:
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
             report(f"Removed {path.name}, left over from an interrupted run.")
-    _raise_problems(outcomes, cases, manifest, output_dir)
+    _raise_problems(outcomes, cases, manifest, output_dir, vae)
+    for note in notes_on_geometries(vae, [outcome.geometry for outcome in outcomes if outcome.geometry is not None]):
+        report(note)
+    if note := note_on_padding({cases[outcome.row].image: outcome.slices for outcome in outcomes}):
+        report(note)
     for outcome in outcomes:
         _check_same_size(outcomes, outcome, cases)
     names = [file_name(outcome.source) for outcome in outcomes]
@@ -368,7 +458,9 @@ def _finish(
         report(f"Kept latent files that belong to no image in {manifest}: {', '.join(unneeded)}.")
 
 
-def _raise_problems(outcomes: Sequence[Outcome], cases: Sequence[Case], manifest: Path, output_dir: Path) -> None:
+def _raise_problems(
+    outcomes: Sequence[Outcome], cases: Sequence[Case], manifest: Path, output_dir: Path, vae: VQModel
+) -> None:
     problems = Problems(f"Not every image of {manifest} could be encoded, so no manifest was written")
     first: dict[str, Outcome] = {}
     for outcome in outcomes:
@@ -378,7 +470,9 @@ def _raise_problems(outcomes: Sequence[Outcome], cases: Sequence[Case], manifest
             problems.add(f"{cases[outcome.row].image} holds the same volume as {cases[same.row].image}")
         else:
             first[outcome.source] = outcome
+    has_other_size = any(outcome.geometry and other_voxel_size(vae, outcome.geometry) for outcome in outcomes)
     problems.raise_if_any(
-        f"The others are encoded in {output_dir} and are kept. Fix these or remove them from the manifest, and run "
+        (f"{advice_on_spacing(vae)}\n" if has_other_size else "")
+        + f"The others are encoded in {output_dir} and are kept. Fix these or remove them from the manifest, and run "
         "the same command again."
     )

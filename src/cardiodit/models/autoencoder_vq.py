@@ -206,7 +206,7 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Encode images `(B, C, *size)` in [-1, 1] into latents before quantisation."""
-        self._check_axes(x)
+        self._check_axes(x, self.config.in_channels)
         for name, length, factor in zip(self.axis_names, x.shape[-3:], self.scale_factors, strict=True):
             if length % factor or length < factor:
                 raise CardioDiTError(
@@ -308,12 +308,15 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
             radius += along(dilation, axis) * (along(kernel, axis) - 1) / 2 * latents
         return radius
 
-    def _check_axes(self, x: torch.Tensor) -> None:
-        if x.ndim not in self.accepted_inputs:
-            raise CardioDiTError(
-                f"{type(self).__name__} takes {' or '.join(self.accepted_inputs.values())}, got {x.ndim} axes: "
-                f"{tuple(x.shape)}."
-            )
+    def _check_axes(self, x: torch.Tensor, channels: int | None = None) -> None:
+        if x.ndim in self.accepted_inputs and channels in (None, x.shape[1]):
+            return
+        needed = "" if channels is None else f" with {channels} channel{'' if channels == 1 else 's'}"
+        raise CardioDiTError(
+            f"{type(self).__name__} takes {' or '.join(self.accepted_inputs.values())}{needed}, got {x.ndim} axes, "
+            f"{tuple(x.shape)}. The volumes of a pipeline's output are in the order of files, (B, H, W, D, T) or "
+            '(B, H, W, D), without channels: call the pipeline with output_type="pt" to get them in this order.'
+        )
 
 
 class VQModel4D(VQModel):

@@ -36,12 +36,15 @@ class Shown:
         volume: voxels in file order; slices are cut across the third axis.
         masks: integer labels on the volume's grid, `(H, W, D, T)`, or `(H, W, D)` for all frames.
         window: values shown as black and white; values beyond are clipped. Default: percentiles 0.1 and 99.9.
+        has_heart_labels: whether labels are known to be 1 right ventricle, 2 myocardium and 3 left ventricle; others
+            are shown without names.
     """
 
     title: str
     volume: Volume
     masks: np.ndarray | None = None
     window: Window | None = None
+    has_heart_labels: bool = True
 
     def __post_init__(self) -> None:
         shape = self.volume.voxels.shape
@@ -84,7 +87,8 @@ def _contents(volumes: Sequence[Shown], limit: int) -> dict[str, Any]:
         _check_size(size, limit)
     beats = [beat for shown in volumes if (beat := shown.volume.beat_time) is not None]
     labels = [label for shown in volumes for label in _labels_in(shown)]
-    is_heart = any(shown.volume.is_cine for shown in volumes) and set(labels) <= set(HEART)
+    has_names = all(shown.has_heart_labels for shown in volumes if shown.masks is not None)
+    is_heart = has_names and any(shown.volume.is_cine for shown in volumes) and set(labels) <= set(HEART)
     return {
         "volumes": entries,
         "beat": beats[0] if beats else None,

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,24 @@ def test_a_folder_with_a_table(tmp_path: Path, patient: Callable) -> None:
     assert found["scan_1.nii.gz"].row["split"] == found["scan_2.nii.gz"].row["split"]
     assert found["scan_2.nii.gz"].row["ed_frame"] == "2" and found["ben.nii.gz"].row["age"] == "50"
     assert "other_seg.nii.gz: left out, it looks like a mask" in report and "dora has no image" in report
+
+
+def test_a_spacing_is_recommended_for_cines_of_different_voxel_sizes(
+    tmp_path: Path, patient: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    for number, size in enumerate((1.25, 1.4, 1.8)):
+        heart = patient(number)
+        geometry = replace(heart.geometry, spacing=(size, size, 10.0))
+        path = tmp_path / "data" / f"patient-{number}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        write_nifti(path, heart.image, geometry)
+    _, report = prepare("folder", tmp_path / "data", tmp_path / "out")
+    told = "1.25 to 1.8 × 1.25 to 1.8 × 10 mm. Train the VQ-GAN with `data.preprocessing.spacing: [1.4, 1.4, 10]`"
+    assert told in report and told in capsys.readouterr().out
+    (tmp_path / "data/patient-0.nii.gz").unlink()
+    (tmp_path / "data/patient-2.nii.gz").unlink()
+    _, report = prepare("folder", tmp_path / "data", tmp_path / "one")
+    assert "data.preprocessing" not in report + capsys.readouterr().out
 
 
 def test_dicom_is_converted_without_names(tmp_path: Path, patient: Callable, write_dicom: Callable) -> None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.imaging.label_order import HEARTS
 
 if TYPE_CHECKING:
     from cardiodit.imaging.geometry import Triple
 
 MASK_WORDS = ("gt", "seg", "segs", "segmentation", "segmentations", "mask", "masks", "label", "labels", "labelstr")
+RESERVED = ("image", "split", "partition")  # columns that every manifest has, and no table may change
 GENERAL_FOLDERS = ("image", "images", "imagestr", "imagests", "cine", "cines", "nifti", "data", *MASK_WORDS)
 
 
@@ -85,6 +87,7 @@ class Cohort:
         name: as typed on the command line.
         kind: what its files hold.
         title: one line for `--help`: how the files are laid out.
+        rules: how subjects and masks are recognised, for `--help`, if that needs more than a line.
         find: function of the cohort's folder and an optional table (CSV); lists the files.
         table: columns that `--table` may or must have, for `--help`; empty if there is no table.
         preset: CT only: preset whose field of view the report compares with.
@@ -98,6 +101,7 @@ class Cohort:
     table: str = ""
     preset: str = ""
     npz_spacing: "Triple | None" = None
+    rules: str = ""
 
 
 COHORTS: dict[str, Cohort] = {}
@@ -111,13 +115,14 @@ def register_cohort(
     table: str = "",
     preset: str = "",
     npz_spacing: "Triple | None" = None,
+    rules: str = "",
 ) -> Callable[[Find], Find]:
     """Decorate a search function so that `cardiodit prepare NAME` uses it. The arguments are those of `Cohort`."""
     if kind == "ct" and not preset:
         raise ValueError(f"The CT cohort {name!r} needs a preset for its report.")
 
     def register(find: Find) -> Find:
-        COHORTS[name] = Cohort(name, kind, title, find, table, preset, npz_spacing)
+        COHORTS[name] = Cohort(name, kind, title, find, table, preset, npz_spacing, rules)
         return find
 
     return register
@@ -142,6 +147,17 @@ def subfolders(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def visible_files(folder: Path, *endings: str) -> list[Path]:
+    """List the files at any depth with one of these endings, sorted, without hidden ones such as `._a` of a Mac."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith(endings or "")
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def find_one(folder: Path, name: str) -> Path | None:
     """Return `name.nii.gz` or `name.nii` in a folder, or None."""
     paths = (folder / f"{name}{ending}" for ending in (".nii.gz", ".nii"))
@@ -164,7 +180,7 @@ def find_niftis(source: Path) -> tuple[dict[Path, Path | None], list[str]]:
     """
     if not source.is_dir():
         raise CardioDiTError(f"{source} is not a folder.")
-    files = sorted(path for path in source.rglob("*") if path.name.endswith((".nii", ".nii.gz")) and path.is_file())
+    files = visible_files(source, ".nii", ".nii.gz")
     masks = [path for path in files if _is_mask(path.relative_to(source))]
     images = {path: _mask_of(path, masks) for path in files if path not in set(masks)}
     unused = sorted(set(masks) - set(images.values()))
@@ -199,21 +215,38 @@ def read_subjects(path: Path, key: str, columns: tuple[str, ...] = ()) -> dict[s
     """Read a cohort's table as rows by subject; `key` is the column of subjects, `columns` must exist too."""
     from cardiodit.imaging.manifest import read_table
 
-    return {row[key]: row for _, row in read_table(path, (key, *columns))}
+    rows: dict[str, dict[str, str]] = {}
+    problems = Problems(f"The table {path} cannot be used")
+    for line, row in read_table(path, (key, *columns)):
+        if rows.setdefault(row[key], row) is not row:
+            problems.add(f"line {line}: there is an earlier row for the {key} {row[key]}")
+    problems.raise_if_any(f"Keep one row for each {key}.")
+    return rows
 
 
 def add_user_table(search: Search, table: Path | None) -> None:
-    """Add the columns of a user's own table, by `subject`; unknown columns are passed on to the manifest."""
+    """Add the columns of a user's own table, by `subject`; unknown columns are passed on to the manifest.
+
+    Paths of masks start at the table's folder; they replace masks that were found by their names.
+    """
     if table is None:
         return
     rows = read_subjects(table, "subject")
+    if overwritten := [name for name in RESERVED if name in next(iter(rows.values()))]:
+        search.notes.append(f"{table}: not copied, because the manifest has its own: {', '.join(overwritten)}")
     for file in search.files:
         if file.subject not in rows:
             file.problems.append(f"{file.image}: the table {table} has no row for the subject {file.subject}")
             continue
-        row = {name: cell for name, cell in rows[file.subject].items() if name != "subject"}
+        row = {name: cell for name, cell in rows[file.subject].items() if name not in ("subject", *RESERVED)}
         for name in ("label", "vendor", "centre", "mask_order"):
             setattr(file, name, row.pop(name, "") or getattr(file, name))
+        for name in HEARTS:
+            if cell := row.pop(name, ""):
+                mask = table.parent / cell
+                setattr(file, name, mask if mask.is_file() else None)
+                if not mask.is_file():
+                    file.problems.append(f"{table}, subject {file.subject}: the {name} {cell} ({mask}) does not exist")
         for name in ("ed_frame", "es_frame"):
             where = f"{table}, subject {file.subject}: {name}"
             setattr(file, name, parse_frame(row.pop(name, ""), 0, where, file.problems))
@@ -227,7 +260,10 @@ def parse_frame(text: str, first: int, where: str, problems: list[str]) -> int |
     if not text:
         return None
     try:
-        return int(float(text)) - first
+        number = float(text)
     except ValueError:
-        problems.append(f"{where}={text!r} is not a frame number")
+        number = float("nan")
+    if not number.is_integer():
+        problems.append(f"{where}={text!r} is not a frame number, a whole number")
         return None
+    return int(number) - first

@@ -12,7 +12,8 @@ from cardiodit.imaging.cohorts.cohort import CohortFile
 from cardiodit.imaging.dicom import DicomVolume, read_dicom, read_dicom_ct
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Limit, parse_percentile
-from cardiodit.imaging.nifti import read_labels, read_nifti, write_nifti
+from cardiodit.imaging.label_order import ACDC_ORDER, OURS, parse_order
+from cardiodit.imaging.nifti import notes_on_header, read_labels, read_nifti, write_nifti
 from cardiodit.imaging.npz import read_npz
 from cardiodit.imaging.orientation import (
     APEX_TO_BASE,
@@ -43,6 +44,8 @@ class Preparation:
         seed: random seed of the split.
         own_split: use the cohort's own split instead.
         exclude: leave out files with problems instead of stopping; the report lists them.
+        pattern: use only files whose path below the source, or whose name, matches this glob.
+        min_slices: leave out cines of fewer slices: long-axis views and the like are not short-axis stacks.
         time_unit: "sec" or "msec", if the headers name the wrong one.
         frame_time: seconds between frames, if the headers do not store it.
         workers: processes; does not change the result.
@@ -54,6 +57,8 @@ class Preparation:
     seed: int = 0
     own_split: bool = False
     exclude: bool = False
+    pattern: str | None = None
+    min_slices: int = 4
     time_unit: str | None = None
     frame_time: float | None = None
     workers: int = 1
@@ -67,9 +72,11 @@ class CheckedFile:
 
     Args:
         content: hash of the voxels.
+        too_flat: why it is not a short-axis stack; empty if it is one. It is left out without being a problem.
         converted: NIfTI file that was written, relative to the output folder.
         tile: its picture in the overview.
         frame_time, slices, order: cine only.
+        beat_share: cine from DICOM only: the frames' time over that of a beat.
         hounsfield: CT only: lowest and highest value.
         view: CT only: its size against the preset's.
     """
@@ -79,9 +86,11 @@ class CheckedFile:
     shape: tuple[int, ...] = ()
     spacing: Triple | None = None
     content: str = ""
+    too_flat: str = ""
     converted: Path | None = None
     tile: Tile | None = None
     frame_time: float | None = None
+    beat_share: float | None = None
     slices: str = ""
     order: StorageOrder = field(default_factory=StorageOrder)
     hounsfield: tuple[float, float] = (0.0, 0.0)
@@ -123,6 +132,9 @@ def check_file(file: CohortFile, kind: str, folder: Path, how: Preparation) -> C
     entry, of_kind = CheckedFile(file), KINDS[kind]
     try:
         volume = _read(file, of_kind, how, entry)
+        if volume.is_cine and (slices := volume.voxels.shape[2]) < how.min_slices:
+            entry.too_flat = f"has {slices} slice{'' if slices == 1 else 's'}"
+            return entry
         entry.findings += of_kind.check(volume)
         if entry.findings.problems:
             return entry
@@ -145,7 +157,9 @@ def _is_nifti(path: Path) -> bool:
 
 def _read(file: CohortFile, kind: Kind, how: Preparation, entry: CheckedFile) -> Volume:
     if _is_nifti(file.image):
-        return read_nifti(file.image, how.time_unit)
+        volume = read_nifti(file.image, how.time_unit)
+        entry.findings.notes += notes_on_header(file.image)
+        return volume
     if file.image.suffix == ".npz":
         if how.spacing is None:
             raise CardioDiTError(f"{file.image} does not store its voxel size. Give it with --spacing.")
@@ -153,6 +167,7 @@ def _read(file: CohortFile, kind: Kind, how: Preparation, entry: CheckedFile) ->
     else:
         result = kind.read_dicom(file.image)
         volume, notes = result.volume, result.notes
+        entry.beat_share = result.beat_share
     entry.findings.notes += notes
     return volume
 
@@ -170,6 +185,29 @@ def _read_mask(path: Path | None, volume: Volume, entry: CheckedFile) -> np.ndar
     return None if problems else mask.voxels
 
 
+def _check_labels(masks: Sequence[np.ndarray | None], entry: CheckedFile) -> None:
+    """Compare the labels of a heart's masks with their order, or note that the order is unknown."""
+    labels = sorted({int(label) for mask in masks if mask is not None for label in np.unique(mask)})
+    shown = ", ".join(map(str, labels))
+    if not entry.file.mask_order:
+        if labels:
+            entry.findings.notes.append(
+                f"has masks with the labels {shown}, and no mask_order says which is which: give it in --table, "
+                f"such as {ACDC_ORDER}"
+            )
+        return
+    try:
+        order = parse_order(entry.file.mask_order)
+    except CardioDiTError as error:
+        entry.findings.problems.append(f"cannot be used. {error}")
+        return
+    if order != OURS and (unknown := set(labels) - {0, *order.values()}):  # in our order, more may be labelled
+        entry.findings.problems.append(
+            f"has masks with the labels {shown}, and {', '.join(map(str, sorted(unknown)))} is not in the order "
+            f"{entry.file.mask_order!r}"
+        )
+
+
 # ---- Cines
 
 
@@ -178,6 +216,7 @@ def _examine_cine(volume: Volume, entry: CheckedFile, how: Preparation) -> None:
     file = entry.file
     entry.frame_time = volume.geometry.frame_time or how.frame_time
     masks = [_read_mask(path, volume, entry) for path in (file.mask, file.ed_mask, file.es_mask)]
+    _check_labels(masks, entry)
     _find_frames(volume, masks[0], entry)
     labels = masks[0] if masks[0] is not None else masks[1]
     order = entry.order = order_of_cine(volume, labels, file.ed_frame)
@@ -234,6 +273,7 @@ def _cine_columns(entry: CheckedFile) -> dict[str, str]:
         "es_frame": number(file.es_frame),
         "slices": entry.slices,
         "frame_time": number(entry.frame_time),
+        "beat_share": "" if entry.beat_share is None else f"{entry.beat_share:.2f}",
         "vendor": file.vendor,
         "centre": file.centre,
     }

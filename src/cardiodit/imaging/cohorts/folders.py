@@ -4,6 +4,8 @@ from pathlib import Path
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cohorts.cohort import (
+    GENERAL_FOLDERS,
+    MASK_WORDS,
     CohortFile,
     Search,
     add_user_table,
@@ -17,8 +19,15 @@ from cardiodit.imaging.label_order import MNMS_ORDER
 
 UKBB_ORDER = MNMS_ORDER
 TABLE = (
-    "the column subject, and optionally label, vendor, centre, mask_order, ed_frame and es_frame (frames are counted "
-    "from 0); other columns are copied to the manifest"
+    "the column subject, and optionally label, vendor, centre, mask (path of a label map, relative to the table; or "
+    "ed_mask and es_mask), mask_order (such as RV=1 MYO=2 LV=3), ed_frame and es_frame (frames are counted from 0); "
+    "other columns are copied to the manifest"
+)
+FOLDER_RULES = (
+    "The subject of a file is the first folder below SOURCE, without folders of a general name "
+    f"({', '.join(GENERAL_FOLDERS)}); if there is none, the file's name without its ending. A file is a mask if a word "
+    f"of its name or of a folder is one of {', '.join(MASK_WORDS)}; it belongs to the image with the same name without "
+    "that word, such as scan_1_seg.nii.gz to scan_1.nii.gz. Hidden files are skipped"
 )
 
 
@@ -44,6 +53,7 @@ def find_ukbb(source: Path, table: Path | None = None) -> Search:
     "cine",
     title="NIfTI files in folders of any depth; a folder or a file name stands for a subject",
     table=TABLE,
+    rules=FOLDER_RULES,
 )
 def find_folder(source: Path, table: Path | None = None) -> Search:
     """List every NIfTI file at any depth that is not a mask.

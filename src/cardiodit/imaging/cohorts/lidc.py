@@ -12,6 +12,7 @@ from cardiodit.imaging.cohorts.cohort import (
     register_cohort,
     subfolders,
     subject_of,
+    visible_files,
 )
 
 PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
@@ -35,7 +36,7 @@ def find_lidc(source: Path, table: Path | None = None) -> Search:
     for folder in _patient_folders(source) or ([] if files else subfolders(source)):
         if not any(path.is_relative_to(folder) for path in niftis):
             _add_dicom(folder, search)
-        elif next(folder.rglob("*.dcm"), None) is not None:
+        elif visible_files(folder, ".dcm"):
             search.problems.append(f"{folder}: holds NIfTI and DICOM files. Keep only the ones to use")
             search.files = [file for file in search.files if not file.image.is_relative_to(folder)]
     if not search.files and not search.problems:
@@ -62,7 +63,7 @@ def _add_dicom(folder: Path, search: Search) -> None:
     twin = next((file.image for file in search.files if file.subject == folder.name), None)
     if twin is not None:
         search.problems.append(f"{folder}: {twin} is of the same patient. Merge the two folders or remove one")
-    elif any(path.is_file() for path in folder.rglob("*")):
+    elif visible_files(folder):
         search.files.append(CohortFile(folder, folder.name))
     else:
         search.notes.append(f"{folder}: left out, there is no file in it")

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,14 +18,20 @@ from cardiodit._util.atomic_io import new_folder
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, find_cohort
 from cardiodit.imaging.cohorts.file_checks import KINDS, CheckedFile, Preparation, check_file, find_preset
-from cardiodit.imaging.cohorts.report import summarize_views, write_report
+from cardiodit.imaging.cohorts.report import (
+    describe_left_out,
+    describe_repeats,
+    recommend_spacing,
+    summarize_views,
+    write_report,
+)
 from cardiodit.imaging.cohorts.split import SPLITS, own_splits, split_subjects
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.pictures import write_overview
 
 
 class Prepared(NamedTuple):
-    """The manifest of all images, and lines for the user: which CT will be cropped or padded."""
+    """The manifest of all images, and lines for the user: what was left out, and what to know before training."""
 
     manifest: Path
     summary: list[str]
@@ -59,7 +66,7 @@ def prepare_with_summary(
         raise CardioDiTError(f"The output folder {output_dir} contains the source {source}. Choose another one.")
     if source in output_dir.parents and cohort.kind == "ct":
         raise CardioDiTError(f"The output folder {output_dir} lies in the source {source}, which is only read.")
-    search = cohort.find(source, table)
+    search = _matching(cohort.find(source, table), source, how.pattern)
     if how.spacing is not None and not any(file.image.suffix == ".npz" for file in search.files):
         raise CardioDiTError(f"--spacing is for npz files, which do not store it; there is no npz file in {source}.")
     if search.no_split and not how.own_split:
@@ -69,7 +76,7 @@ def prepare_with_summary(
         checked = list(_check_files(search.files, cohort, folder, how))
         _find_duplicates(checked)
         _stop_at_problems(search, checked, how.exclude)
-        good = [entry for entry in checked if not entry.problems]
+        good = [entry for entry in checked if not entry.problems and not entry.too_flat]
         _remove_unused_images(folder, checked)
         files = [entry.file for entry in good]
         labels = {file.subject: file.label for file in files}
@@ -80,9 +87,23 @@ def prepare_with_summary(
             if members := [row for row in rows if row["split"] == split]:
                 write_manifest(folder / f"{split}.csv", members)
         write_overview(folder / "pictures", [entry.tile for entry in good if entry.tile is not None])
-        summary = summarize_views(good, source, how.preset) if how.preset else []
+        specific = summarize_views(good, source, how.preset) if how.preset else recommend_spacing(good)
+        summary = [*describe_left_out(search, checked, how), *describe_repeats(good), *specific]
         write_report(folder / "report.md", cohort, kind, source, search, checked, splits, how)
     return Prepared(output_dir / "manifest.csv", summary)
+
+
+def _matching(search: Search, source: Path, pattern: str | None) -> Search:
+    """Keep the files whose path below the source, or whose name, matches a glob."""
+    if pattern is None:
+        return search
+    names = {file.image: file.image.relative_to(source).as_posix() for file in search.files}
+    kept = [f for f in search.files if fnmatch(names[f.image], pattern) or fnmatch(f.image.name, pattern)]
+    if not kept:
+        some = ", ".join(list(names.values())[:3])
+        raise CardioDiTError(f"--pattern {pattern!r} matches none of {len(names)} files in {source}, such as {some}.")
+    note = f"{len(search.files) - len(kept)} of {len(search.files)} files were left out by --pattern {pattern!r}"
+    return replace(search, files=kept, notes=[*search.notes, note])
 
 
 def _check_settings(cohort: Cohort, how: Preparation) -> Preparation:
@@ -127,14 +148,17 @@ def _stop_at_problems(search: Search, checked: Sequence[CheckedFile], exclude: b
         problems.add(sentence)
     if not exclude:
         problems.raise_if_any("Nothing was written. Fix them, or leave those files out with --exclude_problems.")
-    if all(entry.problems for entry in checked):
+    for entry in checked:
+        if entry.too_flat:
+            problems.add(f"{entry.file.image} {entry.too_flat}, so it is not a short-axis stack (--min_slices)")
+    if all(entry.problems or entry.too_flat for entry in checked):
         problems.raise_if_any("No usable file is left.")
 
 
 def _remove_unused_images(folder: Path, checked: Sequence[CheckedFile]) -> None:
     """Delete converted files that turned out to have problems, and the folder of images if it is empty."""
     for entry in checked:
-        if entry.converted and entry.problems:
+        if entry.converted and (entry.problems or entry.too_flat):
             (folder / entry.converted).unlink()
     if not any((folder / "images").iterdir()):
         (folder / "images").rmdir()

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.cohorts.cohort import CohortFile, Search, find_niftis, register_cohort, stem
+from cardiodit.imaging.cohorts.cohort import CohortFile, Search, find_niftis, register_cohort, stem, visible_files
 
 METADATA = "CT_Scan_Metadata_Complete_35747.csv"
 IMAGE, PATIENT = "NoteAcc_DEID", "MRN_DEID"  # its columns of volume names and patients
@@ -27,7 +27,7 @@ RELEASED = re.compile(r"(trn|val|tst)\d+")
 def find_radchest(source: Path, table: Path | None = None) -> Search:
     """List every npz and NIfTI file at any depth; patients come from the cohort's metadata or a user's table."""
     niftis, notes = find_niftis(source)
-    archives = {path: None for path in sorted(source.rglob("*.npz")) if path.is_file()}
+    archives = dict.fromkeys(visible_files(source, ".npz"))
     search = Search(notes=notes)
     first: dict[str, Path] = {}
     for image, mask in {**archives, **niftis}.items():

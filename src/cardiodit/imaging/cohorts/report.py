@@ -10,6 +10,7 @@ from cardiodit import __version__
 from cardiodit.imaging.cohorts.cohort import Cohort, Search
 from cardiodit.imaging.cohorts.file_checks import CheckedFile, Kind, Preparation, describe_preset
 from cardiodit.imaging.cohorts.split import SPLITS
+from cardiodit.imaging.geometry import Geometry, mm_of, spacing_for
 from cardiodit.imaging.orientation import ASSUMED
 
 
@@ -24,7 +25,7 @@ def write_report(
     how: Preparation,
 ) -> None:
     """Write what was found in a cohort, what was left out, and what to look at."""
-    good = [entry for entry in checked if not entry.problems]
+    good = [entry for entry in checked if not entry.problems and not entry.too_flat]
     how_split = "with the cohort's own split" if how.own_split else f"split by patient with seed {how.seed}"
     in_split = [splits[entry.file.subject] for entry in good]
     counts = Counter(in_split)
@@ -40,11 +41,52 @@ def write_report(
         *_table("Splits", ["", kind.plural], [[split, counts[split]] for split in SPLITS]),
         *_by_split("Labels", [entry.file.label or "none" for entry in good], in_split),
         *specific,
+        *_list("Not a short-axis stack", describe_flat(checked)),
         *_list("Left out", [sentence for entry in checked for sentence in entry.problems]),
         *_list("Left out before reading", search.problems),
-        *_list("Notes", [*search.notes, *(note for entry in good for note in entry.notes)]),
+        *_list("Notes", [*search.notes, *describe_repeats(good), *(note for entry in good for note in entry.notes)]),
     ]
     path.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def describe_left_out(search: Search, checked: Sequence[CheckedFile], how: Preparation) -> list[str]:
+    """List what is not in the manifest and why, for the user to read when the command ends."""
+    problems = [*search.problems, *(sentence for entry in checked for sentence in entry.problems)]
+    count = len(search.problems) + sum(bool(entry.problems) for entry in checked)
+    flat = describe_flat(checked)
+    return [
+        *([f"Left out {_files(count)} with problems (--exclude_problems):"] if problems else []),
+        *(f"  - {sentence}" for sentence in problems),
+        *(
+            [
+                f"Left out {_files(len(flat))} of fewer than {how.min_slices} slices, which are not short-axis stacks. "
+                "Keep them with --min_slices 1:"
+            ]
+            if flat
+            else []
+        ),
+        *(f"  - {sentence}" for sentence in flat),
+    ]
+
+
+def describe_flat(checked: Sequence[CheckedFile]) -> list[str]:
+    return [f"{entry.file.image} {entry.too_flat}" for entry in checked if entry.too_flat and not entry.problems]
+
+
+def describe_repeats(good: Sequence[CheckedFile]) -> list[str]:
+    """List the subjects with several images, all of which are used."""
+    images: dict[str, list[str]] = {}
+    for entry in good:
+        images.setdefault(entry.file.subject, []).append(entry.file.image.name)
+    return [
+        f"{subject} has {len(names)} images, all of them in the same split: {', '.join(names)}. Choose with --pattern"
+        for subject, names in images.items()
+        if len(names) > 1
+    ]
+
+
+def _files(number: int) -> str:
+    return f"{number} file{'' if number == 1 else 's'}"
 
 
 def _table(title: str, heading: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -68,6 +110,7 @@ def _sizes(values: Mapping[str, Sequence[float]]) -> list[str]:
 
 def _cine_sections(good: list[CheckedFile], in_split: list[str]) -> list[str]:
     spacings = [entry.spacing for entry in good if entry.spacing]
+    mixed = recommend_spacing(good)
     bases = Counter(entry.order.slices_from for entry in good)
     firsts = Counter(entry.order.first_frame_from for entry in good)
     return [
@@ -83,6 +126,7 @@ def _cine_sections(good: list[CheckedFile], in_split: list[str]) -> list[str]:
                 "ms per frame": [1000 * entry.frame_time for entry in good if entry.frame_time],
             }
         ),
+        *([*mixed, ""] if mixed else []),
         "## How base, apex and end-diastole were found",
         "",
         *(f"- base and apex from the {name}: {n}" for name, n in sorted(bases.items()) if name != ASSUMED),
@@ -111,6 +155,19 @@ def _ct_sections(good: list[CheckedFile], source: Path, preset: str) -> list[str
         "Values below the lower limit, such as the -2000 or -3024 HU that some scanners store outside their field of "
         "view, become air, as the padding does.",
         *table,
+    ]
+
+
+def recommend_spacing(good: list[CheckedFile]) -> list[str]:
+    """Return a sentence that names one spacing for cines whose voxel sizes differ; none if they agree."""
+    geometries = [Geometry(entry.spacing) for entry in good]
+    spacing = spacing_for(geometries)
+    if spacing is None:
+        return []
+    return [
+        f"The voxel sizes differ: {mm_of(geometries)}. Train the VQ-GAN with `data.preprocessing.spacing: "
+        f"[{', '.join(f'{mm:g}' for mm in spacing)}]`, the medians; otherwise the model does not know the voxel size "
+        "of what it generates, and no volume in mL can be computed from it."
     ]
 
 
