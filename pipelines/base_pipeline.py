@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.bundled_models import check_is_pipeline_folder, find_model
+from cardiodit.hub.bundled_models import find_pipeline
 from cardiodit.hub.registration import public_library
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.intensity import Range
@@ -29,6 +29,7 @@ from cardiodit.pipelines.inputs import (
     check_integer,
     count_samples,
     label_numbers,
+    labels_come_first,
     labels_to_python,
     latent_size,
     make_generators,
@@ -66,10 +67,8 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Open a pipeline folder, a Hub repository `org/model`, or the bundled model "cardiodit-phantom"."""
-        model = find_model(pretrained_model_name_or_path)
-        check_is_pipeline_folder(model)
-        return super().from_pretrained(model, **kwargs)
+        """Open a pipeline folder, a training run, a Hub repository `org/model`, or the model "cardiodit-phantom"."""
+        return super().from_pretrained(find_pipeline(pretrained_model_name_or_path), **kwargs)
 
     def register_to_config(self, **kwargs: Any) -> None:
         super().register_to_config(**{key: public_library(value) for key, value in kwargs.items()})
@@ -98,6 +97,12 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
         """The values of -1 and 1 in the units of the training volumes, if the model knows them."""
         steps = self.facts.preprocessing
         return None if steps is None else Preprocessing.from_dict(steps).intensity.units
+
+    @property
+    def labels(self) -> list[str] | list[int]:
+        """The class labels that the pipeline takes: names, or numbers if they have none; empty without labels."""
+        config = self.denoiser.config
+        return list(config.get("class_names") or range(config.get("num_classes") or 0))
 
     @property
     def voxels_per_latent(self) -> tuple[int, ...]:
@@ -134,7 +139,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
     @torch.no_grad()
     def __call__(
         self,
-        num_samples: int | None = None,
+        num_samples: int | str | Sequence[int | str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         class_labels: Labels = None,
@@ -156,7 +161,8 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
         """Generate volumes.
 
         Args:
-            num_samples: number of volumes; default: 1, or the number of labels, generators or latents.
+            num_samples: number of volumes; default: 1, or the number of labels, generators or latents. A name or a list
+                is taken as `class_labels`, so that `pipe("dilated")` generates a dilated heart.
             num_inference_steps: denoising steps, at most those of the training schedule; default: `default_steps`.
             guidance_scale: classifier-free guidance; 1 means none. Requires a model with a null label.
             class_labels: a class number or name for all samples, or one per sample. Without labels, a labelled model
@@ -182,9 +188,10 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, TransformerLoraMixi
         num_inference_steps = self._check_steps(num_inference_steps)
         decode_batch_size = check_integer("decode_batch_size", decode_batch_size, least=1)
         first_sample = check_integer("first_sample", first_sample, least=0)
+        number, class_labels = labels_come_first(num_samples, class_labels)
         class_labels = labels_to_python(class_labels)
         generator = list(generator) if isinstance(generator, Sequence) else generator
-        num_samples = count_samples(num_samples, class_labels, generator, latents)
+        num_samples = count_samples(number, class_labels, generator, latents)
         labels = label_numbers(self.denoiser, class_labels, num_samples)
         size = self.latent_size(depth=depth, height=height, width=width, frames=frames)
         seed, generators = make_generators(seed, generator, num_samples, first_sample)
