@@ -137,7 +137,7 @@ def test_choices_in_the_help_are_those_of_the_package() -> None:
         ("frobnicate", "there is no 'frobnicate'; choose from demo, phantom, prepare"),
         (
             "sample m --outputdir x",
-            "arguments are required: --output_dir. There is no option --outputdir; did you mean",
+            "required: --output_dir. There is no option --outputdir; did you mean --output_dir?",
         ),
         ("sample m --output_dir x --steps=5", "error: There is no option --steps; did you mean --num_inference_steps?"),
         ("sample m --output_dir x --zebra 5", "error: There is no option --zebra\n"),

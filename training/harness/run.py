@@ -80,9 +80,8 @@ class Run:
         self._writer.shutdown()  # what is being written is finished, also after an error
         if kind is not None and self.is_main:
             self.record.end("interrupted" if self._signals.received == CTRL_C else "failed", self.step)
-        if self._signals.received == CTRL_C and (
-            self.was_interrupted or kind is not None
-        ):  # what fails after it, such as a connection, fails because of it
+        if self._signals.received == CTRL_C and (self.was_interrupted or kind is not None):
+            # What fails after Ctrl-C, such as the connection to a process that has ended, fails because of it.
             raise KeyboardInterrupt(*(["a checkpoint was saved"] if self.was_interrupted else [])) from None
 
     # --- Start ---
