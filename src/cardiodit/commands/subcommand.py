@@ -68,9 +68,10 @@ class Parser(argparse.ArgumentParser):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return a known name that contains the name or is spelled similarly; None if there is none."""
-    names, bare = list(known), name.strip("-")
+    names, bare = {other.lstrip("-"): other for other in known}, name.lstrip("-")
     containing = [other for other in names if len(bare) > 3 and bare in other]
-    return next(iter([*containing, *get_close_matches(name, names, n=1)]), None)
+    found = next(iter([*containing, *get_close_matches(bare, names, n=1)]), None)
+    return None if found is None else names[found]
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, summary: str, example: str) -> argparse.ArgumentParser:
