@@ -283,7 +283,7 @@ def test_all_problems_are_reported_at_once_before_any_network_access(
 def test_a_dry_run_lists_every_file_with_its_size_and_what_was_checked(
     complete: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert main(["publish", str(complete), "lab/small", "--dry_run"]) == 0
+    assert main(["publish", str(complete), "lab/hearts", "--dry_run"]) == 0
     *lines, end = capsys.readouterr().out.splitlines()
     listed = {line.split()[2]: line.split(maxsplit=3) for line in lines}
     files = {path.relative_to(complete).as_posix(): path for path in complete.rglob("*") if path.is_file()}
