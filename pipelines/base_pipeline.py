@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.bundled_models import check_is_pipeline_folder, find_model
+from cardiodit.hub.bundled_models import find_pipeline
 from cardiodit.hub.registration import public_library
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.intensity import Range
@@ -29,6 +29,7 @@ from cardiodit.pipelines.inputs import (
     check_integer,
     count_samples,
     label_numbers,
+    labels_come_first,
     labels_to_python,
     latent_size,
     make_generators,
@@ -67,14 +68,13 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Open a pipeline folder, a Hub repository `org/model`, or the bundled model "cardiodit-phantom".
+        """Open a pipeline folder, a training run, a Hub repository `org/model`, or the model "cardiodit-phantom".
 
         A repository of the authors (`cardiodit models` lists them) is converted when it is first opened. If it holds
         several denoisers, `checkpoint` names the file of one of them.
         """
         choice = {"is_controlled": hasattr(cls, "adapter_name"), "checkpoint": kwargs.pop("checkpoint", None)}
-        model = find_model(pretrained_model_name_or_path, kwargs.get("revision"), **choice)
-        check_is_pipeline_folder(model)
+        model = find_pipeline(pretrained_model_name_or_path, kwargs.get("revision"), **choice)
         return super().from_pretrained(model, **kwargs)
 
     def register_to_config(self, **kwargs: Any) -> None:
@@ -111,6 +111,12 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         return None if steps is None else Preprocessing.from_dict(steps).intensity.units
 
     @property
+    def labels(self) -> list[str] | list[int]:
+        """The class labels that the pipeline takes: names, or numbers if they have none; empty without labels."""
+        config = self.denoiser.config
+        return list(config.get("class_names") or range(config.get("num_classes") or 0))
+
+    @property
     def voxels_per_latent(self) -> tuple[int, ...]:
         """Voxels per latent along each of the denoiser's axes; 1 where voxels themselves are denoised."""
         return (1,) * len(self.denoiser.axis_names)
@@ -145,7 +151,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     @torch.no_grad()
     def __call__(
         self,
-        num_samples: int | None = None,
+        num_samples: int | str | Sequence[int | str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         class_labels: Labels = None,
@@ -167,7 +173,8 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         """Generate volumes.
 
         Args:
-            num_samples: number of volumes; default: 1, or the number of labels, generators or latents.
+            num_samples: number of volumes; default: 1, or the number of labels, generators or latents. A name or a list
+                is taken as `class_labels`, so that `pipe("dilated")` generates a dilated heart.
             num_inference_steps: denoising steps, at most those of the training schedule; default: `default_steps`.
             guidance_scale: classifier-free guidance; 1 means none. Requires a model with a null label.
             class_labels: a class number or name for all samples, or one per sample. Without labels, a labelled model
@@ -193,9 +200,10 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         num_inference_steps = self._check_steps(num_inference_steps)
         decode_batch_size = check_integer("decode_batch_size", decode_batch_size, least=1)
         first_sample = check_integer("first_sample", first_sample, least=0)
+        number, class_labels = labels_come_first(num_samples, class_labels)
         class_labels = labels_to_python(class_labels)
         generator = list(generator) if isinstance(generator, Sequence) else generator
-        num_samples = count_samples(num_samples, class_labels, generator, latents)
+        num_samples = count_samples(number, class_labels, generator, latents)
         labels = label_numbers(self.denoiser, class_labels, num_samples)
         if guidance_scale != 1.0 and class_labels is None:
             warn_of_guidance(guidance_scale)

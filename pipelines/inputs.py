@@ -28,6 +28,15 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None, wh
     return number
 
 
+def labels_come_first(num_samples: Any, labels: Labels) -> tuple[Any, Labels]:
+    """Return number and labels of a call like `pipe("dilated")`, whose first argument is a label or a list of them."""
+    if not isinstance(num_samples, (str, Sequence)):
+        return num_samples, labels
+    if labels is not None:
+        raise CardioDiTError(f"num_samples={num_samples!r} must be a whole number if class_labels are given.")
+    return None, num_samples
+
+
 def labels_to_python(labels: Labels) -> Label | list[Label] | None:
     """Convert labels to None, one label for all samples, or a list with one label per sample."""
     if isinstance(labels, (torch.Tensor, np.ndarray, np.generic)):

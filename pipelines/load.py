@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from cardiodit.hub.bundled_models import check_is_pipeline_folder, find_model
+from cardiodit.hub.bundled_models import find_pipeline
 from cardiodit.systems import load, system_of, system_of_pipeline
 
 
@@ -15,14 +15,13 @@ def make_pipeline(vae: Any, denoiser: Any, scheduler: Any, adapter: Any = None) 
 
 
 def open_pipeline(name: str | Path, **kwargs: Any) -> Any:
-    """Open a pipeline folder, a Hub repository or a bundled model as a pipeline of its own class.
+    """Open a pipeline folder, a training run, a Hub repository or a bundled model as a pipeline of its own class.
 
     Args:
-        name: folder, `org/name` on the Hub, or the name of a bundled model.
+        name: folder of a pipeline or of a finished training run, `org/name` on the Hub, or the name of a bundled model.
         kwargs: further arguments of `from_pretrained`.
     """
-    model = find_model(name)
-    check_is_pipeline_folder(model)
+    model = find_pipeline(name)
     kind = DiffusionPipeline.load_config(str(model)).get("_class_name")
     kind = kind[-1] if isinstance(kind, list) else kind  # a folder with its own code also names the file
     system = system_of_pipeline(str(kind))

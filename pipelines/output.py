@@ -1,10 +1,13 @@
-"""The output of a pipeline: volumes and their records, and how they are saved."""
+"""The output of a pipeline: volumes and their records, how they are shown, and how they are saved."""
 
+import base64
 import hashlib
+import html
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,19 +17,21 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
-from cardiodit._util.atomic_io import append_line
+from cardiodit._util.atomic_io import append_line, atomic_file
 from cardiodit._util.sample_records import SAMPLE_LIST
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging import Geometry, write_gif, write_nifti
+from cardiodit.imaging import Geometry, Volume, write_gif, write_nifti
+from cardiodit.imaging.figures import beating_rows
 from cardiodit.imaging.intensity import Range, to_source
 
+SHOWN = 4  # samples that a notebook shows by itself
 WEIGHT_COMPONENTS = ("transformer", "unet", "vae", "adapter", "controlnet")  # their weights make up a revision
 Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
 class VolumePipelineOutput(BaseOutput):
-    """Generated volumes.
+    """Generated volumes. In a notebook they show themselves, playing; `out[0]` is the output of the first sample.
 
     Args:
         volumes: `(B, H, W, D, T)` (or `(B, H, W, D)`) in [-1, 1] for output_type "volumes" and "np"; the tensor
@@ -41,6 +46,97 @@ class VolumePipelineOutput(BaseOutput):
     geometry: Geometry = field(default_factory=Geometry)
     units: Range | None = None
 
+    def __getitem__(self, which: Any) -> Any:
+        """Return the output of one sample (`out[0]`) or of several (`out[:4]`), or a field by its name."""
+        if isinstance(which, str):
+            return super().__getitem__(which)
+        try:
+            found = range(len(self.volumes))[which]
+        except IndexError:
+            raise IndexError(f"There is no sample {which}: this output has {len(self.volumes)}.") from None
+        places = list(found) if isinstance(found, range) else [found]
+        records = [self.records[place] for place in places] if self.records else []
+        return replace(self, volumes=self.volumes[places], records=records)
+
+    def __repr__(self) -> str:
+        """Describe the volumes in one line."""
+        if not self._holds_volumes():
+            return f"VolumePipelineOutput({type(self.volumes).__name__} of shape {tuple(self.volumes.shape)})"
+        count, *size = self.volumes.shape
+        words = [f"{count} {'cine' if len(size) == 4 else 'volume'}{'s' if count != 1 else ''}"]
+        words[0] += f" of {' × '.join(map(str, size[:3]))} voxels"
+        words += [f"{frames} frames" for frames in size[3:]]
+        if self.geometry.spacing is not None:
+            words.append(f"{' × '.join(f'{length:g}' for length in self.geometry.spacing)} mm")
+        if self.geometry.frame_time is not None and len(size) == 4:
+            words.append(f"{1000 * self.geometry.frame_time:.0f} ms per frame")
+        seeds = dict.fromkeys(record["seed"] for record in self.records if record["seed"] is not None)
+        words += [f"seed {', '.join(map(str, seeds))}"] if seeds else []
+        names = self._names()
+        return f"VolumePipelineOutput({', '.join(words)}: {', '.join(names[:SHOWN])}{' …' if names[SHOWN:] else ''})"
+
+    def _repr_html_(self) -> str:
+        """Show the first samples in a notebook: a playing picture, which also plays where scripts are not run."""
+        text = html.escape(repr(self))
+        if not self._holds_volumes() or not len(self.volumes):
+            return f"<p>{text}</p>"
+        picture = base64.b64encode(self[:SHOWN]._gif()).decode("ascii")
+        more = f" Shown: the first {SHOWN}; <code>out[{SHOWN}:]</code> shows more." if len(self.volumes) > SHOWN else ""
+        return f'<img src="data:image/gif;base64,{picture}" alt="{text}"><p>{text}{more}</p>'
+
+    def show(self, path: str | Path | None = None) -> Path | None:
+        """Play the volumes side by side, with slices and grey values to choose: the page of `cardiodit view`.
+
+        In a notebook the page appears below the cell; otherwise it opens in the browser.
+
+        Args:
+            path: HTML file in which to keep the page; default: a temporary file, which is not needed in a notebook.
+
+        Returns:
+            The page's path if it is in a file.
+        """
+        self._check_volumes("show")
+        try:
+            viewer = import_module("cardiodit.viewer")  # not by `from`: its templates do not fit in an exported file
+        except ImportError as error:
+            raise CardioDiTError("show() needs the package cardiodit; to_gif() works without it.") from error
+        volumes = [Volume(self._in_units(volume), self.geometry) for volume in self.volumes]
+        shown = [viewer.Shown(name, v, window=self.units or (-1.0, 1.0)) for name, v in zip(self._names(), volumes)]
+        return viewer.show(shown, None if path is None else Path(path))
+
+    def to_gif(self, path: str | Path) -> Path:
+        """Write one GIF of all samples below each other: cines beat, 3D volumes run through their slices."""
+        self._check_volumes("to_gif")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(self._gif())
+        return path
+
+    def _gif(self) -> bytes:
+        rows = [(name, np.asarray(volume, np.float32)) for name, volume in zip(self._names(), self.volumes)]
+        return beating_rows(rows, self.geometry.frame_time)
+
+    def _names(self) -> list[str]:
+        """Return a name for each sample: its class label, or its number."""
+        labels = [record.get("class_label") for record in self.records]
+        numbers = [record["index"] for record in self.records]
+        return [f"sample {i}" if label is None else str(label) for label, i in zip(labels, numbers, strict=True)]
+
+    def _in_units(self, volume: Any) -> np.ndarray:
+        """Return a volume in the scanner's units if the model knows them, otherwise in [-1, 1]."""
+        voxels = np.asarray(volume, dtype=np.float32)
+        return voxels if self.units is None else to_source(voxels, self.units, np.int16)
+
+    def _holds_volumes(self) -> bool:
+        return len(self.records) == len(self.volumes) and all(
+            record["output_type"] in ("volumes", "np") for record in self.records
+        )
+
+    def _check_volumes(self, method: str) -> None:
+        if not self._holds_volumes():
+            raise CardioDiTError(f'{method}() needs volumes: call the pipeline with output_type="volumes" or "np".')
+
     def save(self, folder: str | Path, sample_list: str = SAMPLE_LIST) -> list[Path]:
         """Write each volume as NIfTI with its geometry and a GIF, and append its record to `samples.jsonl`.
 
@@ -52,10 +148,7 @@ class VolumePipelineOutput(BaseOutput):
                 `.nii.gz`, which is all that is written then.
             sample_list: name of the list; several processes that share a folder have one each (`list_of_process`).
         """
-        if len(self.records) != len(self.volumes) or any(
-            r["output_type"] not in ("volumes", "np") for r in self.records
-        ):
-            raise CardioDiTError('save() needs volumes: call the pipeline with output_type="volumes" or "np".')
+        self._check_volumes("save")
         folder = Path(folder)
         if folder.name.endswith((".nii", ".nii.gz")):
             return [self._save_file(folder)]
@@ -64,10 +157,9 @@ class VolumePipelineOutput(BaseOutput):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SAMPLE_LIST).touch()  # first: other processes recognise a folder of samples by it
         for path, record, volume in zip(paths, self.records, self.volumes, strict=True):
+            write_nifti(path, self._in_units(volume), self.geometry)
             voxels = np.asarray(volume, dtype=np.float32)
-            write_nifti(path, self._in_units(voxels), self.geometry)
-            if voxels.ndim == 4:
-                write_gif(path.with_name(path.name.replace(".nii.gz", ".gif")), voxels, self.geometry)
+            write_gif(path.with_name(path.name.replace(".nii.gz", ".gif")), voxels, self.geometry)
             append_line(folder / sample_list, json.dumps({"file": path.name, "units": self.units, **record}))
         return paths
 
@@ -80,11 +172,8 @@ class VolumePipelineOutput(BaseOutput):
         if path.exists():
             raise CardioDiTError(f"{path} already exists and is not replaced. Choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_nifti(path, self._in_units(np.asarray(self.volumes[0], dtype=np.float32)), self.geometry)
+        write_nifti(path, self._in_units(self.volumes[0]), self.geometry)
         return path
-
-    def _in_units(self, voxels: np.ndarray) -> np.ndarray:
-        return voxels if self.units is None else to_source(voxels, self.units, np.int16)
 
 
 def sample_path(folder: Path, seed: int | None, index: int) -> Path:

@@ -3,20 +3,25 @@
 import argparse
 import inspect
 import json
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import pytest
+import torch
 
-from cardiodit import __version__
+from cardiodit import __version__, training
 from cardiodit._util.memory import TILING
 from cardiodit.cli import build_parser, main
-from cardiodit.commands import sample, subcommand
+from cardiodit.commands import sample, subcommand, train
 from cardiodit.imaging.cohorts import FIELDS_OF_VIEW
 from cardiodit.imaging.nifti import TIME_UNITS
 from cardiodit.imaging.phantom import GROUPS
@@ -123,6 +128,75 @@ def test_choices_in_the_help_are_those_of_the_package() -> None:
     assert tuple(NOISE_AND_IMAGE_SOLVERS) == sample.PRDIT_SOLVERS
     assert tuple(AXES) == subcommand.AXES
     assert tuple(TILING) == subcommand.TILING
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("smaple my-model", "there is no 'smaple'; did you mean sample?"),
+        ("frobnicate", "there is no 'frobnicate'; choose from demo, phantom, prepare"),
+        (
+            "sample m --outputdir x",
+            "required: --output_dir. There is no option --outputdir; did you mean --output_dir?",
+        ),
+        ("sample m --output_dir x --steps=5", "error: There is no option --steps; did you mean --num_inference_steps?"),
+        ("sample m --output_dir x --zebra 5", "error: There is no option --zebra\n"),
+        ("sample m --output_dir x --solver unpic", "argument --solver: there is no 'unpic'; did you mean unipc?"),
+        ("convert cardidit", "there is no 'cardidit'; did you mean cardiodit?"),
+    ],
+)
+def test_a_slip_of_the_keyboard_gets_a_suggestion(capsys, arguments: str, message: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_train_names_the_stages_and_their_modules(capsys) -> None:
+    assert main(["train"]) == 0
+    scripts = {path.stem for path in Path(training.__path__[0]).glob("train_*.py")}
+    assert set(re.findall(r"cardiodit\.training\.(\w+)", capsys.readouterr().out)) == scripts
+    assert {f"train_{stage}" for stage in train.STAGES} == scripts
+    assert main(["train", "train_dti"]) == 1
+    assert "There is no stage train_dti; did you mean dit?" in capsys.readouterr().err
+
+
+def test_every_device_option_means_the_same_default() -> None:
+    for parser in subcommands(build_parser()):
+        for action in parser._actions:
+            if "--device" in action.option_strings:
+                assert action.default is None and "default: " in action.help and "GPU" in action.help, parser.prog
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert subcommand.device_or_default(None) == found.type and subcommand.device_or_default("cpu") == "cpu"
+
+
+def interrupt(*arguments: str, when: Callable[[], bool]) -> subprocess.CompletedProcess:
+    """Press Ctrl-C, which all processes of a terminal receive, as soon as something is so."""
+    command = [str(Path(sys.executable).with_name("cardiodit")), *arguments]
+    caught: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **caught)
+    deadline = time.monotonic() + 120
+    while not when():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, printed)
+
+
+def test_ctrl_c_ends_sampling_with_the_command_to_continue(tmp_path: Path) -> None:
+    arguments = ["sample", str(SAVED_MODEL), "--output_dir", str(tmp_path / "s"), "--num_samples", "1000"]
+    done = interrupt(*arguments, when=(tmp_path / "s" / "seed0-00000.nii.gz").exists)
+    assert done.returncode == 130 and "Traceback" not in done.stdout
+    continued = f"stopped by Ctrl-C. The same command continues where it stopped:\n  cardiodit {' '.join(arguments)}"
+    assert continued in done.stdout
+
+
+def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
+    size = ["--num", "4000", "--size", "16", "16", "2", "4", "--workers", "2"]
+    written = lambda: any(tmp_path.glob(".tmp-*-p/images/*"))  # noqa: E731
+    done = interrupt("phantom", "--output_dir", str(tmp_path / "p"), *size, when=written)
+    assert done.returncode == 130 and "Traceback" not in done.stdout and "stopped by Ctrl-C." in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

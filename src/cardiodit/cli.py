@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from cardiodit import __version__
+from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit.commands import (
     card,
     convert,
@@ -21,9 +22,10 @@ from cardiodit.commands import (
     reconstruct,
     sample,
     scale_factor,
+    train,
     view,
 )
-from cardiodit.commands.subcommand import add_debug
+from cardiodit.commands.subcommand import Parser, add_debug
 from cardiodit.errors import print_error
 
 # In the order of a project: from data to a published model.
@@ -34,6 +36,7 @@ COMMANDS = (
     reconstruct,
     encode,
     scale_factor,
+    train,
     sample,
     view,
     evaluate,
@@ -53,19 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        again = f"The same command continues where it stopped:\n  {typed_command()}" if "resumes" in arguments else ""
+        print(f"\ncardiodit: stopped by Ctrl-C. {again}", file=sys.stderr)
+        return EXIT_CODE
     except Exception as error:
         print_error(error, "cardiodit", getattr(arguments, "debug", False))
         return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cardiodit",
         description="Generate beating hearts (4D cardiac cine MRI) and chest CTs (3D) with diffusion models: prepare "
         "data, train, sample, evaluate and publish. New here? Run `cardiodit demo`.",
-        epilog="`cardiodit COMMAND --help` describes a command and shows an example. Models are trained with "
-        "accelerate: `accelerate launch -m cardiodit.training.train_vqgan --help`; likewise train_dit, train_unet, "
-        "train_prdit, train_tgca and train_controlnet (adapters that follow masks) and train_segmenter.",
+        epilog="`cardiodit COMMAND --help` describes a command and shows an example. `cardiodit train` lists the "
+        "training stages; accelerate runs them, too: `accelerate launch -m cardiodit.training.train_vqgan --help`; "
+        "likewise train_dit, train_unet, train_prdit, train_tgca and train_controlnet (adapters that follow masks) and "
+        "train_segmenter.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     add_debug(parser)

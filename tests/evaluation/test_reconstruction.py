@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,7 @@ def test_the_command_writes_a_table_a_summary_and_pictures(
     assert main(["reconstruct", "--ids", str(manifest), "--vae", str(vae_folder), "--output_dir", str(out)]) == 0
     rows = list(csv.DictReader((out / "reconstruction.csv").open()))
     assert [row["subject"] for row in rows] == [case.subject for case in read_manifest(manifest)]
+    assert [row["file"] for row in rows] == [case.image.name for case in read_manifest(manifest)]
     summary = json.loads((out / "summary.json").read_text())
     for name in ("l1", "psnr", "ssim", "heart_l1", "heart_psnr", "l1_unquantised", "quantisation_share"):
         assert summary[name] == pytest.approx(np.mean([float(row[name]) for row in rows]), rel=1e-4)
@@ -158,6 +160,8 @@ def test_the_command_writes_a_table_a_summary_and_pictures(
     gif = Image.open(out / "pictures" / "0001.gif")
     assert gif.n_frames == 8 and gif.size == (3 * 128, 2 * 128)
     printed = capsys.readouterr().out
+    assert re.search(r"^phantom-0000\.nii\.gz +0\.", printed, re.MULTILINE)
+    assert "pictures (0001 phantom-0000.nii.gz, 0002 phantom-0001.nii.gz)" in printed
     assert "mean of 2" in printed and f"PSNR {summary['psnr']:.1f} dB" in printed and "rule of thumb" in printed
     for path in (out / "reconstruction.csv", out / "summary.json"):
         assert str(manifest.parent) not in path.read_text() and "images/" not in path.read_text()

@@ -1,14 +1,16 @@
 """The models that come with the package are found by their names, wherever a name may be given."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from cardiodit import CardioDiTError, CardioDiTPipeline
-from cardiodit.hub.bundled_models import BUNDLED, PHANTOM_MODEL, bundled_model, find_model
+from cardiodit import CardioDiTError, CardioDiTPipeline, open_pipeline
+from cardiodit.cli import main
+from cardiodit.hub.bundled_models import BUNDLED, PHANTOM_MODEL, bundled_model, find_model, find_pipeline
 from cardiodit.hub.load import open_transformer, open_vae
 
 SIZE_LIMIT = 16_000_000  # bytes
@@ -42,6 +44,23 @@ def test_a_folder_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_model(PHANTOM_MODEL) == PHANTOM_MODEL
     with pytest.raises(CardioDiTError, match=r"no model_index\.json"):
         CardioDiTPipeline.from_pretrained(PHANTOM_MODEL)
+
+
+def test_a_training_run_stands_for_its_pipeline(make_pipe: Callable, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "dit"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    with pytest.raises(CardioDiTError, match="It is a training run, and only finished runs of a denoiser have a pipe"):
+        open_pipeline(run)
+    make_pipe().save_pretrained(run / "pipeline")
+    for opened in (open_pipeline(run), CardioDiTPipeline.from_pretrained(run)):
+        assert Path(opened.config["_name_or_path"]) == run / "pipeline"
+    assert open_vae(run).config.embedding_dim == 8
+    (run / "run.json").unlink()  # an empty record, which a card would report
+    assert main(["card", str(run)]) == 0 and (run / "pipeline" / "README.md").is_file()
+    assert main(["export", str(run), "--output_dir", str(tmp_path / "exported")]) == 0
+    make_pipe().save_pretrained(run)  # a pipeline itself
+    assert find_pipeline(run) == run
 
 
 def test_other_names_are_left_alone_and_a_lost_model_is_said() -> None:

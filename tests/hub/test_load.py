@@ -40,7 +40,9 @@ def test_a_pipeline_folder_holds_both(make_pipe: Callable[..., CardioDiTPipeline
 
 
 def test_what_does_not_fit_is_named(make_vae: Callable, make_dit: Callable, tmp_path: Path) -> None:
-    with pytest.raises(CardioDiTError, match=r"contains no vae: looked for .*VQModel4D or VQModel3D in .*best/vae\.$"):
+    with pytest.raises(
+        CardioDiTError, match=r"contains no vae: looked for .*VQModel4D or VQModel3D in .*pipeline/vae\.$"
+    ):
         open_vae(tmp_path)
     make_vae().save_pretrained(tmp_path)
     with pytest.raises(CardioDiTError, match=r"contains no transformer.*config.json belongs to a VQModel4D\."):

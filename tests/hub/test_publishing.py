@@ -13,7 +13,7 @@ from cardiodit import CardioDiTPipeline
 from cardiodit.cli import main
 from cardiodit.convert.cardiodit import convert_cardiodit
 from cardiodit.hub.card.owner_facts import TO_BE_STATED, read_facts
-from cardiodit.hub.checks.files import file_problems, folder_problems
+from cardiodit.hub.checks.files import CHECKED, file_problems, folder_problems
 from cardiodit.hub.model_card import write_card
 from cardiodit.hub.publishing import check_folder
 
@@ -278,6 +278,20 @@ def test_all_problems_are_reported_at_once_before_any_network_access(
     ]:
         assert main(["publish", *arguments]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_every_file_with_its_size_and_what_was_checked(
+    complete: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["publish", str(complete), "lab/hearts", "--dry_run"]) == 0
+    *lines, end = capsys.readouterr().out.splitlines()
+    listed = {line.split()[2]: line.split(maxsplit=3) for line in lines}
+    files = {path.relative_to(complete).as_posix(): path for path in complete.rglob("*") if path.is_file()}
+    assert set(listed) == set(files)
+    for name, (size, *_, checked) in listed.items():
+        assert float(size) == pytest.approx(files[name].stat().st_size / 1e6, abs=6e-4)
+        assert checked.startswith(CHECKED[Path(name).suffix])
+    assert f"{len(files)} files" in end and "Nothing was uploaded." in end
 
 
 def test_a_pipeline_that_was_opened_and_saved_reveals_no_folder(model: Path, tmp_path: Path) -> None:

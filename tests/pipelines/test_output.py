@@ -1,12 +1,17 @@
+import base64
+import io
 import json
+import re
+import webbrowser
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
-from cardiodit import CardioDiTError, CardioDiTPipeline
+from cardiodit import CardioDiTError, CardioDiTPipeline, Geometry, VolumePipelineOutput
 from cardiodit.imaging import Intensity, Preprocessing
 
 from ..conftest import PREPARED
@@ -143,3 +148,95 @@ def test_two_processes_make_what_one_makes(make_pipe, tmp_path: Path) -> None:
         one, two = (nibabel.load(folder / path.name).get_fdata() for folder in (tmp_path / "one", tmp_path / "two"))
         assert np.abs(one - two).mean() < 1e-3
     assert {line["file"] for line in lines(tmp_path / "two")} == {line["file"] for line in lines(tmp_path / "one")}
+
+
+# --- In a notebook ---
+
+
+@pytest.fixture
+def out(make_pipe) -> VolumePipelineOutput:
+    """Six samples of two classes."""
+    labelled = {"num_classes": 2, "class_dropout_prob": 0.1, "class_names": ["dilated", "normal"]}
+    return make_pipe(vae=KNOWN, **labelled)(["dilated", "normal"] * 3, num_inference_steps=1, seed=4)
+
+
+def gif_in(html: str) -> Image.Image:
+    found = re.search('src="data:image/gif;base64,([^"]+)"', html)
+    assert found is not None
+    return Image.open(io.BytesIO(base64.b64decode(found[1])))
+
+
+def test_an_output_describes_itself_in_one_line(out: VolumePipelineOutput, make_pipe) -> None:
+    size = " × ".join(map(str, out.volumes.shape[1:4]))
+    facts = f"6 cines of {size} voxels, {out.volumes.shape[4]} frames, 1.5 × 1.5 × 8 mm, 40 ms per frame, seed 4"
+    assert repr(out) == str(out) == f"VolumePipelineOutput({facts}: dilated, normal, dilated, normal …)"
+    plain = make_pipe()(num_inference_steps=1, seed=0, first_sample=7)
+    assert "mm" not in repr(plain) and repr(plain).endswith("frames, seed 0: sample 7)")
+    latents = make_pipe()(num_inference_steps=1, output_type="latent")
+    assert repr(latents) == f"VolumePipelineOutput(Tensor of shape {tuple(latents.volumes.shape)})"
+    assert latents._repr_html_() == f"<p>{latents!r}</p>"
+
+
+def test_an_output_shows_its_first_samples_beating(out: VolumePipelineOutput) -> None:
+    html = out._repr_html_()
+    with gif_in(html) as gif:
+        assert gif.n_frames == out.volumes.shape[4] and gif.info["duration"] == 40 and gif.info["loop"] == 0
+        assert gif.height == 4 * 96
+    assert "the first 4" in html and "dilated" in html
+    assert "the first" not in out[:2]._repr_html_()
+    name = VolumePipelineOutput(out.volumes[:1], [{**out.records[0], "class_label": "<b>"}], out.geometry)
+    assert "<b>" not in name._repr_html_() and "&lt;b&gt;" in name._repr_html_()
+
+
+def test_each_sample_is_an_output_of_its_own(out: VolumePipelineOutput, tmp_path: Path) -> None:
+    assert torch.equal(out[1].volumes, out.volumes[1:2]) and out[1].records == out.records[1:2]
+    assert out[1].geometry == out.geometry and out[-1].records[0]["index"] == 5
+    assert [record["index"] for record in out[1:6:2].records] == [1, 3, 5]
+    assert out["volumes"] is out.volumes and out.to_tuple()[0] is out.volumes
+    assert [path.name for path in out[2].save(tmp_path)] == ["seed4-00002.nii.gz"]
+    with pytest.raises(IndexError, match="There is no sample 6: this output has 6"):
+        out[6]
+
+
+def test_a_gif_of_all_samples(out: VolumePipelineOutput, tmp_path: Path) -> None:
+    path = out[:2].to_gif(tmp_path / "new" / "hearts.gif")
+    with Image.open(path) as gif:
+        frames = [np.array(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
+    assert len(frames) == out.volumes.shape[4] and frames[0].shape[0] == 2 * 96
+    assert any(not np.array_equal(frame, frames[0]) for frame in frames)
+    voxels = np.linspace(-1, 1, 48 * 48 * 40, dtype=np.float32).reshape(48, 48, 40)
+    chest = VolumePipelineOutput(voxels[None], out.records[:1], Geometry((2.0, 2.0, 2.0)))
+    with gif_in(chest._repr_html_()) as gif:  # runs through the slices
+        assert gif.n_frames == 32
+    with pytest.raises(CardioDiTError, match=r"to_gif\(\) needs volumes"):
+        VolumePipelineOutput(out.volumes).to_gif(tmp_path / "none.gif")
+
+
+def test_show_opens_the_viewer_in_the_browser(
+    out: VolumePipelineOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "opened.txt"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > "{note}"\n')
+    browser.chmod(0o755)
+    monkeypatch.setattr(webbrowser, "_tryorder", ["ours"])
+    monkeypatch.setattr(webbrowser, "_browsers", {"ours": [None, webbrowser.GenericBrowser([str(browser), "%s"])]})
+    kept = out[:2].show(tmp_path / "hearts.html")
+    assert kept == tmp_path / "hearts.html" and note.read_text().strip() == kept.as_uri()
+    temporary = out[0].show()
+    assert temporary is not None and note.read_text().strip() == temporary.as_uri()
+    assert "<title>dilated, normal</title>" in kept.read_text()
+
+
+def test_a_pipeline_tells_its_labels_and_takes_one_first(make_pipe) -> None:
+    names = {"num_classes": 2, "class_dropout_prob": 0.1, "class_names": ["dilated", "normal"]}
+    pipe = make_pipe(**names)
+    assert pipe.labels == ["dilated", "normal"]
+    assert make_pipe(num_classes=3).labels == [0, 1, 2] and make_pipe().labels == []
+    first, named = pipe("normal", 1, seed=0), pipe(class_labels="normal", num_inference_steps=1, seed=0)
+    assert torch.equal(first.volumes, named.volumes) and first.records[0]["class_label"] == "normal"
+    assert [record["class_label"] for record in pipe(["normal", 0], 1).records] == ["normal", "dilated"]
+    with pytest.raises(CardioDiTError, match="num_samples='normal' must be a whole number"):
+        pipe("normal", class_labels="dilated")
+    with pytest.raises(CardioDiTError, match="no class label 'norml' in this model; choose 0 to 1 or dilated, normal"):
+        pipe("norml")

@@ -15,7 +15,9 @@ import pytest
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.training import train_dit
+from cardiodit.training.harness import processes
 from cardiodit.training.harness import run as run_module
+from cardiodit.training.harness.processes import SignalHandler
 
 from ..conftest import begin
 from .conftest import Cohorts, lines_of, wait_for_step
@@ -77,6 +79,36 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes(
     assert not (tmp_path / "stopped" / "pipeline").exists()
     finished = train_a_dit("stopped", **changes)
     assert sorted(lines_of(finished)) == list(range(1, 151))
+
+
+def test_ctrl_c_saves_a_checkpoint_and_tells_the_command(dit_arguments: Callable, tmp_path: Path) -> None:
+    """As a script sees it: an exit code that stops it. Earlier, while data is read, there is nothing to save."""
+    changes = {"training": {"max_train_steps": 1500, "checkpointing_steps": 5000, "validation_steps": 5000}}
+    arguments = dit_arguments("stopped", **changes)
+    process = start(arguments)
+    wait_for_step(tmp_path / "stopped", 5, process)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in printed
+    assert "Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once." in printed
+    last = max(lines_of(tmp_path / "stopped"))
+    command = f"python -m cardiodit.training.train_dit {' '.join(arguments)}"
+    assert f"Stopped by Ctrl-C after step {last}; the same command resumes from there.\n  {command}" in printed
+    assert (tmp_path / "stopped" / f"checkpoint-{last}").is_dir()
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_a_second_ctrl_c_or_one_before_the_first_step_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SignalHandler() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signals.in_step = True
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # passed on by a launcher at once
+        assert signals.received == "Ctrl-C"
+        monkeypatch.setattr(processes, "AGAIN", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_damaged_checkpoint_is_found_and_an_older_one_taken(

@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cardiodit import VolumePipelineOutput
+from cardiodit.evaluation.metrics.function import left_ventricle
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.nifti import read_labels, read_nifti
+from cardiodit.imaging.orientation import CT_DIRECTION
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.imaging.volume import Volume
 from cardiodit.viewer import Shown, write_viewer
+from cardiodit.viewer.page import as_cell
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FOUND = {"chromium": BROWSER, "chromedriver": DRIVER, "selenium": find_spec("selenium")}
@@ -185,6 +189,73 @@ def test_dragging_and_the_wheel(hearts: list[Shown], open_page: Callable[..., Pa
     assert page.value("window") < 255 and page.value("level") > 128 and all(differ(before, page.pictures()))
     ActionChains(page.browser).scroll_from_origin(ScrollOrigin.from_element(canvas), 0, 100).perform()
     page.wait(lambda: page.value("slice") == 2)
+
+
+def test_the_scale_bar_measures_the_picture(hearts: list[Shown], open_page: Callable[..., Page]) -> None:
+    unknown = Shown("unknown", Volume(hearts[0].volume.voxels, Geometry()))
+    page = open_page(*hearts, unknown)
+    script = """return [...document.querySelectorAll(".picture")].map((picture) => {
+        const bar = picture.querySelector(".scale"), width = picture.firstChild.getBoundingClientRect().width;
+        return bar && [bar.textContent, bar.getBoundingClientRect().width / width]; })"""
+    *bars, missing = page.browser.execute_script(script)
+    for (text, share), shown in zip(bars, hearts):
+        spacing = shown.volume.geometry.spacing
+        assert spacing and share * 64 * spacing[0] == pytest.approx(float(text.removesuffix(" mm")), rel=0.02)
+        assert 0.1 < share <= 0.36
+    assert missing is None
+
+
+def test_curves_follow_the_frame_and_lead_to_it(hearts: list[Shown], open_page: Callable[..., Page]) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page = open_page(hearts[0], Shown("without", hearts[1].volume))
+    function = left_ventricle(hearts[0].masks, hearts[0].volume.geometry)
+    assert f"EF {function.ef:.0f} %" in page.browser.find_element("tag name", "figure").text
+    page.slide("frame", function.es_frame)
+    assert f"frame {function.es_frame + 1}/16 ES" in page.captions()[0] and "ES" not in page.captions()[1]
+    now = page.browser.find_element("css selector", ".curves .now")
+    assert now.get_attribute("d") == f"M{100 * function.es_frame / 16:g} 0V100"
+    area = page.browser.find_element("class name", "curves")
+    ActionChains(page.browser).move_to_element_with_offset(area, area.size["width"] // 4 + 3, 0).click().perform()
+    assert page.value("frame") == 12
+    assert page.browser.execute_script("return document.querySelectorAll('.curves').length") == 1
+
+
+def test_letters_stand_at_the_edges(hearts: list[Shown], open_page: Callable[..., Page]) -> None:
+    voxels = hearts[0].volume.voxels[..., 0]
+    page = open_page(Shown("chest", Volume(voxels, Geometry((1, 1, 1), direction=CT_DIRECTION, in_scanner=True))))
+    script = """const middle = (shown) => {
+            const box = shown.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2]; };
+        const [x, y] = middle(document.querySelector("canvas"));
+        return Object.fromEntries([...document.querySelectorAll(".picture > span:not(.scale)")].map((span) => {
+            const [u, v] = middle(span); return [span.textContent, [Math.round(u - x), Math.round(v - y)]]; }))"""
+    letters = page.browser.execute_script(script)
+    assert letters["L"][0] > 100 and letters["R"][0] < -100 and letters["A"][1] < -100 and letters["P"][1] > 100
+    assert abs(letters["L"][1]) <= 2 and abs(letters["A"][0]) <= 2
+
+
+def test_the_viewer_and_a_picture_play_inside_a_notebook_cell(
+    hearts: list[Shown], browser: Any, tmp_path: Path
+) -> None:
+    """A cell is a page in which both stand; the viewer cannot reach beyond its frame."""
+    write_viewer(tmp_path / "view.html", hearts[:1])
+    cell = as_cell((tmp_path / "view.html").read_bytes())
+    voxels = hearts[0].volume.voxels.astype(np.float32)[None] / 500 - 1
+    record = {"seed": 0, "index": 0, "class_label": "normal", "output_type": "np"}
+    picture = VolumePipelineOutput(voxels, [record], hearts[0].volume.geometry)._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!DOCTYPE html><meta charset='utf-8'>{picture}{cell}")
+    browser.get((tmp_path / "notebook.html").as_uri())
+    shown = browser.find_element("tag name", "img")
+    assert shown.get_property("naturalWidth") == 132 + 8 * 96 and "normal" in shown.get_attribute("alt")
+    browser.switch_to.frame(browser.find_element("tag name", "iframe"))
+    for _ in range(200):
+        if browser.execute_script("return document.body.dataset.ready") == "yes":
+            break
+        time.sleep(0.02)
+    assert browser.find_element("class name", "curves").is_displayed()
+    browser.switch_to.default_content()
+    assert browser.get_log("browser") == []
 
 
 def test_volumes_of_other_lengths_stay_in_step(hearts: list[Shown], open_page: Callable[..., Page]) -> None:

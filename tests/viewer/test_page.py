@@ -12,11 +12,14 @@ import pytest
 
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.metrics.function import left_ventricle, right_ventricle
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.nifti import write_nifti
+from cardiodit.imaging.orientation import CT_DIRECTION
 from cardiodit.imaging.pictures import strip_of
 from cardiodit.imaging.volume import Volume
 from cardiodit.viewer import Shown, write_viewer
+from cardiodit.viewer.page import edges_of
 
 GEOMETRY = Geometry((1.5, 2.0, 8.0), frame_time=0.05, in_scanner=True)
 SHAPE = (12, 10, 3, 4)
@@ -93,6 +96,79 @@ def test_a_volume_without_time_and_one_with_broken_voxels(tmp_path: Path) -> Non
     levels = unpacked(page["volumes"][0]["levels"], page["volumes"][0], 1)
     assert levels[0, 0, -1, 0] == 0 and levels[0, -1, 0, -1] == 255
     assert len(page["colours"]) == 8 and page["legend"] == {}
+
+
+def rotated(degrees: float) -> tuple[tuple[float, float, float], ...]:
+    """Columns turned about the patient's axis from foot to head; the second one points up to the head."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return ((-c, 0.0, s), (s, 0.0, c), (0.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "geometry, expected",
+    [
+        (Geometry((1, 1, 1), direction=CT_DIRECTION, in_scanner=True), "L R A P"),
+        (Geometry((1, 1, 1), in_scanner=True), "R L A P"),
+        (Geometry((1, 1, 1), direction=rotated(0), in_scanner=True), "L R H F"),
+        (Geometry((1, 1, 1), direction=rotated(35), in_scanner=True), "LA RP H F"),
+        (Geometry((1, 1, 1), direction=rotated(60), in_scanner=True), "AL PR H F"),
+        (Geometry((1, 1, 1), direction=rotated(15), in_scanner=True), "L R H F"),
+        (Geometry((1, 1, 1), direction=CT_DIRECTION), None),  # a cine that was only turned
+        (Geometry(), None),
+    ],
+)
+def test_letters_name_the_patients_directions_where_they_are_known(geometry: Geometry, expected: str | None) -> None:
+    edges = edges_of(cine(geometry=geometry))
+    assert edges == (expected and dict(zip(("right", "left", "top", "bottom"), expected.split())))
+
+
+def test_a_sampled_ct_has_letters(tmp_path: Path) -> None:
+    chest = Volume(np.zeros((4, 4, 3)), Geometry((1, 1, 1), direction=CT_DIRECTION))
+    assert edges_of(chest) == {"right": "L", "left": "R", "top": "A", "bottom": "P"}
+
+
+def hearts(volume: Volume) -> np.ndarray:
+    """Label maps whose ventricles have a different size in every frame."""
+    labels = np.zeros(volume.voxels.shape, np.uint8)
+    for t, (left, right) in enumerate(zip((6, 2, 4, 5), (3, 4, 2, 3))):
+        labels[1:9, 1:9, :, t] = 2
+        labels[2 : 2 + left, 2:4, :, t] = 3
+        labels[9:, :right, :, t] = 1
+    return labels
+
+
+def test_volume_curves_and_ejection_fraction_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    volume = cine()
+    labels = hearts(volume)
+    write_viewer(tmp_path / "view.html", [Shown("heart", volume, labels), Shown("none", volume)])
+    shown, without = contents(tmp_path / "view.html")["volumes"]
+    left, right = (of(labels, GEOMETRY) for of in (left_ventricle, right_ventricle))
+    curves = [curve["ml"] for curve in shown["function"]["curves"]]
+    assert curves == [pytest.approx(each.volumes_ml, abs=0.01) for each in (left, right)]
+    assert (shown["function"]["ED"], shown["function"]["ES"]) == (left.ed_frame, left.es_frame) == (0, 1)
+    assert shown["function"]["text"] == f"EF {left.ef:.0f} % · EDV {left.edv:.0f} mL · ESV {left.esv:.0f} mL"
+    assert without["function"] is None and shown["isInMm"]
+
+
+def test_frames_without_labels_are_not_empty_hearts(tmp_path: Path) -> None:
+    """As in ACDC, where end-diastole and end-systole alone are labelled."""
+    volume = cine()
+    labels = hearts(volume)
+    labels[..., 1] = labels[..., 3] = 0
+
+    def function(masks: np.ndarray, geometry: Geometry = GEOMETRY) -> dict[str, Any] | None:
+        shown = Shown("heart", cine(geometry=geometry), masks)
+        write_viewer(tmp_path / "view.html", [shown])
+        return contents(tmp_path / "view.html")["volumes"][0]["function"]
+
+    found = function(labels)
+    assert found is not None and [ml is None for ml in found["curves"][0]["ml"]] == [False, True, False, True]
+    assert (found["ED"], found["ES"]) == (0, 2) and found["text"].startswith("EF 33 %")
+    labels[..., 2] = 0
+    assert function(labels) is None  # a single frame does not eject
+    assert function(hearts(volume), Geometry()) is None  # no mL without a voxel size
+    assert function(hearts(volume)[..., 0]) is None
+    assert function(np.where(hearts(volume) == 3, 7, 0)) is None  # labels of something else
 
 
 def test_the_page_needs_no_network_and_names_no_folder(files: tuple[Path, Path], tmp_path: Path, capsys) -> None:

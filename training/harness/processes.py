@@ -24,6 +24,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit._util.launch import check_launch, meeting, process_rank
 from cardiodit.errors import DEBUG, CardioDiTError, print_error
 from cardiodit.training.harness import deepspeed
@@ -32,13 +33,22 @@ from cardiodit.training.settings import Training
 # How long processes wait for each other. One may prepare volumes while the others wait; the default is 10 minutes.
 PATIENCE = timedelta(hours=6)
 TRACKERS = ("tensorboard", "wandb", "trackio")
-SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+CTRL_C = "Ctrl-C"
+AGAIN = 2.0  # seconds after which another Ctrl-C is the user's, rather than passed on by a launcher
+STDERR = 2
+WAITING = b"\nStopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.\n"
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a training script; an error ends it with a sentence and exit code 1."""
     try:
         main()
+    except KeyboardInterrupt as interrupt:
+        if process_rank() == 0 and not interrupt.args:
+            advice = "The same command resumes from the last checkpoint, if there is one:"
+            print(f"\nStopped by Ctrl-C. {advice}\n  {typed_command()}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CODE)
     except Exception as error:
         if process_rank() > 0:
             time.sleep(10)  # normally the first process reports the same error and ends this one
@@ -48,13 +58,16 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 class SignalHandler:
-    """Graceful shutdown: remembers the signal that schedulers such as Slurm send before they kill a job.
+    """Graceful shutdown: remembers Ctrl-C and the signals that schedulers such as Slurm send before they kill a job.
 
-    The run then saves a checkpoint at the end of its step and stops.
+    The run then saves a checkpoint at the end of its step and stops. Ctrl-C stops at once outside of a step
+    (`in_step`), and if it is pressed again.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.in_step = False
+        self._interrupted = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "SignalHandler":
@@ -67,7 +80,16 @@ class SignalHandler:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        if number != signal.SIGINT:
+            self.received = signal.Signals(number).name
+            return
+        self.received = CTRL_C
+        is_again = self._interrupted > 0 and time.monotonic() - self._interrupted > AGAIN
+        if is_again or not self.in_step:
+            raise KeyboardInterrupt
+        if not self._interrupted and process_rank() == 0:
+            os.write(STDERR, WAITING)  # print may be at work below this handler
+        self._interrupted = self._interrupted or time.monotonic()
 
 
 def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerator:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from cardiodit._util.atomic_io import restore_folder
+from cardiodit._util.interrupts import ignore_interrupts, typed_command
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness import deepspeed
@@ -27,7 +28,7 @@ from cardiodit.training.harness.checkpoints import (
 )
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.metrics import Metrics
-from cardiodit.training.harness.processes import SignalHandler, gather_objects, share, start_accelerator
+from cardiodit.training.harness.processes import CTRL_C, SignalHandler, gather_objects, share, start_accelerator
 from cardiodit.training.harness.run_record import RunRecord
 from cardiodit.training.harness.schedule import DistributedSampler, Schedule, seed_for
 from cardiodit.training.harness.state import Checkpointable, Tensors
@@ -78,7 +79,10 @@ class Run:
         self._signals.__exit__()
         self._writer.shutdown()  # what is being written is finished, also after an error
         if kind is not None and self.is_main:
-            self.record.end("failed", self.step)
+            self.record.end("interrupted" if self._signals.received == CTRL_C else "failed", self.step)
+        if self._signals.received == CTRL_C and (self.was_interrupted or kind is not None):
+            # What fails after Ctrl-C, such as the connection to a process that has ended, fails because of it.
+            raise KeyboardInterrupt(*(["a checkpoint was saved"] if self.was_interrupted else [])) from None
 
     # --- Start ---
 
@@ -187,6 +191,7 @@ class Run:
             dataset,
             batch_sampler=batches,
             num_workers=workers,
+            worker_init_fn=ignore_interrupts,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
         )
@@ -195,7 +200,12 @@ class Run:
         """Load this process's samples of a validation set, whose size is a multiple of `samples_a_pass`."""
         places = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)  # type: ignore
         workers = min(1, self.settings.dataloader_num_workers)
-        return DataLoader(Subset(dataset, places), self.settings.train_batch_size, num_workers=workers)
+        return DataLoader(
+            Subset(dataset, places),
+            self.settings.train_batch_size,
+            num_workers=workers,
+            worker_init_fn=ignore_interrupts,
+        )
 
     # --- The loop ---
 
@@ -213,6 +223,7 @@ class Run:
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-step") as ahead:
             coming = ahead.submit(fetch) if self.step < self.schedule.steps else None
+            self._signals.in_step = True
             while coming is not None:
                 began = time.perf_counter()
                 fetched = coming.result()
@@ -231,6 +242,7 @@ class Run:
                     self._leave()
                     return
         self.everything_written()
+        self._signals.in_step = False
         self.metrics.finish()
 
     def _prepare_step(self) -> None:
@@ -365,9 +377,12 @@ class Run:
     def _leave(self) -> None:
         self.was_interrupted = True
         self.everything_written()
+        self._signals.in_step = False
         self.metrics.finish()
         self.record.end("interrupted", self.step)
-        self.say(f"Stopped by {self._stop} after step {self.step}; the same command resumes from there.")
+        self.say(
+            f"Stopped by {self._stop} after step {self.step}; the same command resumes from there.\n  {typed_command()}"
+        )
 
     def finish(self) -> None:
         """Record that the run is finished."""

@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "cardiodit card runs/dit/pipeline --write_facts facts.yaml\n"
         "  cardiodit card runs/dit/pipeline --run runs/vqgan runs/dit --facts facts.yaml --previews samples",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="pipeline folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="pipeline folder, or training run that has one")
     add_sources(parser)
     parser.add_argument(
         "--write_facts",
@@ -65,10 +65,11 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.bundled_models import pipeline_of_run
     from cardiodit.hub.card.owner_facts import write_facts
     from cardiodit.hub.model_card import CARD
 
-    folder = arguments.folder
+    folder = arguments.folder = pipeline_of_run(arguments.folder)
     if not folder.is_dir():
         raise CardioDiTError(f"{folder} is not a folder.")
     if arguments.write_facts:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cardiodit.commands.subcommand import PRESETS, add_command
+from cardiodit.commands.subcommand import DEVICE_HELP, PRESETS, add_command, device_or_default
 
 INCOMPLETE = 3  # exit code if some volumes could not be evaluated; 2 is argparse's for invalid options
 EXIT_CODES = f"""exit code:
@@ -51,12 +51,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--max_volumes", type=int, metavar="N", help="use only a random subset of N volumes per set")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=1, help="number of worker processes; does not change the report (%(default)s)"
+        "--processes",
+        type=int,
+        default=1,
+        help="number of worker processes, on the CPU; does not change the report (%(default)s)",
     )
     parser.add_argument(
-        "--device", default="cpu", help="device for the networks, such as cpu, cuda or mps (%(default)s)"
+        "--device", help=f"{DEVICE_HELP} and only one process. Another device changes the numbers by rounding"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=True)
 
 
 def _add_preparation(group: argparse._ArgumentGroup) -> None:
@@ -134,6 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in names}
     for name in ("features_size", "spacing"):
         given[name] = tuple(given[name]) if given[name] else None
+    given["device"] = device_or_default(arguments.device or ("cpu" if arguments.processes > 1 else None))
     evaluation = evaluate(EvaluationSettings(**given))
     print(table(evaluation.report))
     print(f"Wrote {', '.join(map(str, evaluation.files))}.")

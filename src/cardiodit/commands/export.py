@@ -20,7 +20,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.bundled_models import pipeline_of_run
     from cardiodit.hub.export import export_with_code
 
-    folder = export_with_code(arguments.model, arguments.output_dir)
+    folder = export_with_code(pipeline_of_run(arguments.model), arguments.output_dir)
     print(f'Wrote {folder}. It opens with DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True).')

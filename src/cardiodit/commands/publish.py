@@ -17,20 +17,29 @@ def add(commands: argparse._SubParsersAction) -> None:
         "cardiodit publish runs/dit/pipeline org/name --facts facts.yaml --dry_run",
     )
     parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="pipeline folder; without --facts, its card is published as it is"
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="pipeline folder, or training run that has one; without --facts, its card is published as it is",
     )
     parser.add_argument("repository", metavar="ORG/NAME", help="destination repository, created if missing")
     parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
     add_sources(parser)
     parser.add_argument("--message", default="Published with cardiodit", help="commit message (%(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="only check the folder; needs no network")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="only check the folder, and list every file with its size and what was checked; needs no network",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from cardiodit.hub.publishing import ADVICE, check_folder, check_name, publish
+    from cardiodit.hub.bundled_models import pipeline_of_run
+    from cardiodit.hub.publishing import ADVICE, check_folder, check_name, inventory, publish
 
     check_name(arguments.repository)
+    arguments.folder = pipeline_of_run(arguments.folder)
     if arguments.facts:
         make_card(arguments, arguments.repository)
     elif arguments.runs or arguments.previews or arguments.evaluation or arguments.overwrite:
@@ -42,6 +51,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Uploaded to {address}.")
         return
     check_folder(arguments.folder, arguments.repository).raise_if_any(ADVICE)
-    files = [path for path in arguments.folder.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    print(f"{arguments.folder} can be published: {len(files)} files, {size / 1e6:.1f} MB. Nothing was uploaded.")
+    files = inventory(arguments.folder)
+    longest = max(len(file.name) for file in files)
+    for file in files:
+        print(f"{file.size / 1e6:>9.3f} MB  {file.name:<{longest}}  {file.checked}")
+    print(
+        f"{arguments.folder} can be published: {len(files)} files, {sum(file.size for file in files) / 1e6:.1f} MB. "
+        f"Checked, too: the card is complete, and the folder holds no links, hidden files or leftovers of training. "
+        "Not checked: the names of the files, and what the pictures show. Nothing was uploaded."
+    )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cardiodit.commands.subcommand import PRESETS, TILING, TILING_HELP, add_command
+from cardiodit.commands.subcommand import DEVICE_HELP, PRESETS, TILING, TILING_HELP, add_command, device_or_default
 from cardiodit.errors import CardioDiTError
 
 if TYPE_CHECKING:
@@ -43,15 +43,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--batch_size", type=int, default=4, help="number of slices to process at once, for speed (%(default)s)"
     )
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
-    parser.add_argument("--device", help="device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import torch
-
     from cardiodit._util.memory import set_tiling
-    from cardiodit.evaluation.reconstruction import reconstruct_cohort
+    from cardiodit.evaluation.reconstruction import PICTURED, reconstruct_cohort
     from cardiodit.hub.load import open_vae
     from cardiodit.imaging.manifest import prepare_case, read_manifest
 
@@ -62,14 +60,16 @@ def run(arguments: argparse.Namespace) -> None:
     cases = read_manifest(arguments.ids)[: arguments.num]
     vae = open_vae(arguments.vae)
     steps = _steps(vae, arguments.preset, arguments.depth)
-    vae.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    vae.to(device_or_default(arguments.device))
     shape = prepare_case(cases[0], steps).volume.voxels.shape
     set_tiling(vae, shape, arguments.tiling, arguments.batch_size)
     report = reconstruct_cohort(vae, cases, steps, arguments.output_dir, arguments.batch_size)
     print(_table(report))
     print(_interpretation(report))
+    pictured = ", ".join(f"{quality.number:04d} {quality.file}" for quality in report.volumes[:PICTURED])
     print(
-        f"Wrote {arguments.output_dir}. Look at {arguments.output_dir / 'pictures'}: original, reconstruction, error."
+        f"Wrote {arguments.output_dir / 'reconstruction.csv'} (all volumes), summary.json and pictures ({pictured}): "
+        "original, reconstruction, error."
     )
 
 
@@ -93,9 +93,9 @@ def _steps(vae: Any, preset: str | None, depth: int | None) -> "Preprocessing":
 def _table(report: "Report") -> str:
     """Format a line for each of the first volumes and one for the mean of all."""
     names = ["l1", "psnr", "ssim", "quantisation_share", "heart_psnr"]
-    rows = [["volume", "L1", "PSNR dB", "SSIM", "quantisation", "heart PSNR dB"]]
+    rows = [["file", "L1", "PSNR dB", "SSIM", "quantisation", "heart PSNR dB"]]
     for quality in report.volumes[:TABLE_ROWS]:
-        rows.append([quality.subject, *(_format(name, getattr(quality, name)) for name in names)])
+        rows.append([quality.file, *(_format(name, getattr(quality, name)) for name in names)])
     rows.append([f"mean of {len(report.volumes)}", *(_format(name, report.mean(name)) for name in names)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in rows]

@@ -9,6 +9,7 @@ from typing import Any
 
 from cardiodit.commands.subcommand import (
     AXES,
+    DEVICE_HELP,
     DTYPES,
     TILING,
     TILING_HELP,
@@ -115,7 +116,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="precision in which the model runs (%(default)s)"
     )
-    parser.add_argument("--device", help="device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument(
         "--checkpoints",
         type=int,
@@ -137,7 +138,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="only estimate the memory and time that sampling would take on this machine",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

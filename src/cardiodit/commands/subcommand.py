@@ -5,9 +5,12 @@ choices below repeat the keys of registries in such modules; `tests/test_cli.py`
 """
 
 import argparse
+import sys
 import textwrap
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from cardiodit._util.launch import check_launch, meeting
 from cardiodit.errors import DEBUG, CardioDiTError
@@ -29,6 +32,48 @@ TILING_HELP = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors suggest the nearest command, choice or option."""
+
+    def parse_known_args(  # type: ignore[override]  # its overloads differ in the type of the namespace only
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        self._given = list(sys.argv[1:] if args is None else args)
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        unknown = self._unknown_options()
+        if unknown and message.startswith("unrecognized arguments"):
+            message = unknown.pop(0)
+        super().error(". ".join([message, *unknown]))
+
+    def _unknown_options(self) -> list[str]:
+        known = list(self._option_string_actions)
+        names = [text.partition("=")[0] for text in self._given if text.startswith("--") and text != "--"]
+        unknown = [name for name in names if not any(option.startswith(name) for option in known)]
+        hints = [(name, nearest(name, known)) for name in unknown]
+        return [f"There is no option {name}{f'; did you mean {near}?' if near else ''}" for name, near in hints]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = nearest(str(value), choices)
+        hint = f"did you mean {near}?" if near else f"choose from {', '.join(choices)}"
+        raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return a known name that contains the name or is spelled similarly; None if there is none."""
+    names, bare = {other.lstrip("-"): other for other in known}, name.lstrip("-")
+    containing = [other for other in names if len(bare) > 3 and bare in other]
+    found = next(iter([*containing, *get_close_matches(bare, names, n=1)]), None)
+    return None if found is None else names[found]
+
+
 def add_command(commands: argparse._SubParsersAction, name: str, summary: str, example: str) -> argparse.ArgumentParser:
     """Create a subcommand parser. The first sentence of its summary stands in the list of commands."""
     parser = commands.add_parser(
@@ -40,6 +85,17 @@ def add_command(commands: argparse._SubParsersAction, name: str, summary: str, e
     )
     add_debug(parser)
     return parser
+
+
+DEVICE_HELP = "device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one"
+
+
+def device_or_default(name: str | None) -> str:
+    """Return the given device, or a GPU if there is one, otherwise the CPU."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return name or (found.type if found is not None else "cpu")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,7 @@ class Quality:
 
     Args:
         number: position in the manifest, from 1; also in the names of its pictures.
+        file: name of the image, without its folders.
         l1, psnr, ssim: over the whole field of view.
         l1_unquantised: L1 without the codebook.
         quantisation_share: share of the L1 error that disappears without the codebook; negative if the decoder, which
@@ -61,6 +62,7 @@ class Quality:
     quantisation_share: float
     heart_l1: float | None = None
     heart_psnr: float | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Report:
         }
 
 
-NUMBERS = [field.name for field in fields(Quality) if field.name not in ("number", "subject")]
+NAMES = ("number", "subject", "file")
+NUMBERS = [field.name for field in fields(Quality) if field.name not in NAMES]
 
 
 def reconstruct_cohort(
@@ -125,7 +128,8 @@ def reconstruct_cohort(
             mask = prepare_mask(case, prepared)
             subject = case.row.get("subject") or f"volume-{number}"  # the default subject would be its path
             labels = None if mask is None else mask.voxels
-            qualities.append(judge(number, subject, prepared.volume.voxels, result, labels))
+            quality = judge(number, subject, prepared.volume.voxels, result, labels)
+            qualities.append(replace(quality, file=case.image.name))
             counts += result.code_counts
             if number <= pictured:
                 _draw(folder / "pictures", number, prepared, result)
@@ -237,7 +241,7 @@ def _draw(folder: Path, number: int, prepared: Prepared, result: Reconstruction)
 
 def _write_table(path: Path, qualities: Iterable[Quality]) -> None:
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["number", "subject", *NUMBERS])
+        writer = csv.DictWriter(file, [*NAMES, *NUMBERS])
         writer.writeheader()
         for quality in qualities:
             row = asdict(quality)

@@ -23,6 +23,7 @@ import numpy as np
 from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.hashing import sha256_of
+from cardiodit._util.interrupts import ignore_interrupts
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, without_folders
 from cardiodit.evaluation.evaluators import MASKS, EvaluatorConfig, Evaluators, open_evaluators
@@ -161,9 +162,10 @@ def write_cached(cache: Path, key: str, measured: Measured) -> None:
 
 
 def _start_process() -> None:
-    """Use one thread, and end when the process that started this one is killed."""
+    """Use one thread, leave Ctrl-C to the process that started this one, and end with it if it is killed."""
     import torch
 
+    ignore_interrupts()
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
 

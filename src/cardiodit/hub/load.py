@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.bundled_models import HUB_NAME, find_model
+from cardiodit.hub.bundled_models import HUB_NAME, PIPELINE, find_model
 from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
 from cardiodit.models.transformer_dit import DiT3DTransformerModel, DiT4DTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
@@ -84,11 +84,12 @@ def _open(name: str | Path, what: str, classes: Classes, kwargs: dict[str, Any])
 
 
 def _folder_of(folder: Path, what: str, classes: Classes) -> Path:
-    """Find a component at the top of a folder, in its own subfolder or below the `best` of a training run."""
+    """Find a component at the top of a folder, in its own subfolder, or in a training run's `best` or `pipeline`."""
     if not folder.is_dir():
         raise CardioDiTError(f"{folder} is not a folder.")
     inside = [component for component, _ in classes.values()]
-    places = dict.fromkeys([folder, *(folder / name for name in inside), *(folder / "best" / name for name in inside)])
+    parents = (folder, folder / "best", folder / PIPELINE)
+    places = dict.fromkeys([folder, *(parent / name for parent in parents for name in inside)])
     found = {place: _class_of(place) for place in places if (place / CONFIG).is_file()}
     for place, class_name in found.items():
         if class_name in classes:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.card.metadata import metadata_problems
 from cardiodit.hub.card.owner_facts import HUB_ID
-from cardiodit.hub.checks.files import file_problems, folder_problems
+from cardiodit.hub.checks.files import file_problems, folder_problems, what_is_checked
 from cardiodit.hub.client import create_repository, upload
 from cardiodit.hub.model_card import CARD, headings, to_be_stated
 
@@ -44,6 +45,21 @@ def check_folder(folder: Path, repository: str | None = None) -> Problems:
     for sentence in (*folder_problems(folder), *_card_problems(folder, repository), *file_problems(folder)):
         problems.add(sentence)
     return problems
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file that would be uploaded, its size in bytes, and what was checked in it."""
+
+    name: str
+    size: int
+    checked: str
+
+
+def inventory(folder: Path) -> list[PublishedFile]:
+    """List the files of a folder that `check_folder` accepts."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [PublishedFile(f.relative_to(folder).as_posix(), f.stat().st_size, what_is_checked(f)) for f in files]
 
 
 def _card_problems(folder: Path, repository: str | None) -> Iterator[str]:

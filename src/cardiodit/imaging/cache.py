@@ -23,6 +23,7 @@ import numpy as np
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.foreign_files import available_memory, read_object
 from cardiodit._util.hashing import sha256_of
+from cardiodit._util.interrupts import ignore_interrupts
 from cardiodit.errors import CardioDiTError, Problems, reason_of
 from cardiodit.imaging.geometry import Geometry, Triple, common_spacing
 from cardiodit.imaging.intensity import Range
@@ -187,7 +188,7 @@ def _read_all(read: "partial[Outcome]", cases: list[Case], workers: int) -> Iter
     if workers == 1 or len(cases) == 1:
         yield from bar(map(read, cases))
         return
-    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(cases)), get_context("spawn"), ignore_interrupts) as pool:
         yield from bar(pool.map(read, cases))
 
 

@@ -10,9 +10,12 @@ from cardiodit._util.atomic_io import atomic_file
 from cardiodit.imaging.pictures import (
     COLOURS,
     MODEL_WINDOW,
+    PLAYED_SIDE,
+    SLICE_SECONDS,
     frames_of_sheet,
+    gif_of,
     paste_captioned,
-    save_beat,
+    slices_as_frames,
     stack_captioned,
     strip_of,
 )
@@ -27,12 +30,24 @@ LV = 3
 
 
 def write_beating_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]], frame_time: float | None = None) -> None:
-    """Write named cines `(H, W, D, T)` in [-1, 1] as a GIF, below each other, slices side by side."""
+    """Write the GIF of `beating_rows`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(beating_rows(rows, frame_time))
+
+
+def beating_rows(rows: Sequence[tuple[str, np.ndarray]], frame_time: float | None = None) -> bytes:
+    """Return a GIF of named volumes in [-1, 1] below each other.
+
+    Cines `(H, W, D, T)` beat, slices side by side; 3D volumes `(H, W, D)` run through their slices.
+    """
+    is_cine = rows[0][1].ndim == 4
+    cines = [(name, volume if is_cine else slices_as_frames(volume)) for name, volume in rows]
+    tile = TILE if is_cine else PLAYED_SIDE
     pictures = []
-    for t in range(rows[0][1].shape[3]):
-        strips = [(name, _smooth(strip_of(cine[..., t], None, MODEL_WINDOW)).point(_round_grey)) for name, cine in rows]
-        pictures.append(stack_captioned(strips, MARGIN))
-    save_beat(path, pictures, frame_time)
+    for t in range(cines[0][1].shape[3]):
+        strips = [(name, _smooth(strip_of(cine[..., t], None, MODEL_WINDOW), tile)) for name, cine in cines]
+        pictures.append(stack_captioned([(name, strip.point(_round_grey)) for name, strip in strips], MARGIN))
+    return gif_of(pictures, frame_time if is_cine else SLICE_SECONDS)
 
 
 def write_sheet_with_curve(
@@ -110,7 +125,7 @@ def _round_grey(level: int) -> int:
     return min(255, (level + GREY_STEP // 2) // GREY_STEP * GREY_STEP)
 
 
-def _smooth(levels: np.ndarray) -> Image.Image:
-    """Resize the slices of one row smoothly to the size in which they are shown."""
-    zoom = TILE / levels.shape[0]
-    return Image.fromarray(levels).resize((round(levels.shape[1] * zoom), TILE), Image.Resampling.BICUBIC)
+def _smooth(levels: np.ndarray, tile: int = TILE) -> Image.Image:
+    """Resize the slices of one row smoothly to the height in which they are shown."""
+    zoom = tile / levels.shape[0]
+    return Image.fromarray(levels).resize((round(levels.shape[1] * zoom), tile), Image.Resampling.BICUBIC)

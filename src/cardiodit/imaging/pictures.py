@@ -1,5 +1,6 @@
 """Pictures of volumes, turned for the viewer: the first image axis points to the right, the second up."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ CAPTION = 80  # pixels to the left of a row
 CAPTION_GAP = 6  # pixels between a caption and its row
 FRAME_LINE = 2  # pixels between the frames of a comparison
 SLICES, SLICES_ACROSS = 12, 4  # number of slices shown of a 3D volume, and columns
+PLAYED_SLICES, PLAYED_SIDE, SLICE_SECONDS = 32, 192, 1 / 8  # of a GIF that runs through a 3D volume
 TILE_SIDE, TILE_NAME = 160, 14  # pixels of a tile of an overview, and of the name above it
 TILES_ACROSS, TILES_DOWN = 8, 6
 NAME_LETTERS = 26
@@ -35,32 +37,54 @@ def write_gif(
     window: Window = MODEL_WINDOW,
     rows: int = 1,
 ) -> None:
-    """Write a cine as a GIF that loops over one heart beat, slices side by side, masks as outlines.
+    """Write a GIF: a cine loops over one heart beat, slices side by side; a 3D volume runs through its slices.
 
     Args:
         path: GIF file.
-        cine: `(H, W, D, T)`.
+        cine: `(H, W, D, T)`, or a 3D volume `(H, W, D)`.
         geometry: geometry with the frame time, if known.
-        masks: labels of the cine's shape.
+        masks: labels of the volume's shape, shown as outlines.
         window: grey values shown as black and white.
         rows: number of rows that each slice already contains, so that small ones are enlarged as they would be alone.
     """
-    frames = range(cine.shape[3])
-    strips = [strip_of(cine[..., t], None if masks is None else masks[..., t], window) for t in frames]
-    save_beat(path, [_enlarged(strip, rows) for strip in strips], None if geometry is None else geometry.frame_time)
+    frame_time = None if geometry is None else geometry.frame_time
+    is_volume = cine.ndim == 3
+    if is_volume:
+        cine, masks = slices_as_frames(cine), None if masks is None else slices_as_frames(masks)
+        frame_time = SLICE_SECONDS
+    strips = [strip_of(cine[..., t], None if masks is None else masks[..., t], window) for t in range(cine.shape[3])]
+    pictures = [_enlarged(strip, rows) for strip in strips]
+    if is_volume:
+        for picture in pictures:
+            picture.thumbnail((PLAYED_SIDE, PLAYED_SIDE))
+    save_beat(path, pictures, frame_time)
+
+
+def slices_as_frames(volume: np.ndarray) -> np.ndarray:
+    """Return evenly spread slices of `(H, W, D)` as the frames of a cine `(H, W, 1, T)` with one slice."""
+    depths = np.unique(np.linspace(0, volume.shape[2] - 1, PLAYED_SLICES).round().astype(int))
+    return volume[:, :, None, depths]
 
 
 def save_beat(path: Path, pictures: Sequence[Image.Image], frame_time: float | None) -> None:
     """Write the frames of a beat as a looping GIF; without a frame time, a beat lasts a second."""
-    seconds = frame_time or 1 / len(pictures)
     with atomic_file(path) as temporary:
-        pictures[0].save(
-            temporary,
-            save_all=True,
-            append_images=list(pictures[1:]),
-            duration=max(20, round(seconds * 1000)),
-            loop=0,
-        )
+        temporary.write_bytes(gif_of(pictures, frame_time))
+
+
+def gif_of(pictures: Sequence[Image.Image], frame_time: float | None) -> bytes:
+    """Return the looping GIF that `save_beat` writes."""
+    seconds = frame_time or 1 / len(pictures)
+    content = io.BytesIO()
+    pictures[0].save(
+        content,
+        "GIF",
+        save_all=True,
+        append_images=list(pictures[1:]),
+        duration=max(20, round(seconds * 1000)),
+        loop=0,
+    )
+    return content.getvalue()
 
 
 def write_sheet(path: Path, cine: np.ndarray, masks: np.ndarray | None = None, window: Window = MODEL_WINDOW) -> None:

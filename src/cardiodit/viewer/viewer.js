@@ -5,11 +5,15 @@ const CAPTION = 40; // pixels under a picture, as in the style
 const CAPTION_WIDTH = 240;
 const GAP = 8;
 const SMALLEST = 120; // pixels; below, the page scrolls
+const FUNCTION = 86; // pixels of a volume curve and its numbers, as in the style
+const RULES = [1, 2, 5, 10, 20, 50, 100, 200]; // lengths of the scale bar in mm
+const LONGEST_RULE = 0.35; // of the picture's width
 
 const most = (name) => Math.max(...contents.volumes.map((volume) => volume[name]));
 const frames = most("frames");
 const slices = most("slices");
 const hasMasks = contents.volumes.some((volume) => volume.labels !== null);
+const hasCurves = contents.volumes.some((volume) => volume.function !== null);
 
 const player = new Player(frames, contents.beat ?? UNKNOWN_BEAT, draw);
 let shownSlice = Math.floor((slices - 1) / 2);
@@ -20,6 +24,70 @@ async function unpack(text) {
   for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function make(tag, className, text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+// ---- The volumes of the ventricles over the beat: the width is the beat, frame t of T lies at t/T
+
+class Curves {
+  constructor({ curves, ED, ES, text }) {
+    this.frames = curves[0].ml.length;
+    this.largest = 1.15 * Math.max(...curves.flatMap(({ ml }) => ml));
+    const marks = Object.entries({ ED, ES }).map(([name, frame]) => ({ name, frame, ml: curves[0].ml[frame] }));
+    this.area = make("div", "curves");
+    this.area.innerHTML = `<svg viewBox="0 0 100 100" preserveAspectRatio="none"><path class="ground" d="M0 100H100"/>
+      ${curves.map(({ colour, ml }) => `<path stroke="rgb(${colour.join(" ")})" d="${this.line(ml)}"/>`).join("")}
+      ${marks.map(({ frame, ml }) => `<path class="mark" d="M${this.x(frame)} ${this.y(ml)}h0"/>`).join("")}
+      <path class="now"/></svg>`;
+    this.area.append(...marks.map((mark) => this.label(mark)));
+    this.now = this.area.querySelector(".now");
+    this.element = make("div", "function");
+    this.element.append(this.area, make("p", "", text));
+    this.area.addEventListener("pointerdown", (event) => {
+      this.area.setPointerCapture(event.pointerId);
+      this.seek(event);
+    });
+    this.area.addEventListener("pointermove", (event) => event.buttons && this.seek(event));
+  }
+
+  x(frame) {
+    return (100 * frame) / this.frames;
+  }
+
+  y(ml) {
+    return 100 - (100 * ml) / this.largest;
+  }
+
+  // After the last frame the first comes again. Frames that are not labelled are left out.
+  line(ml) {
+    const points = ml.map((value, frame) => [frame, value]).filter(([, value]) => value !== null);
+    if (points.length === ml.length) points.push([ml.length, ml[0]]);
+    return "M" + points.map(([frame, value]) => `${this.x(frame)} ${this.y(value)}`).join("L");
+  }
+
+  label({ name, frame, ml }) {
+    const label = make("span", "", name);
+    const [side, share] = frame < this.frames / 2 ? ["left", this.x(frame)] : ["right", 100 - this.x(frame)];
+    label.style[side] = `${share}%`;
+    label.style.top = `calc(${this.y(ml)}% - ${name === "ED" ? 11 : -3}px)`;
+    return label;
+  }
+
+  seek({ clientX }) {
+    const { left, width } = this.area.getBoundingClientRect();
+    const share = Math.min(0.999, Math.max(0, (clientX - left) / width));
+    player.stopAt(Math.floor(share * frames));
+  }
+
+  draw(frame) {
+    this.now.setAttribute("d", `M${this.x(frame)} 0V100`);
+  }
 }
 
 // ---- One volume
@@ -40,14 +108,30 @@ class Panel {
     this.canvas.setAttribute("aria-label", volume.title);
     this.pen = this.canvas.getContext("2d");
     this.picture = this.pen.createImageData(volume.columns, volume.rows);
-    this.figure = document.createElement("figure");
-    this.says = document.createElement("span");
-    this.says.className = "says";
-    const title = document.createElement("span");
-    title.textContent = title.title = volume.title;
+    const box = make("div", "picture");
+    box.append(this.canvas);
+    for (const [edge, letters] of Object.entries(volume.edges ?? {})) box.append(make("span", edge, letters));
+    this.rule = make("span", "scale");
+    if (volume.isInMm) box.append(this.rule);
+    this.curves = volume.function && new Curves(volume.function);
+    this.says = make("span", "says");
+    const title = make("span", "", volume.title);
+    title.title = volume.title;
     const caption = document.createElement("figcaption");
     caption.append(title, this.says);
-    this.figure.append(this.canvas, caption);
+    this.figure = document.createElement("figure");
+    this.figure.append(box, caption);
+    if (hasCurves) this.figure.append(this.curves?.element ?? make("div", "function"));
+  }
+
+  // Set the size of the picture in pixels per mm.
+  resize(scale) {
+    const { width, height } = this.volume;
+    this.canvas.style.width = `${scale * width}px`;
+    this.canvas.style.height = `${scale * height}px`;
+    const mm = RULES.findLast((length) => length <= LONGEST_RULE * width) ?? RULES[0];
+    this.rule.style.width = `${scale * mm}px`;
+    this.rule.textContent = `${mm} mm`;
   }
 
   // A volume with fewer slices or frames shows the one at the same share of its depth or beat.
@@ -74,13 +158,16 @@ class Panel {
       pixels[4 * i + 3] = 255;
     }
     this.pen.putImageData(this.picture, 0, 0);
+    this.curves?.draw(this.frame());
     this.caption();
   }
 
   caption() {
     const parts = [];
     if (this.volume.slices > 1) parts.push(`slice ${this.slice() + 1}/${this.volume.slices}`);
-    if (this.volume.frames > 1) parts.push(`frame ${this.frame() + 1}/${this.volume.frames}`);
+    const { ED, ES } = this.volume.function ?? {};
+    const phase = this.frame() === ED ? " ED" : this.frame() === ES ? " ES" : "";
+    if (this.volume.frames > 1) parts.push(`frame ${this.frame() + 1}/${this.volume.frames}${phase}`);
     parts.push(`W ${width(this.volume)} L ${level(this.volume)}`);
     this.says.textContent = parts.join(" · ");
   }
@@ -130,11 +217,12 @@ function describe() {
 function arrange() {
   const area = element("panels");
   const style = getComputedStyle(area);
+  const below = CAPTION + (hasCurves ? FUNCTION : 0);
   const wide = area.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
   const cell = (columns) => ({
     columns,
     width: Math.max(SMALLEST, (wide - GAP * (columns - 1)) / columns),
-    height: Math.max(SMALLEST, (area.clientHeight + GAP) / Math.ceil(panels.length / columns) - GAP - CAPTION),
+    height: Math.max(SMALLEST, (area.clientHeight + GAP) / Math.ceil(panels.length / columns) - GAP - below),
   });
   const scale = ({ width, height }, volume) => Math.min(width / volume.width, height / volume.height);
   const smallest = (box) => Math.min(...contents.volumes.map((volume) => scale(box, volume) * volume.width));
@@ -142,10 +230,7 @@ function arrange() {
   const best = boxes.reduce((a, b) => (smallest(b) > smallest(a) ? b : a));
   const widest = Math.max(CAPTION_WIDTH, ...contents.volumes.map((volume) => scale(best, volume) * volume.width));
   area.style.gridTemplateColumns = `repeat(${best.columns}, ${Math.min(best.width, widest)}px)`;
-  for (const { canvas, volume } of panels) {
-    canvas.style.width = `${scale(best, volume) * volume.width}px`;
-    canvas.style.height = `${scale(best, volume) * volume.height}px`;
-  }
+  for (const panel of panels) panel.resize(scale(best, panel.volume));
 }
 
 // ---- Controls

@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cardiodit.hub.checks.files import (
+    CHECKED,
+    CHECKS,
     absolute_paths,
     file_problems,
     findings_in_csv,
@@ -100,6 +102,10 @@ def test_ordinary_files_pass(complete: Path, samples: Path, tmp_path: Path) -> N
     np.save(complete / "curve.npy", np.arange(4))
     save_file({"w": torch.zeros(2)}, complete / "adapter.safetensors", {"format": "pt"})
     assert check_folder(complete).found == []
+
+
+def test_every_check_is_described() -> None:
+    assert set(CHECKS) == set(CHECKED)
 
 
 def test_a_phantoms_manifest_is_refused_by_its_columns(complete: Path) -> None:

@@ -1,4 +1,4 @@
-"""Previews in a model card: GIFs of a few of the model's samples."""
+"""Previews in a model card: GIFs of a few of the model's samples, which beat or run through their slices."""
 
 import json
 import shutil
@@ -9,6 +9,9 @@ from typing import Any
 from cardiodit._util.atomic_io import replace_folder
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.intensity import to_model
+from cardiodit.imaging.nifti import read_nifti
+from cardiodit.imaging.pictures import MODEL_WINDOW, write_gif
 
 FOLDER = "previews"
 MAX_PREVIEWS = 4
@@ -37,8 +40,8 @@ class Previews:
         known = [float(value) for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
-    def in_words(self) -> str:
-        """Describe how the samples were generated."""
+    def in_words(self, is_cine: bool = True) -> str:
+        """Describe how the samples were generated and are shown."""
         first = self.records[0]
         labels = [str(record["class_label"]) for record in self.records if record.get("class_label") is not None]
         shown = f", classes {', '.join(labels)}" if labels else ""
@@ -46,22 +49,32 @@ class Previews:
         how = f"{first.get('solver')}, {first.get('num_inference_steps')} steps, guidance {first.get('guidance_scale')}"
         return (
             f"The previews are samples {numbers} of seed {first.get('seed')}, the first of a folder ({how}{shown}), "
-            "slices side by side."
+            f"{'slices side by side' if is_cine else 'running through their slices'}."
         )
 
 
 def copy_previews(samples: Path, folder: Path) -> None:
-    """Copy the first GIFs of a folder written by `cardiodit sample`, replacing earlier previews."""
-    records = [record for record in _records(samples) if _picture(samples, record).is_file()][:MAX_PREVIEWS]
+    """Copy the first GIFs of a folder written by `cardiodit sample`, replacing earlier previews.
+
+    A sample without a GIF, such as a 3D volume written by an earlier version, is drawn from its volume.
+    """
+    existing = [record for record in _records(samples) if any(path.is_file() for path in _files(samples, record))]
+    records = existing[:MAX_PREVIEWS]
     if not records:
         raise CardioDiTError(
-            f"{samples} contains no GIF of a sample in its {SAMPLE_LIST}. Generate samples with `cardiodit sample`."
+            f"{samples} contains no GIF and no volume of a sample in its {SAMPLE_LIST}. Generate samples with "
+            "`cardiodit sample`."
         )
     with replace_folder(folder / FOLDER) as temporary:
         lines = []
         for record in records:
-            picture = _picture(samples, record)
-            shutil.copyfile(picture, temporary / picture.name)
+            picture, volume = _files(samples, record)
+            if picture.is_file():
+                shutil.copyfile(picture, temporary / picture.name)
+            else:
+                source = read_nifti(volume)
+                voxels = to_model(source.voxels, record.get("units") or MODEL_WINDOW)
+                write_gif(temporary / picture.name, voxels, source.geometry)
             kept = {key: record[key] for key in PUBLISHED_FIELDS if key in record}
             lines.append(json.dumps({"file": picture.name, **kept}) + "\n")
         (temporary / SAMPLE_LIST).write_text("".join(lines), encoding="utf-8")
@@ -75,8 +88,10 @@ def read_previews(folder: Path) -> Previews | None:
     return Previews([f"{FOLDER}/{record['file']}" for record in records], records)
 
 
-def _picture(samples: Path, record: dict[str, Any]) -> Path:
-    return samples / Path(str(record["file"]).replace(".nii.gz", ".gif")).name
+def _files(samples: Path, record: dict[str, Any]) -> tuple[Path, Path]:
+    """Return the paths of a sample's GIF and of its volume."""
+    name = Path(str(record["file"])).name
+    return samples / name.replace(".nii.gz", ".gif"), samples / name
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

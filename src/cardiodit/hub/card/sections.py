@@ -40,7 +40,7 @@ def sections(
         "preprocessing": _preprocessing(model, facts),
         "training": _training(folder, model, runs, facts),
         "sampler": model_words.sampler(model),
-        "previews": previews.in_words() if previews else "",
+        "previews": previews.in_words(model.is_cine) if previews else "",
         "metrics": _metrics(facts),
         "energy": _energy(emissions, facts, previews),
         "heart": BEATING if model.is_cine else STILL,

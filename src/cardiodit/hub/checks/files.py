@@ -106,7 +106,7 @@ def _is_leftover(name: str) -> bool:
 
 def findings_in(path: Path) -> Iterator[str]:
     """Check a file by its kind; kinds that cannot be checked are refused."""
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix.lower()
+    suffix = _kind_of(path)
     if is_dicom(path):
         yield "is a DICOM file, which identifies its patient; remove it"
     elif suffix in PICKLES:
@@ -117,6 +117,15 @@ def findings_in(path: Path) -> Iterator[str]:
         yield from _text_check(findings_in_text)(path)
     else:
         yield "is of a kind that cannot be checked for patient data; remove it"
+
+
+def what_is_checked(path: Path) -> str:
+    """Describe what `findings_in` looks for in a file of this kind."""
+    return CHECKED.get(_kind_of(path), CHECKED[".txt"])
+
+
+def _kind_of(path: Path) -> str:
+    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix.lower()
 
 
 def _text_check(findings: Callable[[str], Iterator[str]]) -> Callable[[Path], Iterator[str]]:
@@ -254,4 +263,14 @@ CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
     ".csv": _text_check(findings_in_csv),
     ".safetensors": _findings_in_weights,
     ".npy": _findings_in_array,
+}
+# What each check looks for, in words, for the list of `cardiodit publish --dry_run`.
+CHECKED: dict[str, str] = {
+    **dict.fromkeys((".yaml", ".yml", ".cff", ".json", ".jsonl"), "no key of patient data, no path of a machine"),
+    **dict.fromkeys((".md", ".txt", ".html", ".htm", ".py"), "no DICOM tags, no path of a machine"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif"), "a picture and nothing else: no EXIF, no comments"),
+    **dict.fromkeys((".nii", ".nii.gz"), "no text or extension in the header, listed as a sample"),
+    ".csv": "no column of patient data, no path of a machine",
+    ".safetensors": "weights, not latents; metadata without patient data or paths",
+    ".npy": "numbers only",
 }

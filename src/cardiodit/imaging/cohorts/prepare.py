@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cardiodit._util.atomic_io import new_folder
+from cardiodit._util.interrupts import ignore_interrupts
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, find_cohort
 from cardiodit.imaging.cohorts.file_checks import KINDS, CheckedFile, Preparation, check_file, find_preset
@@ -130,7 +131,7 @@ def _check_files(files: list[CohortFile], cohort: Cohort, folder: Path, how: Pre
     if how.workers <= 1:
         yield from bar(map(check, files))
         return
-    with ProcessPoolExecutor(how.workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(how.workers, get_context("spawn"), ignore_interrupts) as pool:
         yield from bar(pool.map(check, files))
 
 

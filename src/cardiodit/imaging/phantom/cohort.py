@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cardiodit._util.atomic_io import new_folder
+from cardiodit._util.interrupts import ignore_interrupts
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.figures import write_curve
 from cardiodit.imaging.label_order import ACDC_ORDER
@@ -88,7 +89,7 @@ def _run(write: Callable[[int], dict[str, Any]], num: int, workers: int) -> Iter
     if workers == 1:
         yield from map(write, range(num))
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), ignore_interrupts) as pool:
         yield from pool.map(write, range(num))
 
 
