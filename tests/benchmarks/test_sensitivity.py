@@ -86,4 +86,4 @@ def test_the_table_counts_verdicts_and_names_evidence(script: ModuleType) -> Non
     assert found["verdicts"] == [3, 5] and found["verdicts_0_1"] == [2, 4] and found["suspicious"] == 1
     assert (found["differing"], found["differing_0_1"]) == (1, 0)
     assert found["evidence"] == ["Systole", "mmd_rbf_spatial"]
-    assert "| broken | 2 of 4 | 3 of 5 | 0 | 1 | Systole; mmd_rbf_spatial |" in script.table({"broken": found})
+    assert "| broken | 2 of 4 | 3 of 5 | 0 | 1 | 1 | Systole; mmd_rbf_spatial |" in script.table({"broken": found})

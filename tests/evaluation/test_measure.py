@@ -76,7 +76,7 @@ def test_end_diastole_and_end_systole_alone_have_volumes_and_no_curve(phantom: I
     )
     names |= {"rv_direction_deg", "lv_taper", "ring_leak_share", "rv_ring_leak_share"}
     whole_beat = {"heart_rate_bpm", "farthest_frame_percent"}
-    of_images = {n for n in whole if n.startswith(("frame_", "slice_"))} - {"slice_dice"}
+    of_images = {n for n in whole if n.startswith(("frame_", "slice_", "voxel_"))} - {"slice_dice"}
     assert set(found.numbers) - names == of_images | whole_beat
     assert found.numbers["rv_direction_deg"] == pytest.approx(whole["rv_direction_deg"])
 

@@ -71,6 +71,7 @@ def test_a_model_that_copies_nobody_is_blamed_as_rarely_as_the_floor_says() -> N
     assert blamed[0] <= 12 and blamed[1] <= 10, blamed
     assert np.mean(shares) == pytest.approx(2 / 40, abs=0.02)
     floor = found["training_copies"].result.floor
+    assert found["training_copies"].result.p_value == betabinom(30, 2, 38).sf(round(30 * shares[-1]) - 1)
     assert floor is not None and floor.high == betabinom(30, 2, 38).ppf(0.95) / 30 and floor.value == NEAR
 
 

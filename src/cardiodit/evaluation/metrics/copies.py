@@ -93,7 +93,8 @@ def _share_metric(scoring: Scoring, *, kind: str) -> Result | None:
     usual = betabinom(m, k, n + 1 - k)
     floor = Floor(k / (n + 1), float(usual.ppf(0.05)) / m, float(usual.ppf(0.95)) / m, count / m, None)
     return Result(
-        Estimate(
+        p_value=float(usual.sf(count - 1)),
+        estimate=Estimate(
             count / m,
             float(interval.low),
             float(interval.high),
@@ -104,7 +105,7 @@ def _share_metric(scoring: Scoring, *, kind: str) -> Result | None:
                 "numbers of volumes (beta-binomial). Copies that are turned, shifted in time or cut are not found.",
             ),
         ),
-        floor,
+        floor=floor,
     )
 
 

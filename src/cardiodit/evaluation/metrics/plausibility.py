@@ -120,7 +120,7 @@ def _share_metric(scoring: Scoring, *, name: str) -> Result | None:
     return Result(
         Estimate(share, float(low), float(high), method=method, notes=tuple(notes)),
         Floor(counts[0] / len(kept[0]), float(real_low), float(real_high), share, None),
-        p_value=float(fisher_exact([[k, len(each) - k] for k, each in zip(counts, kept)][::-1], "less").pvalue),
+        p_value=float(fisher_exact([[k, len(each) - k] for k, each in zip(counts, kept)]).pvalue),
     )
 
 

@@ -27,8 +27,8 @@ def verdict(metric: Mapping[str, Any], hearts: int = FEWEST_JUDGED) -> str | Non
     """Compare a metric with its floor's range, both at the same number of volumes; None if too little is known.
 
     A floor may have one end only; the other side is then open. Where there is a test, it must agree: small real sets
-    make the range of a floor too narrow. To be better than real volumes against real ones is no
-    merit but suspicious: it takes chance, too little variety, or copies.
+    make the range of a floor too narrow. To be better than real volumes against real ones is suspicious, no merit: it
+    takes chance, too little variety, or copies.
 
     Args:
         hearts: in the smaller set; of a handful, nothing is judged.
