@@ -48,11 +48,20 @@ IDENTIFIERS = ("schema", "name", "group", "better", "sha256", "identity", "conte
 
 
 def assert_same(found: Any, expected: Any, key: str = "") -> None:
-    """Compare JSON: equal keys, order and identifiers, and equal numbers up to rounding; prose may change."""
+    """Compare JSON: all keys of then in their order, equal identifiers and numbers up to rounding; prose may change.
+
+    New keys, new metrics and new notes may be added.
+    """
     if isinstance(expected, dict):
-        assert list(found) == list(expected), key
+        assert [name for name in found if name in expected] == list(expected), key
         for name, value in expected.items():
             assert_same(found[name], value, name)
+    elif key in ("metrics", "distributions"):
+        by_name = {entry["name"]: entry for entry in found}
+        for entry in expected:
+            assert_same(by_name[entry["name"]], entry, entry["name"])
+    elif key in ("left_out", "notes"):
+        assert len(found) >= len(expected) and all(isinstance(text, str) for text in found), key
     elif isinstance(expected, list):
         assert isinstance(found, list) and len(found) == len(expected), key
         for item, value in zip(found, expected):
@@ -188,24 +197,49 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def wider_floor(floor: dict[str, Any]) -> dict[str, float]:
+    """Widen the floor of MS-SSIM, which was the interval of the real mean alone; both means of equal sets vary."""
+    return {end: floor["value"] + math.sqrt(2) * (floor[end] - floor["value"]) for end in ("low", "high")}
+
+
+FORMER_TITLES = {"Unbiased MMD² (RBF kernel)": "Kernel distance (unbiased MMD²)"}
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    """Return the cells of each row by the metric's title, today's titles translated into those of version 0.1."""
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines() if " | " in line]
+    for now, then in FORMER_TITLES.items():
+        rows = [[row[0].replace(now, then), *row[1:]] for row in rows]
+    return {row[0]: row[1:] for row in rows}
+
+
 def test_an_evaluation_gives_the_same_numbers(evaluated: Path) -> None:
     found, expected = (json.loads((folder / "report.json").read_text()) for folder in (evaluated, REPORT))
     assert found["protocol"]["cardiodit"] == __version__
     found["protocol"]["cardiodit"] = VERSION
+    (similarity,) = [metric for metric in expected["metrics"] if metric["name"] == "ms_ssim"]
+    similarity["floor"] |= wider_floor(similarity["floor"])
     assert_same(found, expected, "report")
 
 
 def test_the_table_has_the_same_numbers(evaluated: Path) -> None:
-    found, expected = (numbers_of((folder / "table.md").read_text()) for folder in (evaluated, REPORT))
-    assert len(found) > 200 and found == pytest.approx(expected, rel=2e-3)
+    found, expected = (rows_of((folder / "table.md").read_text()) for folder in (evaluated, REPORT))
+    assert len(expected) >= 60
+    for title, cells in expected.items():
+        for cell, then in zip(found[title], cells, strict=True):
+            now, before = numbers_of(cell), numbers_of(then)  # recall was added to some cells, behind their own numbers
+            if title.startswith("MS-SSIM") and len(before) == 3 and cell != found[title][0]:
+                continue  # its floor, see above
+            assert now[: len(before)] == pytest.approx(before, rel=2e-3), title
 
 
 def test_the_model_index_lists_the_same_results(evaluated: Path) -> None:
     found, expected = (yaml.safe_load((folder / "model-index.yaml").read_text()) for folder in (evaluated, REPORT))
     results = [index["model-index"][0]["results"][0]["metrics"] for index in (found, expected)]
-    assert [metric["type"] for metric in results[0]] == [metric["type"] for metric in results[1]]
-    values = [[metric["value"] for metric in metrics] for metrics in results]
-    assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-6)
+    now, then = ({metric["type"]: metric["value"] for metric in metrics} for metrics in results)
+    assert not [name for name in now if name.startswith("kid_spatial")]
+    renamed = {name.replace("kid_", "mmd_rbf_"): value for name, value in then.items()}
+    assert {name: now[name] for name in renamed} == pytest.approx(renamed, rel=1e-4, abs=1e-6)
 
 
 # --- Model cards ---

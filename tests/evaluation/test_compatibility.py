@@ -70,6 +70,7 @@ def test_a_set_is_what_most_of_it_is() -> None:
     slower = replace(USUAL, frame_time=0.07, intensity=(-0.9, 0.8), units=(0.0, 2000.0))
     found = summarize_set([other, USUAL, slower, replace(slower, frame_time=None)])
     assert found == VolumeStats(USUAL.size, USUAL.spacing, pytest.approx(0.06), (-0.9, 0.8), (0.0, 2000.0))
+    assert summarize_set([replace(USUAL, middle=middle) for middle in (-0.2, -0.6, None)]).middle == -0.4
     assert summarize_set([USUAL, replace(USUAL, spacing=None)]).spacing is None
 
 
@@ -130,6 +131,17 @@ def test_another_contrast_is_noted(intensity: tuple[float, float], is_noted: boo
     if is_noted:
         low, high = intensity
         assert f"synthetic volumes go from {low:.4g} to {high:.4g}, and real ones from -1 to 1" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("middle", "is_noted"), [(0.6, True), (0.9, True), (-0.6, False), (-0.2, False), (0.05, False), (None, False)]
+)
+def test_an_inverted_contrast_is_noted_without_labels(middle: float | None, is_noted: bool) -> None:
+    notes = notes_on_contrast(replace(USUAL, middle=-0.6), replace(USUAL, middle=middle))
+    assert bool(notes) is is_noted
+    if is_noted:
+        assert notes[0].startswith("The contrast may be inverted: the median voxel of real volumes is -0.6, and that")
+    assert not notes_on_contrast(replace(USUAL, middle=-0.05), replace(USUAL, middle=middle))
 
 
 def test_patients_may_differ_in_voxel_size_and_a_note_says_so() -> None:

@@ -91,7 +91,14 @@ def test_the_report_tells_everything_of_two_cohorts(data: Path, with_masks: Eval
     report = with_masks.report
     assert report["schema"] == "cardiodit-evaluation/1" and report["protocol"]["counts"] == {"real": 6, "synthetic": 6}
     groups = {metric["group"] for metric in report["metrics"]}
-    assert groups == {"distribution", "diversity", "function", "plausibility", "consistency"}
+    assert groups == {
+        *("distribution", "diversity", "function", "timing", "orientation", "plausibility", "consistency")
+    }
+    assert "Copies of training volumes: no manifest of them was given (--training)." in report["protocol"]["left_out"]
+    (earlier,) = [metric for metric in report["metrics"] if metric["name"] == "kid_spatial"]
+    assert (
+        earlier["renamed"] == "mmd_rbf_spatial" and earlier["value"] == metrics(with_masks)["mmd_rbf_spatial"]["value"]
+    )
     assert report["sets"]["real"]["size"] == [32, 32, 6, 8] and report["sets"]["real"]["intensity"] == [-1, 1]
     assert report["protocol"]["features"]["spatial"]["note"].startswith("random features")
     assert report["protocol"]["labels"] == {"real": "masks", "synthetic": "masks"}
@@ -183,6 +190,50 @@ def test_the_same_volumes_lie_at_the_floor_and_are_called_copies(data: Path, tmp
             assert metric["floor"]["matched"] <= metric["floor"]["high"]
     assert metrics(found)["frechet_spatial"]["value"] == 0
     assert metrics(found)["ms_ssim"]["value"] == metrics(found)["ms_ssim"]["floor"]["value"]
+
+
+def test_copies_of_training_volumes_are_found(data: Path, tmp_path: Path) -> None:
+    """With faint noise, which no comparison of voxels finds; the real hearts are at a usual distance."""
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for i, file in enumerate(sorted((data / "samples").glob("*.nii.gz"))):
+        volume = read_nifti(file)
+        noise = np.random.default_rng(i).normal(0, 0.005, volume.voxels.shape).astype(np.float32) * (i > 0)
+        write_nifti(samples / file.name, np.clip(volume.voxels + noise, -1, 1), volume.geometry)
+    training = data / "others" / "manifest.csv"
+    given = {"synthetic": samples, "preprocessing": str(data / "steps.json"), "output_dir": tmp_path / "out"}
+    found = evaluate(request(data, **given, training=training))
+    report, held = found.report, metrics(found)
+    assert report["protocol"]["training"]["count"] == COUNT and not report["problems"]
+    for kind in ("spatial", "spatiotemporal"):
+        assert held[f"training_distance_{kind}"]["value"] < 0.2
+        floor = held[f"training_distance_{kind}"]["floor"]
+        assert floor["matched"] < floor["low"] <= 1 <= floor["high"]
+    distances = {
+        name: [v["training_distance"] for v in report["volumes"] if v["set"] == name] for name in ("real", "synthetic")
+    }
+    assert max(distances["synthetic"]) < 0.5 * min(distances["real"])
+    assert "1 of the 6 synthetic volumes equal a training volume voxel by voxel." in report["protocol"]["notes"]
+    assert any("It needs at least 19 real volumes" in reason for reason in report["protocol"]["left_out"])
+    assert "To training" in (tmp_path / "out" / "report.html").read_text()
+    again = evaluate(request(data, **given, training=training))
+    assert again.report == report
+    with pytest.raises(CardioDiTError, match="The splits share subjects"):
+        evaluate(request(data, **given, training=data / "real" / "manifest.csv"))
+
+
+def test_several_volumes_of_a_subject_are_said_and_resampled(data: Path, tmp_path: Path) -> None:
+    rows = [
+        {**case.row, "image": str(case.image), "mask": "", "volumes": ""}
+        for case in read_manifest(data / "real/manifest.csv")
+    ]
+    write_manifest(tmp_path / "m.csv", [{**row, "subject": f"s{i // 2}"} for i, row in enumerate(rows)])
+    report = evaluate(request(data, real=tmp_path / "m.csv", output_dir=tmp_path)).report
+    assert report["sets"]["real"]["subjects"] == 3 and report["protocol"]["counts"]["real"] == 6
+    assert any("6 real volumes come from 3 subjects" in note for note in report["protocol"]["notes"])
+    resampled = "Mean over 5 random choices of one volume per subject."
+    assert all(resampled in metric["notes"] for metric in report["metrics"])
+    assert len(report["volumes"]) == 12
 
 
 @pytest.mark.parametrize(
@@ -530,6 +581,6 @@ def test_a_deformation_shows_along_its_axis_and_not_along_the_other(
 
 
 def test_hearts_that_stand_still_show_in_spatiotemporal_features(deformed: dict[str, dict[str, dict]]) -> None:
-    for name in ("frechet", "kid"):
+    for name in ("frechet", "mmd_rbf"):
         spatial, moving = (deformed["still"][f"{name}_{kind}"]["floor"] for kind in ("spatial", "spatiotemporal"))
         assert spatial["matched"] <= spatial["high"] and moving["matched"] > moving["high"], name

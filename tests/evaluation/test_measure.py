@@ -14,8 +14,9 @@ from cardiodit import VQModel4D
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, Evaluators
 from cardiodit.evaluation.measure import content_of, measure
+from cardiodit.evaluation.metrics.timing import QUANTITIES
 from cardiodit.evaluation.segmenters import Grid, Segmenter
-from cardiodit.evaluation.volume_sets import Item, open_real
+from cardiodit.evaluation.volume_sets import TRAINING, Item, open_real
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import read_labels
@@ -46,7 +47,8 @@ def test_a_repeated_beat_has_all_numbers_but_those_of_a_whole_one(phantom: Item)
     missing = {name for name in whole.numbers if name not in repeated.numbers}
     rates = {f"{side}_peak_{name}" for side in ("lv", "rv") for name in ("ejection_ml_s", "filling_ml_s")}
     rates |= {f"{side}_peak_{name}" for side in ("lv", "rv") for name in ("ejection_edv_s", "filling_edv_s")}
-    assert missing == {*rates, "frame_gap", "label_gap", "cycle_gap"}
+    timing = {quantity.name for quantity in QUANTITIES}
+    assert missing == {*rates, *timing, "frame_gap", "label_gap", "heart_rate_bpm"} and "cycle_gap" in timing
     assert set(repeated.plausible) == set(whole.plausible) - {"cycle_gap"} and all(repeated.plausible.values())
     for name in ("lv_edv_ml", "lv_esv_ml", "rv_ef_percent", "lv_mass_g", "wall_thickening_percent", "lv_body_share"):
         assert repeated.numbers[name] == whole.numbers[name]
@@ -83,7 +85,23 @@ def test_end_diastole_and_end_systole_alone_have_volumes_and_no_curve(phantom: I
     assert {name: value for name, value in found.numbers.items() if name in whole and name in names} == pytest.approx(
         {name: whole[name] for name in names}
     )
-    assert set(found.numbers) - names == {n for n in whole if n.startswith(("frame_", "slice_"))} - {"slice_dice"}
+    names |= {"rv_direction_deg", "lv_taper", "ring_leak_share", "rv_ring_leak_share"}
+    whole_beat = {"heart_rate_bpm", "farthest_frame_percent"}
+    of_images = {n for n in whole if n.startswith(("frame_", "slice_", "voxel_"))} - {"slice_dice"}
+    assert set(found.numbers) - names == of_images | whole_beat
+    assert found.numbers["rv_direction_deg"] == pytest.approx(whole["rv_direction_deg"])
+
+
+def test_only_the_features_of_training_volumes_are_measured(phantom: Item) -> None:
+    assert measure(replace(phantom, set=TRAINING), Preprocessing(), NOTHING, None).numbers == {}
+
+
+def test_manifests_of_bodies_index_the_volumes(phantom: Item) -> None:
+    assert phantom.case is not None
+    case = replace(phantom.case, row={**phantom.case.row, "height": "180", "weight": "80"})
+    found = measure(replace(phantom, case=case), Preprocessing(), NOTHING, MASKS).numbers
+    assert found["lv_edv_index_ml_m2"] == pytest.approx(found["lv_edv_ml"] / 2)
+    assert 50 < found["heart_rate_bpm"] < 90  # of the phantom's frame time
 
 
 def test_a_copy_is_one_at_any_frame_time() -> None:

@@ -21,6 +21,7 @@ from cardiodit.evaluation.volume_sets import (
     mask_paths,
     open_real,
     open_synthetic,
+    open_training,
     settle_preprocessing,
 )
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
@@ -106,6 +107,29 @@ def test_rows_of_one_subject_get_different_ids_and_a_note(tmp_path: Path) -> Non
     assert [item.id for item in found.items] == ["one", "one#2", "two"]
     assert "3 real volumes come from 2 subjects" in found.notes[0]
     assert not found.has_masks
+
+
+def test_equal_file_names_in_different_folders_are_different_subjects(tmp_path: Path) -> None:
+    """Without a column for subjects, every image is a subject of its own."""
+    rows = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        rows.append({"image": f"{name}/{volume(tmp_path / name / 'cine.nii').name}"})
+    write_manifest(tmp_path / "m.csv", rows)
+    found = open_real(tmp_path / "m.csv")
+    assert len({item.subject for item in found.items}) == 2 and not found.notes
+
+
+def test_training_volumes_of_the_real_subjects_are_refused(tmp_path: Path) -> None:
+    rows = [{"image": volume(tmp_path / f"{i}.nii").name, "subject": f"s{i}"} for i in range(3)]
+    write_manifest(tmp_path / "test.csv", rows[:2])
+    write_manifest(tmp_path / "training.csv", rows[1:])
+    real = open_real(tmp_path / "test.csv")
+    with pytest.raises(CardioDiTError, match="s1 is in real and in training"):
+        open_training(tmp_path / "training.csv", real)
+    write_manifest(tmp_path / "training.csv", rows[2:])
+    (item,) = open_training(tmp_path / "training.csv", real).items
+    assert (item.set, item.subject) == ("training", "s2")
 
 
 def test_a_random_subset_is_drawn_by_the_seed_from_the_whole_set_and_noted(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         "manifest of images, which are then preprocessed like the real ones",
     )
     parser.add_argument(
+        "--training",
+        type=Path,
+        metavar="MANIFEST",
+        help="CSV manifest of the volumes that the model was trained on, to look for copies of them among the samples; "
+        "--real must then list other subjects",
+    )
+    parser.add_argument(
         "--output_dir",
         type=Path,
         required=True,

@@ -20,6 +20,7 @@ BULK = (0.1, 99.9)  # percentiles that describe a volume's values: a few stray v
 HALF_FILLED = 3 / 8  # of a range: values at least this wide fill one half of it
 SLACK = 0.05  # of a range: how far such values may reach into the other half
 LEAST_WIDTH = 1e-3  # of values in [-1, 1]: narrower ones are a single value, not a range with another scaling
+LEAST_LOPSIDED = 0.1  # of a range: how far its median must be from its middle, for a mirrored one to be noticed
 OTHER_WIDTH = 0.25  # relative difference of the two sets' widths above which a note is written
 
 Size = tuple[int, ...]
@@ -31,6 +32,7 @@ class VolumeStats:
 
     Args:
         intensity: range of all but the darkest and the brightest thousandth of the voxels.
+        middle: median of the voxels; None if unknown.
         units: what -1 and 1 are in the file, if known.
     """
 
@@ -39,12 +41,13 @@ class VolumeStats:
     frame_time: float | None
     intensity: Range
     units: Range | None
+    middle: float | None = None
 
 
 def summarize(loaded: Loaded) -> VolumeStats:
     voxels, geometry = loaded.volume.voxels, loaded.volume.geometry
-    low, high = np.percentile(voxels, BULK)
-    return VolumeStats(voxels.shape, geometry.spacing, geometry.frame_time, (float(low), float(high)), loaded.units)
+    low, middle, high = map(float, np.percentile(voxels, [BULK[0], 50, BULK[1]]))
+    return VolumeStats(voxels.shape, geometry.spacing, geometry.frame_time, (low, high), loaded.units, middle)
 
 
 def summarize_set(volumes: Sequence[VolumeStats]) -> VolumeStats:
@@ -54,12 +57,14 @@ def summarize_set(volumes: Sequence[VolumeStats]) -> VolumeStats:
     spacings = [stats.spacing for stats in usual if stats.spacing is not None]
     times = [stats.frame_time for stats in usual if stats.frame_time is not None]
     units = [stats.units for stats in usual if stats.units is not None]
+    middles = [stats.middle for stats in usual if stats.middle is not None]
     return VolumeStats(
         size,
         None if len(spacings) < len(usual) else _triple(spacings),
         float(np.median(times)) if times else None,
         _pair([stats.intensity for stats in usual]),
         _pair(units) if units else None,
+        float(np.median(middles)) if middles else None,
     )
 
 
@@ -202,7 +207,27 @@ def notes_on_voxel_sizes(real: Sequence[VolumeStats], synthetic: Sequence[Volume
 
 
 def notes_on_contrast(real: VolumeStats, synthetic: VolumeStats) -> list[str]:
-    """Return notes on contrast that is unusual but not refused: from a bad model, or from a scaling no check caught."""
+    """Return notes on unusual contrast that is not refused: of a bad model, or a scaling that no check caught."""
+    return [*_notes_on_widths(real, synthetic), *_notes_on_polarity(real, synthetic)]
+
+
+def _notes_on_polarity(real: VolumeStats, synthetic: VolumeStats) -> list[str]:
+    """Return a note if the median voxels of both sets are on opposite sides of their range."""
+    sides = []
+    for stats in (real, synthetic):
+        (low, high), middle = stats.intensity, stats.middle
+        is_lopsided = middle is not None and abs(middle - (low + high) / 2) > LEAST_LOPSIDED * (high - low)
+        sides.append(np.sign(middle - (low + high) / 2) if middle is not None and is_lopsided else 0)
+    if sides[0] * sides[1] >= 0:
+        return []
+    return [
+        f"The contrast may be inverted: the median voxel of real volumes is {real.middle:.4g}, and that of synthetic "
+        f"ones {synthetic.middle:.4g}, on the other side of the range. If the model is not the cause, check how the "
+        "synthetic files were written."
+    ]
+
+
+def _notes_on_widths(real: VolumeStats, synthetic: VolumeStats) -> list[str]:
     widths = [high - low for low, high in (real.intensity, synthetic.intensity)]
     if widths[1] < LEAST_WIDTH <= widths[0]:
         return [

@@ -24,8 +24,10 @@ from cardiodit.evaluation.features import Size
 from cardiodit.evaluation.measure import Measured
 from cardiodit.evaluation.measured_set import MeasuredSet
 from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES
+from cardiodit.evaluation.metrics.copies import distances_to_training
 from cardiodit.evaluation.metrics.function import CURVES
-from cardiodit.evaluation.metrics.registry import Compute, Scoring, choose_metrics, compute_metrics, sources_of
+from cardiodit.evaluation.metrics.orientation import notes_on_orientation
+from cardiodit.evaluation.metrics.registry import Compute, Scoring, choose_metrics, compute_by_subject, sources_of
 from cardiodit.evaluation.report import SCHEMA, rounded, write_report, write_text
 from cardiodit.evaluation.report.markdown import model_index_yaml, table
 from cardiodit.evaluation.volume_sets import (
@@ -38,6 +40,7 @@ from cardiodit.evaluation.volume_sets import (
     load,
     open_real,
     open_synthetic,
+    open_training,
     settle_preprocessing,
 )
 from cardiodit.evaluation.workers import Workers, measure_all, one_thread
@@ -59,6 +62,7 @@ class EvaluationSettings:
     Args:
         real: manifest.
         synthetic: folder or manifest.
+        training: manifest of the volumes that the model was trained on, to find copies of them; None to not look.
         output_dir: folder of the reports and of cached measurements.
         model, preprocessing, depth, spacing: preparation of the real volumes (`settle_preprocessing`).
         features, weights, features_size: feature network (`features.load_network`).
@@ -74,6 +78,7 @@ class EvaluationSettings:
     real: Path
     synthetic: Path
     output_dir: Path
+    training: Path | None = None
     model: str | None = None
     preprocessing: str | None = None
     depth: int | None = None
@@ -113,6 +118,7 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     metrics = choose_metrics(settings.metrics, options=["critic"] if settings.critic else [])
     real = open_real(settings.real).drawn(settings.max_volumes, settings.seed)
     synthetic = open_synthetic(settings.synthetic).drawn(settings.max_volumes, settings.seed)
+    training = open_training(settings.training, real) if settings.training else None
     chosen = settings.model, settings.preprocessing, settings.depth, settings.spacing
     steps = settle_preprocessing(synthetic, *chosen)
 
@@ -133,10 +139,14 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     with Workers(settings.processes) as workers:
         sets = _measure(settings, real, synthetic, steps, config, workers)
         check_agreement(sets[0].stats, sets[1].stats)
-        scoring = Scoring(sets[0], sets[1], steps, settings.seed, workers, settings.output_dir / CACHE)
+        learned = _measure_training(settings, training, sets[0], steps, config, workers) if training else None
+        scoring = Scoring(sets[0], sets[1], steps, settings.seed, workers, settings.output_dir / CACHE, learned)
         with one_thread():
-            scores, reasons = compute_metrics(metrics, scoring)
+            scores, reasons = compute_by_subject(metrics, scoring)
     left_out += [*_without_curves(sets), *evaluators.left_out, *reasons]
+    if learned is None:
+        left_out.append("Copies of training volumes: no manifest of them was given (--training).")
+    every_set = [*sets, learned] if learned else sets
 
     own = {"own_metrics": sources} if (sources := sources_of(metrics)) else {}
     report = rounded(
@@ -152,14 +162,18 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
                 "seed": settings.seed,
                 "counts": {side.volumes.name: len(side.items) for side in sets},
                 "left_out": left_out,
-                "notes": [*(note for side in sets for note in side.volumes.notes), *_notes_on_copies(sets)],
+                "training": learned and {"count": len(learned.items), "identity": learned.identity},
+                "notes": [*(note for side in sets for note in side.volumes.notes), *_notes_on_copies(sets, learned)],
             },
             "sets": {side.volumes.name: _describe_set(side) for side in sets},
-            "metrics": [score.to_dict() for score in scores],
+            "metrics": [
+                *(score.to_dict() for score in scores),
+                *(score.under_former_name() for score in scores if score.metric.former),
+            ],
             "distributions": [score.result.distribution for score in scores if score.result.distribution],
             "curves": _curves(sets, is_whole_beat(steps)),
-            "volumes": _volumes(sets, evaluators),
-            "problems": [problem.to_dict() for side in sets for problem in side.problems],
+            "volumes": _volumes(sets, learned, evaluators),
+            "problems": [problem.to_dict() for side in every_set for problem in side.problems],
         }
     )
     files = _write(settings.output_dir, report, sets, steps)
@@ -272,7 +286,24 @@ def _measure(
     stats = [[measured.stats for measured in side.measured] for side in sets]
     contrast = notes_on_contrast(sets[0].stats, sets[1].stats)
     notes = [*sets[1].volumes.notes, *notes_on_voxel_sizes(*stats), *contrast]
+    for side in sets:
+        notes += notes_on_orientation(side.volumes.name, [measured.numbers for measured in side.measured])
     return [sets[0], replace(sets[1], volumes=replace(sets[1].volumes, notes=notes))]
+
+
+def _measure_training(
+    settings: EvaluationSettings,
+    training: VolumeSet,
+    real: MeasuredSet,
+    steps: Preprocessing,
+    config: EvaluatorConfig,
+    workers: Workers,
+) -> MeasuredSet:
+    """Measure the features of the training volumes."""
+    results = measure_all(training.items, steps, config, settings.output_dir / CACHE, workers)
+    learned = _measured_set(training, list(zip(training.items, results, strict=True)))
+    check_agreement(real.stats, replace(learned.stats, units=real.stats.units))
+    return learned
 
 
 def _measured_set(volumes: VolumeSet, pairs: Sequence[tuple[Item, Measured | Problem]]) -> MeasuredSet:
@@ -316,7 +347,7 @@ def _without_curves(sets: Sequence[MeasuredSet]) -> list[str]:
     return reasons
 
 
-def _notes_on_copies(sets: Sequence[MeasuredSet]) -> list[str]:
+def _notes_on_copies(sets: Sequence[MeasuredSet], learned: MeasuredSet | None) -> list[str]:
     contents = [[measured.content for measured in side.measured] for side in sets]
     notes = [
         f"{len(each) - len(set(each))} of the {len(each)} {side.volumes.name} volumes are copies of others among them."
@@ -325,6 +356,12 @@ def _notes_on_copies(sets: Sequence[MeasuredSet]) -> list[str]:
     ]
     if both := sum(content in set(contents[0]) for content in contents[1]):
         notes.append(f"{both} of the {len(contents[1])} synthetic volumes equal a real one voxel by voxel.")
+    known = {measured.content for measured in learned.measured} if learned else set()
+    for side, each in zip(sets, contents, strict=True):
+        if count := sum(content in known for content in each):
+            notes.append(
+                f"{count} of the {len(each)} {side.volumes.name} volumes equal a training volume voxel by voxel."
+            )
     return notes
 
 
@@ -332,6 +369,7 @@ def _describe_set(side: MeasuredSet) -> dict[str, Any]:
     stats = side.stats
     description = {
         "count": len(side.items),
+        "subjects": len(side.by_subject),
         "size": list(stats.size),
         "spacing_mm": None if stats.spacing is None else list(stats.spacing),
         "frame_time_s": stats.frame_time,
@@ -357,13 +395,14 @@ def _curves(sets: Sequence[MeasuredSet], closes: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _volumes(sets: Sequence[MeasuredSet], evaluators: Evaluators) -> list[dict[str, Any]]:
-    """Return every volume with its numbers, the real ones first; typicality is the mean over the kinds of features."""
-    kinds = [
-        typicality(*(np.stack([measured.features[kind] for measured in side.measured]) for side in sets))
-        for kind in evaluators.networks
-    ]
-    typicalities = [np.mean([pair[i] for pair in kinds], axis=0) for i in range(2)]
+def _volumes(sets: Sequence[MeasuredSet], learned: MeasuredSet | None, evaluators: Evaluators) -> list[dict[str, Any]]:
+    """Return every volume with its numbers, the real ones first; distances are means over the kinds of features."""
+    typicalities, nearest = [], []
+    for kind in evaluators.networks:
+        rows = [np.stack([measured.features[kind] for measured in side.measured]) for side in sets]
+        typicalities.append(typicality(*rows))
+        if learned:
+            nearest.append(distances_to_training(rows[0], rows[1], learned.rows(kind)))
     return [
         {
             "id": f"{side.volumes.name}/{item.id}",
@@ -373,10 +412,11 @@ def _volumes(sets: Sequence[MeasuredSet], evaluators: Evaluators) -> list[dict[s
             "frame_time_s": measured.stats.frame_time,
             "numbers": measured.numbers,
             "plausible": measured.plausible,
-            "typicality": float(value),
+            "typicality": float(np.mean([pair[i][j] for pair in typicalities])),
+            "training_distance": float(np.mean([pair[i][j] for pair in nearest])) if nearest else None,
         }
-        for side, values in zip(sets, typicalities, strict=True)
-        for item, measured, value in zip(side.items, side.measured, values, strict=True)
+        for i, side in enumerate(sets)
+        for j, (item, measured) in enumerate(zip(side.items, side.measured, strict=True))
     ]
 
 

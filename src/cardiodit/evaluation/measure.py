@@ -13,11 +13,14 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, summarize
 from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, Evaluators
+from cardiodit.evaluation.metrics.body_size import body_numbers
 from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES, consistency
 from cardiodit.evaluation.metrics.function import CURVES, heart_function, volumes_ml, wall_thickening
+from cardiodit.evaluation.metrics.orientation import orientation
 from cardiodit.evaluation.metrics.plausibility import plausibility
 from cardiodit.evaluation.metrics.reconstruction import reconstruction_numbers
-from cardiodit.evaluation.volume_sets import REAL, Item, Labels, is_whole_beat, load, load_labels
+from cardiodit.evaluation.metrics.timing import beat_timing, farthest_frame_percent
+from cardiodit.evaluation.volume_sets import REAL, TRAINING, Item, Labels, is_whole_beat, load, load_labels
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
@@ -60,6 +63,8 @@ def measure(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_fro
     """Measure one volume; an error says what is wrong with it."""
     loaded = load(item, steps)
     volume, closes = loaded.volume, is_whole_beat(steps, item.case)
+    if item.set == TRAINING:  # only its distances to other volumes matter
+        return Measured(content_of(volume), summarize(loaded), _features(volume, evaluators), {}, {}, None)
     segment: Callable[[np.ndarray], np.ndarray] | None = None
     if evaluators.segmenter is not None:
         segment = partial(_segment, evaluators, volume.geometry)
@@ -68,11 +73,15 @@ def measure(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_fro
         labels = load_labels(item, loaded)
     elif labels_from == SEGMENTER and segment is not None:
         labels = Labels(segment(volume.voxels))
-    found = _measure_labels(labels, volume.geometry, closes)
+    found = _measure_labels(labels, volume, closes)
     numbers = dict(found.numbers)
+    if item.case is not None and volume.is_cine:
+        numbers |= body_numbers(item.case, numbers, volume.geometry, volume.voxels.shape[3], closes)
     if volume.is_cine and volume.voxels.shape[3] >= FEWEST_FRAMES:
         maps = labels.maps if labels is not None and labels.is_cine else None
         numbers |= consistency(volume.voxels, volume.geometry, maps, closes)
+        if closes:
+            numbers["farthest_frame_percent"] = farthest_frame_percent(volume.voxels)
     if item.set == REAL and evaluators.vae is not None:
         numbers |= reconstruction_numbers(evaluators.vae, loaded, segment)
     features = _features(volume, evaluators)
@@ -85,19 +94,23 @@ def content_of(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def _measure_labels(labels: Labels | None, geometry: Geometry, closes: bool) -> LabelMeasurements:
+def _measure_labels(labels: Labels | None, volume: Volume, closes: bool) -> LabelMeasurements:
     if labels is None:
         return LabelMeasurements({}, {}, None)
-    maps = labels.maps
+    maps, geometry = labels.maps, volume.geometry
     if not labels.is_cine:  # (H, W, D, 2): what end-diastole and end-systole determine
         heart = heart_function(maps, geometry, closes=False)
         thickening = wall_thickening(maps, geometry, heart.lv.ed_frame, heart.lv.es_frame)
-        return LabelMeasurements({**heart.numbers(), "wall_thickening_percent": _finite(thickening)}, {}, None)
+        numbers = {**heart.numbers(), "wall_thickening_percent": _finite(thickening), **orientation(maps, geometry)}
+        return LabelMeasurements(numbers, {}, None)
     numbers = heart_function(maps, geometry, closes).numbers()
     curves = {name: list(volumes_ml(maps, geometry, label)) for name, (_, label) in CURVES.items()}
     findings = plausibility(maps, geometry, closes)
     numbers |= {finding.name: finding.value for finding in findings}
     plausible = {finding.name: finding.is_plausible for finding in findings}
+    numbers |= orientation(maps, geometry, volume.voxels)
+    if closes:
+        numbers |= beat_timing(curves["lv_volume_ml"])
     return LabelMeasurements({name: _finite(value) for name, value in numbers.items()}, curves, plausible)
 
 

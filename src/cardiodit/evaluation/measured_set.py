@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +37,26 @@ class MeasuredSet:
         """The items in the order of `by_content`."""
         order = sorted(range(len(self.items)), key=lambda i: self.measured[i].content)
         return [self.items[i] for i in order]
+
+    @cached_property
+    def by_subject(self) -> list[list[int]]:
+        """The positions of each subject's volumes, in the order of their contents."""
+        order = sorted(range(len(self.items)), key=lambda i: self.measured[i].content)
+        groups: dict[str, list[int]] = {}
+        for i in order:
+            item = self.items[i]
+            groups.setdefault(f"subject {item.subject}" if item.subject else f"volume {i}", []).append(i)
+        return list(groups.values())
+
+    @property
+    def has_repeated_subjects(self) -> bool:
+        """True if some of several subjects have more than one volume."""
+        return 1 < len(self.by_subject) < len(self.items)
+
+    def one_per_subject(self, rng: np.random.Generator) -> "MeasuredSet":
+        """Return one randomly chosen volume of each subject."""
+        chosen = sorted(volumes[int(rng.integers(len(volumes)))] for volumes in self.by_subject)
+        return replace(self, items=[self.items[i] for i in chosen], measured=[self.measured[i] for i in chosen])
 
     @property
     def identity(self) -> str:

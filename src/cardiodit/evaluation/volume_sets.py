@@ -15,13 +15,13 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.dicom import OTHER_BEAT
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Range, to_model
-from cardiodit.imaging.manifest import Case, prepare_case, read_manifest
+from cardiodit.imaging.manifest import Case, check_disjoint, prepare_case, read_manifest
 from cardiodit.imaging.masks import reorder
 from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.preprocessing import PRESETS, Prepared, Preprocessing, without_typical
 from cardiodit.imaging.volume import Volume
 
-REAL, SYNTHETIC = "real", "synthetic"
+REAL, SYNTHETIC, TRAINING = "real", "synthetic", "training"
 ENDINGS = (".nii", ".nii.gz")
 PHASES = ("ed_mask", "es_mask")  # manifest columns: labels of end-diastole and of end-systole
 MADE_BY = ("model", "revision", "solver", "num_inference_steps", "guidance_scale", "dtype")  # reported if all agree
@@ -39,10 +39,11 @@ class Item:
 
     Args:
         id: identifier in the report, without parent folders.
-        set: "real" or "synthetic".
+        set: "real", "synthetic" or "training".
         image: its file.
         case: its manifest row, if it has one. Such a volume is preprocessed; one without is taken as generated.
         units: what -1 and 1 stand for in the file, by its sample record; None where the file is in [-1, 1] or unknown.
+        subject: of several volumes of one subject; empty where each volume is a subject of its own.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Item:
     image: Path
     case: Case | None = None
     units: Range | None = None
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class VolumeSet:
     """The volumes of one set in their order.
 
     Args:
-        name: "real" or "synthetic".
+        name: "real", "synthetic" or "training".
         problems: files that should be volumes and cannot be read.
         made_by: what the records of all samples agree on.
         preprocessing: of the training volumes of the samples' model; None if unknown.
@@ -131,6 +133,14 @@ class Labels:
 def open_real(manifest: Path) -> VolumeSet:
     """List the volumes of a manifest as the real set."""
     return _of_manifest(manifest, REAL)
+
+
+def open_training(manifest: Path, real: VolumeSet) -> VolumeSet:
+    """List the volumes that the model was trained on; none of their subjects may be among the real ones."""
+    training = _of_manifest(manifest, TRAINING)
+    splits = {volumes.name: [item.case for item in volumes.items if item.case] for volumes in (real, training)}
+    check_disjoint(**splits)
+    return training
 
 
 def open_synthetic(place: Path) -> VolumeSet:
@@ -256,12 +266,12 @@ def _of_manifest(manifest: Path, name: str) -> VolumeSet:
     for subject, case in zip(subjects, cases, strict=True):
         seen[subject] += 1
         id = subject if seen[subject] == 1 else f"{subject}#{seen[subject]}"
-        items.append(Item(id, name, case.image, case))
+        items.append(Item(id, name, case.image, case, subject=case.subject))
     notes = []
-    if len(seen) < len(cases):
+    if name != TRAINING and 1 < (count := len({case.subject for case in cases})) < len(cases):
         notes.append(
-            f"{len(cases)} {name} volumes come from {len(seen)} subjects. Volumes of one subject are not independent, "
-            "and intervals that count them as such are too narrow."
+            f"{len(cases)} {name} volumes come from {count} subjects. Volumes of one subject are not independent: each "
+            "metric is computed on one volume of every subject, and is the mean over several random choices of these."
         )
     if parts := sum(_is_part_of_beat(case) for case in cases):
         notes.append(

@@ -28,11 +28,12 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, without_folders
 from cardiodit.evaluation.evaluators import MASKS, EvaluatorConfig, Evaluators, open_evaluators
 from cardiodit.evaluation.measure import Measured, measure
+from cardiodit.evaluation.metrics.body_size import COLUMNS as BODY_COLUMNS
 from cardiodit.evaluation.volume_sets import Item, Problem, mask_paths
 from cardiodit.imaging.manifest import reading_columns
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
-FORMAT = 3  # of the cache; to be raised when the same volume would be measured differently
+FORMAT = 4  # of the cache; to be raised when the same volume would be measured differently
 FACTS = "facts"  # entry of a cache file with all that is not an array
 
 Input = TypeVar("Input")
@@ -117,6 +118,7 @@ def key_of(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_from
     parts: list[Any] = [FORMAT, __version__, sha256_of(item.image), item.set, item.units, labels_from]
     parts += [without_typical(steps).to_dict(), steps.intensity.units, evaluators.identity]
     if item.case is not None:
+        parts += [item.case.row.get(column) for column in BODY_COLUMNS]
         masks = mask_paths(item.case) if labels_from == MASKS else None
         labelling = [item.case.row.get(column) for column in ("mask_order", "es_frame")]
         share = item.case.row.get("beat_share")

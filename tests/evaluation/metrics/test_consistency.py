@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.consistency import MEASURES, TEMPORAL, THROUGH_PLANE, area_roughness, consistency
@@ -151,10 +152,20 @@ def test_a_single_slice_a_missing_mask_and_an_unknown_size_leave_measures_out(re
     assert set(consistency(cine, geometry)) == {name for name, m in MEASURES.items() if not m.needs_labels}
     assert "centroid_jump_mm" not in consistency(cine, Geometry(), labels)
     assert set(consistency(cine[:, :, 3:4], geometry, labels[:, :, 3:4])) == {
-        name for name, measure in MEASURES.items() if measure.axis == TEMPORAL
+        name for name, measure in MEASURES.items() if measure.axis != THROUGH_PLANE
     }
     empty = consistency(cine, geometry, np.zeros_like(labels))
     assert not {"slice_dice", "centroid_jump_mm", "area_synchrony", "label_change"} & set(empty)
+
+
+def test_blur_noise_and_checkerboards_show_between_voxels(real: Cine) -> None:
+    cine, _, geometry = real
+    usual = consistency(cine, geometry)["voxel_difference"]
+    squares = 0.1 * ((np.indices(cine.shape[:2]).sum(axis=0) // 2) % 2 * 2 - 1)[..., None, None]
+    noise = np.random.default_rng(0).normal(0, 0.06, cine.shape)
+    for changed in (cine + squares, cine + noise):
+        assert consistency(changed, geometry)["voxel_difference"] > 1.2 * usual
+    assert consistency(gaussian_filter(cine, (1, 1, 0, 0)), geometry)["voxel_difference"] < 0.9 * usual
 
 
 def test_known_numbers() -> None:

@@ -6,7 +6,7 @@ from scipy.spatial.distance import pdist
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import jackknife_interval
-from cardiodit.evaluation.metrics.kernel import kid_estimate, mmd_prdit
+from cardiodit.evaluation.metrics.kernel import kid_estimate, mmd_estimate, mmd_prdit
 
 
 def gaussians(seed: int, n: int = 60, m: int = 70, f: int = 6, scale: float = 1.0, shift: float = 0.0) -> tuple:
@@ -47,16 +47,16 @@ def test_the_polynomial_number_is_its_sum_written_out() -> None:
         return float(np.mean(values))
 
     expected = pairs(real, real, True) + pairs(synthetic, synthetic, True) - 2 * pairs(real, synthetic, False)
-    assert kid_estimate(real, synthetic, kernel="polynomial").value == pytest.approx(expected)
+    assert mmd_estimate(real, synthetic, kernel="polynomial").value == pytest.approx(expected)
 
 
 def test_the_jackknife_leaves_out_what_it_says() -> None:
     """The interval by the quick sums is that of computing everything anew without each volume."""
     real, synthetic = gaussians(3, 9, 8, shift=1.0)
-    estimate = kid_estimate(real, synthetic, kernel="polynomial")
+    estimate = mmd_estimate(real, synthetic, kernel="polynomial")
     by_hand = [
-        np.array([kid_estimate(np.delete(real, i, 0), synthetic, kernel="polynomial").value for i in range(9)]),
-        np.array([kid_estimate(real, np.delete(synthetic, j, 0), kernel="polynomial").value for j in range(8)]),
+        np.array([mmd_estimate(np.delete(real, i, 0), synthetic, kernel="polynomial").value for i in range(9)]),
+        np.array([mmd_estimate(real, np.delete(synthetic, j, 0), kernel="polynomial").value for j in range(8)]),
     ]
     assert (estimate.low, estimate.high) == pytest.approx(jackknife_interval(estimate.value, *by_hand))
 
@@ -72,7 +72,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(scale: float, shift: f
             + expected_rbf(gamma, 2 * scale**2, 0)
             - 2 * expected_rbf(gamma, 1 + scale**2, shift)
         )
-        estimate = kid_estimate(real, synthetic)
+        estimate = mmd_estimate(real, synthetic)
         assert estimate.low is not None
         assert estimate.high is not None
         held += estimate.low <= truth <= estimate.high
@@ -93,7 +93,7 @@ def expected_polynomial(scale: float, shift: float, f: int = 6) -> float:
 def test_the_interval_of_the_polynomial_kernel_holds_as_often(scale: float, shift: float, at_most: float) -> None:
     truth, found = expected_polynomial(scale, shift), []
     for seed in range(200):
-        found.append(kid_estimate(*gaussians(400 + seed, scale=scale, shift=shift), kernel="polynomial"))
+        found.append(mmd_estimate(*gaussians(400 + seed, scale=scale, shift=shift), kernel="polynomial"))
     held = np.mean([estimate.low <= truth <= estimate.high for estimate in found])
     errors = np.array([estimate.value for estimate in found]) - truth
     assert 0.89 <= held <= at_most
@@ -101,14 +101,22 @@ def test_the_interval_of_the_polynomial_kernel_holds_as_often(scale: float, shif
 
 
 def test_unlike_the_biased_number_it_is_about_zero_between_equals() -> None:
-    found = [(kid_estimate(*gaussians(seed)).value, mmd_prdit(*gaussians(seed))) for seed in range(40)]
+    found = [(mmd_estimate(*gaussians(seed)).value, mmd_prdit(*gaussians(seed))) for seed in range(40)]
     unbiased, biased = np.mean(found, axis=0)
     assert abs(unbiased) < 0.1 * biased
-    assert "degenerate" in kid_estimate(*gaussians(0)).notes[0]
+    assert "degenerate" in mmd_estimate(*gaussians(0)).notes[0]
 
 
 def test_copies_and_unknown_kernels_are_refused() -> None:
     with pytest.raises(CardioDiTError, match="Check the real volumes for copies"):
         mmd_prdit(np.ones((5, 2)), np.zeros((5, 2)))
     with pytest.raises(CardioDiTError, match='kernel="linear" is unknown'):
-        kid_estimate(*gaussians(0), kernel="linear")
+        mmd_estimate(*gaussians(0), kernel="linear")
+
+
+def test_the_kernel_of_kid_has_another_value_than_the_rbf_kernel_and_the_former_name_still_works() -> None:
+    real, synthetic = gaussians(0, shift=0.5)
+    values = [mmd_estimate(real, synthetic, kernel=kernel).value for kernel in ("rbf", "polynomial")]
+    assert values[1] > 2 * values[0]
+    with pytest.warns(DeprecationWarning, match="use mmd_estimate"):
+        assert kid_estimate(real, synthetic).value == values[0]

@@ -1,11 +1,16 @@
 """Hearts that can be keep every rule; each way of being impossible breaks its own."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from scipy.stats import fisher_exact
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.function import LV, MYO, RV
 from cardiodit.evaluation.metrics.plausibility import RULES, cycle_gap, is_plausible, plausibility, plausible_shares
+from cardiodit.evaluation.metrics.registry import Result, choose_metrics
+from cardiodit.evaluation.report.summary import verdict
 from cardiodit.imaging import Geometry
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
@@ -115,3 +120,23 @@ def test_the_gap_of_a_known_beat() -> None:
 def test_rules_need_a_voxel_size(normal: tuple[np.ndarray, Geometry]) -> None:
     with pytest.raises(CardioDiTError, match="voxel size"):
         plausibility(normal[0], Geometry())
+
+
+def shares(real: int, synthetic: int, count: int = 20) -> Result:
+    """The metric of one rule, of so many hearts in `count` that keep it."""
+    sides = [
+        SimpleNamespace(measured=[SimpleNamespace(plausible={"lv_ef_percent": i < kept}) for i in range(count)])
+        for kept in (real, synthetic)
+    ]
+    (rule,) = [each for each in choose_metrics() if each.name == "plausible_lv_ef_percent"]
+    return rule.compute(SimpleNamespace(sets=sides))
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(20, "within"), (16, "within"), (14, "worse"), (2, "worse")])
+def test_a_share_is_worse_only_if_fishers_test_agrees(kept: int, expected: str) -> None:
+    """The interval of 20 of 20 real hearts ends at 83%, which both samples of 20 miss by chance too often."""
+    result = shares(20, kept)
+    floor = result.floor
+    assert floor is not None and result.p_value == pytest.approx(fisher_exact([[20, 0], [kept, 20 - kept]]).pvalue)
+    line = {"better": "higher", "floor": vars(floor), "p_value": result.p_value}
+    assert verdict(line) == expected and (kept > 16 or floor.matched < floor.low)

@@ -1,6 +1,7 @@
 """The registry and the metrics on features: order, floors, and reasons for what is left out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.evaluate import typicality
-from cardiodit.evaluation.metrics import Features, critic, metric
+from cardiodit.evaluation.metrics import Features, Result, critic, metric
 from cardiodit.evaluation.metrics.coverage import coverage_metrics
-from cardiodit.evaluation.metrics.estimate import Estimate, floor_of
+from cardiodit.evaluation.metrics.estimate import Estimate, Floor, floor_of
 from cardiodit.evaluation.metrics.frechet import frechet, frechet_distance
 from cardiodit.evaluation.metrics.registry import GROUPS, Score, choose_metrics, compute_metrics
 from cardiodit.evaluation.report.summary import verdict
+
+DISTANCES = ("frechet", "mmd_rbf", "kid_polynomial", "mmd_prdit")
+SHARES = ("precision", "recall", "density", "coverage")
 
 
 class FeatureScoring:
@@ -47,7 +51,7 @@ def scores(real: np.ndarray, synthetic: np.ndarray) -> dict:
 
 def test_equal_distributions_lie_at_the_floor() -> None:
     found = scores(normal(0, 80), normal(1, 80))
-    assert list(found) == ["frechet", "kid", "mmd_prdit", "precision", "recall", "density", "coverage"]
+    assert list(found) == [*DISTANCES, *SHARES]
     for name, score in found.items():
         floor = score.result.floor
         assert floor.volumes == 40 and abs(floor.matched - floor.value) < floor.high - floor.low, name
@@ -55,7 +59,7 @@ def test_equal_distributions_lie_at_the_floor() -> None:
 
 def test_a_shift_shows_above_the_floor_in_every_distance() -> None:
     found = scores(normal(0, 80), normal(1, 80) + 1.5)
-    for name in ("frechet", "kid", "mmd_prdit"):
+    for name in DISTANCES:
         assert found[name].metric.better == "lower"
         assert found[name].result.floor.matched > found[name].result.floor.high
     for name in ("precision", "recall", "coverage"):
@@ -119,7 +123,7 @@ def test_the_critic_has_a_floor_of_its_own_kind_and_is_not_judged(monkeypatch: p
 
 def test_metrics_that_need_more_volumes_are_left_out_with_a_reason() -> None:
     found, left_out = feature_scores(normal(0, 3), normal(1, 3), options=["critic"])
-    assert [score.metric.name for score in found] == ["frechet_spatial", "kid_spatial", "mmd_prdit_spatial"]
+    assert [score.metric.name for score in found] == [f"{name}_spatial" for name in DISTANCES]
     for score in found:
         assert score.result.floor is None and "No floor" in score.result.estimate.notes[-1]
     assert [sentence.split(":")[0] for sentence in left_out] == [
@@ -132,7 +136,7 @@ def test_built_in_metrics_are_in_the_order_of_the_groups() -> None:
     groups = [each.group for each in choose_metrics()]
     assert groups == sorted(groups, key=list(GROUPS).index) and set(groups) == set(GROUPS)
     names = [each.name for each in choose_metrics(options=["critic"])]
-    assert len(set(names)) == len(names) and names[7] == "critic_spatial" and names[8] == "frechet_spatiotemporal"
+    assert len(set(names)) == len(names) and names[8] == "critic_spatial" and names[9] == "frechet_spatiotemporal"
 
 
 OWN = """
@@ -205,6 +209,46 @@ def test_what_is_not_a_metric_is_refused(
 def test_records_are_checked(name: str, title: str, group: str, better: str, expected: str) -> None:
     with pytest.raises(CardioDiTError, match=expected):
         metric(name, title, group=group, better=better)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((0, 1), (0, 0, 1)),
+        ((-1, None), (-1, -1, 2.3)),
+        ((None, None), (-1.2, -1.4, 2.3)),
+    ],
+)
+def test_values_intervals_and_floors_stay_within_the_range_of_the_metric(
+    bounds: tuple[float | None, float | None], expected: tuple[float, float, float]
+) -> None:
+    def beyond(features: Features) -> Result:
+        return Result(Estimate(-1.2, -1.4, 2.3), Floor(0.5, -1.1, 2.3, 0.4, None))
+
+    record = replace(choose_metrics()[0], compute=beyond, bounds=bounds)
+    scoring: Any = FeatureScoring(normal(0, 4), normal(1, 4))
+    ((score,), _) = compute_metrics([record], scoring)
+    estimate, floor = score.result.estimate, score.result.floor
+    assert (estimate.value, estimate.low, estimate.high) == expected and floor is not None
+    ends = [-1.1 if bounds[0] is None else max(-1.1, bounds[0]), 2.3 if bounds[1] is None else min(2.3, bounds[1])]
+    assert (floor.low, floor.high) == tuple(ends)
+    noted = [note for note in estimate.notes if "outside of the metric's range" in note]
+    assert len(noted) == (bounds[0] is not None)
+
+
+def test_every_metric_that_is_a_share_or_a_distance_has_a_range() -> None:
+    unbounded = {
+        each.name.rpartition("_spa")[0] or each.name for each in choose_metrics() if each.bounds == (None, None)
+    }
+    shifts = {"reconstruction_psnr", "reconstruction_lv_edv_shift_ml"}
+    assert unbounded == {"mmd_rbf", "kid_polynomial", *shifts}  # unbiased estimates may be negative
+
+
+def test_the_key_of_an_earlier_version_repeats_the_same_metric() -> None:
+    found = scores(normal(0, 12), normal(1, 12))
+    line, earlier = found["mmd_rbf"].to_dict(), found["mmd_rbf"].under_former_name()
+    assert earlier == {**line, "name": "kid_spatial", "renamed": "mmd_rbf_spatial"}
+    assert [name for name, score in found.items() if score.metric.former] == ["mmd_rbf"]
 
 
 def test_typicality_in_numbers() -> None:

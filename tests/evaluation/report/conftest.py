@@ -12,7 +12,7 @@ from cardiodit.evaluation.metrics.consistency import consistency
 from cardiodit.evaluation.metrics.estimate import floor_of
 from cardiodit.evaluation.metrics.frechet import frechet_distance
 from cardiodit.evaluation.metrics.function import heart_function
-from cardiodit.evaluation.metrics.kernel import kid_estimate, mmd_prdit
+from cardiodit.evaluation.metrics.kernel import mmd_estimate, mmd_prdit
 from cardiodit.evaluation.metrics.numbers import compare_tables
 from cardiodit.evaluation.metrics.plausibility import plausibility
 from cardiodit.imaging.phantom import GROUPS, draw_heart, render
@@ -116,7 +116,7 @@ def protocol() -> dict[str, Any]:
 
 
 def metrics(real: np.ndarray, synthetic: np.ndarray) -> list[dict[str, Any]]:
-    kid = kid_estimate(real, synthetic)
+    kid = mmd_estimate(real, synthetic)
     prdit = floor_of(mmd_prdit, real, synthetic)
     frechet = floor_of(frechet_distance, real, synthetic)
     return [

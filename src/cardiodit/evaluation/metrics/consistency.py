@@ -1,4 +1,4 @@
-"""Consistency of a cine: whether neighbouring slices fit each other, and frames follow each other.
+"""Consistency of a cine: whether neighbouring voxels and slices fit each other, and frames follow each other.
 
 This is where a model of all four dimensions should win over one of slices or frames. The measures of one axis do not
 depend on the other: temporal ones are summed slice by slice, so that slices in a wrong order leave them unchanged to
@@ -22,7 +22,7 @@ from cardiodit.evaluation.metrics.numbers import Quantity, register_quantities
 from cardiodit.evaluation.metrics.registry import CONSISTENCY
 from cardiodit.imaging.geometry import Geometry
 
-THROUGH_PLANE, TEMPORAL = "through-plane", "temporal"
+IN_PLANE, THROUGH_PLANE, TEMPORAL = "in-plane", "through-plane", "temporal"
 FEWEST_FRAMES = 4
 
 
@@ -37,6 +37,11 @@ class Measure:
 
 
 MEASURES = {
+    "voxel_difference": Measure(
+        "mean difference of neighbouring voxels in the plane, in units of [-1, 1]: low if blurred, high with noise or "
+        "checkerboards",
+        IN_PLANE,
+    ),
     "slice_difference": Measure("mean difference of neighbouring slices, in units of [-1, 1]", THROUGH_PLANE),
     "slice_synchrony": Measure(
         "correlation of how neighbouring slices deviate, voxel by voxel, from their mean over the beat; 1 at rest",
@@ -111,7 +116,9 @@ def consistency(
 def _of_images(slices: list[np.ndarray], closes: bool) -> dict[str, float]:
     deviations = [each - each.mean(axis=2, keepdims=True) for each in slices]
     steps = np.array([_steps(each, _difference, closes) for each in slices])  # (D, T), or (D, T - 1)
+    neighbours = [np.abs(np.diff(each, axis=axis)).mean() for each in slices for axis in (0, 1)]
     return {
+        "voxel_difference": _mean(neighbours),
         "slice_difference": _mean(float(np.abs(b - a).mean()) for a, b in pairwise(slices)),
         "slice_synchrony": _mean(_correlation(a, b) for a, b in pairwise(deviations)),
         "frame_change": math.fsum(steps.ravel()) / (steps.size * slices[0][..., 0].size),

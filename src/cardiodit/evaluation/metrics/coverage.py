@@ -1,7 +1,8 @@
 """Precision, recall, density and coverage: how well samples and real volumes cover each other, by k neighbours.
 
 Precision and recall are those of Kynkäänniemi et al. (2019), density and coverage those of Naeem et al. (2020). A ball
-around a volume reaches to its k-th nearest other volume of the same kind, including its surface.
+around a volume reaches to its k-th nearest other volume of the same kind, including its surface, as in the definition
+of precision and recall; the package `prdc` excludes the surface. Only ties, such as exact copies, make a difference.
 """
 
 import hashlib
@@ -15,7 +16,16 @@ from scipy.stats import binomtest
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import LEVEL, Estimate, checked_features, jackknife_interval
-from cardiodit.evaluation.metrics.registry import DISTRIBUTION, HIGHER, NEAR_REAL, Features, Result, metric
+from cardiodit.evaluation.metrics.registry import (
+    DISTRIBUTION,
+    HIGHER,
+    NEAR_REAL,
+    NOT_NEGATIVE,
+    SHARE,
+    Features,
+    Result,
+    metric,
+)
 
 NEIGHBOURS = 5
 SHARES = {"precision": HIGHER, "recall": HIGHER, "density": NEAR_REAL, "coverage": HIGHER}
@@ -51,6 +61,7 @@ for _name, _better in SHARES.items():
         on_features=True,
         place=4,
         label="Precision, recall, density and coverage",
+        bounds=NOT_NEGATIVE if _name == "density" else SHARE,
     )(partial(_share_metric, name=_name))
 
 

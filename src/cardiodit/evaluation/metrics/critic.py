@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import Estimate, checked_features
-from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, Features, Result, metric
+from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, NOT_NEGATIVE, Features, Result, metric
 from cardiodit.evaluation.workers import one_thread
 
 FEWEST = 16  # volumes of each kind
@@ -35,6 +35,7 @@ FLOOR_REPEATS = 2  # draws of the floor, each of which trains twice as many crit
     place=5,
     label="Critic",
     option="critic",
+    bounds=NOT_NEGATIVE,
 )
 def critic_metric(features: Features) -> Result:
     seeds = range(features.seed, features.seed + SEEDS)

@@ -10,6 +10,7 @@ reported number may move.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import Estimate, Floor, jackknife_interval
-from cardiodit.evaluation.metrics.registry import DIVERSITY, NEAR_REAL, Result, Scoring, metric
+from cardiodit.evaluation.metrics.registry import DIVERSITY, NEAR_REAL, SHARE, Result, Scoring, metric
 from cardiodit.evaluation.similarity import C1, C2, RADIUS, SIGMA
 from cardiodit.evaluation.volume_sets import Item, load
 from cardiodit.imaging.preprocessing import Preprocessing
@@ -32,11 +33,12 @@ FRAMES = 4  # of a cine, evenly spaced over the beat
 ROUNDING = 1e-3  # how far beyond [-1, 1] a value may lie
 
 
-@metric("ms_ssim", "MS-SSIM among pairs of samples", group=DIVERSITY, better=NEAR_REAL, label="MS-SSIM")
+@metric("ms_ssim", "MS-SSIM among pairs of samples", group=DIVERSITY, better=NEAR_REAL, label="MS-SSIM", bounds=SHARE)
 def ms_ssim_metric(scoring: Scoring) -> Result:
     """Compare MS-SSIM among pairs of samples with that among pairs of real volumes.
 
-    A mean over pairs does not depend on their number, so that no set is cut for the floor.
+    A mean over pairs does not depend on their number, so that no set is cut for the floor. The floor's range is where
+    as many other real volumes as there are samples would lie in 95%: both means vary.
     """
     inputs = [
         SimilarityInput(
@@ -49,8 +51,11 @@ def ms_ssim_metric(scoring: Scoring) -> Result:
         for side in scoring.sets
     ]
     among_real, among_synthetic = scoring.workers.map(mean_similarity, inputs)
-    floor = Floor(among_real.value, among_real.low, among_real.high, among_synthetic.value, None)
-    return Result(among_synthetic, floor)
+    low, high = among_real.low, among_real.high
+    if low is not None and high is not None:
+        widened = math.sqrt(1 + len(scoring.real.measured) / len(scoring.synthetic.measured))
+        low, high = (among_real.value + widened * (end - among_real.value) for end in (low, high))
+    return Result(among_synthetic, Floor(among_real.value, low, high, among_synthetic.value, None))
 
 
 @dataclass(frozen=True)

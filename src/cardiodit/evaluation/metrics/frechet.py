@@ -13,12 +13,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cardiodit.evaluation.metrics.estimate import checked_features
-from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, Features, Result, Shrunk, metric
+from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, NOT_NEGATIVE, Features, Result, Shrunk, metric
 
 BLOCK = 256  # features at a time
 
 
-@metric("frechet", "Fréchet distance", group=DISTRIBUTION, better=LOWER, on_features=True, place=1)
+@metric(
+    "frechet",
+    "Fréchet distance",
+    group=DISTRIBUTION,
+    better=LOWER,
+    on_features=True,
+    place=1,
+    bounds=NOT_NEGATIVE,
+)
 def frechet_metric(features: Features) -> Result:
     """Return the distance extrapolated to infinitely many volumes, and in notes what other papers call FID."""
     from cardiodit.evaluation.metrics.frechet_limit import frechet_estimate

@@ -221,11 +221,11 @@ def largest_body_share(labels: np.ndarray, label: int = LV) -> float:
     return min(shares)
 
 
-def leak_share(labels: np.ndarray) -> float:
-    """Return the share of the LV cavity's outline that is not myocardium, over all frames: 0 for closed rings."""
+def leak_share(labels: np.ndarray, label: int = LV) -> float:
+    """Return the share of a cavity's outline that is not myocardium, over all frames: 0 for closed rings."""
     outline = leaks = 0
-    for plane in _planes_with_cavity(labels):
-        cavity = plane == LV
+    for plane in _planes_with_cavity(labels, label):
+        cavity = plane == label
         around = binary_dilation(cavity) & ~cavity
         outline += int(around.sum())
         leaks += int((around & (plane != MYO)).sum())
@@ -272,9 +272,9 @@ def weakest_contraction(labels: np.ndarray, geometry: Geometry) -> float:
     return float(100 * np.sort(shortening)[:2].mean())
 
 
-def _planes_with_cavity(labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the planes `(H, W)` of all frames in which the LV cavity is large enough to have a shape."""
-    sizes = (labels == LV).sum(axis=(0, 1))  # (D, T)
+def _planes_with_cavity(labels: np.ndarray, label: int = LV) -> Iterator[np.ndarray]:
+    """Yield the planes `(H, W)` of all frames in which a cavity is large enough to have a shape."""
+    sizes = (labels == label).sum(axis=(0, 1))  # (D, T)
     for d, t in np.argwhere(sizes >= SMALLEST_CAVITY):
         yield labels[:, :, d, t]
 

@@ -1,5 +1,6 @@
-"""Maximum mean discrepancy between features (Gretton et al. 2012): unbiased, and as PRDiT reports it."""
+"""Maximum mean discrepancy between features (Gretton et al. 2012): unbiased with two kernels, and as in PRDiT."""
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,26 +9,54 @@ from scipy.spatial.distance import cdist, pdist
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import Estimate, checked_features, jackknife_interval
-from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, Features, Result, metric
+from cardiodit.evaluation.metrics.registry import DISTRIBUTION, LOWER, NOT_NEGATIVE, Features, Result, metric
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+KernelName = Literal["rbf", "polynomial"]
 
 
 @metric(
-    "kid",
-    "Kernel distance (unbiased MMD²)",
+    "mmd_rbf",
+    "Unbiased MMD² (RBF kernel)",
     group=DISTRIBUTION,
     better=LOWER,
     on_features=True,
     place=2,
-    label="Kernel distance",
+    label="Kernel distances",
+    former="kid",
 )
-def kid_metric(features: Features) -> Result:
-    estimate = kid_estimate(features.real, features.synthetic)
-    return features.beside_floor(estimate, lambda real, synthetic: kid_estimate(real, synthetic).value)
+def mmd_rbf_metric(features: Features) -> Result:
+    return _kernel_metric(features, "rbf")
 
 
-@metric("mmd_prdit", "MMD² as in PRDiT", group=DISTRIBUTION, better=LOWER, on_features=True, place=3, label="MMD")
+@metric(
+    "kid_polynomial",
+    "KID (unbiased MMD², polynomial kernel)",
+    group=DISTRIBUTION,
+    better=LOWER,
+    on_features=True,
+    place=2,
+    label="Kernel distances",
+)
+def kid_polynomial_metric(features: Features) -> Result:
+    return _kernel_metric(features, "polynomial")
+
+
+def _kernel_metric(features: Features, kernel: KernelName) -> Result:
+    estimate = mmd_estimate(features.real, features.synthetic, kernel=kernel)
+    return features.beside_floor(estimate, lambda real, synthetic: mmd_estimate(real, synthetic, kernel=kernel).value)
+
+
+@metric(
+    "mmd_prdit",
+    "MMD² as in PRDiT",
+    group=DISTRIBUTION,
+    better=LOWER,
+    on_features=True,
+    place=3,
+    label="MMD",
+    bounds=NOT_NEGATIVE,
+)
 def mmd_prdit_metric(features: Features) -> Result:
     estimate = Estimate(
         mmd_prdit(features.real, features.synthetic),
@@ -50,7 +79,7 @@ def mmd_prdit(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(within - 2 * kernel(real, synthetic).mean())
 
 
-def kid_estimate(real: np.ndarray, synthetic: np.ndarray, *, kernel: Literal["rbf", "polynomial"] = "rbf") -> Estimate:
+def mmd_estimate(real: np.ndarray, synthetic: np.ndarray, *, kernel: KernelName = "rbf") -> Estimate:
     """Return the unbiased MMD² (Gretton et al., equation 3) over all volumes, with a jackknife interval.
 
     `polynomial` is the kernel of KID (Bińkowski et al. 2018), (x·y/f + 1)³. All pairs are used: nothing is drawn.
@@ -73,6 +102,12 @@ def kid_estimate(real: np.ndarray, synthetic: np.ndarray, *, kernel: Literal["rb
     return Estimate(
         value, low, high, method=f"unbiased MMD² ({name}), jackknife over the volumes of both kinds", notes=tuple(notes)
     )
+
+
+def kid_estimate(real: np.ndarray, synthetic: np.ndarray, *, kernel: KernelName = "rbf") -> Estimate:
+    """Former name of `mmd_estimate`, whose default kernel is not that of KID."""
+    warnings.warn("kid_estimate is deprecated; use mmd_estimate.", DeprecationWarning, stacklevel=2)
+    return mmd_estimate(real, synthetic, kernel=kernel)
 
 
 def rbf(real: np.ndarray) -> Kernel:

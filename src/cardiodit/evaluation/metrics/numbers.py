@@ -10,7 +10,7 @@ from scipy import stats
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import Estimate, Floor
-from cardiodit.evaluation.metrics.registry import LOWER, Result, Scoring, metric
+from cardiodit.evaluation.metrics.registry import LOWER, NOT_NEGATIVE, Result, Scoring, metric
 
 CONFIDENCE = 0.95
 DRAWS = 1999  # of the floor and of the permutation test, whose smallest p value is then 1/2000
@@ -74,6 +74,7 @@ def register_quantities(quantities: Sequence[Quantity], *, group: str, if_unknow
             better=LOWER,
             unit=quantity.unit,
             label=quantity.title,
+            bounds=NOT_NEGATIVE,
         )(partial(_wasserstein_metric, quantity=quantity, group=group, if_unknown=if_unknown))
 
 
@@ -87,7 +88,7 @@ def _wasserstein_metric(scoring: Scoring, *, quantity: Quantity, group: str, if_
         return None
     if min(map(len, values)) < 2:
         raise CardioDiTError(f"{missing[0]} real and {missing[1]} synthetic volumes do not have this number.")
-    comparison = compare(*values, seed=scoring.seed)
+    comparison = compare(*values, seed=scoring.seed, draws=DRAWS)
     real, synthetic, (low, high) = comparison.real, comparison.synthetic, comparison.interval
     notes = [
         f"Real {real.mean:.4g} ± {real.sd:.3g}, synthetic {synthetic.mean:.4g} ± {synthetic.sd:.3g}"
@@ -110,6 +111,7 @@ def _wasserstein_metric(scoring: Scoring, *, quantity: Quantity, group: str, if_
             "synthetic": values[1],
             "comparison": {**asdict(comparison), "interval": list(comparison.interval)},
         },
+        p_value=comparison.p_value,
     )
 
 

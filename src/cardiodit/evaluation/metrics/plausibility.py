@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, fisher_exact
 
 from cardiodit.evaluation.metrics.estimate import LEVEL, Estimate, Floor
 from cardiodit.evaluation.metrics.function import LV, heart_function, largest_body_share, leak_share, wall_thickening
-from cardiodit.evaluation.metrics.registry import HIGHER, PLAUSIBILITY, Result, Scoring, metric
+from cardiodit.evaluation.metrics.registry import HIGHER, PLAUSIBILITY, SHARE, Result, Scoring, metric
 from cardiodit.imaging.geometry import Geometry
 
 CLOSED = "cycle_gap"  # the rule that needs one whole beat
@@ -112,7 +112,7 @@ def _share_metric(scoring: Scoring, *, name: str) -> Result | None:
         binomtest(count, len(each)).proportion_ci(LEVEL) for count, each in zip(counts, kept, strict=True)
     )
     share = counts[1] / len(kept[1])
-    notes = ["The floor is the share of real hearts, whose labels have errors too."]
+    notes = ["The floor is the share of real hearts, whose labels have errors too; Fisher's exact test must agree."]
     if name in RULES:
         description = RULES[name].description
         notes.insert(0, f"{description[0].upper()}{description[1:]}. Reason: {RULES[name].reason}.")
@@ -120,16 +120,21 @@ def _share_metric(scoring: Scoring, *, name: str) -> Result | None:
     return Result(
         Estimate(share, float(low), float(high), method=method, notes=tuple(notes)),
         Floor(counts[0] / len(kept[0]), float(real_low), float(real_high), share, None),
+        p_value=float(fisher_exact([[k, len(each) - k] for k, each in zip(counts, kept)]).pvalue),
     )
 
 
-metric("plausible_all", "Hearts that keep every rule", group=PLAUSIBILITY, better=HIGHER)(
+metric("plausible_all", "Hearts that keep every rule", group=PLAUSIBILITY, better=HIGHER, bounds=SHARE)(
     partial(_share_metric, name=ALL_RULES)
 )
 for _name, _rule in RULES.items():
-    metric(f"plausible_{_name}", f"{_rule.title} ({_rule.low:g} to {_rule.high:g})", group=PLAUSIBILITY, better=HIGHER)(
-        partial(_share_metric, name=_name)
-    )
+    metric(
+        f"plausible_{_name}",
+        f"{_rule.title} ({_rule.low:g} to {_rule.high:g})",
+        group=PLAUSIBILITY,
+        better=HIGHER,
+        bounds=SHARE,
+    )(partial(_share_metric, name=_name))
 
 
 def plausibility(labels: np.ndarray, geometry: Geometry, closes: bool = True) -> list[Finding]:

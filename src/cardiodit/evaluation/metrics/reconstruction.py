@@ -10,16 +10,16 @@ from scipy.stats import t as student_t
 
 from cardiodit.evaluation.metrics.estimate import LEVEL, Estimate
 from cardiodit.evaluation.metrics.function import heart_function
-from cardiodit.evaluation.metrics.registry import HIGHER, LOWER, NEAR_REAL, RECONSTRUCTION, Scoring, metric
+from cardiodit.evaluation.metrics.registry import ANY, HIGHER, LOWER, NEAR_REAL, RECONSTRUCTION, Scoring, metric
 from cardiodit.evaluation.volume_sets import Loaded
 
 MEASURES = {
-    "psnr": ("PSNR of reconstructions", "dB", HIGHER),
-    "ssim": ("SSIM of reconstructions", "", HIGHER),
-    "l1": ("L1 of reconstructions", "", LOWER),
-    "lv_ef_shift_percent": ("Shift of LV ejection fraction by reconstruction", "%", NEAR_REAL),
-    "lv_ef_error_percent": ("Error of LV ejection fraction by reconstruction", "%", LOWER),
-    "lv_edv_shift_ml": ("Shift of LV end-diastolic volume by reconstruction", "mL", NEAR_REAL),
+    "psnr": ("PSNR of reconstructions", "dB", HIGHER, ANY),
+    "ssim": ("SSIM of reconstructions", "", HIGHER, (-1.0, 1.0)),
+    "l1": ("L1 of reconstructions", "", LOWER, (0.0, 2.0)),
+    "lv_ef_shift_percent": ("Shift of LV ejection fraction by reconstruction", "%", NEAR_REAL, (-100.0, 100.0)),
+    "lv_ef_error_percent": ("Error of LV ejection fraction by reconstruction", "%", LOWER, (0.0, 100.0)),
+    "lv_edv_shift_ml": ("Shift of LV end-diastolic volume by reconstruction", "mL", NEAR_REAL, ANY),
 }
 
 
@@ -34,8 +34,8 @@ def _mean_metric(scoring: Scoring, *, name: str) -> Estimate | None:
     return Estimate(mean, mean - reach, mean + reach, method=method)
 
 
-for _name, (_title, _unit, _better) in MEASURES.items():
-    metric(f"reconstruction_{_name}", _title, group=RECONSTRUCTION, better=_better, unit=_unit)(
+for _name, (_title, _unit, _better, _bounds) in MEASURES.items():
+    metric(f"reconstruction_{_name}", _title, group=RECONSTRUCTION, better=_better, unit=_unit, bounds=_bounds)(
         partial(_mean_metric, name=_name)
     )
 

@@ -11,6 +11,7 @@ It then appears in report.json, table.md, model-index.yaml, the page and the mod
 """
 
 import importlib
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
     from cardiodit.evaluation.workers import Workers
 
 LOWER, HIGHER, NEAR_REAL = "lower", "higher", "near real"  # which values are better
-DISTRIBUTION, DIVERSITY, FUNCTION = "distribution", "diversity", "function"
+DISTRIBUTION, DIVERSITY, COPIES, FUNCTION = "distribution", "diversity", "copies", "function"
+TIMING, ORIENTATION = "timing", "orientation"
 PLAUSIBILITY, CONSISTENCY, RECONSTRUCTION = "plausibility", "consistency", "reconstruction"
 GROUPS = {  # titles, in the order of every report
     DISTRIBUTION: "Distribution",
     DIVERSITY: "Diversity",
+    COPIES: "Copies of training volumes",
     FUNCTION: "Cardiac function",
+    TIMING: "Timing of the beat",
+    ORIENTATION: "Orientation and contrast",
     PLAUSIBILITY: "Plausibility",
     CONSISTENCY: "Consistency",
     RECONSTRUCTION: "Reconstruction",
@@ -44,6 +49,12 @@ GROUPS = {  # titles, in the order of every report
 SPATIAL, SPATIOTEMPORAL = "spatial", "spatiotemporal"  # kinds of features
 SETS = (REAL, SYNTHETIC)
 LAST = 1000  # place of a metric that does not name one
+DRAWS = 5  # choices of one volume per subject, where subjects have several
+
+Bounds = tuple[float | None, float | None]
+ANY: Bounds = (None, None)
+SHARE: Bounds = (0, 1)
+NOT_NEGATIVE: Bounds = (0, None)
 
 Compute = Callable[[Any], Any]
 Function = TypeVar("Function", bound=Compute)
@@ -63,6 +74,8 @@ class Metric:
         place: position within its group.
         label: what it is called where it is left out; metrics that share a label are left out together.
         option: setting that switches it on, such as "critic"; empty for a metric that is always computed.
+        bounds: smallest and largest value that the metric can have; values, intervals and floors are kept within.
+        former: key under which earlier versions reported it, which `report.json` still contains.
         compute: takes `Features` or `Scoring`; returns a number, an `Estimate`, a `Result`, or None if the metric does
             not apply to these volumes. A `CardioDiTError` leaves the metric out and says why in the report.
     """
@@ -76,6 +89,8 @@ class Metric:
     place: int
     label: str
     option: str
+    bounds: Bounds
+    former: str
     compute: Compute
 
     @property
@@ -106,12 +121,14 @@ class Result:
 
     Args:
         distribution: for a number of single hearts, its values in both sets, as listed under `distributions`.
+        p_value: of a test that both sets have one distribution; a metric outside of its floor is judged by it, too.
     """
 
     estimate: Estimate
     floor: Floor | None = None
     shrunk: Shrunk | None = None
     distribution: dict[str, Any] | None = None
+    p_value: float | None = None
 
     def with_notes(self, *notes: str) -> "Result":
         return replace(self, estimate=replace(self.estimate, notes=(*self.estimate.notes, *notes)))
@@ -154,6 +171,7 @@ class Scoring:
         real, synthetic: the measured sets.
         preprocessing: of the real volumes.
         cache: folder for intermediate results.
+        training: the volumes that the model was trained on, if they were given.
     """
 
     real: "MeasuredSet"
@@ -162,10 +180,22 @@ class Scoring:
     seed: int
     workers: "Workers"
     cache: Path
+    training: "MeasuredSet | None" = None
 
     @property
     def sets(self) -> tuple["MeasuredSet", "MeasuredSet"]:
         return self.real, self.synthetic
+
+    def draws(self) -> list["Scoring"]:
+        """Return several choices of one volume per subject; this scoring itself if no subject has several volumes."""
+        if not any(side.has_repeated_subjects for side in self.sets):
+            return [self]
+        chosen = []
+        for draw in range(DRAWS):
+            rng = np.random.default_rng([self.seed, draw])
+            real, synthetic = (side.one_per_subject(rng) if side.has_repeated_subjects else side for side in self.sets)
+            chosen.append(replace(self, real=real, synthetic=synthetic))
+        return chosen
 
     def features(self, kind: str) -> Features | None:
         """Return the features of one kind; None if these volumes do not have them."""
@@ -207,7 +237,13 @@ class Score:
             "floor": None if floor is None else asdict(floor),
             "unit": metric.unit,
             "shrunk": None if shrunk is None else asdict(shrunk),
+            "p_value": self.result.p_value,
         }
+
+    def under_former_name(self) -> dict[str, Any]:
+        """Return the line once more under the key of earlier versions, marked by `renamed`."""
+        kind = f"_{self.metric.features}" if self.metric.features else ""
+        return {**self.to_dict(), "name": f"{self.metric.former}{kind}", "renamed": self.metric.name}
 
 
 _REGISTERED: list[Metric] = []
@@ -224,6 +260,8 @@ def metric(
     place: int = LAST,
     label: str = "",
     option: str = "",
+    bounds: Bounds = ANY,
+    former: str = "",
 ) -> Callable[[Function], Function]:
     """Register a function as a metric; the arguments are those of `Metric`.
 
@@ -251,6 +289,8 @@ def metric(
                 place=place,
                 label=f"{label or title}{ending}",
                 option=option,
+                bounds=bounds,
+                former=former,
                 compute=function,
             )
             _REGISTERED.append(record)
@@ -295,6 +335,54 @@ def choose_metrics(own: Sequence[str | Compute] = (), options: Sequence[str] = (
     return sorted(chosen, key=lambda each: list(GROUPS).index(each.group))  # stable
 
 
+def compute_by_subject(metrics: Sequence[Metric], scoring: Scoring) -> tuple[list[Score], list[str]]:
+    """Compute all metrics on independent volumes: one of each subject, averaged over several choices of these.
+
+    Averaging estimates over such choices is within-cluster resampling (Hoffman, Sen and Weinberg 2001). Halves of the
+    real set never share a subject, and intervals count subjects.
+    """
+    runs = [compute_metrics(metrics, draw) for draw in scoring.draws()]
+    scores, left_out = runs[0]
+    if len(runs) == 1:
+        return scores, left_out
+    found = [{score.metric.name: score.result for score in run} for run, _ in runs]
+    for _, reasons in runs[1:]:
+        left_out += [reason for reason in reasons if reason not in left_out]
+    in_all = [score for score in scores if all(score.metric.name in run for run in found)]
+    return [Score(each.metric, _mean_result([run[each.metric.name] for run in found])) for each in in_all], left_out
+
+
+def _mean_result(results: Sequence[Result]) -> Result:
+    """Average the numbers of several results; texts, and the values of single volumes, are those of the first."""
+    first = results[0]
+    note = f"Mean over {len(results)} random choices of one volume per subject."
+    floors = [result.floor for result in results]
+    distribution = first.distribution
+    if distribution is not None:
+        compared = [result.distribution["comparison"] for result in results if result.distribution]
+        distribution = {**distribution, "comparison": _mean(compared)}
+    mean = Result(
+        Estimate(**_mean([vars(result.estimate) for result in results])),
+        None if None in floors else Floor(**_mean([vars(floor) for floor in floors])),
+        None if first.shrunk is None else Shrunk(**_mean([vars(each.shrunk) for each in results if each.shrunk])),
+        distribution,
+        _mean([result.p_value for result in results]),
+    )
+    return mean.with_notes(note)
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Average floats within equal structures; None where one is unknown; anything else is that of the first."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([value[key] for value in values]) for key in first}
+    if isinstance(first, list):
+        return [_mean(items) for items in zip(*values, strict=True)]
+    if any(value is None for value in values):
+        return None
+    return float(np.mean(values)) if isinstance(first, float) else first
+
+
 def compute_metrics(metrics: Sequence[Metric], scoring: Scoring) -> tuple[list[Score], list[str]]:
     """Compute all metrics, and return their scores and one sentence for each reason why some were left out."""
     from tqdm import tqdm
@@ -335,11 +423,33 @@ def _compute(each: Metric, given: Features | Scoring) -> Result | None:
         found = Estimate(float(found))
     if isinstance(found, Estimate):
         found = Result(found)
-    if found is None or isinstance(found, Result):
-        return found
+    if isinstance(found, Result):
+        return _within(found, each.bounds)
+    if found is None:
+        return None
     raise CardioDiTError(
         f"The metric returned {type(found).__name__}; expected a number, an Estimate, a Result or None."
     )
+
+
+def _within(result: Result, bounds: Bounds) -> Result:
+    """Keep a result within the metric's range, with a note if the estimate itself was outside."""
+    low, high = (-math.inf if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1])
+
+    def kept(value: float | None) -> float | None:
+        return None if value is None else min(max(value, low), high)
+
+    estimate, floor = result.estimate, result.floor
+    ends: dict[str, Any] = {name: kept(getattr(estimate, name)) for name in ("value", "low", "high")}
+    if not low <= estimate.value <= high and math.isfinite(estimate.value):
+        note = (
+            f"The estimate is {estimate.value:.4g}, outside of the metric's range, and is given as {ends['value']:g}."
+        )
+        estimate = replace(estimate, notes=(*estimate.notes, note))
+    if floor is not None:
+        reach: dict[str, Any] = {name: kept(getattr(floor, name)) for name in ("value", "low", "high", "matched")}
+        floor = replace(floor, **reach)
+    return replace(result, estimate=replace(estimate, **ends), floor=floor)
 
 
 def sources_of(metrics: Sequence[Metric]) -> dict[str, str | None]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from cardiodit.evaluation.report.report_file import current_metrics, recall_beside
+
 TASK = "unconditional-image-generation"
 HEAD = (
     "| Metric | Value (95% interval) | At the floor's sample size | Floor (real against real) | Better |",
@@ -14,8 +16,8 @@ HEAD = (
 
 def table(report: Mapping[str, Any]) -> str:
     """Return one line per metric, followed by what a reader needs to compare it with another table."""
-    protocol, metrics = report["protocol"], report["metrics"]
-    lines = [*HEAD, *(_line(metric) for metric in metrics)]
+    protocol, metrics = report["protocol"], current_metrics(report)
+    lines = [*HEAD, *(_line(metric, recall_beside(metric, report)) for metric in metrics)]
     notes = [_counts(protocol), _networks(protocol)]
     notes += [f"Left out: {reason}" for reason in protocol["left_out"]]
     if report["problems"]:
@@ -39,7 +41,7 @@ def model_index(report: Mapping[str, Any], model: str | None = None) -> list[dic
             metric_name=metric["title"] + (f" ({metric['unit']})" if metric["unit"] else ""),
             metric_value=metric["value"],
         )
-        for metric in report["metrics"]
+        for metric in current_metrics(report)
         if metric["value"] is not None
     ]
     return eval_results_to_model_index(str(name).rsplit("/", 1)[-1], results) if results else []
@@ -55,12 +57,14 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _line(metric: Mapping[str, Any]) -> str:
+def _line(metric: Mapping[str, Any], recall: Mapping[str, Any] | None) -> str:
     unit = f" {metric['unit']}" if metric["unit"] else ""
     floor = metric["floor"]
     matched = f"{number(floor['matched'])}{unit}{_count(floor)}" if floor else "–"
     floor_text = f"{number(floor['value'])}{unit}{_interval(floor)}" if floor else "–"
     value = f"{number(metric['value'])}{unit}{_interval(metric)}"
+    if recall:
+        value += f", recall {number(recall['value'])}"
     return f"| {metric['title'].replace('|', '/')} | {value} | {matched} | {floor_text} | {metric['better']} |"
 
 

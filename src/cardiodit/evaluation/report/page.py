@@ -20,8 +20,8 @@ from cardiodit.evaluation.report.numbers import (
     with_unit,
 )
 from cardiodit.evaluation.report.players import Media, group_volumes, player_contents
-from cardiodit.evaluation.report.report_file import SCHEMA
-from cardiodit.evaluation.report.summary import summary, verdict
+from cardiodit.evaluation.report.report_file import SCHEMA, current_metrics, recall_beside
+from cardiodit.evaluation.report.summary import hearts_of, summary, verdict
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 Report = Mapping[str, Any]
@@ -33,8 +33,20 @@ PLAYER_TITLES = {
     "nearest": "Synthetic, nearest to the real volumes",
 }
 HASH_DIGITS = 10  # shown; report.json has all of them
-ABBREVIATIONS = {"lv", "rv", "ef", "edv", "esv", "sv", "psnr", "ssim", "l1"}  # written in capitals
-UNITS = {"percent": "%", "ml": "mL", "mm": "mm", "g": "g", "ml_s": "mL/s", "edv_s": "EDV/s"}  # suffixes of names
+ABBREVIATIONS = {"lv", "rv", "ef", "ed", "edv", "esv", "sv", "psnr", "ssim", "l1", "bsa"}  # written in capitals
+UNITS = {  # suffixes of names
+    "percent": "%",
+    "ml": "mL",
+    "mm": "mm",
+    "g": "g",
+    "ml_s": "mL/s",
+    "edv_s": "EDV/s",
+    "m2": "m²",
+    "ml_m2": "mL/m²",
+    "g_m2": "g/m²",
+    "bpm": "1/min",
+    "deg": "°",
+}
 
 
 def write_page(report: Report, media: Media, path: Path) -> None:
@@ -60,7 +72,10 @@ def write_page(report: Report, media: Media, path: Path) -> None:
         facts=_facts(report["sets"]),
         summary=summary(report),
         problems=report["problems"],
-        metrics=[(title, [_metric_row(m) for m in members]) for title, members in _by_group(report["metrics"])],
+        metrics=[
+            (title, [_metric_row(metric, report) for metric in members])
+            for title, members in _by_group(current_metrics(report))
+        ],
         distributions=[
             (title, [histogram_figure(d) for d in members]) for title, members in _by_group(report["distributions"])
         ],
@@ -101,7 +116,8 @@ def _facts(sets: Mapping[str, Any]) -> list[str]:
     return [f"{kind.capitalize()}: {words}" for kind, words in described.items()]
 
 
-def _metric_row(metric: Mapping[str, Any]) -> dict[str, Any]:
+def _metric_row(metric: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    recall = recall_beside(metric, report)
     unit, floor = metric.get("unit"), metric.get("floor")
     value, interval = value_and_interval(metric["value"], metric["low"], metric["high"])
     level = f"{readable(round(100 * metric['level'], 1), 2)}%: " if metric.get("level") else ""
@@ -112,6 +128,7 @@ def _metric_row(metric: Mapping[str, Any]) -> dict[str, Any]:
         "has_notes": bool(metric.get("notes")),
         "value": with_unit(value, unit),
         "interval": f"{level}{with_unit(interval, unit)}" if interval else None,
+        "recall": recall and f"recall {readable(recall['value'])}",
         "floor": None,
         "chart": metric_chart(metric),
     }
@@ -127,7 +144,7 @@ def _metric_row(metric: Mapping[str, Any]) -> dict[str, Any]:
     return row | {
         "matched": with_unit(text("matched"), unit),
         "sample_size": f"n = {floor['volumes']}" if floor.get("volumes") else "all volumes",
-        "verdict": verdict(metric),
+        "verdict": verdict(metric, hearts_of(report)),
         "floor": with_unit(text("value"), unit),
         "floor_range": _range(text("low"), text("high")),
     }
@@ -154,11 +171,13 @@ def volume_table(report: Report) -> dict[str, Any]:
     titles = {d["name"]: (d["title"], d.get("unit") or "") for d in report["distributions"]}
     return {
         "heads": [titles.get(name) or title_and_unit(name) for name in names],
+        "has_training": any(is_number(volume.get("training_distance")) for volume in volumes),
         "rows": [
             {
                 "id": volume["id"],
                 "set": volume["set"],
                 "typicality": readable(volume.get("typicality")),
+                "training": readable(volume.get("training_distance")),
                 "broken": (", ".join(broken_rules(volume)) or "none") if volume.get("plausible") else "not judged",
                 "numbers": [readable(volume["numbers"].get(name), 4) for name in names],
                 "content": (volume.get("content") or "")[:HASH_DIGITS],

@@ -34,6 +34,24 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+def current_metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics, without the lines that repeat one under the key of an earlier version."""
+    return [metric for metric in report["metrics"] if "renamed" not in metric]
+
+
+def recall_beside(metric: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the recall without which a precision, density or plausibility says little; None for other metrics.
+
+    A model that repeats one perfect heart has a perfect precision. Plausibility goes with the recall of single frames.
+    """
+    name, _, kind = metric["name"].rpartition("_")
+    if metric["group"] == "plausibility":
+        kind = "spatial"
+    elif name not in ("precision", "density"):
+        return None
+    return next((each for each in report["metrics"] if each["name"] == f"recall_{kind}"), None)
+
+
 def rounded(value: Any) -> Any:
     """Round floats to ten significant digits; turn NaN and infinity into None, and tuples into lists."""
     if isinstance(value, Mapping):

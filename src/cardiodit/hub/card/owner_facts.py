@@ -199,11 +199,12 @@ def blank_facts() -> str:
 def with_evaluation(facts: OwnerFacts, report: Mapping[str, Any]) -> OwnerFacts:
     """Append the table of an evaluation report to the owner's words, and its main numbers to the metrics."""
     from cardiodit.evaluation.report.markdown import number, table
+    from cardiodit.evaluation.report.report_file import current_metrics
 
     where = f"{report['protocol']['counts']['real']} real volumes ({report['sets']['real']['identity'][:12]})"
     measured = [
         Metric(name=metric["title"], value=float(number(metric["value"])), dataset=where, type=metric["name"])
-        for metric in report["metrics"]
+        for metric in current_metrics(report)
         if metric["value"] is not None and (metric["group"] in LISTED or metric["name"] == LISTED_ALONE)
     ]
     words = [facts.evaluation] if facts.evaluation else []
