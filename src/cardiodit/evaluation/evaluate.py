@@ -194,6 +194,8 @@ def _configure(
         left_out.append(
             "Heart function, plausibility, consistency and spatiotemporal features: these volumes have no frames."
         )
+        if not settings.segmenter:
+            left_out.append("Volumes of anatomical structures: no segmenter was given (--segmenter).")
     elif settings.segmenter:
         labels = {REAL: MASKS if settings.real_masks else SEGMENTER, SYNTHETIC: SEGMENTER}
     elif real.has_masks and synthetic.has_masks:
@@ -223,7 +225,7 @@ def _configure(
         features=settings.features,
         weights=settings.weights,
         features_size=settings.features_size,
-        segmenter=settings.segmenter if is_cine else None,
+        segmenter=settings.segmenter,
         labels=tuple(labels.items()),
         vae=settings.reconstructions,
         is_cine=is_cine,

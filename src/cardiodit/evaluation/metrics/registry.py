@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 LOWER, HIGHER, NEAR_REAL = "lower", "higher", "near real"  # which values are better
 DISTRIBUTION, DIVERSITY, FUNCTION = "distribution", "diversity", "function"
 PLAUSIBILITY, CONSISTENCY, RECONSTRUCTION = "plausibility", "consistency", "reconstruction"
+ANATOMY = "anatomy"
 GROUPS = {  # titles, in the order of every report
     DISTRIBUTION: "Distribution",
     DIVERSITY: "Diversity",
     FUNCTION: "Cardiac function",
+    ANATOMY: "Anatomy of CT",
     PLAUSIBILITY: "Plausibility",
     CONSISTENCY: "Consistency",
     RECONSTRUCTION: "Reconstruction",
