@@ -101,6 +101,17 @@ class Segmenter:
         return np.ascontiguousarray(apply_plans(ours, [plan.inverse() for plan in plans], 0, labels=True))
 
 
+FUNCTION_NAME = r"([\w.]+|.+\.py):\w+"
+
+
+def labels_volumes(spec: str | Path) -> bool:
+    """Return whether a segmenter is a function that labels CT volumes; all others label hearts."""
+    name = str(spec)
+    if re.fullmatch(CINEMA_NAME, name) or not re.fullmatch(FUNCTION_NAME, name):
+        return False
+    return bool(getattr(load_own(name, "a segmenter")[1], "structures", None))
+
+
 def open_segmenter(spec: str | Path, device: str = "cpu") -> Segmenter:
     """Open a segmenter.
 
@@ -123,7 +134,7 @@ def open_segmenter(spec: str | Path, device: str = "cpu") -> Segmenter:
     place = Path(find_model(spec))
     if place.is_dir():
         return (_open_bundle if (place / BUNDLE_METADATA).is_file() else _open_folder)(name, place, device)
-    if re.fullmatch(r"([\w.]+|.+\.py):\w+", name):
+    if re.fullmatch(FUNCTION_NAME, name):
         return _open_function(name)
     if not re.fullmatch(HUB_NAME, name):
         raise CardioDiTError(

@@ -88,7 +88,7 @@ def test_a_report_of_ct_has_anatomy_beside_its_floors(folder: Path) -> None:
     for volume in report["volumes"]:
         volumes[volume["set"]].append(volume["numbers"])
     for name, unit in (("volume_ml_heart", "mL"), ("volume_ml_lungs", "mL"), ("hu_mean", "HU"), ("hu_p95", "HU")):
-        real, synthetic = ([numbers[name] for numbers in volumes[name_]] for name_ in volumes for name in [name])
+        real, synthetic = ([numbers[name] for numbers in volumes[side]] for side in ("real", "synthetic"))
         found = metrics[f"wasserstein_{name}"]
         assert found["value"] == pytest.approx(wasserstein_distance(real, synthetic), rel=1e-4)
         assert found["unit"] == unit and found["floor"]["value"] > 0
@@ -101,7 +101,7 @@ def test_a_report_of_ct_has_anatomy_beside_its_floors(folder: Path) -> None:
 
 
 def test_without_a_segmenter_hounsfield_units_remain(folder: Path) -> None:
-    report = report_of(folder, "plain")
+    report = report_of(folder, "plain", segmenter=None)
     names = {each["name"] for each in report["metrics"]}
     assert "wasserstein_hu_sd" in names and not any(name.startswith("detection") for name in names)
     assert any("no segmenter was given" in reason for reason in report["protocol"]["left_out"])
@@ -117,8 +117,6 @@ def test_scans_of_an_unknown_unit_have_no_hounsfield_units(folder: Path) -> None
 def test_a_segmenter_must_fit_the_volumes(folder: Path) -> None:
     with pytest.raises(CardioDiTError, match=r"returned labels of the shape \(24, 24\) for a volume of the shape"):
         report_of(folder, "wrong", segmenter="ct_segmenters:wrong")
-    with pytest.raises(CardioDiTError, match="hearts labels hearts in cines. For CT volumes, name a function"):
-        report_of(folder, "hearts", segmenter="ct_segmenters:hearts")
     with pytest.raises(CardioDiTError, match='must be "totalsegmentator" or a dictionary from names to positive'):
         open_segmenter("ct_segmenters:nothing")
     assert open_segmenter("ct_segmenters:wrong").structures == TOTALSEGMENTATOR
