@@ -112,8 +112,9 @@ def _measure_ct(
     volume = loaded.volume
     numbers: dict[str, float | None] = {}
     histograms: dict[str, np.ndarray] = {}
-    if loaded.units is not None and steps.intensity.is_fixed:
-        found, histograms = hounsfield(volume.voxels, loaded.units)
+    units = loaded.units or steps.intensity.units  # samples without a record are in [-1, 1]
+    if units is not None and steps.intensity.is_fixed:
+        found, histograms = hounsfield(volume.voxels, units)
         numbers |= found
     if (segmenter := evaluators.segmenter) is not None:
         segment = partial(segmenter.segment_volume, volume.voxels, volume.geometry)
