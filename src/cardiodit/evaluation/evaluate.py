@@ -30,6 +30,7 @@ from cardiodit.evaluation.metrics.orientation import notes_on_orientation
 from cardiodit.evaluation.metrics.registry import Compute, Scoring, choose_metrics, compute_by_subject, sources_of
 from cardiodit.evaluation.report import SCHEMA, rounded, write_report, write_text
 from cardiodit.evaluation.report.markdown import model_index_yaml, table
+from cardiodit.evaluation.segmenters import labels_volumes
 from cardiodit.evaluation.volume_sets import (
     REAL,
     SYNTHETIC,
@@ -205,12 +206,20 @@ def _configure(
 ) -> tuple[EvaluatorConfig, list[str]]:
     """Return what both sets are measured with, and what is left out for lack of something."""
     is_cine = len(stats.size) == 4
+    segments_ct = not is_cine and settings.segmenter is not None and labels_volumes(settings.segmenter)
     left_out = []
     labels: dict[str, str | None] = {REAL: None, SYNTHETIC: None}
     if not is_cine:
         left_out.append(
             "Heart function, plausibility, consistency and spatiotemporal features: these volumes have no frames."
         )
+        if not settings.segmenter:
+            left_out.append("Volumes of anatomical structures: no segmenter was given (--segmenter).")
+        elif not segments_ct:
+            left_out.append(
+                "Volumes of anatomical structures: the segmenter labels hearts. For CT, name a function with an "
+                "attribute `structures`."
+            )
     elif settings.segmenter:
         labels = {REAL: MASKS if settings.real_masks else SEGMENTER, SYNTHETIC: SEGMENTER}
     elif real.has_masks and synthetic.has_masks:
@@ -240,7 +249,7 @@ def _configure(
         features=settings.features,
         weights=settings.weights,
         features_size=settings.features_size,
-        segmenter=settings.segmenter if is_cine else None,
+        segmenter=settings.segmenter if is_cine or segments_ct else None,
         labels=tuple(labels.items()),
         vae=settings.reconstructions,
         is_cine=is_cine,

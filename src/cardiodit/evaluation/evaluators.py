@@ -65,7 +65,11 @@ class Evaluators:
     def identity(self) -> list[Any]:
         """Everything that affects the numbers."""
         networks = {kind: network.identity for kind, network in self.networks.items()}
-        segmenter = self.segmenter and [self.segmenter.identity, self.segmenter.labels, repr(self.segmenter.grid)]
+        segmenter = self.segmenter and [
+            self.segmenter.identity,
+            self.segmenter.structures or self.segmenter.labels,
+            repr(self.segmenter.grid),
+        ]
         return [networks, segmenter, self.vae_identity]
 
     def describe(self) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def _described(segmenter: Segmenter) -> dict[str, Any]:
     return {
         "name": name,
         "identity": segmenter.identity,
-        "labels": segmenter.labels,
+        "labels": segmenter.structures or segmenter.labels,
         "note": segmenter.note,
     }
 

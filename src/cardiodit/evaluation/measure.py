@@ -13,6 +13,7 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, summarize
 from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, Evaluators
+from cardiodit.evaluation.metrics.anatomy import anatomy, hounsfield
 from cardiodit.evaluation.metrics.body_size import body_numbers
 from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES, consistency
 from cardiodit.evaluation.metrics.function import CURVES, heart_function, volumes_ml, wall_thickening
@@ -20,7 +21,7 @@ from cardiodit.evaluation.metrics.orientation import orientation
 from cardiodit.evaluation.metrics.plausibility import plausibility
 from cardiodit.evaluation.metrics.reconstruction import reconstruction_numbers
 from cardiodit.evaluation.metrics.timing import beat_timing, farthest_frame_percent
-from cardiodit.evaluation.volume_sets import REAL, TRAINING, Item, Labels, is_whole_beat, load, load_labels
+from cardiodit.evaluation.volume_sets import REAL, TRAINING, Item, Labels, Loaded, is_whole_beat, load, load_labels
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
@@ -66,7 +67,7 @@ def measure(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_fro
     if item.set == TRAINING:  # only its distances to other volumes matter
         return Measured(content_of(volume), summarize(loaded), _features(volume, evaluators), {}, {}, None)
     segment: Callable[[np.ndarray], np.ndarray] | None = None
-    if evaluators.segmenter is not None:
+    if evaluators.segmenter is not None and volume.is_cine:
         segment = partial(_segment, evaluators, volume.geometry)
     labels = None
     if labels_from == MASKS:
@@ -85,6 +86,9 @@ def measure(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_fro
     if item.set == REAL and evaluators.vae is not None:
         numbers |= reconstruction_numbers(evaluators.vae, loaded, segment)
     features = _features(volume, evaluators)
+    if not volume.is_cine:
+        found_in_ct, histograms = _measure_ct(loaded, steps, evaluators)
+        numbers, features = numbers | found_in_ct, features | histograms
     return Measured(content_of(volume), summarize(loaded), features, numbers, found.curves, found.plausible)
 
 
@@ -112,6 +116,24 @@ def _measure_labels(labels: Labels | None, volume: Volume, closes: bool) -> Labe
     if closes:
         numbers |= beat_timing(curves["lv_volume_ml"])
     return LabelMeasurements({name: _finite(value) for name, value in numbers.items()}, curves, plausible)
+
+
+def _measure_ct(
+    loaded: Loaded, steps: Preprocessing, evaluators: Evaluators
+) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
+    """Return the numbers and histograms of a CT volume: Hounsfield units where they are known, and structures."""
+    volume = loaded.volume
+    numbers: dict[str, float | None] = {}
+    histograms: dict[str, np.ndarray] = {}
+    units = loaded.units or steps.intensity.units  # samples without a record are in [-1, 1]
+    if units is not None and steps.intensity.is_fixed:
+        found, histograms = hounsfield(volume.voxels, units)
+        numbers |= found
+    if (segmenter := evaluators.segmenter) is not None:
+        segment = partial(segmenter.segment_volume, volume.voxels, volume.geometry)
+        labels = _call(f"The segmenter {segmenter.name}", segment)
+        numbers |= anatomy(labels, segmenter.structures or {}, volume.geometry)
+    return numbers, histograms
 
 
 def _segment(evaluators: Evaluators, geometry: Geometry, voxels: np.ndarray) -> np.ndarray:

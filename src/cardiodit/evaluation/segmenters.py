@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.features.weights import hash_of_weights
+from cardiodit.evaluation.metrics.anatomy import TOTALSEGMENTATOR
 from cardiodit.evaluation.user_code import hash_of_sources, load_own
 from cardiodit.hub.bundled_models import PHANTOM_SEGMENTER, find_model
 from cardiodit.hub.load import CONFIG, HUB_NAME
@@ -52,6 +53,7 @@ class Segmenter:
         grid: grid that cines are resampled to.
         network: function from a cine on this grid to labels in the network's order.
         note: what a reader of its numbers should know.
+        structures: label of each structure by its name, for a network that labels CT volumes and not hearts.
     """
 
     name: str
@@ -60,6 +62,22 @@ class Segmenter:
     grid: Grid
     network: Network
     note: str = ""
+    structures: dict[str, int] | None = None
+
+    def segment_volume(self, volume: np.ndarray, geometry: Geometry) -> np.ndarray:
+        """Return labels for a CT volume `(H, W, D)` in [-1, 1], as numbered in `structures`."""
+        if self.structures is None:
+            raise CardioDiTError(
+                f"The segmenter {self.name} labels hearts in cines. For CT volumes, name a function with an attribute "
+                '`structures`, such as {"liver": 5, "heart": 51}.'
+            )
+        labels = self.network(volume, geometry)
+        if labels.shape != volume.shape:
+            raise CardioDiTError(
+                f"The segmenter {self.name} returned labels of the shape {labels.shape} for a volume of the shape "
+                f"{volume.shape}."
+            )
+        return labels
 
     def segment(self, cine: np.ndarray, geometry: Geometry) -> np.ndarray:
         """Return labels (uint8) for a cine `(H, W, D, T)` in [-1, 1]: RV 1, myocardium 2, LV 3."""
@@ -83,6 +101,17 @@ class Segmenter:
         return np.ascontiguousarray(apply_plans(ours, [plan.inverse() for plan in plans], 0, labels=True))
 
 
+FUNCTION_NAME = r"([\w.]+|.+\.py):\w+"
+
+
+def labels_volumes(spec: str | Path) -> bool:
+    """Return whether a segmenter is a function that labels CT volumes; all others label hearts."""
+    name = str(spec)
+    if re.fullmatch(CINEMA_NAME, name) or not re.fullmatch(FUNCTION_NAME, name):
+        return False
+    return bool(getattr(load_own(name, "a segmenter")[1], "structures", None))
+
+
 def open_segmenter(spec: str | Path, device: str = "cpu") -> Segmenter:
     """Open a segmenter.
 
@@ -94,7 +123,9 @@ def open_segmenter(spec: str | Path, device: str = "cpu") -> Segmenter:
             - "cinema", "cinema:mnms" or "cinema:mnms:1" (trained on acdc, mnms or mnms2; seed 0 to 2), for which the
               package `cinema` must be installed;
             - "module:function" or "file.py:function": a function from a cine `(H, W, D, T)` and its `Geometry` to label
-              maps, whose order is given by its attribute `mask_order`, such as "RV=1 MYO=2 LV=3".
+              maps, whose order is given by its attribute `mask_order`, such as "RV=1 MYO=2 LV=3"; or from a CT volume
+              `(H, W, D)`, whose labels are named by its attribute `structures`: a dictionary such as {"liver": 5}, or
+              "totalsegmentator" for the numbers of that network's task "total".
         device: where networks run.
     """
     name = str(spec)
@@ -103,7 +134,7 @@ def open_segmenter(spec: str | Path, device: str = "cpu") -> Segmenter:
     place = Path(find_model(spec))
     if place.is_dir():
         return (_open_bundle if (place / BUNDLE_METADATA).is_file() else _open_folder)(name, place, device)
-    if re.fullmatch(r"([\w.]+|.+\.py):\w+", name):
+    if re.fullmatch(FUNCTION_NAME, name):
         return _open_function(name)
     if not re.fullmatch(HUB_NAME, name):
         raise CardioDiTError(
@@ -268,14 +299,16 @@ def _open_function(name: str) -> Segmenter:
     module, function = load_own(name, "a segmenter")
     if not callable(function):
         raise CardioDiTError(f"{name} is not a function.")
-    order = getattr(function, "mask_order", None)
-    if not order:
+    structures = getattr(function, "structures", None)
+    order = getattr(function, "mask_order", "" if structures else None)
+    if order is None:
         function_name = name.rpartition(":")[2]
         raise CardioDiTError(
             f"The segmenter {name} does not define its label order. Add it below the function, for example: "
-            f'{function_name}.mask_order = "{ACDC_ORDER}".'
+            f'{function_name}.mask_order = "{ACDC_ORDER}", or for CT {function_name}.structures = {{"liver": 5}}.'
         )
-    parse_order(order)
+    if order:
+        parse_order(order)
     return Segmenter(
         name=Path(name).name,  # without the folders above a file: reports are shared
         identity=hash_of_sources(module, function) or "unknown",
@@ -283,7 +316,21 @@ def _open_function(name: str) -> Segmenter:
         grid=Grid(),
         network=lambda cine, geometry: np.asarray(function(cine, geometry)),
         note="The identity covers its source file, not other code or weights that it may load.",
+        structures=_structures(name, structures) if structures else None,
     )
+
+
+def _structures(name: str, given: Any) -> dict[str, int]:
+    """Return the label of each structure by its name in lower case."""
+    if given == "totalsegmentator":
+        return TOTALSEGMENTATOR
+    is_named = isinstance(given, dict) and all(re.fullmatch(r"\w+", str(key)) for key in given)
+    if not is_named or not all(isinstance(label, int) and label > 0 for label in given.values()):
+        raise CardioDiTError(
+            f'The structures of {name} must be "totalsegmentator" or a dictionary from names to positive labels, such '
+            'as {"liver": 5}.'
+        )
+    return {str(key).lower(): label for key, label in given.items()}
 
 
 def _min_max(voxels: np.ndarray) -> torch.Tensor:

@@ -251,12 +251,12 @@ def perplexity(counts: Tensor) -> Tensor:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Multiply matrices in full float32: TF32 finds another code for up to 3% of the vectors."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    matmul = torch.backends.cuda.matmul  # as training and `encode` set it: torch refuses to mix its two interfaces
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.allow_tf32 = before
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:

@@ -35,6 +35,7 @@ LOWER, HIGHER, NEAR_REAL = "lower", "higher", "near real"  # which values are be
 DISTRIBUTION, DIVERSITY, COPIES, FUNCTION = "distribution", "diversity", "copies", "function"
 TIMING, ORIENTATION = "timing", "orientation"
 PLAUSIBILITY, CONSISTENCY, RECONSTRUCTION = "plausibility", "consistency", "reconstruction"
+ANATOMY = "anatomy"
 GROUPS = {  # titles, in the order of every report
     DISTRIBUTION: "Distribution",
     DIVERSITY: "Diversity",
@@ -42,6 +43,7 @@ GROUPS = {  # titles, in the order of every report
     FUNCTION: "Cardiac function",
     TIMING: "Timing of the beat",
     ORIENTATION: "Orientation and contrast",
+    ANATOMY: "Anatomy of CT",
     PLAUSIBILITY: "Plausibility",
     CONSISTENCY: "Consistency",
     RECONSTRUCTION: "Reconstruction",
