@@ -334,4 +334,6 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(CardioDiTError, match="is a folder, not a file"):
         read_dit_config(tmp_path)
     with pytest.raises(CardioDiTError, match="not UTF-8 text. A YAML config was expected"):
+        read_dit_config(GOLDEN / "codebook.safetensors")
+    with pytest.raises(CardioDiTError, match="has 2321169 bytes; at most 1048576 were expected"):
         read_dit_config(GOLDEN / "cardiodit/dit_best_model.pth")
