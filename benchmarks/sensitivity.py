@@ -28,8 +28,8 @@ from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
 from cardiodit.evaluation.report.report_file import current_metrics
 from cardiodit.evaluation.report.summary import SUSPICIOUS, hearts_of, holm, verdict
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
-from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.label_order import ACDC_ORDER
+from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.orientation import BASE_TO_APEX
 from cardiodit.imaging.phantom import GROUPS, draw_heart, render
 
