@@ -25,7 +25,7 @@ from cardiodit.cli import main
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.manifest import read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_nifti
-from cardiodit.imaging.phantom import write_chests
+from cardiodit.imaging.phantom import chest_scene, write_chests
 from cardiodit.latents import LatentCohort, encode_cohort, measure_scale, write_scale
 from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.training import train_controlnet, train_dit, train_tgca, train_unet
@@ -58,6 +58,7 @@ BRIEF = {
     "dataloader_num_workers": 0,
     "report_to": "none",
 }
+SPACING = chest_scene.default_spacing((16, 16, 16))
 UNET: dict[str, Any] = {"model": SHAPE, "training": {**BRIEF, "preview_samples": 0}}
 CONTROLNET: dict[str, Any] = {
     "conditions": {"keys": ["mask"], "labels": [[1, 2, 3]], "other_labels": "background"},
@@ -71,7 +72,7 @@ def chests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Path, 
     folder = tmp_path_factory.mktemp("chests")
     torch.manual_seed(0)
     small: dict[str, Any] = {"channels": (8, 8), "num_res_channels": (8, 8), "num_res_layers": 1, "num_embeddings": 64}
-    vae = VQModel3D(**small, embedding_dim=4, preprocessing=STEPS.to_dict(), spacing=(2.0, 2.0, 2.0)).eval()
+    vae = VQModel3D(**small, embedding_dim=4, preprocessing=STEPS.to_dict(), spacing=SPACING).eval()
     manifests = []
     for split, number in (("training", 4), ("validation", 2)):
         images = write_chests(folder / split, num=number, seed=number, size=(16, 16, 16))
