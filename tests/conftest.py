@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import multiprocessing
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -27,6 +28,10 @@ from cardiodit import (
     VQModel4D,
     make_scheduler,
 )
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BROWSER_FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --window-size=1280,800"""
