@@ -24,6 +24,7 @@ PIXELS, LATENTS = "pixels", "latents"
 CELLS = 16  # of a grid along H and W
 SPAN = 0.8  # share of the field of view that a grid covers
 HARMONICS = 3  # of a beat: its mean, and the amplitudes of one and two oscillations per beat
+LEVELS = 4096  # of grey, between which ranks are not distinguished
 SLABS = 8  # of a volume without frames
 ANGLES = (-10, -5, 0, 5, 10)  # degrees by which a query is turned
 CONFIG = "config.json"
@@ -112,9 +113,7 @@ class PixelDetector:
         }
 
     def rows(self, voxels: np.ndarray, spacing: Triple | None, is_query: bool) -> np.ndarray:
-        volume = voxels.astype(np.float32)
-        channels = ((volume - volume.mean()) / (volume.std() + 1e-6))[..., None]
-        return aligned_grid(channels, TURNED if is_query else AS_IT_IS)
+        return aligned_grid(equalized(voxels)[..., None], TURNED if is_query else AS_IT_IS)
 
 
 @dataclass(frozen=True)
@@ -154,43 +153,43 @@ def _open_latents(config: DetectorConfig) -> LatentDetector:
 
 
 def aligned_grid(channels: np.ndarray, variants: Sequence[Variant]) -> np.ndarray:
-    """Return rows `(variants, slices, f)` of `(H, W, D, T, C)` or `(H, W, D, C)`."""
-    maps = _amplitudes(channels)  # (H, W, D, K, C)
+    """Return rows `(variants, slices, f)` of `(H, W, D, T, C)` or `(H, W, D, C)`; every slice is centred by itself."""
+    maps = _amplitudes(channels)  # (H, W, D, f)
     height, width, depth = maps.shape[:3]
-    centre = _centre(maps)
     cell = np.array([height, width]) * SPAN / CELLS
-    smooth = gaussian_filter(maps, (*(cell / 2), 0, 0, 0)).reshape(height, width, -1)
     steps = (np.arange(CELLS) + 0.5) - CELLS / 2
-    grids = []
-    for flip_h, flip_w, degrees in variants:
-        along_h = steps[:, None] * (-cell[0] if flip_h else cell[0])
-        along_w = steps[None, :] * (-cell[1] if flip_w else cell[1])
-        cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-        places = [centre[0] + cosine * along_h - sine * along_w, centre[1] + sine * along_h + cosine * along_w]
-        sampled = [map_coordinates(smooth[..., i], places, order=1, mode="nearest") for i in range(smooth.shape[2])]
-        grids.append(np.stack(sampled).reshape(depth, -1))
-    return np.stack(grids).astype(np.float32)
+    grids = np.empty((len(variants), depth, maps.shape[3] * CELLS**2), np.float32)
+    for d in range(depth):
+        centre = _centre(maps[:, :, d], is_still=channels.ndim == 4, count=channels.shape[-1])
+        for v, (flip_h, flip_w, degrees) in enumerate(variants):
+            along_h = steps[:, None] * (-cell[0] if flip_h else cell[0])
+            along_w = steps[None, :] * (-cell[1] if flip_w else cell[1])
+            cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+            places = [centre[0] + cosine * along_h - sine * along_w, centre[1] + sine * along_h + cosine * along_w]
+            sampled = [map_coordinates(each, places, order=1, mode="nearest") for each in np.moveaxis(maps[:, :, d], 2, 0)]
+            grids[v, d] = np.stack(sampled).ravel()
+    return grids
 
 
 def _amplitudes(channels: np.ndarray) -> np.ndarray:
-    """Return maps `(H, W, D, K, C)`: of a beat, its mean and amplitudes, which ignore where the beat begins."""
+    """Return smooth maps `(H, W, D, f)`: of a beat, its mean and amplitudes, which ignore where the beat begins."""
+    sigma = (*(np.array(channels.shape[:2]) * SPAN / CELLS / 2), *[0] * (channels.ndim - 2))
     if channels.ndim == 4:
-        slabs = np.array_split(channels, min(SLABS, channels.shape[2]), axis=2)
-        return np.stack([slab.mean(axis=2) for slab in slabs], axis=2)[:, :, :, None]
-    spectrum = np.fft.rfft(channels, axis=3)[:, :, :, :HARMONICS] / channels.shape[3]
-    missing = HARMONICS - spectrum.shape[3]
-    spectrum = np.pad(spectrum, [(0, 0)] * 3 + [(0, missing), (0, 0)]) if missing else spectrum
-    maps = 2 * np.abs(spectrum)
-    maps[:, :, :, 0] = spectrum[:, :, :, 0].real
-    return maps.astype(np.float32)
+        slabs = np.array_split(gaussian_filter(channels, sigma), min(SLABS, channels.shape[2]), axis=2)
+        return np.stack([slab.mean(axis=2) for slab in slabs], axis=2)
+    frames = channels.shape[3]
+    spectrum = np.fft.rfft(channels, axis=3)[:, :, :, :HARMONICS] / frames
+    spectrum = np.pad(spectrum, [(0, 0)] * 3 + [(0, HARMONICS - spectrum.shape[3]), (0, 0)])
+    real, imaginary = (gaussian_filter(part, sigma) for part in (spectrum.real, spectrum.imag))
+    maps = 2 * np.hypot(real, imaginary)
+    maps[:, :, :, 0] = real[:, :, :, 0]
+    return maps.reshape(*maps.shape[:3], -1).astype(np.float32)  # harmonics, then channels
 
 
-def _centre(maps: np.ndarray) -> tuple[float, float]:
+def _centre(maps: np.ndarray, is_still: bool, count: int) -> tuple[float, float]:
     """Return the centre of what moves or, without frames, of what is bright, in voxels along H and W."""
-    still = maps.shape[3] == 1
-    energy = maps[:, :, :, 0].mean(axis=(2, 3)) if still else (maps[:, :, :, 1] ** 2).sum(axis=(2, 3))
-    energy = gaussian_filter(energy, 1)
-    weights = np.clip(energy - np.quantile(energy, 0.5 if still else 0.9), 0, None)
+    energy = maps.mean(axis=2) if is_still else (maps[:, :, count : 2 * count] ** 2).sum(axis=2)
+    weights = np.clip(energy - np.quantile(energy, 0.5 if is_still else 0.9), 0, None)
     total = weights.sum()
     if total <= 0:
         return (maps.shape[0] - 1) / 2, (maps.shape[1] - 1) / 2
@@ -199,6 +198,22 @@ def _centre(maps: np.ndarray) -> tuple[float, float]:
         float((along_h * np.arange(len(along_h))).sum() / total),
         float((along_w * np.arange(len(along_w))).sum() / total),
     )
+
+
+def equalized(volume: np.ndarray) -> np.ndarray:
+    """Replace each value by its rank within its slice, from -1 to 1: contrast, brightness and gamma do not matter.
+
+    Planes are smoothed a little first, because ranks would magnify the noise of the background.
+    """
+    sigma = np.array(volume.shape[:2]) * SPAN / CELLS / 4
+    smooth = gaussian_filter(volume.astype(np.float32), (*sigma, *[0] * (volume.ndim - 2)))
+    ranks = np.empty_like(smooth)
+    for d in range(volume.shape[2]):
+        low, high = smooth[:, :, d].min(), smooth[:, :, d].max()
+        levels = ((smooth[:, :, d] - low) * ((LEVELS - 1) / max(high - low, 1e-6))).astype(np.int32)
+        counts = np.bincount(levels.ravel(), minlength=LEVELS)
+        ranks[:, :, d] = ((np.cumsum(counts) - counts / 2) / levels.size * 2 - 1)[levels]
+    return ranks
 
 
 # --- Networks ---
