@@ -19,6 +19,8 @@ LEAST = 4  # voxels along each axis after the last block
 CHANNELS = 8  # of the map that is flattened
 DROPOUT = 0.5
 
+Stride = tuple[int, int, int]
+
 
 class PaddedConv(nn.Module):
     """A convolution that repeats edge voxels, so that only its stride changes the size; time may continue as a cycle.
@@ -27,7 +29,7 @@ class PaddedConv(nn.Module):
         is_cycle: whether the first axis is the time of a heartbeat, whose last frame is followed by the first.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: tuple[int, ...], is_cycle: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: Stride, is_cycle: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride)
         pads = [(kernel - s - (kernel - s) // 2, (kernel - s) // 2) for s in stride]  # the larger part in front
@@ -52,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    def __init__(self, inputs: int, stride: tuple[int, ...], is_cycle: bool) -> None:
+    def __init__(self, inputs: int, stride: Stride, is_cycle: bool) -> None:
         super().__init__()
         self.down = PaddedConv(inputs, 2 * inputs, 4, stride, is_cycle)
         self.res = ResidualBlock(2 * inputs, is_cycle)
@@ -65,7 +67,7 @@ class Encoder(nn.Module):
     def __init__(self, size: tuple[int, ...], width: int, is_cycle: bool) -> None:
         super().__init__()
         halvings = [(n // LEAST).bit_length() - 1 for n in size]
-        strides = [tuple(2 if place < n else 1 for n in halvings) for place in range(max(halvings))]
+        strides: list[Any] = [tuple(2 if place < n else 1 for n in halvings) for place in range(max(halvings))]
         self.conv_first = PaddedConv(1, width, 3, (1, 1, 1), is_cycle)
         self.conv_blocks = nn.ModuleList(
             [DownBlock(width * 2**place, stride, is_cycle) for place, stride in enumerate(strides)]

@@ -1,12 +1,13 @@
-"""Detectors of copies: each turns a volume into rows, so that rows of copies correlate more than rows of other patients.
+"""Detectors of copies: each turns a volume into rows that correlate more with rows of copies than with others.
 
-A row describes one slice of a cine (over its whole beat) or one slab of a volume. Slices are compared one by one, to find
-partial copies, and all together. Samples and held-out patients are also described as they would look flipped or rotated.
+A row describes one slice of a cine (over its whole beat) or one slab of a volume. Slices are compared one by one, to
+find partial copies, and all together. Samples and held-out patients are also described flipped and rotated.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
@@ -92,7 +93,7 @@ def _identity(description: dict[str, Any], *parts: str) -> str:
 
 @dataclass(frozen=True)
 class PixelDetector:
-    """Compares coarse grids of the image: centred on what moves, with amplitudes over the beat that ignore its phase."""
+    """Compares coarse grids of the image, centred on what moves, with amplitudes over a beat that ignore its phase."""
 
     name: str = PIXELS
 
@@ -103,8 +104,8 @@ class PixelDetector:
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "compares": "grey values on a coarse grid, centred on what moves; of a beat, the mean and the amplitudes of "
-            "its first oscillations, whatever the phase",
+            "compares": "grey values on a coarse grid, centred on what moves; of a beat, the mean and the amplitudes "
+            "of its first oscillations, whatever the phase",
             "grid": [CELLS, CELLS],
             "span": SPAN,
             "harmonics": HARMONICS,
@@ -166,7 +167,9 @@ def aligned_grid(channels: np.ndarray, variants: Sequence[Variant]) -> np.ndarra
             along_w = steps[None, :] * (-cell[1] if flip_w else cell[1])
             cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
             places = [centre[0] + cosine * along_h - sine * along_w, centre[1] + sine * along_h + cosine * along_w]
-            sampled = [map_coordinates(each, places, order=1, mode="nearest") for each in np.moveaxis(maps[:, :, d], 2, 0)]
+            sampled = [
+                map_coordinates(each, places, order=1, mode="nearest") for each in np.moveaxis(maps[:, :, d], 2, 0)
+            ]
             grids[v, d] = np.stack(sampled).ravel()
     return grids
 
@@ -250,7 +253,7 @@ class FeatureDetector:
 
 
 def _flip(voxels: np.ndarray, variant: Variant) -> np.ndarray:
-    axes = [axis for axis in (0, 1) if variant[axis]]
+    axes = tuple(axis for axis in (0, 1) if variant[axis])
     return np.ascontiguousarray(np.flip(voxels, axes)) if axes else voxels
 
 
@@ -265,10 +268,8 @@ def _open_features(config: DetectorConfig) -> FeatureDetector:
         )
     choices = [Choice(kind=kind, weights=config.weights, device=config.device) for kind in KINDS]
     networks = [load_network(config.name, choices[0])]
-    try:
+    with suppress(CardioDiTError):  # a network without features of motion
         networks.append(load_network(config.name, choices[1]))
-    except CardioDiTError:
-        pass  # it has no features of motion
     return FeatureDetector(tuple(networks))
 
 

@@ -1,13 +1,20 @@
 """Planted copies: altered versions of a volume, from faint to strong, by which a detector's sensitivity is measured."""
 
-
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates, shift
 
+from cardiodit.evaluation.volume_sets import Item, load
+from cardiodit.evaluation.workers import Workers
+from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.resampling import resample_beat
+from cardiodit.privacy.detectors import DetectorConfig, open_detector
+from cardiodit.privacy.search import References
+from cardiodit.privacy.statistics import proportion_interval
 
 PLAIN, INTENSITY, WARPED, PARTIAL = "plain", "intensity", "warped", "partial"
 
@@ -43,6 +50,46 @@ def kinds_for(is_cine: bool) -> dict[str, Kind]:
 def plant(name: str, voxels: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a copy of a volume of one kind, in [-1, 1]."""
     return np.clip(KINDS[name].alter(voxels, rng, other), -1, 1).astype(np.float32)
+
+
+def sensitivity(
+    config: DetectorConfig,
+    references: References,
+    threshold: float,
+    training: Sequence[Item],
+    others: Sequence[Item],
+    steps: Preprocessing,
+    workers: Workers,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Plant copies of every kind of these training volumes, and return the share that a detector finds.
+
+    Args:
+        threshold: distance below which at most 5% of held-out patients are.
+        others: volumes of somebody else, such as samples, for partial copies.
+    """
+    tasks = [(item, others[place % len(others)], place) for place, item in enumerate(training)]
+    rows = list(workers.map(partial(_planted_rows, config=config, steps=steps, seed=seed), tasks))
+    report = []
+    for name in rows[0]:
+        distances = references.distances(lambda i, kind=name: rows[i][kind].astype(np.float32), len(rows))  # type: ignore[misc]
+        found = int((distances.min(axis=1) < threshold).sum())
+        low, high = proportion_interval(found, len(rows))
+        known = {"kind": name, "title": KINDS[name].title, "group": KINDS[name].group}
+        report.append({**known, "planted": len(rows), "found": found / len(rows), "low": low, "high": high})
+    return report
+
+
+def _planted_rows(
+    task: tuple[Item, Item, int], config: DetectorConfig, steps: Preprocessing, seed: int
+) -> dict[str, np.ndarray]:
+    """Return the rows of a copy of each kind of one volume, in half precision as in the cache."""
+    (item, other, place), detector = task, open_detector(config)
+    volume, somebody = load(item, steps).volume, load(other, steps).volume.voxels
+    rng = np.random.default_rng([seed, place])
+    copies = {name: plant(name, volume.voxels, somebody, rng) for name in kinds_for(volume.is_cine)}
+    spacing = volume.geometry.spacing
+    return {name: detector.rows(copy, spacing, is_query=True).astype(np.float16) for name, copy in copies.items()}
 
 
 def _noisy(share: float) -> Alteration:

@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,7 @@ def _read_cached(file: Path) -> Embedded | None:
     try:
         np.load(file, mmap_mode="r", allow_pickle=False)
         facts = json.loads(file.with_suffix(".json").read_text())
-        stats = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["stats"].items()}
+        stats: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["stats"].items()}
         return Embedded(facts["content"], VolumeStats(**stats), file, was_cached=True)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         warnings.warn(f"The cached rows {file.name} are damaged ({error}). Describing the volume again.", stacklevel=2)
@@ -131,8 +132,35 @@ class References:
 
     @classmethod
     def of(cls, volumes: Sequence[Embedded]) -> "References":
-        rows = [volume.rows() for volume in volumes]
-        return cls(np.concatenate(rows))
+        return cls(cls.rows_of(volumes))
+
+    @staticmethod
+    def rows_of(volumes: Sequence[Embedded]) -> np.ndarray:
+        return np.concatenate([volume.rows() for volume in volumes])
+
+    def with_rows(self, rows: np.ndarray) -> "References":
+        """Return other volumes whose distances have the mean row and the scale of these."""
+        other = copy(self)
+        other.rows = rows
+        return other
+
+    def nearest_other(self, patients: Sequence[str]) -> np.ndarray:
+        """Return the distance of each volume to the nearest one of another patient."""
+        names = np.unique(np.array(patients), return_inverse=True)[1]
+        nearest = np.empty(len(self.rows), np.float32)
+        for start in range(0, len(nearest), QUERIES * 8):
+            part = slice(start, min(len(nearest), start + QUERIES * 8))
+            distances = self.distances(partial(self._own_row, part), part.stop - part.start)
+            distances[names[part][:, None] == names] = np.inf
+            nearest[part] = distances.min(axis=1)
+        return nearest
+
+    def _own_row(self, part: slice, place: int) -> np.ndarray:
+        return self.rows[part][place][None]
+
+    def rarity(self) -> np.ndarray:
+        """Return the distance of each volume's rows to the mean of all."""
+        return np.linalg.norm((self.rows - self.mean).reshape(len(self.rows), -1), axis=1)
 
     def distances(self, query_rows: Callable[[int], np.ndarray], count: int) -> np.ndarray:
         """Return the distance of each query to each reference, `(count, n)` float32.

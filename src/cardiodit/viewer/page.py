@@ -122,7 +122,7 @@ def _page(volumes: Sequence[Shown], title: str | None, limit: int) -> bytes:
         more = len(volumes) - TITLES_NAMED
         title = ", ".join(shown.title for shown in volumes[:TITLES_NAMED]) + (f" and {more} more" if more > 0 else "")
     contents = _contents(volumes, limit)
-    page = render_page(TEMPLATE, title=title, style="viewer.css", script="viewer.js", contents=contents)
+    page = render_page(TEMPLATE, title=title, styles=("viewer.css",), scripts=("viewer.js",), contents=contents)
     _check_size(len(page), limit)
     return page
 
