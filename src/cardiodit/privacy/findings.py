@@ -121,8 +121,8 @@ def _subgroups(
     count = len(by_patient[0])
     rarity = np.zeros(count)
     np.maximum.at(rarity, place, distances.rarity)
-    rarest = np.argsort(-rarity, kind="stable")[: max(1, round(RAREST * count))]
-    chosen = {("rarity", f"the {RAREST:.0%} farthest from the average"): rarest}
+    rarest = np.argsort(-rarity, kind="stable")[: max(FEWEST_IN_GROUP, round(RAREST * count))]
+    chosen = {("rarity", f"the {len(rarest)} patients least like the average"): rarest}
     for column, values in groups.items():
         each = dict(zip(place.tolist(), values, strict=True))
         for value in sorted(set(values) - {""}):
