@@ -106,7 +106,8 @@ class LossMeter:
         total = int(pipe.scheduler.config.num_train_timesteps)
         self.times = [int((level + 0.5) / levels * total) for level in range(levels)]
         self.shares = [time / total for time in self.times]
-        if not hasattr(pipe.scheduler, "targets") and not hasattr(pipe.scheduler, "alphas_cumprod"):
+        self.is_flow = "FlowMatch" in type(pipe.scheduler).__name__
+        if not self.is_flow and not any(hasattr(pipe.scheduler, name) for name in ("targets", "alphas_cumprod")):
             raise CardioDiTError(
                 f"The denoising loss of a {type(pipe.scheduler).__name__} cannot be measured, so that attacks with the "
                 "weights were not run."
@@ -160,6 +161,9 @@ class LossMeter:
         scheduler = self.pipe.scheduler
         if hasattr(scheduler, "targets"):  # PRDiT's process
             return scheduler.add_noise(clean, noise, times), scheduler.targets(clean, noise)
+        if self.is_flow:
+            share = (times / scheduler.config.num_train_timesteps).view(-1, *[1] * (clean.ndim - 1))
+            return (1 - share) * clean + share * noise, noise - clean
         kept = scheduler.alphas_cumprod.to(clean.device)[times].view(-1, *[1] * (clean.ndim - 1))
         noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
         kind = scheduler.config.prediction_type

@@ -341,6 +341,7 @@ def _examine(
     }
     findings = findings_of(found, training.patients, groups, settings.seed)
     report = {"detector": {**detector.describe(), "identity": detector.identity}, **findings.report}
+    report["sensitivity"] = []
     report["authenticity"] = authenticity_report(authenticity(to_samples, to_held_out, own))
     if settings.planted:
         chosen = _evenly(training.items, settings.planted), _evenly(synthetic.items, settings.planted)
