@@ -34,7 +34,11 @@ setup(
     packages=find_packages("src"),
     package_data={
         "cardiodit": [
-            *(f"{folder}/*.{end}" for folder in ("_util/html", "viewer", "evaluation/report") for end in PAGE_FILES),
+            *(
+                f"{folder}/*.{end}"
+                for folder in ("_util/html", "viewer", "evaluation/report", "privacy")
+                for end in PAGE_FILES
+            ),
             "hub/*.md",
             "py.typed",
             *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),

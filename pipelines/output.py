@@ -26,6 +26,7 @@ from cardiodit.imaging.intensity import Range, to_source
 
 SHOWN = 4  # samples that a notebook shows by itself
 WEIGHT_COMPONENTS = ("transformer", "unet", "vae", "adapter", "controlnet")  # their weights make up a revision
+HASHED = "sha256:"  # beginning of a revision that is a hash of files
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -204,6 +205,11 @@ def revision_of(pipe: DiffusionPipeline) -> str | None:
     folders = [str(getattr(component.config, "_name_or_path", "")) for component in components]
     if not all(folders):
         return None
+    return revision_of_folders(folders)
+
+
+def revision_of_folders(folders: list[str]) -> str | None:
+    """Return the Hub commit that all folders of weights are from, or else a hash of their weight files."""
     commits = [re.search(r"snapshots/([0-9a-f]{40})", Path(folder).as_posix()) for folder in folders]
     if all(commits) and len(found := {commit[1] for commit in commits if commit}) == 1:
         return found.pop()
@@ -218,7 +224,7 @@ def _hash_of(files: tuple[tuple[Path, int], ...]) -> str:
     for path, _ in files:
         with path.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return f"{HASHED}{digest.hexdigest()[:16]}"
 
 
 def describe_model(pipe: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cardiodit.models.adapter_tgca import TGCAAdapterModel
     from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
     from cardiodit.models.controlnet_medlord import MedLoRDControlNetModel
+    from cardiodit.models.copy_detector import CopyDetector
     from cardiodit.models.segmenter import HeartSegmenter
     from cardiodit.models.transformer_dit import DiT3DTransformerModel, DiT4DTransformerModel
     from cardiodit.models.transformer_prdit import PRDiTTransformerModel
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         VolumePipelineOutput,
     )
     from cardiodit.pipelines.load import open_pipeline
+    from cardiodit.privacy.audit import audit
     from cardiodit.schedulers import NoiseAndImageScheduler, change_solver, make_scheduler
 
 __version__ = "0.1.0.dev0"
@@ -44,6 +46,7 @@ __all__ = [
     "CardioDiTControlPipeline",
     "CardioDiTError",
     "CardioDiTPipeline",
+    "CopyDetector",
     "DiT3DTransformerModel",
     "DiT4DTransformerModel",
     "Geometry",
@@ -65,6 +68,7 @@ __all__ = [
     "VolDiTPipeline",
     "Volume",
     "VolumePipelineOutput",
+    "audit",
     "change_solver",
     "estimate_memory",
     "evaluate",
@@ -78,6 +82,7 @@ __all__ = [
 _SAVED_CLASSES = {
     "CardioDiTControlPipeline": "cardiodit.pipelines",
     "CardioDiTPipeline": "cardiodit.pipelines",
+    "CopyDetector": "cardiodit.models.copy_detector",
     "DiT3DTransformerModel": "cardiodit.models.transformer_dit",
     "DiT4DTransformerModel": "cardiodit.models.transformer_dit",
     "HeartSegmenter": "cardiodit.models.segmenter",
@@ -103,6 +108,7 @@ _LAZY = {
     "Preprocessing": "cardiodit.imaging",
     "Volume": "cardiodit.imaging",
     "VolumePipelineOutput": "cardiodit.pipelines",
+    "audit": "cardiodit.privacy.audit",
     "change_solver": "cardiodit.schedulers",
     "estimate_memory": "cardiodit._util.memory",
     "evaluate": "cardiodit.evaluation.evaluate",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cardiodit import __version__
 from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit.commands import (
+    audit,
     card,
     convert,
     demo,
@@ -40,6 +41,7 @@ COMMANDS = (
     sample,
     view,
     evaluate,
+    audit,
     convert,
     models,
     export,
@@ -72,8 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         "data, train, sample, evaluate and publish. New here? Run `cardiodit demo`.",
         epilog="`cardiodit COMMAND --help` describes a command and shows an example. `cardiodit train` lists the "
         "training stages; accelerate runs them, too: `accelerate launch -m cardiodit.training.train_vqgan --help`; "
-        "likewise train_dit, train_unet, train_prdit, train_tgca and train_controlnet (adapters that follow masks) and "
-        "train_segmenter.",
+        "likewise train_dit, train_unet, train_prdit, train_tgca and train_controlnet (adapters that follow masks), "
+        "train_segmenter and train_copy_detector.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
     add_debug(parser)

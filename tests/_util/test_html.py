@@ -20,7 +20,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def render(page: Path, **context: object) -> str:
-    return render_page(page, style="page.css", script="page.js", **context).decode()
+    return render_page(page, styles=("page.css",), scripts=("page.js",), **context).decode()
 
 
 def test_text_is_escaped_in_elements_attributes_and_scripts(page: Path) -> None:

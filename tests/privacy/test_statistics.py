@@ -18,6 +18,7 @@ from cardiodit.privacy.statistics import (
     matched_rate,
     proportion_interval,
     published_rule,
+    tail_p_values,
     true_level,
 )
 
@@ -144,3 +145,15 @@ def test_exact_intervals_of_proportions() -> None:
     assert proportion_interval(0, 20) == pytest.approx((0.0, 0.1684), abs=1e-4)
     assert proportion_interval(7, 20) == pytest.approx((0.1539, 0.5922), abs=1e-4)
     assert proportion_interval(20, 20)[1] == 1.0
+
+
+def test_single_copies_are_named_among_many_samples_and_rarely_by_chance() -> None:
+    named, wrongly = [], []
+    for seed in range(100):
+        held_out, samples = (each.min(axis=0) for each in simulated(seed, 0.0))
+        wrongly.append(benjamini_hochberg(tail_p_values(held_out, samples)).any())
+        samples[:2] = 0.01  # two copies of 240 samples: p-values of at least 1 / 61 could never name them
+        assert not benjamini_hochberg(matched_p_values(held_out, samples)).any()
+        named.append(benjamini_hochberg(tail_p_values(held_out, samples))[:2].all())
+    assert np.mean(named) > 0.95
+    assert np.mean(wrongly) <= 0.15

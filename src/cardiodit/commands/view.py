@@ -37,8 +37,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--mask_order",
         metavar="ORDER",
         help="which label is which structure of the heart, as in mask_order of a manifest, such as 'RV=1 MYO=2 LV=3' "
-        "(ACDC, and this package's segmenters and phantoms) or 'LV=1 MYO=2 RV=3' (M&Ms, UK Biobank); without it, "
-        "labels are shown without names",
+        "(ACDC, and this package's segmenters and phantoms) or 'LV=1 MYO=2 RV=3' (M&Ms, UK Biobank). With it, the "
+        "ventricles' volumes over the beat and the ejection fraction are shown, too; without it, labels have no names",
     )
     parser.add_argument(
         "--titles",

@@ -107,7 +107,7 @@ class PreparedVolumes:
         self.limits: list[Range] = [item.limits for item in descriptions]
         self.geometries: list[Geometry] = [item.geometry for item in descriptions]
         self.slices = {case.image: item.slices for case, item in zip(self.cases, descriptions, strict=True)}
-        self.identity = _identity(self.cases, descriptions, steps)
+        self.identity = identity_of_files(self.cases, [item.content for item in descriptions], steps)
         self._files = [_cache_file(self.folder, case, steps) for case in self.cases] if self.folder else []
 
     def __len__(self) -> int:
@@ -231,9 +231,9 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return f"{shape[2]} × {shape[3]} voxels × {shape[4]} frames"
 
 
-def _identity(cases: list[Case], descriptions: list[Description], steps: Preprocessing) -> str:
-    """Return a hash that depends on the files' content, order, reading and preprocessing, but not on their paths."""
-    sources = [[item.content, reading_columns(case)] for case, item in zip(cases, descriptions, strict=True)]
+def identity_of_files(cases: Sequence[Case], contents: Sequence[str], steps: Preprocessing) -> str:
+    """Return a hash that depends on the files' contents (SHA-256), order, reading and preprocessing, not on paths."""
+    sources = [[content, reading_columns(case)] for case, content in zip(cases, contents, strict=True)]
     text = json.dumps([sources, without_typical(steps).to_dict()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -19,6 +19,7 @@ from cardiodit.evaluation.metrics.estimate import Estimate, jackknife_interval
 LEVEL = 0.05  # share of held-out patients that a threshold flags
 DISCOVERIES = 0.10  # largest expected share of false ones among the samples that are named as copies
 REPEATS, PERMUTATIONS, GROUPS = 1000, 199, 20
+CLOSEST = 1e-6  # smaller distances are rounding errors
 FALSE_ALARMS = (0.01, 0.001)  # rates at which attacks are reported
 
 
@@ -62,6 +63,23 @@ def matched_p_values(held_out: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """
     nearer = np.searchsorted(np.sort(held_out), samples, side="right")
     return (1 + nearer) / (len(held_out) + 1)
+
+
+def tail_p_values(held_out: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Return p-values that continue below the nearest held-out patient, so that single copies can be named.
+
+    The p-values of `matched_p_values` are at least 1 / (n + 1), which hardly survives a correction for many samples.
+    Near zero, the share of distances below d grows like a power of d; the power is Hill's estimate from the nearest
+    tenth of the held-out patients (at least 10), less its standard error times 1.64.
+    """
+    ordered = np.maximum(np.sort(held_out), CLOSEST)
+    rank = min(max(10, len(ordered) // 10), len(ordered) // 2)
+    edge = ordered[rank - 1]
+    spread = np.log(edge / ordered[: rank - 1]).mean()
+    power = (1 - 1.64 / math.sqrt(rank)) / max(float(spread), 1e-6)
+    beyond = rank / (len(ordered) + 1) * np.minimum(1, np.maximum(samples, CLOSEST) / edge) ** power
+    p_values = matched_p_values(held_out, samples)
+    return np.where(samples < edge, np.minimum(p_values, beyond), p_values)
 
 
 def benjamini_hochberg(p_values: np.ndarray, level: float = DISCOVERIES) -> np.ndarray:
@@ -186,14 +204,19 @@ def matched_rate(held_out: np.ndarray, samples: np.ndarray, level: float = LEVEL
 
     m is the number of held-out patients, or of samples if those are fewer; "near" is below the published threshold.
     """
-    total, drawn = samples.shape[1], min(samples.shape[1], held_out.shape[1])
-    near = (samples < _threshold(held_out, level)).sum(axis=1)
-    with np.errstate(invalid="ignore"):  # gammaln of impossible draws, replaced below
-        missed = np.exp(
-            gammaln(total - near + 1) - gammaln(total - near - drawn + 1) - gammaln(total + 1)
-            + gammaln(total - drawn + 1)
-        )  # fmt: skip
-    return float(np.where(total - near < drawn, 1.0, 1 - missed).mean())
+    return share_near(samples, _threshold(held_out, level), held_out.shape[1])
+
+
+def share_near(distances: np.ndarray, threshold: float, drawn: int) -> float:
+    """Return the share of rows with a column below the threshold, averaged over all draws of so many columns."""
+    total = distances.shape[1]
+    drawn = min(drawn, total)
+    others = total - (distances < threshold).sum(axis=1)  # columns that are not near
+    missed = np.exp(
+        gammaln(others + 1) - gammaln(np.maximum(others - drawn, 0) + 1)
+        - gammaln(total + 1) + gammaln(total - drawn + 1)
+    )  # fmt: skip
+    return float(np.where(others < drawn, 1.0, 1 - missed).mean())
 
 
 def _threshold(held_out: np.ndarray, level: float) -> float:

@@ -89,9 +89,10 @@ def show(volumes: Sequence[Shown], path: Path | None = None) -> Path | None:
     if path is not None:
         write_page_file(page, path)
     if _is_notebook():
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        display(HTML(as_cell(page)))
+        names = ", ".join(shown.title for shown in volumes)
+        display({"text/html": as_cell(page), "text/plain": f"A viewer of {names}"}, raw=True)
         return path
     if path is None:
         path = Path(tempfile.mkdtemp(prefix="cardiodit-")) / "view.html"
@@ -122,7 +123,7 @@ def _page(volumes: Sequence[Shown], title: str | None, limit: int) -> bytes:
         more = len(volumes) - TITLES_NAMED
         title = ", ".join(shown.title for shown in volumes[:TITLES_NAMED]) + (f" and {more} more" if more > 0 else "")
     contents = _contents(volumes, limit)
-    page = render_page(TEMPLATE, title=title, style="viewer.css", script="viewer.js", contents=contents)
+    page = render_page(TEMPLATE, title=title, styles=("viewer.css",), scripts=("viewer.js",), contents=contents)
     _check_size(len(page), limit)
     return page
 

@@ -13,14 +13,14 @@ SHARED = Path(__file__).parent  # base.html.j2, base.css and player.js
 
 
 @cache
-def templates(folder: Path) -> Environment:
-    """Return the templates of `folder` and the shared ones.
+def templates(*folders: Path) -> Environment:
+    """Return the templates of the folders and the shared ones.
 
     `autoescape` is set to True rather than chosen by file name, because jinja2's own choice ignores names that end in
     `.j2`: every file name, title or note becomes text, never markup.
     """
     environment = Environment(
-        loader=FileSystemLoader([folder, SHARED]),
+        loader=FileSystemLoader([*folders, SHARED]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -28,15 +28,16 @@ def templates(folder: Path) -> Environment:
     )
 
     def asset(name: str) -> Markup:
-        place = next(place for place in (folder, SHARED) if (place / name).is_file())
+        place = next(place for place in (*folders, SHARED) if (place / name).is_file())
         return Markup((place / name).read_text(encoding="utf-8"))
 
     environment.globals["asset"] = asset  # a style sheet or script, inserted as it is
     return environment
 
 
-def render_page(template: Path, **context: Any) -> bytes:
-    return templates(template.parent).get_template(template.name).render(context).encode()
+def render_page(template: Path, *more_folders: Path, **context: Any) -> bytes:
+    """Render a page; templates, styles and scripts may also come from more folders."""
+    return templates(template.parent, *more_folders).get_template(template.name).render(context).encode()
 
 
 def write_page_file(page: bytes, path: Path) -> None:

@@ -66,8 +66,8 @@ def write_page(report: Report, media: Media, path: Path) -> None:
     counts = report["protocol"]["counts"]
     page = render_page(
         TEMPLATE,
-        style="page.css",
-        script="page.js",
+        styles=("page.css",),
+        scripts=("players.js", "page.js"),
         title=f"{counts['synthetic']} synthetic volumes compared with {counted(counts['real'], 'real volume')}",
         facts=_facts(report["sets"]),
         summary=summary(report),

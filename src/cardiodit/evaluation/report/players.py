@@ -6,7 +6,7 @@ Each volume becomes one JPEG, a mosaic of all its slices and frames.
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,14 @@ def player_contents(report: Mapping[str, Any], groups: Mapping[str, list[Volume]
 
 
 def _player(volume: Volume, load: Callable[[], np.ndarray], sets: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    voxels = load()
-    tiles = mosaic(volume["id"], voxels, limit)
+    return player(volume["id"], load(), sets[volume["set"]].get("spacing_mm"), limit)
+
+
+def player(name: str, voxels: np.ndarray, spacing: Sequence[float] | None, limit: int) -> dict[str, Any]:
+    """Return what the page's script needs to play a volume `(H, W, D)` or `(H, W, D, T)` in [-1, 1]."""
+    tiles = mosaic(name, voxels, limit)
     width, height, depth, length = (*voxels.shape, 1)[:4]
-    spacing = sets[volume["set"]].get("spacing_mm") or (1.0, 1.0)
+    spacing = spacing or (1.0, 1.0)
     return {
         "picture": f"data:image/jpeg;base64,{tiles.jpeg}",
         "columns": tiles.columns,

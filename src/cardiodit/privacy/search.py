@@ -1,0 +1,215 @@
+"""The search for the nearest training volumes: rows by content in a cache, and distances block by block."""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cardiodit import __version__
+from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.hashing import sha256_of
+from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.compatibility import VolumeStats, summarize, without_folders
+from cardiodit.evaluation.measure import content_of
+from cardiodit.evaluation.volume_sets import Item, Problem, load
+from cardiodit.evaluation.workers import Workers
+from cardiodit.imaging.manifest import reading_columns
+from cardiodit.imaging.preprocessing import Preprocessing, without_typical
+from cardiodit.privacy.detectors import DetectorConfig, open_detector
+
+FORMAT = 1  # of the cache
+BLOCK = 32_000_000  # numbers in a block of distances between rows
+QUERIES, REFERENCES = 16, 512  # volumes in a block, at most
+SCALE_FROM = 200  # training volumes whose nearest other ones set the scale of a distance
+ALONE = 1e-12
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A volume described by a detector; its rows stay on disk until they are used.
+
+    Args:
+        content: SHA-256 over its voxels.
+        file: rows `(variants, slices, f)`.
+    """
+
+    content: str
+    stats: VolumeStats
+    file: Path
+    was_cached: bool = False
+
+    def rows(self) -> np.ndarray:
+        return np.load(self.file, allow_pickle=False).astype(np.float32)
+
+
+def embed_all(
+    items: Sequence[Item],
+    steps: Preprocessing,
+    config: DetectorConfig,
+    cache: Path,
+    workers: Workers,
+    is_query: bool,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Embedded | Problem]:
+    """Describe volumes, in the order of the items; what an earlier call or another process has described is read.
+
+    Args:
+        is_query: whether they are samples or held-out patients, which are described in several variants.
+        share: number of this process and of all processes, to describe only every n-th volume.
+    """
+    from tqdm import tqdm
+
+    cache.mkdir(parents=True, exist_ok=True)
+    own = [item for place, item in enumerate(items) if place % share[1] == share[0]]
+    function = partial(_embed_one, steps=steps, config=config, cache=cache, is_query=is_query)
+    yield from tqdm(workers.map(function, own), total=len(own), desc=f"Describing ({config.name})", disable=None)
+
+
+def _embed_one(
+    item: Item, steps: Preprocessing, config: DetectorConfig, cache: Path, is_query: bool
+) -> Embedded | Problem:
+    detector = open_detector(config)
+    try:
+        parts: list[Any] = [FORMAT, __version__, sha256_of(item.image), item.units, detector.identity, is_query]
+        parts += [without_typical(steps).to_dict(), steps.intensity.units]
+        parts += [reading_columns(item.case)] if item.case is not None else []
+        file = cache / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}.npy"
+        if (known := _read_cached(file)) is not None:
+            return known
+        loaded = load(item, steps)
+        rows = detector.rows(loaded.volume.voxels, loaded.volume.geometry.spacing, is_query)
+        if not np.isfinite(rows).all():
+            raise CardioDiTError(f"The detector {detector.name} computed values that are not numbers.")
+    except (CardioDiTError, OSError) as error:
+        return Problem(item.set, item.image.name, without_folders(str(error), [item.image]))
+    embedded = Embedded(content_of(loaded.volume), summarize(loaded), file)
+    with atomic_file(file) as temporary:
+        np.save(temporary, rows.astype(np.float16))
+    with atomic_file(file.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps({"content": embedded.content, "stats": vars(embedded.stats)}))
+    return embedded
+
+
+def _read_cached(file: Path) -> Embedded | None:
+    """Return an earlier description; None if there is none, or if it is damaged, with a warning."""
+    if not (file.exists() and file.with_suffix(".json").exists()):
+        return None
+    try:
+        np.load(file, mmap_mode="r", allow_pickle=False)
+        facts = json.loads(file.with_suffix(".json").read_text())
+        stats: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["stats"].items()}
+        return Embedded(facts["content"], VolumeStats(**stats), file, was_cached=True)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        warnings.warn(f"The cached rows {file.name} are damaged ({error}). Describing the volume again.", stacklevel=2)
+        return None
+
+
+@dataclass
+class References:
+    """The training volumes of a search, from which also the mean row and the scale of distances come.
+
+    Two volumes are compared slice by slice (the nearest pair of slices counts) and, if they have equally many slices,
+    as wholes; the smaller distance counts, each in units of the usual distance between training volumes. A distance is
+    1 − correlation of rows, after the cohort's mean row was subtracted, so that what all patients share does not count.
+    """
+
+    rows: np.ndarray  # (n, k, f)
+    mean: np.ndarray = field(init=False)
+    scales: tuple[float, float] = field(init=False, default=(1.0, 1.0))
+
+    def __post_init__(self) -> None:
+        self.mean = self.rows.mean(axis=0)
+        if len(self.rows) > 2:
+            self.scales = self._usual_distances()
+
+    @classmethod
+    def of(cls, volumes: Sequence[Embedded]) -> "References":
+        return cls(cls.rows_of(volumes))
+
+    @staticmethod
+    def rows_of(volumes: Sequence[Embedded]) -> np.ndarray:
+        return np.concatenate([volume.rows() for volume in volumes])
+
+    def with_rows(self, rows: np.ndarray) -> "References":
+        """Return other volumes whose distances have the mean row and the scale of these."""
+        other = copy(self)
+        other.rows = rows
+        return other
+
+    def nearest_other(self, patients: Sequence[str]) -> np.ndarray:
+        """Return the distance of each volume to the nearest one of another patient."""
+        names = np.unique(np.array(patients), return_inverse=True)[1]
+        nearest = np.empty(len(self.rows), np.float32)
+        for start in range(0, len(nearest), QUERIES * 8):
+            part = slice(start, min(len(nearest), start + QUERIES * 8))
+            distances = self.distances(partial(self._own_row, part), part.stop - part.start)
+            distances[names[part][:, None] == names] = np.inf
+            nearest[part] = distances.min(axis=1)
+        return nearest
+
+    def _own_row(self, part: slice, place: int) -> np.ndarray:
+        return self.rows[part][place][None]
+
+    def rarity(self) -> np.ndarray:
+        """Return the distance of each volume's rows to the mean of all."""
+        return np.linalg.norm((self.rows - self.mean).reshape(len(self.rows), -1), axis=1)
+
+    def distances(self, query_rows: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+        """Return the distance of each query to each reference, `(count, n)` float32.
+
+        Args:
+            query_rows: returns the rows `(variants, slices, f)` of a query.
+        """
+        found = np.empty((count, len(self.rows)), np.float32)
+        for start in range(0, count, QUERIES):
+            queries = np.stack([query_rows(i) for i in range(start, min(count, start + QUERIES))])
+            slices, wholes = self._distances(queries)
+            found[start : start + len(queries)] = np.minimum(slices / self.scales[0], wholes / self.scales[1])
+        return found
+
+    def _distances(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return both distances `(q, n)` of queries `(q, variants, slices, f)`."""
+        q, v, k, f = queries.shape
+        n, own_k = self.rows.shape[:2]
+        is_whole = k == own_k
+        mean = self.mean if is_whole else self.mean.mean(axis=0)
+        slices, wholes = np.empty((q, n), np.float32), np.full((q, n), np.inf, np.float32)
+        by_slice = unit(queries - mean).reshape(-1, f)
+        by_whole = unit((queries - mean).reshape(q * v, -1)) if is_whole else None
+        block = max(1, min(REFERENCES, BLOCK // (q * v * k * own_k)))
+        for start in range(0, n, block):
+            part = self.rows[start : start + block] - (self.mean if is_whole else mean)
+            best = (by_slice @ unit(part).reshape(-1, f).T).reshape(q, v * k, -1, own_k).max(axis=(1, 3))
+            slices[:, start : start + block] = 1 - best
+            if by_whole is not None:
+                whole = by_whole @ unit(part.reshape(len(part), -1)).T
+                wholes[:, start : start + block] = 1 - whole.reshape(q, v, -1).max(axis=1)
+        return slices, wholes
+
+    def _usual_distances(self) -> tuple[float, float]:
+        """Return the medians over training volumes of both distances to the nearest other one."""
+        count = min(SCALE_FROM, len(self.rows))
+        chosen = np.linspace(0, len(self.rows) - 1, count).round().astype(int)
+        nearest: list[np.ndarray] = []
+        for start in range(0, count, QUERIES):
+            part = chosen[start : start + QUERIES]
+            both = self._distances(self.rows[part][:, None])
+            for each in both:
+                each[np.arange(len(part)), part] = np.inf
+            nearest.append(np.stack([each.min(axis=1) for each in both]))
+        medians = np.median(np.concatenate(nearest, axis=1), axis=1)
+        return tuple(float(m) if math.isfinite(m) and m > ALONE else 1.0 for m in medians)  # type: ignore[return-value]
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Subtract each row's mean and divide by its length, so that products of rows are Pearson correlations."""
+    centred = rows - rows.mean(axis=-1, keepdims=True)
+    return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), ALONE)
