@@ -12,7 +12,7 @@ import numpy as np
 
 from cardiodit.evaluation.metrics.estimate import Estimate
 from cardiodit.evaluation.metrics.numbers import Quantity, register_quantities
-from cardiodit.evaluation.metrics.registry import ANATOMY, LOWER, Features, Result, Scoring, metric
+from cardiodit.evaluation.metrics.registry import ANATOMY, LOWER, NOT_NEGATIVE, Features, Result, Scoring, metric
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Range, to_source
 
@@ -153,6 +153,7 @@ for _structure in STRUCTURES:
         group=ANATOMY,
         better=LOWER,
         unit="points",
+        bounds=(0, 100),
         label=f"Detection rate, {_title(_structure)}",
     )(partial(_detection, structure=_structure))
 
@@ -182,5 +183,6 @@ for _kind, _words in ((HISTOGRAM, "all voxels"), (HISTOGRAM_FOREGROUND, f"above 
         group=ANATOMY,
         better=LOWER,
         unit="HU",
+        bounds=NOT_NEGATIVE,
         place=0,
     )(partial(_histogram_metric, kind=_kind))
