@@ -1,16 +1,32 @@
 """Checks and corrections of diffusers' schedulers that every pipeline needs."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils import logging
 
+from cardiodit._util.foreign_files import read_object
 from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.solvers import FLOW, SOLVERS, ddim_step, prediction_of, use_exact_betas
+from cardiodit.schedulers.solvers import FLOW, MOST_TIMESTEPS, SOLVERS, ddim_step, prediction_of, use_exact_betas
+
+SCHEDULER_CONFIG = "scheduler_config.json"
 
 logger = logging.get_logger(__name__)
+
+
+def check_scheduler_folder(folder: Path) -> None:
+    """Raise an error if a scheduler's config asks for an absurd number of training steps."""
+    if not (folder / SCHEDULER_CONFIG).is_file():
+        return
+    steps = read_object(folder / SCHEDULER_CONFIG).get("num_train_timesteps", 1)
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_TIMESTEPS:
+        raise CardioDiTError(
+            f"{folder / SCHEDULER_CONFIG}: num_train_timesteps must be an integer from 1 to {MOST_TIMESTEPS}, found "
+            f"{str(steps)[:40]!r}."
+        )
 
 
 def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:

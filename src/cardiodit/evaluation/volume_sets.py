@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cardiodit._util.foreign_files import read_object
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reading
 from cardiodit.imaging.dicom import OTHER_BEAT
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Range, to_model
@@ -330,7 +331,8 @@ def _preprocessing(folder: Path, records: Iterable[dict[str, Any]]) -> dict[str,
 
 def _units(record: dict[str, Any]) -> Range | None:
     units = record.get("units")
-    return None if units is None else (float(units[0]), float(units[1]))
+    with reading(f"The record of {record['file']}", advice=f"Correct `units` in {SAMPLE_LIST}."):
+        return None if units is None else (float(units[0]), float(units[1]))
 
 
 def _stem(file: Path) -> str:
@@ -353,10 +355,10 @@ def _named(name: str) -> dict[str, Any]:
     if name in PRESETS:
         return PRESETS[name].to_dict()
     try:
-        return json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_object(name)
+    except CardioDiTError as error:
         raise CardioDiTError(
-            f"--preprocessing {name}: neither one of {', '.join(PRESETS)} nor a readable JSON file ({error})."
+            f"--preprocessing {name}: neither one of {', '.join(PRESETS)} nor a readable JSON file: {error}"
         ) from error
 
 

@@ -158,7 +158,12 @@ def read_case(case: Case) -> Volume:
 
 def order_of_case(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
     """Determine how the axes of a case's volume map to ours, using the manifest's `ed_frame` and `slices`."""
-    return steps.order_of(volume, None, case.frame("ed_frame"), case.row.get("slices") or None)
+    frame = case.frame("ed_frame")
+    if frame is not None and volume.is_cine and frame >= volume.voxels.shape[3]:
+        raise CardioDiTError(
+            f"ed_frame={frame} of {case.image} (counted from 0) is not one of its {volume.voxels.shape[3]} frames."
+        )
+    return steps.order_of(volume, None, frame, case.row.get("slices") or None)
 
 
 def prepare_case(case: Case, steps: Preprocessing) -> Prepared:
