@@ -210,10 +210,7 @@ def _without_prefixes(name: str) -> str:
 
 def _check_file(path: Path) -> bool:
     """Return whether the file has torch's current format, a zip archive, after verifying its checksums."""
-    try:
-        length = check_file(path)
-    except CardioDiTError as error:
-        raise CardioDiTError(f"The checkpoint {path} cannot be read: {error}") from error
+    length = check_file(path)
     with reading(path), path.open("rb") as file:
         starts_as_zip = file.read(2) == b"PK"
     if not starts_as_zip:

@@ -112,7 +112,9 @@ def _explain_missing_vae(folder: Path) -> str:
 
 
 def _class_of(folder: Path) -> str:
-    return str(read_object(folder / CONFIG, advice="It is no model config. Copy the folder again.").get("_class_name"))
+    return str(
+        read_object(folder / CONFIG, advice="It is not a model config; copy the folder again.").get("_class_name")
+    )
 
 
 def _find_on_hub(name: str, what: str, classes: Classes, kwargs: dict[str, Any]) -> tuple[str | None, str]:

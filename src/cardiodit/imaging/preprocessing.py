@@ -171,7 +171,7 @@ class Preprocessing:
                 f"The preprocessing has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}. "
                 "Was it saved by a newer version of cardiodit?"
             )
-        given = {key: to_yaml(value) for key, value in values.items()}
+        given = {k: v.to_dict() if isinstance(v, Intensity) else to_yaml(v) for k, v in values.items()}
         known_axes = {key: value for key, value in given.items() if value is not None or key not in ("spacing", "size")}
         return Reader("The preprocessing").section(cls, known_axes, "")
 

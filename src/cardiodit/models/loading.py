@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -30,7 +30,10 @@ from cardiodit.errors import CardioDiTError, reason_of
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MOST_WEIGHTS = 50_000  # tensors; the largest published model has a hundredth
-MAY_BE_ZERO = ("num_layers", "num_res_layers", "num_layers_d")
+POSITIVE = (
+    *("patch_size", "sample_size", "in_channels", "out_channels", "channels", "num_attention_heads"),
+    *("attention_head_dim", "num_embeddings", "embedding_dim", "solver_order"),
+)
 ALIGNMENT = 64  # bytes, as in torch's own allocations
 GPU_ONLY_BACKENDS = ("_native_cudnn", "_native_efficient")  # torch kernels that diffusers also offers without a GPU
 
@@ -65,7 +68,7 @@ class StrictModelMixin(ModelMixin, ConfigWithoutOrigin):
             with bounded_model(most, size, str(Path(folder, CONFIG_NAME))):
                 model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except Exception as error:
-            raise _explain(error, cls.__name__, folder, is_local) from error
+            raise _explain(error, cls.__name__, folder) from error
         _check_loading_info(info, cls.__name__, folder)
         _align(model)
         return (model, info) if return_info else model
@@ -164,7 +167,7 @@ def _check_model_folder(folder: Path, kind: type) -> tuple[int, int | None]:
             with safe_open(path, "pt") as weights:
                 counts.append(len(weights.keys()))
         except Exception as error:
-            raise _explain(error, kind.__name__, str(folder), is_local=True) from error
+            raise _explain(error, kind.__name__, str(folder)) from error
         length += path.stat().st_size
     # With room for a config that describes a few weights more: what is missing is then listed by name.
     return (4 * sum(counts) + 1000, 8 * length + 2**28) if counts else (MOST_WEIGHTS, None)
@@ -174,9 +177,17 @@ def check_config(config: dict[str, Any], kind: type, file: str) -> None:
     """Raise an error if a value of a model's config does not have the type of the constructor's argument."""
     if config.get("quantization_config") is not None:
         raise CardioDiTError(f"{file} asks for quantised weights (quantization_config), which our models are not.")
-    settings = type(settings_of(kind, kinds=dict.fromkeys(MAY_BE_ZERO, int)))
+    settings = type(settings_of(kind))
     known = field_types(settings)
-    Reader(file).section(settings, {key: value for key, value in config.items() if key in known}, "")
+    _ConfigReader(file).section(settings, {key: value for key, value in config.items() if key in known}, "")
+
+
+class _ConfigReader(Reader):
+    """Reads the config of a saved model, where only some numbers must be positive."""
+
+    def match(self, kind: Any, value: Any, at: str) -> Any:
+        is_count = get_origin(kind) is Annotated and at not in POSITIVE
+        return super().match(int if is_count else kind, value, at)
 
 
 def refuse_pickles(*names: Any) -> None:
@@ -201,8 +212,8 @@ def _align(model: torch.nn.Module) -> None:
             weight.data = weight.data.clone()
 
 
-def _explain(error: Exception, model: str, folder: str, is_local: bool) -> Exception:
-    """Describe damaged files and mismatched shapes in plain words; return an error of the Hub unchanged."""
+def _explain(error: Exception, model: str, folder: str) -> Exception:
+    """Describe damaged files and mismatched shapes in plain words; return errors of the system unchanged."""
     text = str(error)
     if isinstance(error, CardioDiTError):
         return error
@@ -210,7 +221,7 @@ def _explain(error: Exception, model: str, folder: str, is_local: bool) -> Excep
         return CardioDiTError(f"The weights in {folder} are damaged or cut short. Copy or download the folder again.")
     if "expected shape" in text or "size mismatch" in text:
         return _mismatch(folder, model, text.split(". If")[0])
-    if isinstance(error, OSError) and not is_local:
+    if isinstance(error, OSError):  # a missing file, or an error of the Hub
         return error
     return CardioDiTError(f"{folder} cannot be opened as a {model}: {reason_of(error)}. Save or copy the folder again.")
 

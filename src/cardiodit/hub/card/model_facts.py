@@ -173,6 +173,8 @@ def read_weight_header(path: Path) -> WeightHeader:
                 raise ValueError("it does not begin with a header")
             entries = json.loads(file.read(length))
         metadata = entries.pop(METADATA, {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not texts")
         expected = LENGTH + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except Exception as error:  # a header may hold anything
         raise CardioDiTError(
