@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import re
 import shutil
 import sys
 import tempfile
@@ -213,7 +214,7 @@ def images(work: Path) -> Iterator[Case]:
 
         def run() -> tuple[str, str]:
             shutil.rmtree(output, ignore_errors=True)
-            return command("prepare", layout, source, "--output_dir", output, *more)
+            return command("prepare", layout, source, "--output_dir", output, "--min_slices", 1, *more)
 
         return run
 
@@ -430,7 +431,7 @@ def write_dicom(folder: Path, modality: str) -> list[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON with every case that did not end well")
-    parser.add_argument("--only", default="", help="run only targets that contain this text")
+    parser.add_argument("--only", default="", help="run only targets in which this regular expression is found")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ends = run_all(Path(folder), arguments.only)
@@ -497,7 +498,7 @@ def run_from(start: int, work: Path, only: str, sender: Any) -> None:
     """Run all cases from a number on; report each before and after it."""
     from measuring import peak_mib
 
-    chosen = (case for case in all_cases(work) if only in case.target)
+    chosen = (case for case in all_cases(work) if re.search(only, case.target))
     for case in islice(chosen, start, None):
         sender.send((case.target, case.name))
         outcome: list[tuple[str, str]] = []

@@ -44,7 +44,7 @@ def arguments_of(name: str, data: Path, output: Path) -> list[str]:
         "train_dit": ["--config", data / "dit.yaml", "--training_ids", latents[0], "--validation_ids", latents[1]],
         "encode": ["--ids", images[0], "--vae", run / "runs/vqgan", "--condition_keys", "mask", "--device", "cpu"],
         "sample": [model, "--num_samples", 12, "--num_inference_steps", 4, "--device", "cpu"],
-        "prepare": ["folder", run / "images/training/images"],
+        "prepare": ["folder", run / "images/training/images", "--min_slices", 1],
         "evaluate": ["--real", images[0], "--synthetic", images[1], "--preprocessing", "cine", "--max_volumes", 4],
     }
     arguments = given[name]

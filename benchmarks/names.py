@@ -32,7 +32,7 @@ PLANTED = {
     "DICOM tags": "Featherstonehaugh",
     "file name": "Wigglesworth",
     "folder name": "Throckmorton",
-    "table cell (subject)": "Bartholomew",
+    "table cell (centre)": "Bartholomew",
     "table cell (other column)": "Cholmondeley",
     "table heading": "Ermintrude",
 }
@@ -74,11 +74,11 @@ def plant(folder: Path) -> tuple[Path, Path]:
 
 
 def table(cohort: Path, path: Path) -> Path:
-    """Write a manifest's table with a name in cells and in the heading."""
-    lines = [f"image,subject,label,{PLANTED['table heading']}"]
-    for number, image in enumerate(sorted(cohort.glob("*.nii.gz"))):
-        subject = f"{PLANTED['table cell (subject)']}-{number}"
-        lines.append(f"{image.name},{subject},normal,{PLANTED['table cell (other column)']}")
+    """Write a table of the subjects, who are named by their files, with names in cells and in the heading."""
+    lines = [f"subject,label,centre,{PLANTED['table heading']}"]
+    for image in sorted(cohort.glob("*.nii.gz")):
+        subject, centre = image.name.partition(".")[0], PLANTED["table cell (centre)"]
+        lines.append(f"{subject},normal,{centre},{PLANTED['table cell (other column)']}")
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -117,13 +117,13 @@ def follow(work: Path) -> tuple[dict[str, dict[str, set[str]]], list[str]]:
     def stage(name: str, folder: Path, *arguments: object) -> None:
         end, said = command(*arguments)
         if end != "a result":
-            failures.append(f"{name}: {end}: {said[-400:]}")
+            raise RuntimeError(f"{name} ended in {end}: {said[-1500:]}")
         stages[name] = found_in(folder)
         print(f"{name}: {end}", flush=True)
 
     data = table(cohort, work / "table.csv")
     prepared, latents, samples = work / "prepared", work / "latents", work / "samples"
-    split = ("--fractions", 0.6, 0.2, 0.2)
+    split = ("--fractions", 0.6, 0.2, 0.2, "--min_slices", 1)
     stage("prepare", prepared, "prepare", "folder", cohort, "--table", data, "--output_dir", prepared, *split)
     stage("prepare dicom", work / "stacks", "prepare", "dicom", dicom, "--output_dir", work / "stacks", *split)
     manifests = [prepared / f"{name}.csv" for name in ("training", "validation", "test")]

@@ -83,7 +83,10 @@ COMMANDS: dict[str, tuple[int, Callable[[Path, Path], int]]] = {
     "prepare": (
         1000,
         lambda saved, out: main(
-            ["prepare", "folder", str(saved / "run-0.1/images/training/images"), "--output_dir", str(out)]
+            [
+                *("prepare", "folder", str(saved / "run-0.1/images/training/images")),
+                *("--output_dir", str(out), "--min_slices", "1"),
+            ]
         ),
     ),
     "export": (4000, lambda saved, out: main(["export", str(saved / "cardiodit-0.1"), "--output_dir", str(out)])),
