@@ -32,7 +32,7 @@ from cardiodit.evaluation.volume_sets import Item, Problem, mask_paths
 from cardiodit.imaging.manifest import reading_columns
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
-FORMAT = 4  # of the cache; to be raised when the same volume would be measured differently
+FORMAT = 5  # of the cache; to be raised when the same volume would be measured differently
 FACTS = "facts"  # entry of a cache file with all that is not an array
 
 Input = TypeVar("Input")
@@ -123,6 +123,9 @@ def key_of(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_from
         share = item.case.row.get("beat_share")
         reading = reading_columns(item.case) | ({"beat_share": share} if share else {})
         parts += [reading, labelling, masks and [sha256_of(mask) for mask in masks]]
+    if item.requested is not None:
+        parts += [sha256_of(item.requested.folder / item.requested.row[key]) for key in item.requested_keys]
+        parts += [item.requested_keys, reading_columns(item.requested)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
