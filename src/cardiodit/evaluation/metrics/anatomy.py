@@ -13,7 +13,16 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import Estimate, Floor
 from cardiodit.evaluation.metrics.numbers import Quantity, register_quantities
-from cardiodit.evaluation.metrics.registry import ANATOMY, HIGHER, LOWER, Features, Result, Scoring, metric
+from cardiodit.evaluation.metrics.registry import (
+    ANATOMY,
+    HIGHER,
+    LOWER,
+    NOT_NEGATIVE,
+    Features,
+    Result,
+    Scoring,
+    metric,
+)
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Range, to_source
 
@@ -44,6 +53,7 @@ REGIONS = {
 STRUCTURES = (*TOTALSEGMENTATOR, "lungs", "airways", "trachea", "vessels", "nodules", "spine", "bones")
 PERCENTILES = (5, 25, 50, 75, 95)
 FOREGROUND = -300.0  # HU; above it lies everything but air, lung and the surroundings
+PERCENT = (0.0, 100.0)
 BINS, WINDOW = 200, (-1000.0, 1000.0)
 HISTOGRAM, HISTOGRAM_FOREGROUND = "hu_histogram", "hu_histogram_foreground"
 
@@ -205,6 +215,7 @@ for _structure in STRUCTURES:
         group=ANATOMY,
         better=LOWER,
         unit="points",
+        bounds=PERCENT,
         label=f"Detection rate, {_title(_structure)}",
     )(partial(_detection, structure=_structure))
     metric(
@@ -213,6 +224,7 @@ for _structure in STRUCTURES:
         group=ANATOMY,
         better=HIGHER,
         unit="%",
+        bounds=PERCENT,
         label=f"Adherence to the mask, {_title(_structure)}",
     )(partial(_adherence, structure=_structure))
 
@@ -243,4 +255,5 @@ for _kind, _words in ((HISTOGRAM, "all voxels"), (HISTOGRAM_FOREGROUND, f"above 
         better=LOWER,
         unit="HU",
         place=0,
+        bounds=NOT_NEGATIVE,
     )(partial(_histogram_metric, kind=_kind))

@@ -14,7 +14,16 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.anatomy import HISTOGRAM
 from cardiodit.evaluation.metrics.estimate import Estimate
 from cardiodit.evaluation.metrics.numbers import wasserstein
-from cardiodit.evaluation.metrics.registry import DIVERSITY, LOWER, SPATIAL, Features, Result, Scoring, metric
+from cardiodit.evaluation.metrics.registry import (
+    DIVERSITY,
+    LOWER,
+    NOT_NEGATIVE,
+    SPATIAL,
+    Features,
+    Result,
+    Scoring,
+    metric,
+)
 
 NEIGHBOURS = (3, 5, 10)
 METHOD = "Wasserstein-1 distance of the pooled distances to {k} neighbours within each set, in units of the features"
@@ -64,5 +73,6 @@ for _k in NEIGHBOURS:
         f"WAD-Div, {_k} neighbours",
         group=DIVERSITY,
         better=LOWER,
+        bounds=NOT_NEGATIVE,
         label="WAD-Div",
     )(partial(_wad_of_ct, k=_k))
