@@ -2,6 +2,7 @@
 
     python benchmarks/medlord.py               # all five U-Nets on the latents of ds8 and ds4
     python benchmarks/medlord.py medlord       # one of them
+    python benchmarks/medlord.py --measure     # a step of `medlord` on ds8 and a decoded tile on this machine's CPU
 
 Memory is computed from fake tensors and includes the weights, for training also AdamW's moments and the EMA weights;
 workspaces of kernels are not included. Sampling and decoding are in bfloat16, decoding in tiles; training is in
@@ -16,10 +17,11 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import count_operations
+from measuring import count_operations, machine, peak_mib
 
 from cardiodit import MedLoRDControlNetModel, MedLoRDUNetModel, VQModel3D
 from cardiodit._util.memory import estimate_memory, peak_bytes, weight_bytes
+from cardiodit.pipelines.estimate import KERNEL_OVERHEAD
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "medlord"
 UNETS = ("medlord", "medlord_1000", "medlord_3level_300", "medlord_3level_1000", "medlord_wide")
@@ -53,7 +55,12 @@ class Cost:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("unets", nargs="*", choices=[*UNETS, []], help="default: all")
-    names = parser.parse_args().unets or [name for name in UNETS if not name.endswith("_1000")]
+    parser.add_argument("--measure", action="store_true", help="measure memory on the CPU, beside the estimate")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure()
+        return
+    names = arguments.unets or [name for name in UNETS if not name.endswith("_1000")]
     for autoencoder, size in LATENTS.items():
         decoding = decoding_bytes(autoencoder, size)
         print(f"{autoencoder}: latents of {' × '.join(map(str, size))}, decoding {decoding / GIB:.2f} GiB")
@@ -68,6 +75,21 @@ def main() -> None:
                 + f" | {cost.operations / 1e12:.2f}"
             )
     print(f"Limits: {SAMPLING_LIMIT * 1e9 / GIB:.2f} GiB for sampling, {TRAINING_LIMIT * 1e9 / GIB:.2f} for training.")
+
+
+@torch.no_grad()
+def measure() -> None:
+    """Compare the peak of a step, and of decoding a smaller volume, with what `cardiodit sample --estimate` says."""
+    torch.manual_seed(0)
+    unet = MedLoRDUNetModel(sample_size=LATENTS["ds8_new"], **read("medlord")).eval()
+    vae = VQModel3D(**read("vqgan_ds8_new")).eval()
+    noise, small = torch.randn(1, 8, *LATENTS["ds8_new"]), torch.randn(1, 8, 20, 20, 16)
+    runs = {"a step, 64 × 64 × 32": lambda: unet(noise, 7), "decoding 160 × 160 × 128": lambda: vae.decode(small)}
+    print(machine())
+    for what, run in runs.items():
+        estimated = KERNEL_OVERHEAD * peak_bytes(run)
+        run()  # warm-up: libraries allocate their own memory once
+        print(f"{what}: {peak_mib(run) / 1024:.3f} GiB measured, {estimated / GIB:.3f} GiB estimated (float32)")
 
 
 def untouched(make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:

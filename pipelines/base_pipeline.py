@@ -16,13 +16,13 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.energy import EnergyMeter
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reading
 from cardiodit.hub.bundled_models import find_pipeline
-from cardiodit.hub.registration import public_library
+from cardiodit.hub.registration import LIBRARY, own_components, public_library
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.orientation import CT_DIRECTION
-from cardiodit.models.loading import ConfigWithoutOrigin
+from cardiodit.models.loading import ConfigWithoutOrigin, check_model_files
 from cardiodit.pipelines.inputs import (
     Generators,
     Labels,
@@ -37,7 +37,7 @@ from cardiodit.pipelines.inputs import (
 )
 from cardiodit.pipelines.lora import DenoiserLoraMixin
 from cardiodit.pipelines.output import VolumePipelineOutput, describe_model, make_records
-from cardiodit.pipelines.scheduler_utils import SchedulerStep, check_scheduler, set_timesteps
+from cardiodit.pipelines.scheduler_utils import SchedulerStep, check_scheduler, check_scheduler_folder, set_timesteps
 
 OUTPUT_TYPES = ("volumes", "np", "pt", "latent")
 Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -75,7 +75,23 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         """
         choice = {"is_controlled": hasattr(cls, "adapter_name"), "checkpoint": kwargs.pop("checkpoint", None)}
         model = find_pipeline(pretrained_model_name_or_path, kwargs.get("revision"), **choice)
-        return super().from_pretrained(model, **kwargs)
+        if not Path(model).is_dir():
+            return super().from_pretrained(model, **kwargs)
+        for folder in (Path(model), *(path for path in sorted(Path(model).iterdir()) if path.is_dir())):
+            check_model_files(folder)
+        check_scheduler_folder(Path(model) / "scheduler")
+        with reading(model, "a pipeline", "Save or copy the folder again."):
+            return super().from_pretrained(model, **kwargs)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Read `model_index.json`, with the classes of this package in place of code that the folder contains."""
+        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        if cls.__module__.partition(".")[0] != LIBRARY:  # another package's pipeline, or an exported one
+            return loaded
+        index, *more = loaded if isinstance(loaded, tuple) else (loaded,)
+        index = own_components(index, pretrained_model_name_or_path)
+        return (index, *more) if more else index
 
     def register_to_config(self, **kwargs: Any) -> None:
         super().register_to_config(**{key: public_library(value) for key, value in kwargs.items()})

@@ -1,5 +1,6 @@
 """Checks of a pipeline call's arguments, and their conversion into what the models take."""
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from diffusers.utils import logging
 
+from cardiodit._util.foreign_files import physical_memory
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 
@@ -129,6 +131,12 @@ def latent_size(denoiser: Any, requested: Sequence[int | None], factors: Sequenc
                 f"{f' (autoencoder {factor} × patch {token})' if factor > 1 else ''}; nearest: {nearest}."
             )
         size.append(trained if voxels is None else voxels // factor)
+    needed = 4 * math.prod(n * factor for n, factor in zip(size, factors, strict=True))
+    if needed > physical_memory():
+        raise CardioDiTError(
+            f"A volume of {' × '.join(str(n * factor) for n, factor in zip(size, factors, strict=True))} voxels needs "
+            f"{needed} bytes, more than this machine's memory. Request a smaller one."
+        )
     return size
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from cardiodit._util.foreign_files import read_object
 from cardiodit.hub.bundled_models import find_pipeline
+from cardiodit.hub.registration import class_name_of
 from cardiodit.systems import load, system_of, system_of_pipeline
 
 
@@ -22,7 +24,8 @@ def open_pipeline(name: str | Path, **kwargs: Any) -> Any:
         kwargs: further arguments of `from_pretrained`.
     """
     model = find_pipeline(name)
-    kind = DiffusionPipeline.load_config(str(model)).get("_class_name")
-    kind = kind[-1] if isinstance(kind, list) else kind  # a folder with its own code also names the file
-    system = system_of_pipeline(str(kind))
+    is_local = Path(model).is_dir()
+    index = read_object(Path(model) / "model_index.json") if is_local else DiffusionPipeline.load_config(str(model))
+    kind = class_name_of(index, model)
+    system = system_of_pipeline(kind)
     return load(system.pipelines[kind]).from_pretrained(model, **kwargs)

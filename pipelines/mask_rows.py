@@ -1,5 +1,6 @@
 """Read and check a table of masks, one row per volume, before anything is generated."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,16 +56,7 @@ class MaskRows:
 
     def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], Geometry]:
         """Return the masks of a row on the model's grid, and the geometry of that grid in the scanner."""
-        case = self.cases[index]
-        volumes = self._read(case)
-        first = volumes[self.conditions.keys[0]]
-        if self.steps is None:
-            return {key: volume.voxels for key, volume in volumes.items()}, first.geometry
-        # Preprocessing of masks depends on the grid alone; any intensity mapping will do.
-        steps = replace(self.steps, intensity=Intensity(0, 1))
-        order = order_of_case(case, first, steps)
-        prepared = steps(replace(first, voxels=first.voxels.astype(np.float32)), order)
-        return {key: prepared.apply_to_mask(volume) for key, volume in volumes.items()}, prepared.volume.geometry
+        return prepared_masks(self.cases[index], self.conditions.keys, self.steps)
 
     def _check_row(self, index: int, pipe: MaskControlMixin) -> None:
         """Record a row's mask identities and shape, or raise an error if the model cannot generate its volume."""
@@ -79,18 +71,33 @@ class MaskRows:
         self.shapes.append(shape)
         self.identities.append(self.conditions.identity(masks))
 
-    def _read(self, case: Case) -> dict[str, Volume]:
-        """Read a row's masks, with the best available geometry and frame time."""
-        keys = self.conditions.keys
-        if missing := [key for key in keys if not case.row.get(key)]:
-            raise CardioDiTError(f"the mask {', '.join(missing)} is missing")
-        volumes = {key: read_label_map(case.folder / case.row[key], order_of_row(case.row, key)) for key in keys}
-        reference = read_case(case) if case.row.get(REFERENCE) else None
-        _check_grids(volumes, reference)
-        geometry = volumes[keys[0]].geometry if reference is None else reference.geometry
-        if geometry.frame_time is None and volumes[keys[0]].is_cine:
-            geometry = geometry.with_frame_time(_frame_time(case, case.folder / case.row[keys[0]]))
-        return {key: replace(volume, geometry=geometry) for key, volume in volumes.items()}
+
+def prepared_masks(
+    case: Case, keys: Sequence[str], steps: Preprocessing | None
+) -> tuple[dict[str, np.ndarray], Geometry]:
+    """Return a row's masks, preprocessed like the training volumes, and the geometry of their grid."""
+    volumes = _read(case, keys)
+    first = volumes[keys[0]]
+    if steps is None:
+        return {key: volume.voxels for key, volume in volumes.items()}, first.geometry
+    # Preprocessing of masks depends on the grid alone; any intensity mapping will do.
+    steps = replace(steps, intensity=Intensity(0, 1))
+    order = order_of_case(case, first, steps)
+    prepared = steps(replace(first, voxels=first.voxels.astype(np.float32)), order)
+    return {key: prepared.apply_to_mask(volume) for key, volume in volumes.items()}, prepared.volume.geometry
+
+
+def _read(case: Case, keys: Sequence[str]) -> dict[str, Volume]:
+    """Read a row's masks, with the best available geometry and frame time."""
+    if missing := [key for key in keys if not case.row.get(key)]:
+        raise CardioDiTError(f"the mask {', '.join(missing)} is missing")
+    volumes = {key: read_label_map(case.folder / case.row[key], order_of_row(case.row, key)) for key in keys}
+    reference = read_case(case) if case.row.get(REFERENCE) else None
+    _check_grids(volumes, reference)
+    geometry = volumes[keys[0]].geometry if reference is None else reference.geometry
+    if geometry.frame_time is None and volumes[keys[0]].is_cine:
+        geometry = geometry.with_frame_time(_frame_time(case, case.folder / case.row[keys[0]]))
+    return {key: replace(volume, geometry=geometry) for key, volume in volumes.items()}
 
 
 def _case(row: dict[str, str], key: str, folder: Path) -> Case:

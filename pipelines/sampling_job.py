@@ -62,7 +62,10 @@ def sample_many(
         for run in consecutive(batch) if job.masks is None else [[index] for index in batch]:
             output = _generate(pipe, job, run)
             for index in run:
-                sample_path(folder, job.seed, index).unlink(missing_ok=True)  # written, but not recorded
+                path = sample_path(folder, job.seed, index)
+                path.unlink(missing_ok=True)  # written, but not recorded
+                for half_written in folder.glob(f".tmp-*-{path.name.partition('.')[0]}.*"):
+                    half_written.unlink(missing_ok=True)
             yield from output.save(folder, sample_list)
 
 

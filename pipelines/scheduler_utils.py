@@ -1,16 +1,38 @@
 """Checks and corrections of diffusers' schedulers that every pipeline needs."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils import logging
 
-from cardiodit.errors import CardioDiTError
-from cardiodit.schedulers.solvers import FLOW, SOLVERS, ddim_step, prediction_of, use_exact_betas
+from cardiodit._util.foreign_files import read_object
+from cardiodit.errors import CardioDiTError, reading
+from cardiodit.models.loading import check_config
+from cardiodit.schedulers.solvers import FLOW, MOST_TIMESTEPS, SOLVERS, ddim_step, prediction_of, use_exact_betas
+
+SCHEDULER_CONFIG = "scheduler_config.json"
 
 logger = logging.get_logger(__name__)
+
+
+def check_scheduler_folder(folder: Path) -> None:
+    """Raise an error if a scheduler's config asks for an absurd number of training steps."""
+    if not (folder / SCHEDULER_CONFIG).is_file():
+        return
+    config = read_object(folder / SCHEDULER_CONFIG)
+    steps = config.get("num_train_timesteps", 1)
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_TIMESTEPS:
+        raise CardioDiTError(
+            f"{folder / SCHEDULER_CONFIG}: num_train_timesteps must be an integer from 1 to {MOST_TIMESTEPS}, found "
+            f"{str(steps)[:40]!r}."
+        )
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if isinstance(kind, type):
+        check_config(config, kind, str(folder / SCHEDULER_CONFIG))
 
 
 def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
@@ -46,11 +68,13 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
     For some numbers of steps (7, 14, 28, … of 300), diffusers' trailing spacing adds one step too many, at a timestep
     of -1 that no model was trained for.
     """
-    if prediction_of(scheduler) == FLOW:  # from 1 to 1/K as published; diffusers' own end at 1/T
-        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], device=device)
-        return
-    use_exact_betas(scheduler)
-    scheduler.set_timesteps(steps, device=device)
+    advice = "Correct its config, or choose another solver."
+    with reading(f"{type(scheduler).__name__}'s noise schedule", advice=advice):
+        if prediction_of(scheduler) == FLOW:  # from 1 to 1/K as published; diffusers' own end at 1/T
+            scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], device=device)
+            return
+        use_exact_betas(scheduler)
+        scheduler.set_timesteps(steps, device=device)
     if scheduler.timesteps[-1] >= 0:
         return
     scheduler.timesteps = scheduler.timesteps[:steps]

@@ -222,7 +222,7 @@ def truncated(path: Path, folder: Path) -> Path:
     "replace, more, message",
     [
         (lambda d: {}, [], "does not hold the scale factor, so it must be given"),
-        (lambda d: {"diff_ckpt": d / "no.pth"}, ["--scale_factor", "1"], "no.pth cannot be read"),
+        (lambda d: {"diff_ckpt": d / "no.pth"}, ["--scale_factor", "1"], "no.pth does not exist"),
         (lambda d: {"diff_ckpt": truncated(STAGES["--diff_ckpt"], d)}, ["--scale_factor", "1"], "damaged or cut short"),
         (
             lambda d: {"diff_cfg": edited(STAGES["--diff_cfg"], "hidden_size", "hiden_size", d)},

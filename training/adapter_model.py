@@ -12,6 +12,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.hub.load import open_transformer
 from cardiodit.models.adapter_tgca import TGCAAdapterModel, fingerprint_of
 from cardiodit.models.controlnet_medlord import MedLoRDControlNetModel
+from cardiodit.models.loading import bounded_model
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.models.unet_medlord import MedLoRDUNetModel
 from cardiodit.training.adapter_data import conditions_of
@@ -114,17 +115,18 @@ def new_adapter(
     if isinstance(section["inject_layers"], tuple):
         section["inject_layers"] = list(section["inject_layers"])
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-    return TGCAAdapterModel(
-        hidden_size=base.config.num_attention_heads * base.config.attention_head_dim,
-        num_layers=base.config.num_layers,
-        num_axes=len(base.axis_names),
-        condition_channels=conditions.channels,
-        condition_keys=list(conditions.keys),
-        condition_labels=None if conditions.labels is None else [list(labels) for labels in conditions.labels],
-        other_labels=conditions.other_labels,
-        fingerprint=fingerprint,
-        **section,
-    )
+    with bounded_model():
+        return TGCAAdapterModel(
+            hidden_size=base.config.num_attention_heads * base.config.attention_head_dim,
+            num_layers=base.config.num_layers,
+            num_axes=len(base.axis_names),
+            condition_channels=conditions.channels,
+            condition_keys=list(conditions.keys),
+            condition_labels=None if conditions.labels is None else [list(labels) for labels in conditions.labels],
+            other_labels=conditions.other_labels,
+            fingerprint=fingerprint,
+            **section,
+        )
 
 
 def new_controlnet(

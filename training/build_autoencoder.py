@@ -13,6 +13,7 @@ from cardiodit.hub.load import open_vae
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
+from cardiodit.models.loading import bounded_model
 from cardiodit.systems import load, system_of
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import VQGANSettings
@@ -38,7 +39,8 @@ def model_to_tune(name: str, settings: VQGANSettings, given: Mapping[str, Any]) 
 
 def new_model(settings: VQGANSettings) -> VQModel:
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-    return model_class(settings.dimensions)(**settings.model)
+    with bounded_model():
+        return model_class(settings.dimensions)(**settings.model)
 
 
 def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] | None) -> None:
@@ -60,7 +62,8 @@ def check_sizes(model: VQModel, volumes: PreparedVolumes, crop: tuple[int, ...] 
 
 def new_discriminator(settings: VQGANSettings) -> PatchDiscriminator:
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "discriminator"), 0).initial_seed())
-    return PatchDiscriminator(spatial_dims=3, **settings.discriminator)
+    with bounded_model():
+        return PatchDiscriminator(spatial_dims=3, **settings.discriminator)
 
 
 def discriminator_beside(name: str) -> PatchDiscriminator | None:

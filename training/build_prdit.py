@@ -10,6 +10,7 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_voxel_transformer
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
+from cardiodit.models.loading import bounded_model
 from cardiodit.models.transformer_prdit import REFINER, PRDiTTransformerModel
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.schedule import seed_for
@@ -52,7 +53,8 @@ def model_for(
     settings, stage1 = request.settings, request.options.stage1
     if tuned is None:
         torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
-        model = PRDiTTransformerModel(sample_size=size, **settings.model, **objective.model_config)
+        with bounded_model():
+            model = PRDiTTransformerModel(sample_size=size, **settings.model, **objective.model_config)
     else:
         model = tuned
         model.grid_of(size)

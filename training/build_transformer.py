@@ -12,6 +12,7 @@ from cardiodit._util.randomness import generator_for
 from cardiodit._util.typed_yaml import Section, to_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_transformer
+from cardiodit.models.loading import bounded_model
 from cardiodit.systems import load, system_of
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.latent_data import Cohort
@@ -63,7 +64,8 @@ def new_transformer(settings: Settings, cohort: Cohort, objective: Objective, sc
         classes = {"num_classes": len(cohort.classes), "class_names": list(cohort.classes) or None}
         section["class_dropout_prob"] *= bool(cohort.classes)
     kind = load(system_of(script, dimensions=axes).denoiser)
-    return kind(sample_size=shape[1:], in_channels=shape[0], **section, **classes, **objective.model_config)
+    with bounded_model():
+        return kind(sample_size=shape[1:], in_channels=shape[0], **section, **classes, **objective.model_config)
 
 
 def transformer_to_tune(name: str, settings: Settings, given: Mapping[str, Any], script: str = "train_dit") -> Any:

@@ -1,13 +1,13 @@
 """Sample the checkpoints of a training run from the same noise, to see the model learn."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from cardiodit._util.foreign_files import read_object
+from cardiodit._util.typed_yaml import read_yaml
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.load import open_transformer, open_vae, open_voxel_transformer
 from cardiodit.imaging.geometry import Geometry
@@ -108,11 +108,11 @@ def _stage_of(run: Path) -> Stage:
 
 def _read_record(run: Path) -> dict[str, Any]:
     record = run / "run.json"
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return read_object(record) if record.is_file() else {}
 
 
 def _settings_of(run: Path) -> dict[str, Any]:
-    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return read_yaml(run / "config.yaml")
 
 
 def _find_weights(folder: Path, component: str) -> Path | None:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
-from cardiodit.schedulers.solvers import FLOW
+from cardiodit.schedulers.solvers import FLOW, MOST_TIMESTEPS
 from cardiodit.training.harness.schedule import SampleOrder, seed_for
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
@@ -43,6 +43,8 @@ class Objective:
     model_config: dict[str, Any]  # what the config of a model that was trained with it must say
 
     def __init__(self, num_train_timesteps: int, noise_power: float = 1.0) -> None:
+        if num_train_timesteps > MOST_TIMESTEPS:
+            raise CardioDiTError(f"num_train_timesteps is {num_train_timesteps}; at most {MOST_TIMESTEPS} are used.")
         self.num_train_timesteps = num_train_timesteps
         self.noise_power = noise_power
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reason_of
 
 REACH_SECONDS = 15
 GITHUB = "https://github.com/Project-MONAI/perceptual-models"
@@ -168,7 +168,6 @@ def _load_backbone(backbone: nn.Module, name: str, features: dict[str, Tensor], 
 
 
 def _read(file: str) -> dict[str, Any]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from cardiodit.convert.checkpoint import read_checkpoint
@@ -179,8 +178,8 @@ def _read(file: str) -> dict[str, Any]:
         return read_checkpoint(file).entries
     try:
         return load_file(file)
-    except SafetensorError as error:
-        raise CardioDiTError(f"{file} is damaged or not a safetensors file: {error}") from error
+    except Exception as error:
+        raise CardioDiTError(f"{file} is damaged or not a safetensors file: {reason_of(error)}.") from error
 
 
 def _download(network: str) -> dict[str, Any]:

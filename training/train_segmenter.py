@@ -21,6 +21,7 @@ from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.manifest import Case, check_disjoint, prepare_case, prepare_mask, read_manifest
 from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.models.loading import bounded_model
 from cardiodit.models.segmenter import HeartSegmenter, dice
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
@@ -163,11 +164,12 @@ def read_cines(request: Request[SegmenterSettings]) -> tuple[SegmentedCines, Seg
 def new_segmenter(settings: SegmenterSettings, cines: SegmentedCines) -> HeartSegmenter:
     torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
     spacings = {geometry.spacing for geometry in cines.geometries}
-    return HeartSegmenter(
-        **settings.model,
-        preprocessing=cines.steps.to_dict(),
-        spacing=spacings.pop() if len(spacings) == 1 else None,
-    )
+    with bounded_model():
+        return HeartSegmenter(
+            **settings.model,
+            preprocessing=cines.steps.to_dict(),
+            spacing=spacings.pop() if len(spacings) == 1 else None,
+        )
 
 
 def validate(model: HeartSegmenter, cines: SegmentedCines) -> dict[str, float]:

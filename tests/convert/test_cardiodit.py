@@ -212,7 +212,7 @@ def test_scale_factor_of_the_config(tmp_path: Path, tamper: Callable, capsys: py
         ({"spacing": (1.5, 1.5, -8.0)}, "three positive numbers, mm"),
         ({"frame_time": 40.0}, "40.0 s is longer than a heart beat.*give 0.04"),
         ({"frame_time": 0.0}, "positive number of seconds"),
-        ({"stage1_ckpt": GOLDEN / "nowhere.pth"}, r"nowhere.pth cannot be read: No such file"),
+        ({"stage1_ckpt": GOLDEN / "nowhere.pth"}, r"nowhere.pth does not exist"),
         ({"stage1_cfg": DIT_FILES[1]}, "swapped"),
         ({"diff_cfg": VQ_FILES[1]}, "swapped"),
         (

@@ -82,9 +82,9 @@ def test_a_file_without_entries(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(CardioDiTError, match=r"nowhere.pth cannot be read: No such file"):
+    with pytest.raises(CardioDiTError, match=r"nowhere.pth does not exist"):
         read_checkpoint(tmp_path / "nowhere.pth")
-    with pytest.raises(CardioDiTError, match="cannot be read: Is a directory"):
+    with pytest.raises(CardioDiTError, match="is a folder, not a file"):
         read_checkpoint(tmp_path)
 
 

@@ -13,6 +13,9 @@ from cardiodit import (
     CardioDiTControlPipeline,
     DiT3DTransformerModel,
     DiT4DTransformerModel,
+    MedLoRDControlNetModel,
+    MedLoRDControlPipeline,
+    MedLoRDUNetModel,
     NoiseAndImageScheduler,
     PRDiTPipeline,
     PRDiTTransformerModel,
@@ -58,7 +61,18 @@ def pipes() -> list[Any]:
         adapters[axes] = TGCAAdapterModel(32, 2, axes, 1, ["body"], [[3]], channels=(4, 8), strides=((2, 2, 2),))
         randomise(adapters[axes], std=0.2)
         adapters[axes].register_to_config(fingerprint=fingerprint_of(base))
+    shape: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "attention_levels": (False, True)}
+    shape |= {"attention_head_dim": 8, "norm_num_groups": 4, "in_channels": 4}
+    unet = randomise(MedLoRDUNetModel(sample_size=(4, 4, 2), **shape), std=0.2)
+    controlnet = MedLoRDControlNetModel(
+        **shape,
+        condition_keys=["body"],
+        condition_labels=[[3]],
+        condition_widths=(4, 4),
+        fingerprint=fingerprint_of(unet),
+    )
     return [
+        MedLoRDControlPipeline(vaes[3], unet, randomise(controlnet, std=0.2), make_scheduler()),
         VolDiTPipeline(vaes[3], bases[3], make_scheduler()),
         VolDiTControlPipeline(vaes[3], bases[3], make_scheduler(), adapters[3]),
         CardioDiTControlPipeline(vaes[4], bases[4], make_scheduler(), adapters[4]),
@@ -79,11 +93,12 @@ def test_volumes_and_steered_pipelines_open_without_the_package(tmp_path: Path) 
     for pipe in pipes():
         name = type(pipe).__name__
         pipe.set_progress_bar_config(disable=True)
-        arguments = [mask(len(pipe.transformer.axis_names))] if "adapter" in pipe.components else []
+        arguments = [] if pipe.mask_adapter is None else [mask(len(pipe.denoiser.axis_names))]
         expected.append((name, arguments, pipe(*arguments, seed=1, num_inference_steps=4).volumes))
         pipe.save_pretrained(tmp_path / "models" / name)
         export_with_code(tmp_path / "models" / name, tmp_path / name)
     assert (tmp_path / "VolDiTControlPipeline" / "adapter" / "adapter_tgca.py").is_file()
+    assert (tmp_path / "MedLoRDControlPipeline" / "controlnet" / "controlnet_medlord.py").is_file()
     assert (tmp_path / "PRDiTPipeline" / "scheduler" / "prdit_scheduler.py").is_file()
     torch.save(expected, tmp_path / "expected.pt")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -92,5 +107,5 @@ def test_volumes_and_steered_pipelines_open_without_the_package(tmp_path: Path) 
     )
     assert opened.returncode == 0, opened.stderr
     assert "Expected types" not in opened.stderr
-    for name in ("VolDiTPipeline", "CardioDiTControlPipeline", "PRDiTPipeline"):
+    for name in ("VolDiTPipeline", "MedLoRDControlPipeline", "CardioDiTControlPipeline", "PRDiTPipeline"):
         assert len(list((tmp_path / f"{name}-samples").glob("*.nii.gz"))) == 1

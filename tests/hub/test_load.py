@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_named(make_vae: Callable, make_dit: Callable, tmp_
     with pytest.raises(CardioDiTError, match=r"contains no transformer.*config.json belongs to a VQModel4D\."):
         open_transformer(tmp_path)
     (tmp_path / "config.json").write_text("[")
-    with pytest.raises(CardioDiTError, match="is not a model config"):
+    with pytest.raises(CardioDiTError, match="It is not a model config"):
         open_vae(tmp_path)
     with pytest.raises(CardioDiTError, match="There is no folder .*nowhere"):
         open_vae(tmp_path / "nowhere")

@@ -32,8 +32,8 @@ class Checkpoint:
     def damage(self) -> str | None:
         """Return what is wrong with it, or None if every file is as it was written."""
         try:
-            files = self.state()["files"]
-        except (OSError, ValueError, KeyError):
+            files = dict(self.state()["files"])
+        except Exception:  # it may hold anything
             return f"its {STATE} cannot be read"
         for name, digest in files.items():
             path = self.folder / name

@@ -16,7 +16,8 @@ import yaml
 from accelerate import Accelerator
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit._util.typed_yaml import to_yaml
+from cardiodit._util.foreign_files import read_object
+from cardiodit._util.typed_yaml import read_yaml, to_yaml
 from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.command_line import Request
@@ -76,8 +77,8 @@ class RunRecord:
                 f"{self.folder} is a run of {held['stage']}, not of {self.stage}. Choose another --run_name."
             )
         try:
-            before = dict(_leaves(yaml.safe_load((self.folder / CONFIG).read_text())))
-        except (OSError, yaml.YAMLError, AttributeError) as error:
+            before = dict(_leaves(read_yaml(self.folder / CONFIG)))
+        except CardioDiTError as error:
             raise CardioDiTError(f"{self.folder / CONFIG} cannot be read, so the run cannot resume.") from error
         now = dict(_leaves(config))
         defaults = dict(_leaves(to_yaml(asdict(type(self.request.settings)()))))
@@ -142,8 +143,8 @@ class RunRecord:
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
+            return read_object(path, ["stage", "data", "sessions"])
+        except CardioDiTError as error:
             raise CardioDiTError(
                 f"{path} is damaged, so the run cannot resume. Restore it or start a new run."
             ) from error

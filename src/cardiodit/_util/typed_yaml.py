@@ -5,6 +5,7 @@ A field without a default is required. Errors name the file, the dotted key and,
 """
 
 import inspect
+import math
 import re
 import sys
 import types
@@ -280,12 +281,13 @@ def _is_int(value: Any) -> bool:
 
 def _as_float(value: Any) -> Any:
     """PyYAML reads 1e-5 as a string."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    try:
-        return float(value) if isinstance(value, str) else MISSING
-    except ValueError:
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
         return MISSING
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return MISSING
+    return MISSING if math.isnan(number) else number
 
 
 _SCALARS: dict[Any, Callable[[Any], Any]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cardiodit.commands.subcommand import add_command
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reading
 
 if TYPE_CHECKING:
     from cardiodit.hub.card.owner_facts import OwnerFacts
@@ -97,7 +97,8 @@ def make_card(arguments: argparse.Namespace, repository: str | None = None) -> "
     if facts.repository is None:
         facts = replace(facts, repository=repository)
     if arguments.evaluation:
-        facts = with_evaluation(facts, read_report(arguments.evaluation))
+        with reading(arguments.evaluation, "a report", "Create it again with `cardiodit evaluate`."):
+            facts = with_evaluation(facts, read_report(arguments.evaluation))
     if arguments.previews:
         copy_previews(arguments.previews, arguments.folder)
     return facts, write_card(arguments.folder, arguments.runs, facts, arguments.overwrite)

@@ -89,6 +89,13 @@ def _add_preparation(group: argparse._ArgumentGroup) -> None:
 
 def _add_measurement(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--masks",
+        type=Path,
+        metavar="CSV",
+        help="table of the masks that steered the samples (as given to `cardiodit sample --masks`): measures how "
+        "closely CT follows them, with a --segmenter of CT",
+    )
+    group.add_argument(
         "--features",
         default="random",
         metavar="NAME",

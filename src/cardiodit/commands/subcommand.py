@@ -91,7 +91,8 @@ DEVICE_HELP = "device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there
 
 
 def device_or_default(name: str | None) -> str:
-    """Return the given device, or a GPU if there is one, otherwise the CPU."""
+    """Return the given device, which this machine must have, or a GPU if there is one, otherwise the CPU."""
+    check_device(name)
     import torch
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

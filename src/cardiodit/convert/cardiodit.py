@@ -24,10 +24,11 @@ from cardiodit.convert.upstream_config import (
     read_dit_config,
     read_vqgan_config,
 )
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.models import DiT4DTransformerModel, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
+from cardiodit.models.loading import bounded_model
 from cardiodit.models.transformer_dit import DiTTransformerModel, sincos_positions
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
@@ -242,12 +243,13 @@ def build_transformer(
 def construct(kind: type[Model], config: str, **arguments: Any) -> Model:
     """Create a model from a config, and raise readable errors for values that its layers reject."""
     try:
-        return kind(**arguments)
+        with bounded_model():
+            return kind(**arguments)
     except CardioDiTError:
         raise
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())
-        raise CardioDiTError(f"{config}: a {kind.__name__} cannot be built with these params: {reason}") from error
+    except Exception as error:  # layers reject wrong values each in their own way
+        reason = reason_of(error)
+        raise CardioDiTError(f"{config}: a {kind.__name__} cannot be built with these params: {reason}.") from error
 
 
 def build_scheduler(config: Stage2Config) -> Any:

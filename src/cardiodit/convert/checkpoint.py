@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.foreign_files import check_file
 from cardiodit._util.hashing import sha256_of
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reading, reason_of
 
 Weights = dict[str, torch.Tensor]
 
@@ -117,12 +119,32 @@ class Checkpoint:
     def _tensors(self, entry: str, values: Any) -> Weights:
         if values != {} and not is_table_of_tensors(values):
             raise CardioDiTError(f"{self.file}: the entry '{entry}' is not a table of tensors (a state dict).")
+        check_dense(self.file, values)
         return {_without_prefixes(str(name)): value for name, value in values.items()}
 
 
 def is_table_of_tensors(values: Any) -> bool:
     """Return whether this is a non-empty state dict."""
     return isinstance(values, dict) and bool(values) and all(torch.is_tensor(value) for value in values.values())
+
+
+def check_dense(file: str, tensors: Mapping[Any, torch.Tensor]) -> None:
+    """Raise an error for tensors without plain values: sparse, quantised, without content, or larger than the file."""
+    for name, tensor in tensors.items():
+        kind = ""
+        if tensor.layout != torch.strided:
+            kind = "sparse"
+        elif tensor.is_quantized:
+            kind = "quantised"
+        elif tensor.device.type != "cpu":
+            kind = "without content"
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            kind = f"of the shape {tuple(tensor.shape)} with fewer stored values"
+        if kind:
+            raise CardioDiTError(
+                f"{file}: the tensor {name} is {kind}; plain tensors were expected. Save it again with "
+                "tensor.to_dense(), tensor.dequantize() or tensor.contiguous()."
+            )
 
 
 def read_checkpoint(path: str | PathLike, stand_ins: bool = False) -> Checkpoint:
@@ -144,7 +166,7 @@ def read_checkpoint(path: str | PathLike, stand_ins: bool = False) -> Checkpoint
     except pickle.UnpicklingError as error:
         raise _explain_refusal(path, error) from error
     except Exception as error:  # torch raises all kinds of errors on damaged files
-        raise _damaged(path, str(error).splitlines()[0] if str(error) else "it ends too early") from error
+        raise _damaged(path, reason_of(error)) from error
     if not isinstance(entries, dict):
         raise CardioDiTError(f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint.")
     return Checkpoint(path, entries, replaced)
@@ -166,6 +188,7 @@ def convert_weights(checkpoint: Path, output: Path) -> Path:
     if not is_table_of_tensors(entries):
         raise CardioDiTError(f"{checkpoint.name} is not a table of named tensors (a state dict).")
     output.parent.mkdir(parents=True, exist_ok=True)
+    check_dense(checkpoint.name, entries)
     tensors = {str(name): value.clone().contiguous() for name, value in entries.items()}  # without shared memory
     with atomic_file(output) as temporary:
         save_file(tensors, temporary, {CONVERTED_FROM: sha256_of(checkpoint)})
@@ -187,17 +210,19 @@ def _without_prefixes(name: str) -> str:
 
 def _check_file(path: Path) -> bool:
     """Return whether the file has torch's current format, a zip archive, after verifying its checksums."""
-    try:
-        with path.open("rb") as file:
-            starts_as_zip = file.read(2) == b"PK"
-    except OSError as error:
-        raise CardioDiTError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
+    length = check_file(path)
+    with reading(path), path.open("rb") as file:
+        starts_as_zip = file.read(2) == b"PK"
     if not starts_as_zip:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > length:  # torch compresses nothing
+                raise _damaged(path, "its archive is compressed, unlike those that torch writes")
             bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except CardioDiTError:
+        raise
+    except Exception as error:
         raise _damaged(path, "its archive is incomplete") from error
     if bad is not None:
         raise _damaged(path, f"the checksum of {bad} is wrong")

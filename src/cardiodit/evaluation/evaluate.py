@@ -43,6 +43,7 @@ from cardiodit.evaluation.volume_sets import (
     open_synthetic,
     open_training,
     settle_preprocessing,
+    with_requested_masks,
 )
 from cardiodit.evaluation.workers import Workers, measure_all, one_thread
 from cardiodit.imaging.geometry import Triple
@@ -70,6 +71,7 @@ class EvaluationSettings:
         segmenter: labels both sets; None for none.
         real_masks: use the manifest's masks for the real set even with a segmenter.
         reconstructions: VQ model through which real volumes are passed.
+        masks: table of the masks that steered the samples, for their adherence to them.
         critic: also train critics.
         metrics: the user's own metrics: functions under `@metric`, or `module:name` or `file.py:name`.
         max_volumes: random subset of this many volumes per set.
@@ -90,6 +92,7 @@ class EvaluationSettings:
     segmenter: str | None = None
     real_masks: bool = False
     reconstructions: str | None = None
+    masks: Path | None = None
     critic: bool = False
     metrics: Sequence[str | Compute] = ()
     max_volumes: int | None = None
@@ -120,6 +123,8 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     real = open_real(settings.real).drawn(settings.max_volumes, settings.seed)
     synthetic = open_synthetic(settings.synthetic).drawn(settings.max_volumes, settings.seed)
     training = open_training(settings.training, real) if settings.training else None
+    if settings.masks:
+        real, synthetic = with_requested_masks(real, synthetic, settings.masks)
     chosen = settings.model, settings.preprocessing, settings.depth, settings.spacing
     steps = settle_preprocessing(synthetic, *chosen)
 
@@ -215,6 +220,8 @@ def _configure(
         )
         if not settings.segmenter:
             left_out.append("Volumes of anatomical structures: no segmenter was given (--segmenter).")
+            if settings.masks:
+                left_out.append("Adherence to masks: no segmenter was given (--segmenter).")
         elif not segments_ct:
             left_out.append(
                 "Volumes of anatomical structures: the segmenter labels hearts. For CT, name a function with an "
@@ -230,6 +237,8 @@ def _configure(
             "Heart function, plausibility and the consistency of labels: no segmenter was given (--segmenter), and "
             f"the {without} volumes have no masks."
         )
+    if settings.masks and is_cine:
+        left_out.append("Adherence to masks: it is measured in CT only.")
     if settings.real_masks and not real.has_masks:
         raise CardioDiTError(
             "--real_masks: the manifest of the real volumes has no column mask with a path in it, and no ed_mask and "

@@ -13,7 +13,7 @@ import numpy as np
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, summarize
 from cardiodit.evaluation.evaluators import MASKS, SEGMENTER, Evaluators
-from cardiodit.evaluation.metrics.anatomy import anatomy, hounsfield
+from cardiodit.evaluation.metrics.anatomy import adherence, anatomy, hounsfield
 from cardiodit.evaluation.metrics.body_size import body_numbers
 from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES, consistency
 from cardiodit.evaluation.metrics.function import CURVES, heart_function, volumes_ml, wall_thickening
@@ -25,6 +25,7 @@ from cardiodit.evaluation.volume_sets import REAL, TRAINING, Item, Labels, Loade
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.imaging.volume import Volume
+from cardiodit.pipelines.mask_rows import prepared_masks
 
 Answer = TypeVar("Answer")
 
@@ -87,7 +88,7 @@ def measure(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_fro
         numbers |= reconstruction_numbers(evaluators.vae, loaded, segment)
     features = _features(volume, evaluators)
     if not volume.is_cine:
-        found_in_ct, histograms = _measure_ct(loaded, steps, evaluators)
+        found_in_ct, histograms = _measure_ct(item, loaded, steps, evaluators)
         numbers, features = numbers | found_in_ct, features | histograms
     return Measured(content_of(volume), summarize(loaded), features, numbers, found.curves, found.plausible)
 
@@ -119,7 +120,7 @@ def _measure_labels(labels: Labels | None, volume: Volume, closes: bool) -> Labe
 
 
 def _measure_ct(
-    loaded: Loaded, steps: Preprocessing, evaluators: Evaluators
+    item: Item, loaded: Loaded, steps: Preprocessing, evaluators: Evaluators
 ) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
     """Return the numbers and histograms of a CT volume: Hounsfield units where they are known, and structures."""
     volume = loaded.volume
@@ -132,7 +133,11 @@ def _measure_ct(
     if (segmenter := evaluators.segmenter) is not None:
         segment = partial(segmenter.segment_volume, volume.voxels, volume.geometry)
         labels = _call(f"The segmenter {segmenter.name}", segment)
-        numbers |= anatomy(labels, segmenter.structures or {}, volume.geometry)
+        structures = segmenter.structures or {}
+        numbers |= anatomy(labels, structures, volume.geometry)
+        if item.requested is not None:
+            masks, _ = prepared_masks(item.requested, item.requested_keys, steps)
+            numbers |= adherence(labels, structures, masks)
     return numbers, histograms
 
 

@@ -5,7 +5,6 @@ back by nearest neighbour and mapped to our order: RV 1, myocardium 2, LV 3. In-
 cine; external networks were trained on files in their scanner's directions, sometimes with rotations and flips.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import check_file, read_object
+from cardiodit.errors import CardioDiTError, reading, reason_of
 from cardiodit.evaluation.features.weights import hash_of_weights
 from cardiodit.evaluation.metrics.anatomy import TOTALSEGMENTATOR
 from cardiodit.evaluation.user_code import hash_of_sources, load_own
@@ -27,6 +27,7 @@ from cardiodit.imaging.label_order import ACDC_ORDER, OURS, parse_order
 from cardiodit.imaging.masks import reorder
 from cardiodit.imaging.preprocessing import FILL
 from cardiodit.imaging.resampling import apply_plans, index_map, plan_axis
+from cardiodit.models.loading import bounded_model
 from cardiodit.models.segmenter import HeartSegmenter
 
 BATCH = 16  # planes per forward pass
@@ -161,7 +162,7 @@ def _open_folder(name: str, folder: Path, device: str) -> Segmenter:
             f"{folder} contains no segmenter: neither the {CONFIG} of a HeartSegmenter, here or in {TRAINED}, nor the "
             f"{BUNDLE_METADATA} of a MONAI bundle."
         )
-    class_name = _read_json(place / CONFIG).get("_class_name")
+    class_name = read_object(place / CONFIG).get("_class_name")
     if class_name != HeartSegmenter.__name__:
         raise CardioDiTError(f"{place / CONFIG} belongs to a {class_name}; expected a HeartSegmenter.")
     return _heart_segmenter(name, HeartSegmenter.from_pretrained(place), device)
@@ -190,7 +191,9 @@ STEP = 16  # the U-Net halves them four times
 
 
 def _open_bundle(name: str, folder: Path, device: str) -> Segmenter:
-    channels = _read_json(folder / BUNDLE_METADATA)["network_data_format"]["outputs"]["pred"]["channel_def"]
+    metadata = read_object(folder / BUNDLE_METADATA)
+    with reading(folder / BUNDLE_METADATA, "the metadata of a MONAI bundle", "Download the bundle again."):
+        channels = dict(metadata["network_data_format"]["outputs"]["pred"]["channel_def"])
     model = _bundle_network(folder).to(device).eval()
     return Segmenter(
         name=name,
@@ -213,22 +216,27 @@ def _bundle_network(folder: Path) -> torch.nn.Module:
             f"The bundle {folder} has no {BUNDLE_WEIGHTS}. Convert the bundle's own weights: cardiodit convert weights "
             f"{folder / BUNDLE_PICKLE} --output {weights}"
         )
-    settings = {k: v for k, v in _read_json(folder / BUNDLE_CONFIG).get("network_def", {}).items() if k != "_target_"}
+    config = read_object(folder / BUNDLE_CONFIG)
+    check_file(weights)
     try:
-        model = UNet(**settings)
+        settings = {key: value for key, value in config["network_def"].items() if key != "_target_"}
+        with bounded_model():
+            model = UNet(**settings)
         model.load_state_dict(load_file(weights), strict=True)
     except Exception as error:  # damaged files, wrong settings and wrong names raise different errors
-        raise CardioDiTError(f"{weights} cannot be loaded into the U-Net of {BUNDLE_CONFIG}: {error}") from error
+        raise CardioDiTError(
+            f"{weights} cannot be loaded into the U-Net of {BUNDLE_CONFIG}: {reason_of(error)}."
+        ) from error
     return model
 
 
 def _order_of_channels(channels: dict[str, str], folder: Path) -> str:
     """Return `LV=1 MYO=2 RV=3` for {"0": "background", "1": "lv_pool", "2": "myocardium", "3": "rv_pool"}."""
-    pairs = [(part, number) for number, text in channels.items() for part in OURS if text.upper().startswith(part)]
+    pairs = [(part, number) for number, text in channels.items() for part in OURS if str(text).upper().startswith(part)]
     if sorted(part for part, _ in pairs) != sorted(OURS):
         raise CardioDiTError(
-            f"The bundle {folder} labels {', '.join(channels.values())}; it must label a left ventricle (lv…), a right "
-            "ventricle (rv…) and a myocardium (myo…)."
+            f"The bundle {folder} labels {', '.join(map(str, channels.values()))}; it must label a left ventricle "
+            "(lv…), a right ventricle (rv…) and a myocardium (myo…)."
         )
     return " ".join(f"{part}={number}" for part, number in pairs)
 
@@ -338,10 +346,3 @@ def _min_max(voxels: np.ndarray) -> torch.Tensor:
     image = torch.from_numpy(np.ascontiguousarray(voxels)).float()
     low, high = image.min(), image.max()
     return (image - low) / (high - low) if high > low else torch.zeros_like(image)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CardioDiTError(f"{path} cannot be read as JSON: {error}.") from error

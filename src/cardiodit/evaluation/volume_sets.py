@@ -3,19 +3,20 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cardiodit._util.foreign_files import read_object
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reading
 from cardiodit.imaging.dicom import OTHER_BEAT
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.intensity import Range, to_model
-from cardiodit.imaging.manifest import Case, check_disjoint, prepare_case, read_manifest
+from cardiodit.imaging.manifest import Case, check_disjoint, prepare_case, read_manifest, read_table
 from cardiodit.imaging.masks import reorder
 from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.preprocessing import PRESETS, Prepared, Preprocessing, without_typical
@@ -44,6 +45,7 @@ class Item:
         case: its manifest row, if it has one. Such a volume is preprocessed; one without is taken as generated.
         units: what -1 and 1 stand for in the file, by its sample record; None where the file is in [-1, 1] or unknown.
         subject: of several volumes of one subject; empty where each volume is a subject of its own.
+        requested: table row of the masks with which a sample was steered, or of a real volume's own masks.
     """
 
     id: str
@@ -52,6 +54,12 @@ class Item:
     case: Case | None = None
     units: Range | None = None
     subject: str = ""
+    requested: Case | None = None
+
+    @property
+    def requested_keys(self) -> list[str]:
+        """Columns of the requested row that hold masks."""
+        return [] if self.requested is None else mask_columns(self.requested.row)
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,36 @@ def open_synthetic(place: Path) -> VolumeSet:
             "themselves, or a manifest."
         )
     return VolumeSet(SYNTHETIC, [Item(_stem(file), SYNTHETIC, file) for file in files])
+
+
+def with_requested_masks(real: VolumeSet, synthetic: VolumeSet, table: Path) -> tuple[VolumeSet, VolumeSet]:
+    """Assign to each sample the row of the table that steered it, and to each real volume its own masks."""
+    rows = [row for _, row in read_table(table, ())]
+    folder = synthetic.items[0].image.parent if synthetic.items else table.parent
+    records = read_sample_list(folder)
+    items = []
+    for item in synthetic.items:
+        index = records.get(item.image.name, {}).get("index")
+        if not isinstance(index, int) or not 0 <= index < len(rows):
+            raise CardioDiTError(
+                f"{item.image.name} was not steered by a row of {table}, which has {len(rows)}: its record in "
+                f"{SAMPLE_LIST} says sample {index}. Give the table that the samples were generated with (--masks)."
+            )
+        row = rows[index]
+        keys = mask_columns(row)
+        if not keys:
+            raise CardioDiTError(f"Row {index + 1} of {table} names no mask ({' or '.join(ENDINGS)}).")
+        case = Case(table.parent / (row.get("image") or row[keys[0]]), item.id, row, table.parent)
+        items.append(replace(item, requested=case))
+    own = [
+        replace(item, requested=item.case if item.case and mask_columns(item.case.row) else None) for item in real.items
+    ]
+    return replace(real, items=own), replace(synthetic, items=items)
+
+
+def mask_columns(row: Mapping[str, str]) -> list[str]:
+    """Return the columns of a row that name label maps."""
+    return [column for column, value in row.items() if column != "image" and str(value).endswith(ENDINGS)]
 
 
 def settle_preprocessing(
@@ -330,7 +368,8 @@ def _preprocessing(folder: Path, records: Iterable[dict[str, Any]]) -> dict[str,
 
 def _units(record: dict[str, Any]) -> Range | None:
     units = record.get("units")
-    return None if units is None else (float(units[0]), float(units[1]))
+    with reading(f"The record of {record['file']}", advice=f"Correct `units` in {SAMPLE_LIST}."):
+        return None if units is None else (float(units[0]), float(units[1]))
 
 
 def _stem(file: Path) -> str:
@@ -353,10 +392,10 @@ def _named(name: str) -> dict[str, Any]:
     if name in PRESETS:
         return PRESETS[name].to_dict()
     try:
-        return json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_object(name)
+    except CardioDiTError as error:
         raise CardioDiTError(
-            f"--preprocessing {name}: neither one of {', '.join(PRESETS)} nor a readable JSON file ({error})."
+            f"--preprocessing {name}: neither one of {', '.join(PRESETS)} nor a readable JSON file: {error}"
         ) from error
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +23,7 @@ from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit._util.interrupts import ignore_interrupts
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.evaluation.compatibility import VolumeStats, without_folders
 from cardiodit.evaluation.evaluators import MASKS, EvaluatorConfig, Evaluators, open_evaluators
 from cardiodit.evaluation.measure import Measured, measure
@@ -33,7 +32,7 @@ from cardiodit.evaluation.volume_sets import Item, Problem, mask_paths
 from cardiodit.imaging.manifest import reading_columns
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
-FORMAT = 4  # of the cache; to be raised when the same volume would be measured differently
+FORMAT = 5  # of the cache; to be raised when the same volume would be measured differently
 FACTS = "facts"  # entry of a cache file with all that is not an array
 
 Input = TypeVar("Input")
@@ -124,6 +123,9 @@ def key_of(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_from
         share = item.case.row.get("beat_share")
         reading = reading_columns(item.case) | ({"beat_share": share} if share else {})
         parts += [reading, labelling, masks and [sha256_of(mask) for mask in masks]]
+    if item.requested is not None:
+        parts += [sha256_of(item.requested.folder / item.requested.row[key]) for key in item.requested_keys]
+        parts += [item.requested_keys, reading_columns(item.requested)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -141,8 +143,10 @@ def read_cached(cache: Path, key: str) -> Measured | None:
             key: tuple(value) if isinstance(value, list) else value for key, value in stored_stats.items()
         }
         return Measured(**facts, stats=VolumeStats(**stats), features=features, was_cached=True)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        warnings.warn(f"The cached measurement {file} is damaged ({error}). Measuring the volume again.", stacklevel=2)
+    except Exception as error:  # whatever damage leads to
+        warnings.warn(
+            f"The cached measurement {file} is damaged ({reason_of(error)}). Measuring the volume again.", stacklevel=2
+        )
         return None
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from cardiodit import __version__
 from cardiodit._util.atomic_io import new_folder
+from cardiodit._util.foreign_files import read_object
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.bundle import PACKAGE, bundle
-from cardiodit.hub.registration import LIBRARY
+from cardiodit.hub.registration import LIBRARY, own_components
 
 INDEX = "model_index.json"
 HEADING = "Generated from cardiodit {version} by `cardiodit export`; do not edit."
@@ -24,7 +25,7 @@ def export_with_code(model: Path, output_dir: Path) -> Path:
     index_file = Path(model) / INDEX
     if not index_file.is_file():
         raise CardioDiTError(f"{model} contains no {INDEX}, so it is not a pipeline folder.")
-    index = json.loads(index_file.read_text())
+    index = own_components(read_object(index_file), model)
     with new_folder(Path(output_dir)) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         index["_class_name"] = _write_code(folder, index["_class_name"])

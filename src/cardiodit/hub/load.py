@@ -1,6 +1,5 @@
 """Open a single model from its own folder, a pipeline folder, a training run or the Hub."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from diffusers import ModelMixin
 
+from cardiodit._util.foreign_files import read_object
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.bundled_models import HUB_NAME, PIPELINE, find_model
 from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
@@ -112,10 +112,9 @@ def _explain_missing_vae(folder: Path) -> str:
 
 
 def _class_of(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("_class_name"))
-    except (ValueError, AttributeError) as error:
-        raise CardioDiTError(f"{folder / CONFIG} is not a model config: {error}. Copy the folder again.") from error
+    return str(
+        read_object(folder / CONFIG, advice="It is not a model config; copy the folder again.").get("_class_name")
+    )
 
 
 def _find_on_hub(name: str, what: str, classes: Classes, kwargs: dict[str, Any]) -> tuple[str | None, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.foreign_files import read_text
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.card.metadata import metadata_problems
 from cardiodit.hub.card.owner_facts import HUB_ID
@@ -68,8 +69,8 @@ def _card_problems(folder: Path, repository: str | None) -> Iterator[str]:
         yield f"{CARD} is missing; write the card with `cardiodit card {folder}`."
         return
     try:
-        text = card.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
+        text = read_text(card)
+    except CardioDiTError:
         return  # file_problems reports it
     yield from (f"{CARD} does not state yet: {fact}" for fact in to_be_stated(text))
     present = re.findall(r"^## (.*)$", text, re.MULTILINE)

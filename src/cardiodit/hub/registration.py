@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from cardiodit.errors import CardioDiTError
+
 LIBRARY = "cardiodit"
 
 
@@ -64,6 +66,43 @@ class _AfterImport(MetaPathFinder):
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
+
+
+def own_components(index: dict[str, Any], name: Any) -> dict[str, Any]:
+    """Return the index of a pipeline of ours with all its components in this package.
+
+    A folder that was exported with its code names files instead, which need not run where the package is installed.
+    Classes of other libraries are refused, except schedulers of diffusers: opening them could run foreign code.
+    """
+    ours = getattr(sys.modules[LIBRARY], "_SAVED_CLASSES", ())
+    where = f"The model_index.json of {name}"
+    checked = dict(index)
+    kind = checked["_class_name"] = class_name_of(index, name)
+    if kind not in ours:
+        raise CardioDiTError(f"{where} names the pipeline {kind}, which this version of cardiodit does not know.")
+    for component, entry in index.items():
+        if component.startswith("_") or not isinstance(entry, list):
+            continue
+        if len(entry) != 2 or not all(item is None or isinstance(item, str) for item in entry):
+            raise CardioDiTError(f"{where} does not say which class {component} has: found {str(entry)[:80]}.")
+        library, class_name = entry
+        if class_name in ours:
+            checked[component] = [LIBRARY, class_name]
+        elif class_name is not None and (component != "scheduler" or library != "diffusers"):
+            raise CardioDiTError(
+                f"{where} names {library}.{class_name} as {component}. Only classes of cardiodit, and schedulers of "
+                "diffusers, are opened. If you trust its author, open it with the library that it was made for."
+            )
+    return checked
+
+
+def class_name_of(index: Any, name: Any) -> str:
+    """Return the pipeline class that an index names; a folder with its own code also names the file."""
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    kind = kind[-1] if isinstance(kind, list) and kind else kind
+    if not isinstance(kind, str):
+        raise CardioDiTError(f"The model_index.json of {name} names no pipeline class (_class_name).")
+    return kind
 
 
 def public_library(value: Any) -> Any:

@@ -82,7 +82,7 @@ def read_manifest(path: Path | str, columns: Sequence[str] = ()) -> list[Case]:
         case = Case(path.parent / row["image"], row.get("subject") or row["image"], row, path.parent)
         for column in PATH_COLUMNS:
             file = case.path(column)
-            if file is not None and not file.is_file():
+            if file is not None and not _is_file(file):
                 written = row[column] if Path(row[column]).is_absolute() else f"{row[column]} ({file})"
                 problems.add(f"line {line}: the {column} {written} does not exist")
         if row["image"] and case.image in first_lines:
@@ -132,6 +132,13 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, for example
+        return False
+
+
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]} …")
 
@@ -158,7 +165,8 @@ def read_case(case: Case) -> Volume:
 
 def order_of_case(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
     """Determine how the axes of a case's volume map to ours, using the manifest's `ed_frame` and `slices`."""
-    return steps.order_of(volume, None, case.frame("ed_frame"), case.row.get("slices") or None)
+    frame = case.frame("ed_frame")
+    return steps.order_of(volume, None, frame, case.row.get("slices") or None)
 
 
 def prepare_case(case: Case, steps: Preprocessing) -> Prepared:

@@ -79,6 +79,12 @@ def read_header(path: Path) -> Any:
         return _parse_header(stream.read(LONGEST_HEADER))
 
 
+def has_extensions(path: Path, header: Any) -> bool:
+    """Return whether the four bytes after the header announce extensions, in which programs store free text."""
+    with reading(path, "NIfTI"), _open(path) as stream:
+        return any(stream.read(header.sizeof_hdr + 4)[header.sizeof_hdr :][:1])
+
+
 def _open(path: Path) -> Any:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 

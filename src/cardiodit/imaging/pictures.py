@@ -12,6 +12,7 @@ from cardiodit._util.atomic_io import atomic_file
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.volume import Volume
 
+LONGEST_FRAME = 60_000  # ms, of a GIF
 SMALLEST_SLICE = 128  # pixels; smaller slices are enlarged
 MOST_FRAMES = 8  # rows of a sheet
 COMPARED_FRAMES = 3  # frames of a comparison, each with three rows
@@ -81,7 +82,7 @@ def gif_of(pictures: Sequence[Image.Image], frame_time: float | None) -> bytes:
         "GIF",
         save_all=True,
         append_images=list(pictures[1:]),
-        duration=max(20, round(seconds * 1000)),
+        duration=min(max(20, round(seconds * 1000)), LONGEST_FRAME),
         loop=0,
     )
     return content.getvalue()
@@ -209,7 +210,7 @@ def strip_of(volume: np.ndarray, masks: np.ndarray | None, window: Window) -> np
 def window_of(volume: np.ndarray, percentiles: Sequence[float] = (0.5, 99.5)) -> Window:
     """Return a grey window for a volume in a scanner's units."""
     low, high = np.percentile(volume, percentiles)
-    return float(low), float(max(high, low + 1e-6))
+    return float(low), float(max(high, low + max(1e-6, abs(low) * 1e-6)))
 
 
 def _side_by_side(volume: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from cardiodit._util.typed_yaml import Reader, to_yaml
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Geometry, Triple
 from cardiodit.imaging.intensity import Intensity, Range, to_model, to_source
@@ -162,16 +163,17 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Create a preprocessing from what `to_dict` returned."""
+        if not isinstance(values, Mapping):
+            raise CardioDiTError(f"The preprocessing must be a section of settings, found {str(values)[:80]!r}.")
         known = set(cls.__dataclass_fields__)
         if unknown := sorted(set(values) - known):
             raise CardioDiTError(
                 f"The preprocessing has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}. "
                 "Was it saved by a newer version of cardiodit?"
             )
-        values = dict(values)
-        if isinstance(values.get("intensity"), dict):
-            values["intensity"] = Intensity(**values["intensity"])
-        return cls(**values)
+        given = {k: v.to_dict() if isinstance(v, Intensity) else to_yaml(v) for k, v in values.items()}
+        known_axes = {key: value for key, value in given.items() if value is not None or key not in ("spacing", "size")}
+        return Reader("The preprocessing").section(cls, known_axes, "")
 
 
 def note_on_padding(slices: Mapping[Path, tuple[int, int]]) -> str:

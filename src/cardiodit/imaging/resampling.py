@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 CLOSE = 1e-6  # tolerance in voxels
+LONGEST_AXIS = 2**15  # voxels
+LEAST_STEP = 1e-3  # of a voxel
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,13 @@ def plan_axis(source: int, spacing: float | None, target: float | None, size: in
         count, step = size, source / size
     elif target is not None and spacing is not None:
         step = target / spacing
+        if not LEAST_STEP <= step <= 1 / LEAST_STEP:
+            raise CardioDiTError(f"Voxels of {spacing:g} mm cannot be resampled to {target:g} mm.")
         count = max(1, round(source / step))
+    if max(count, size or 0) > LONGEST_AXIS:
+        raise CardioDiTError(
+            f"The preprocessing makes an axis of {max(count, size or 0)} voxels; no image is as large."
+        )
     offset = (source - 1) / 2 - step * (count - 1) / 2
     if size is not None and size < count:
         offset += step * (count // 2 - size // 2)

@@ -21,6 +21,7 @@ from cardiodit.errors import CardioDiTError
 
 # Distances held at a time: 16 MiB in float32, where 131,072 vectors and 16,384 codes would take 8 GiB. Larger
 # blocks do not fit into a processor's cache and are several times slower.
+MOST_CODES = 2**24
 MAX_DISTANCES = 2**22
 # A code is dead when its count is below this share of the count that a restarted code is given. At decay 0.99 a
 # code that is never chosen gets there in ln 2 / 0.01 = 69 steps, which is enough time to be chosen.
@@ -84,6 +85,8 @@ class EMACodebook(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if num_embeddings > MOST_CODES:
+            raise CardioDiTError(f"num_embeddings={num_embeddings} is too large: a codebook has at most {MOST_CODES}.")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost

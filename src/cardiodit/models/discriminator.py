@@ -6,7 +6,10 @@ import torch
 from diffusers import ModelMixin  # noqa: F401  diffusers looks this name up in a model's own module
 from diffusers.configuration_utils import register_to_config
 
+from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import StrictModelMixin
+
+MOST_LAYERS = 10  # each halves the image
 
 
 class PatchDiscriminator(StrictModelMixin):
@@ -45,6 +48,10 @@ class PatchDiscriminator(StrictModelMixin):
         dropout: float = 0.0,
         last_conv_kernel_size: int | None = None,
     ) -> None:
+        if num_layers_d > MOST_LAYERS:
+            raise CardioDiTError(
+                f"num_layers_d={num_layers_d} is too large: at most {MOST_LAYERS} layers halve an image."
+            )
         from monai.networks.nets import PatchDiscriminator as Layers  # takes a second to import
 
         super().__init__()

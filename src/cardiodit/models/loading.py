@@ -1,16 +1,20 @@
 """Strict loading of model folders, and the base class of our denoisers."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
-from safetensors import SafetensorError
+from diffusers.utils import CONFIG_NAME
+from safetensors import SafetensorError, safe_open
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cardiodit._compat import (
     ADAPTER_SCALES,
@@ -20,9 +24,16 @@ from cardiodit._compat import (
     TransformerBlockRegistry,
     require,
 )
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import check_file, physical_memory, read_object
+from cardiodit._util.typed_yaml import Reader, field_types, settings_of
+from cardiodit.errors import CardioDiTError, reason_of
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MOST_WEIGHTS = 50_000  # tensors; the largest published model has a hundredth
+POSITIVE = (
+    *("patch_size", "sample_size", "in_channels", "out_channels", "channels", "num_attention_heads"),
+    *("attention_head_dim", "num_embeddings", "embedding_dim", "solver_order"),
+)
 ALIGNMENT = 64  # bytes, as in torch's own allocations
 GPU_ONLY_BACKENDS = ("_native_cudnn", "_native_efficient")  # torch kernels that diffusers also offers without a GPU
 
@@ -51,8 +62,11 @@ class StrictModelMixin(ModelMixin, ConfigWithoutOrigin):
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # never fall back to pickles
         folder = str(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        is_local = Path(pretrained_model_name_or_path).is_dir()
+        most, size = _check_model_folder(Path(folder), cls) if is_local else (MOST_WEIGHTS, None)
         try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+            with bounded_model(most, size, str(Path(folder, CONFIG_NAME))):
+                model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except Exception as error:
             raise _explain(error, cls.__name__, folder) from error
         _check_loading_info(info, cls.__name__, folder)
@@ -101,6 +115,81 @@ class DenoiserMixin(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMix
         super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **{**kwargs, "use_safetensors": True})
 
 
+@contextmanager
+def bounded_model(
+    most_weights: int = MOST_WEIGHTS, most_bytes: int | None = None, config: str = "The config"
+) -> Iterator[None]:
+    """Stop a model that a config describes as absurdly large while it is built, before its weights are filled.
+
+    Args:
+        most_weights: most weights (tensors) that it may have.
+        most_bytes: most bytes that they may have; default: the machine's memory.
+        config: name of the config in the error.
+    """
+    most_bytes = physical_memory() if most_bytes is None else most_bytes
+    count = size = 0
+
+    def check(module: torch.nn.Module, name: str, weight: torch.nn.Parameter | None) -> None:
+        nonlocal count, size
+        if weight is not None:
+            count += 1
+            size += weight.numel() * weight.element_size()
+        if count > most_weights or size > most_bytes:
+            raise CardioDiTError(
+                f"{config} describes a model of more than {most_weights} tensors or {most_bytes} bytes: more than its "
+                "weights have, or than this machine can hold. Correct it."
+            )
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_model_files(folder: Path) -> None:
+    """Raise an error if a config or weight file directly in a folder is a pipe, a device, or no JSON object."""
+    for path in sorted(folder.glob("*.json")):
+        read_object(path)
+    for path in sorted(folder.glob("*.safetensors")):
+        check_file(path)
+
+
+def _check_model_folder(folder: Path, kind: type) -> tuple[int, int | None]:
+    """Check a local folder before a model is built; return the limits for `bounded_model`, as its files tell them."""
+    check_model_files(folder)
+    if (folder / CONFIG_NAME).is_file():
+        config = read_object(folder / CONFIG_NAME)
+        check_config(config, kind, str(folder / CONFIG_NAME))
+    counts, length = [], 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as weights:
+                counts.append(len(weights.keys()))
+        except Exception as error:
+            raise _explain(error, kind.__name__, str(folder)) from error
+        length += path.stat().st_size
+    # With room for a config that describes a few weights more: what is missing is then listed by name.
+    return (4 * sum(counts) + 1000, 8 * length + 2**28) if counts else (MOST_WEIGHTS, None)
+
+
+def check_config(config: dict[str, Any], kind: type, file: str) -> None:
+    """Raise an error if a value of a model's config does not have the type of the constructor's argument."""
+    if config.get("quantization_config") is not None:
+        raise CardioDiTError(f"{file} asks for quantised weights (quantization_config), which our models are not.")
+    settings = type(settings_of(kind))
+    known = field_types(settings)
+    _ConfigReader(file).section(settings, {key: value for key, value in config.items() if key in known}, "")
+
+
+class _ConfigReader(Reader):
+    """Reads the config of a saved model, where only some numbers must be positive."""
+
+    def match(self, kind: Any, value: Any, at: str) -> Any:
+        is_count = get_origin(kind) is Annotated and at not in POSITIVE
+        return super().match(int if is_count else kind, value, at)
+
+
 def refuse_pickles(*names: Any) -> None:
     """Raise if a name is that of a pickle file, which diffusers would open as an adapter."""
     for name in names:
@@ -124,13 +213,17 @@ def _align(model: torch.nn.Module) -> None:
 
 
 def _explain(error: Exception, model: str, folder: str) -> Exception:
-    """Describe damaged files and mismatched shapes in plain words; return any other error unchanged."""
+    """Describe damaged files and mismatched shapes in plain words; return errors of the system unchanged."""
     text = str(error)
+    if isinstance(error, CardioDiTError):
+        return error
     if isinstance(error, SafetensorError) or "Unable to load weights" in text:
         return CardioDiTError(f"The weights in {folder} are damaged or cut short. Copy or download the folder again.")
     if "expected shape" in text or "size mismatch" in text:
         return _mismatch(folder, model, text.split(". If")[0])
-    return error
+    if isinstance(error, OSError):  # a missing file, or an error of the Hub
+        return error
+    return CardioDiTError(f"{folder} cannot be opened as a {model}: {reason_of(error)}. Save or copy the folder again.")
 
 
 def _check_loading_info(info: dict[str, list], model: str, folder: str) -> None:

@@ -34,6 +34,8 @@ SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
 FLOW = "flow"  # prediction type of models that are trained by flow matching
 COSINE_OFFSET = 0.008
 
+MOST_TIMESTEPS = 100_000  # of a noise schedule; the published ones have 300 and 1000
+
 
 def make_scheduler(
     solver: str = "dpm++",

@@ -16,6 +16,7 @@ from cardiodit.evaluation.metrics.anatomy import (
     TOTALSEGMENTATOR,
     _newcombe,
     _pooled_distance,
+    adherence,
     anatomy,
     hounsfield,
 )
@@ -95,7 +96,7 @@ def test_a_report_of_ct_has_anatomy_beside_its_floors(folder: Path) -> None:
     assert metrics["detection_heart"]["value"] == 0 and metrics["detection_liver"]["value"] == 0
     assert "Found in 0% of the real and 0% of the synthetic" in metrics["detection_liver"]["notes"][0]
     assert "wasserstein_volume_ml_liver" not in metrics and "detection_spleen" not in metrics
-    assert metrics["wasserstein_hu_histogram"]["floor"]["value"] > 0
+    assert metrics["wasserstein_hu_histogram"]["floor"]["value"] > 0 and metrics["wad_div_3"]["group"] == "diversity"
     assert report["protocol"]["segmenter"]["labels"] == {"lungs": 2, "heart": 5, "liver": 9}
     assert "Anatomy of CT" in (folder / "out" / "report.html").read_text()
 
@@ -137,6 +138,50 @@ def test_volumes_in_ml_of_whole_structures_only() -> None:
         "share_percent_kidney_right"
     ] == pytest.approx(60)
     assert anatomy(labels, {"heart": 1}, Geometry())["volume_ml_heart"] is None
+
+
+def test_adherence_is_the_dice_of_requested_and_found() -> None:
+    labels = np.zeros((4, 4, 4), int)
+    labels[:2], labels[3] = 5, 2
+    heart, both = np.zeros((4, 4, 4), int), np.zeros((4, 4, 4), int)
+    heart[1:3] = 7
+    both[3, :2], both[0] = 2, 5
+    structures = {"heart": 5, "lungs": 2, "liver": 9}
+    assert adherence(labels, structures, {"Heart": heart}) == {"dice_percent_heart": 50.0}
+    assert adherence(labels, structures, {"mask": both}) == {
+        "dice_percent_heart": pytest.approx(200 / 3),
+        "dice_percent_lungs": pytest.approx(200 / 3),
+    }
+    assert adherence(labels, structures, {"liver": heart}) == {"dice_percent_liver": 0.0}
+    with pytest.raises(CardioDiTError, match=r"The mask heart is \(3, 4, 4\) on the model's grid, the volume \(4"):
+        adherence(labels, structures, {"heart": heart[1:]})
+
+
+def test_samples_are_compared_with_the_masks_that_steered_them(folder: Path, tmp_path: Path) -> None:
+    """Volumes that lie exactly where the masks of their rows do, in another order than their files."""
+    cases = read_manifest(folder / "synthetic" / "manifest.csv")
+    write_manifest(tmp_path / "masks.csv", [{"mask": str(case.path("mask"))} for case in cases])
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    with (samples / "samples.jsonl").open("w") as records:
+        for place, index in enumerate((2, 0, 3, 1)):
+            volume = read_nifti(cases[index].image)
+            write_nifti(samples / f"{place}.nii.gz", volume.voxels.clip(-1000, 1000), volume.geometry)
+            line = {"file": f"{place}.nii.gz", "index": index, "units": [-1000, 1000], "preprocessing": STEPS.to_dict()}
+            records.write(json.dumps(line) + "\n")
+    given = {"segmenter": "ct_segmenters:by_intensity", "synthetic": samples}
+    report = report_of(folder, "steered", masks=tmp_path / "masks.csv", **given)
+    found = {each["name"]: each for each in report["metrics"]}
+    assert found["adherence_lungs"]["value"] > 50 and found["adherence_lungs"]["floor"]["value"] > 50
+    assert "adherence_liver" in found and "adherence_spleen" not in found
+    rows = [{"mask": str(cases[index].path("mask"))} for index in (1, 2, 3, 0)]
+    write_manifest(tmp_path / "others.csv", rows)
+    other = report_of(folder, "steered", masks=tmp_path / "others.csv", **given)
+    other_value = next(each["value"] for each in other["metrics"] if each["name"] == "adherence_lungs")
+    assert other_value < found["adherence_lungs"]["low"]
+    write_manifest(tmp_path / "short.csv", rows[:2])
+    with pytest.raises(CardioDiTError, match=r"0.nii.gz was not steered by a row of .*short.csv, which has 2"):
+        report_of(folder, "steered", masks=tmp_path / "short.csv", **given)
 
 
 def test_hounsfield_units_are_those_of_the_file(folder: Path) -> None:

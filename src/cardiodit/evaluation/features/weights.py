@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cardiodit._util.foreign_files import check_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit.convert.checkpoint import CONVERTED_FROM, SUFFIX, some
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.hub.client import download
 
 State = dict[str, torch.Tensor]
@@ -89,25 +90,26 @@ def _from_hub(reference: str, file: str | None, revision: str | None) -> Weights
 
 
 def _converted_from(path: Path) -> str | None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    check_file(path)
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get(CONVERTED_FROM)
-    except (SafetensorError, OSError):
+    except Exception:
         return None  # read_weights reports what is wrong with it
 
 
 def read_weights(path: Path) -> State:
     """Read the named tensors of a .safetensors file."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_file(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:
         raise CardioDiTError(
-            f"{path.name} is damaged or not a safetensors file ({error}). Download it again."
+            f"{path.name} is damaged or not a safetensors file ({reason_of(error)}). Download it again."
         ) from error
 
 

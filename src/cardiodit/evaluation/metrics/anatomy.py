@@ -5,14 +5,24 @@ volume has no volume, and one that is absent counts for the detection rate, but 
 relative regional volumes: of each structure in the sum of all that its region holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
-from cardiodit.evaluation.metrics.estimate import Estimate
+from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.metrics.estimate import Estimate, Floor
 from cardiodit.evaluation.metrics.numbers import Quantity, register_quantities
-from cardiodit.evaluation.metrics.registry import ANATOMY, LOWER, NOT_NEGATIVE, Features, Result, Scoring, metric
+from cardiodit.evaluation.metrics.registry import (
+    ANATOMY,
+    HIGHER,
+    LOWER,
+    NOT_NEGATIVE,
+    Features,
+    Result,
+    Scoring,
+    metric,
+)
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Range, to_source
 
@@ -43,6 +53,7 @@ REGIONS = {
 STRUCTURES = (*TOTALSEGMENTATOR, "lungs", "airways", "trachea", "vessels", "nodules", "spine", "bones")
 PERCENTILES = (5, 25, 50, 75, 95)
 FOREGROUND = -300.0  # HU; above it lies everything but air, lung and the surroundings
+PERCENT = (0.0, 100.0)
 BINS, WINDOW = 200, (-1000.0, 1000.0)
 HISTOGRAM, HISTOGRAM_FOREGROUND = "hu_histogram", "hu_histogram_foreground"
 
@@ -111,6 +122,33 @@ def anatomy(labels: np.ndarray, structures: Mapping[str, int], geometry: Geometr
     return numbers
 
 
+def adherence(
+    labels: np.ndarray, structures: Mapping[str, int], masks: Mapping[str, np.ndarray]
+) -> dict[str, float | None]:
+    """Return the Dice coefficient in percent of each requested structure with the one that a segmenter found.
+
+    Args:
+        labels: the segmenter's, `(H, W, D)`.
+        structures: label of each structure.
+        masks: requested masks on the same grid. A mask that has a structure's name is that structure; any other is a
+            label map with the segmenter's numbers.
+    """
+    requested: dict[str, np.ndarray] = {}
+    for key, mask in masks.items():
+        if mask.shape != labels.shape:
+            raise CardioDiTError(f"The mask {key} is {mask.shape} on the model's grid, the volume {labels.shape}.")
+        if key.lower() in structures:
+            requested[key.lower()] = mask > 0
+        else:
+            requested |= {name: mask == label for name, label in structures.items() if (mask == label).any()}
+    numbers: dict[str, float | None] = {}
+    for name, mask in requested.items():
+        found = labels == structures[name]
+        total = int(mask.sum()) + int(found.sum())
+        numbers[f"dice_percent_{name}"] = 200 * int((mask & found).sum()) / total if mask.any() else None
+    return numbers
+
+
 def _at_border(labels: np.ndarray) -> set[int]:
     """Return the labels that touch the first or last slice, where a scan ends inside the body."""
     return set(np.unique(labels[..., [0, -1]]).tolist()) - {0}
@@ -128,6 +166,30 @@ def _detection(scoring: Scoring, *, structure: str) -> Result | None:
         f"{rates[1] - rates[0]:.3g} points ({100 * low:.3g} to {100 * high:.3g})."
     )
     return Result(Estimate(abs(rates[1] - rates[0]), method="difference of detection rates", notes=(note,)))
+
+
+def _adherence(scoring: Scoring, *, structure: str) -> Result | None:
+    """Return the mean Dice of requested and found structures; that of real volumes' own masks stands beside it."""
+    real, synthetic = scoring.numbers(f"dice_percent_{structure}")
+    if len(synthetic) < 2:
+        return None
+    mean, reach = _mean_with_reach(synthetic)
+    notes = [f"{len(synthetic)} samples; what the segmenter misses counts against them."]
+    floor = None
+    if len(real) >= 2:
+        own, _ = _mean_with_reach(real)
+        low, high = np.percentile(real, (5, 95))
+        floor = Floor(own, float(low), float(high), mean, None)
+        notes.append("The reference is the Dice of the segmenter with real volumes' own masks.")
+    method = "mean Dice coefficient; interval by Student's t"
+    return Result(Estimate(mean, mean - reach, mean + reach, method=method, notes=tuple(notes)), floor)
+
+
+def _mean_with_reach(values: Sequence[float]) -> tuple[float, float]:
+    from scipy import stats
+
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return float(np.mean(values)), error * float(stats.t.ppf(0.975, len(values) - 1))
 
 
 def _newcombe(found: float, count: int, found_too: float, count_too: int) -> tuple[float, float]:
@@ -153,9 +215,18 @@ for _structure in STRUCTURES:
         group=ANATOMY,
         better=LOWER,
         unit="points",
-        bounds=(0, 100),
+        bounds=PERCENT,
         label=f"Detection rate, {_title(_structure)}",
     )(partial(_detection, structure=_structure))
+    metric(
+        f"adherence_{_structure}",
+        f"Adherence to the mask, {_title(_structure)}",
+        group=ANATOMY,
+        better=HIGHER,
+        unit="%",
+        bounds=PERCENT,
+        label=f"Adherence to the mask, {_title(_structure)}",
+    )(partial(_adherence, structure=_structure))
 
 
 def _pooled_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -183,6 +254,6 @@ for _kind, _words in ((HISTOGRAM, "all voxels"), (HISTOGRAM_FOREGROUND, f"above 
         group=ANATOMY,
         better=LOWER,
         unit="HU",
-        bounds=NOT_NEGATIVE,
         place=0,
+        bounds=NOT_NEGATIVE,
     )(partial(_histogram_metric, kind=_kind))

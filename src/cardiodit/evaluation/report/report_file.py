@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.foreign_files import read_json
 from cardiodit.errors import CardioDiTError
 
 SCHEMA = "cardiodit-evaluation/1"
@@ -22,9 +23,9 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
 def read_report(path: Path) -> dict[str, Any]:
     """Read a report; a file with another schema is an error."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CardioDiTError(f"{path} cannot be read as a report: {error}.") from error
+        report = read_json(path)
+    except CardioDiTError as error:
+        raise CardioDiTError(f"{path} cannot be read as a report: {error}") from error
     schema = report.get("schema") if isinstance(report, dict) else None
     if schema != SCHEMA:
         raise CardioDiTError(

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import check_file, read_object
+from cardiodit.errors import CardioDiTError, reason_of
+from cardiodit.hub.registration import class_name_of
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.systems import System, system_of_pipeline
 
@@ -124,7 +126,7 @@ def read_model(folder: Path) -> Model:
     configs = {name: _read_config(folder / name / "config.json") for name in files}
     scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
     weights = {name: [read_weight_header(file) for file in found] for name, found in files.items()}
-    pipeline = _pipeline_class(_read_config(folder / INDEX))
+    pipeline = class_name_of(_read_config(folder / INDEX), folder)
     system = system_of_pipeline(pipeline)
     for component, config in configs.items():
         if config["_class_name"] != (expected := system.components[component]):
@@ -143,8 +145,8 @@ def find_weights(folder: Path) -> dict[str, list[Path]]:
             "pipe.save_pretrained create one."
         )
     index = _read_config(folder / INDEX)
-    system = system_of_pipeline(_pipeline_class(index))
-    names = [name for name in system.components if name == system.component or any(index.get(name) or [])]
+    system = system_of_pipeline(class_name_of(index, folder))
+    names = [name for name in system.components if name == system.component or any(_entry(index, name))]
     files = {name: sorted((folder / name).glob("*.safetensors")) for name in names}
     for name, found in files.items():
         if not found:
@@ -152,22 +154,18 @@ def find_weights(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _pipeline_class(index: dict[str, Any]) -> str:
-    kind = index["_class_name"]
-    return kind[-1] if isinstance(kind, list) else kind  # a folder with its own code also names the file
+def _entry(index: dict[str, Any], name: str) -> list[Any]:
+    entry = index.get(name)
+    return entry if isinstance(entry, list) else []
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["_class_name"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CardioDiTError(f"{path} cannot be read as a config. Save or copy the pipeline folder again.") from error
-    return config
+    return read_object(path, ["_class_name"], "Save or copy the pipeline folder again.")
 
 
 def read_weight_header(path: Path) -> WeightHeader:
     """Read the header of a safetensors file; raise an error if the file is damaged or truncated."""
+    check_file(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH), "little")
@@ -175,9 +173,13 @@ def read_weight_header(path: Path) -> WeightHeader:
                 raise ValueError("it does not begin with a header")
             entries = json.loads(file.read(length))
         metadata = entries.pop(METADATA, {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not texts")
         expected = LENGTH + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CardioDiTError(f"{path} is not a safetensors file: {error}. Copy it again from its source.") from error
+    except Exception as error:  # a header may hold anything
+        raise CardioDiTError(
+            f"{path} is not a safetensors file: {reason_of(error)}. Copy it again from its source."
+        ) from error
     if path.stat().st_size != expected:
         raise CardioDiTError(
             f"{path} is damaged: it has {path.stat().st_size} bytes, but its header describes {expected}. Copy it "

@@ -1,6 +1,5 @@
 """Read what a training run recorded: settings, duration, hardware, versions, energy."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,10 @@ from typing import Any
 
 import yaml
 
+from cardiodit._util.foreign_files import read_object
 from cardiodit._util.hashing import sha256_of
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.typed_yaml import read_yaml
+from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.hub.card.model_facts import Model, contains_weights
 from cardiodit.hub.card.model_words import table
 from cardiodit.hub.checks.files import absolute_paths
@@ -177,13 +178,14 @@ def read_run(folder: Path) -> TrainingRun:
         raise CardioDiTError(f"{folder} contains no {RECORD}, so it is not a training run.")
     try:
         record = _read_json(folder / RECORD)
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_yaml(folder / CONFIG)
         best_file = folder / "best" / "state.json"
         best = _read_json(best_file) if best_file.is_file() else None
         run = TrainingRun(folder, record, _to_yaml(config), best, _stage_of(folder, record, config))
         run.describe(folder)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise CardioDiTError(f"The record of the run {folder} is damaged ({type(error).__name__}: {error}).") from error
+    except Exception as error:  # a record may hold anything
+        reason = str(error) if isinstance(error, CardioDiTError) else f"{type(error).__name__}: {reason_of(error)}"
+        raise CardioDiTError(f"The record of the run {folder} is damaged ({reason}).") from error
     return run
 
 
@@ -197,7 +199,7 @@ def _stage_of(folder: Path, record: dict[str, Any], config: dict[str, Any]) -> S
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path)
 
 
 def _to_yaml(config: Any) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import LONGEST_TEXT, check_number_of_values, read_object
+from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.hub.card.model_facts import INDEX, find_weights, read_weight_header
 from cardiodit.hub.checks.images import findings_in_nifti, findings_in_picture, is_dicom
 from cardiodit.latents.file import METADATA as LATENT_MARK
@@ -62,21 +63,18 @@ def folder_problems(folder: Path) -> Iterator[str]:
     """Report missing and unreadable components of a pipeline folder."""
     try:
         find_weights(folder)
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_object(folder / INDEX)
         components = [name for name, value in index.items() if isinstance(value, list) and any(value)]
     except CardioDiTError as error:
         yield str(error)
-        return
-    except (ValueError, AttributeError):
-        yield f"{INDEX} cannot be read; save the folder again."
         return
     for name in components:
         if not any((folder / name).glob("*config.json")):
             yield f"{INDEX} lists the component {name}, whose config is missing; save or copy the folder again."
     for shards in folder.rglob("*.safetensors.index.json"):
         try:
-            names = set(json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            names = set(map(str, read_object(shards)["weight_map"].values()))
+        except Exception:
             yield f"{shards} cannot be read; save the folder again."
             continue
         if missing := sorted(name for name in names if not (shards.parent / name).is_file()):
@@ -95,6 +93,8 @@ def file_problems(folder: Path) -> Iterator[str]:
         elif leftover := next((part for part in Path(name).parts if _is_leftover(part)), None):
             if path.name == leftover:
                 yield f"{name} is left over from training and not part of the model; remove it."
+        elif not path.is_dir() and not path.is_file():
+            yield f"{name} is a device or a pipe; remove it."
         elif path.is_file():
             for finding in findings_in(path):
                 yield f"{name} {finding}."
@@ -130,12 +130,18 @@ def _kind_of(path: Path) -> str:
 
 def _text_check(findings: Callable[[str], Iterator[str]]) -> Callable[[Path], Iterator[str]]:
     def check(path: Path) -> Iterator[str]:
+        if path.stat().st_size > LONGEST_TEXT:
+            yield f"is longer than {LONGEST_TEXT} bytes, so it is not checked; shorten it or remove it"
+            return
         try:
             content = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             yield "is not UTF-8 text, so it cannot be checked; save it as UTF-8 or remove it"
             return
-        yield from findings(content)
+        try:
+            yield from findings(content)
+        except Exception as error:  # content may be anything
+            yield f"cannot be checked ({reason_of(error)}); correct it or remove it"
 
     return check
 
@@ -155,14 +161,14 @@ def _findings_in_weights(path: Path) -> Iterator[str]:
 def _parsed_json(value: str) -> Any:
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
 def _findings_in_array(path: Path) -> Iterator[str]:
     try:
         np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except Exception:
         yield "contains pickled objects or is damaged; save numbers only, or remove it"
 
 
@@ -182,8 +188,8 @@ def findings_in_jsonl(content: str) -> Iterator[str]:
 def _findings_in_documents(documents: list[str]) -> Iterator[str]:
     try:
         values = [json.loads(document) for document in documents]
-    except ValueError as error:
-        yield f"is not valid JSON ({error}), so it cannot be checked; fix it or remove it"
+    except (ValueError, RecursionError) as error:
+        yield f"is not valid JSON ({reason_of(error)}), so it cannot be checked; fix it or remove it"
         return
     yield from _findings_in_value(values)
 
@@ -191,9 +197,9 @@ def _findings_in_documents(documents: list[str]) -> Iterator[str]:
 def findings_in_yaml(content: str) -> Iterator[str]:
     try:
         values = list(yaml.safe_load_all(content))
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        yield f"is not valid YAML ({reason}), so it cannot be checked; fix it or remove it"
+        check_number_of_values(values, "it")
+    except Exception as error:
+        yield f"is not valid YAML ({reason_of(error)}), so it cannot be checked; fix it or remove it"
         return
     yield from _findings_in_value([values, content])
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging.nifti import SIZE_UNKNOWN
+from cardiodit.imaging.nifti import SIZE_UNKNOWN, has_extensions, read_header
 
 DICOM_MARK, DICOM_MARK_AT = b"DICM", 128
 
@@ -32,27 +31,28 @@ TRAILING = "data after its end"
 
 def is_dicom(path: Path) -> bool:
     """Recognize DICOM by content, whatever the file is called."""
+    return _first_bytes(path, DICOM_MARK_AT + len(DICOM_MARK))[DICOM_MARK_AT:] == DICOM_MARK
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
     with path.open("rb") as file:
-        return file.read(DICOM_MARK_AT + len(DICOM_MARK))[DICOM_MARK_AT:] == DICOM_MARK
+        return file.read(count)
 
 
 def findings_in_nifti(path: Path) -> Iterator[str]:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
     try:
-        header: Any = nibabel.load(path).header
+        header = read_header(path)
         for field in NIFTI_TEXT:
             text = bytes(header[field].tobytes()).rstrip(b"\0 ") if field in header else b""
             if text and text != SIZE_UNKNOWN:
                 yield f"has the text {text.decode('latin-1')!r} in its header's {field}; clear it"
         voxels_at = NIFTI_VOXELS_AT.get(int(header["sizeof_hdr"]), 0)
-        if int(header["vox_offset"]) > voxels_at or getattr(header, "extensions", None):
+        if int(header["vox_offset"]) > voxels_at or has_extensions(path, header):
             yield "has header extensions, where scanners and programs store patient data; save it without them"
-    except (ImageFileError, EOFError, OSError, KeyError, ValueError) as error:
-        yield f"cannot be read as NIfTI ({error}); create it again or remove it"
+    except Exception as error:  # a header may hold anything
+        yield f"cannot be read as NIfTI ({str(error).rstrip('.')}); create it again or remove it"
         return
-    if path.suffix == ".gz" and path.read_bytes()[3] & (GZIP_EXTRA | GZIP_NAME | GZIP_COMMENT):
+    if path.suffix == ".gz" and _first_bytes(path, 4)[3] & (GZIP_EXTRA | GZIP_NAME | GZIP_COMMENT):
         yield "contains the name it had before it was compressed; compress it again with gzip --no-name"
     if path.name not in _generated_files(path.parent):
         yield (

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cardiodit._util.foreign_files import read_text
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cohorts.cohort import (
     CohortFile,
@@ -44,7 +45,7 @@ def _add_patient(folder: Path, partition: str, search: Search) -> None:
     problems: list[str] = []
     info: dict[str, str] = {}
     if config.is_file():
-        pairs = (line.split(":", 1) for line in config.read_text().splitlines() if ":" in line)
+        pairs = (line.split(":", 1) for line in read_text(config).splitlines() if ":" in line)
         info = {key.strip(): value.strip() for key, value in pairs}
     else:
         problems.append(f"{config} is missing: it holds the group and the frames of ED and ES")
