@@ -299,7 +299,6 @@ class UNetSettings:
         MedLoRDUNetModel,
         omit=("prediction_type",),
         defaults={"in_channels": None, "sample_size": None},
-        kinds={"attention_head_dim": int | tuple[int, ...]},
     )
     diffusion: Section = settings_of_one(
         LATENT_OBJECTIVES, "objective", "what the model is trained to do", omit=("noise_power",)

@@ -72,6 +72,7 @@ def test_sizes_that_cannot_be_halved_are_refused(unet: MedLoRDUNetModel) -> None
     [
         ({"layers_per_block": (1, 1, 1)}, r"layers_per_block=\[1, 1, 1\] must have one entry for each of the 2 levels"),
         ({"norm_num_groups": 12}, "Level 0 has 16 channels, which 12 groups of normalisation do not divide"),
+        ({"attention_head_dim": (0, 16)}, "Level 0 has 16 channels, which heads of 0 do not divide"),
         ({"attention_head_dim": 24}, "Level 1 has 32 channels, which heads of 24 do not divide"),
         ({"prediction_type": "v"}, "prediction_type='v' is not one of v_prediction, epsilon, sample"),
         ({"sample_size": (8, 8, 5)}, "depth must be a multiple of 2"),
@@ -90,7 +91,7 @@ def test_the_class_default_of_the_published_controlnet_is_refused_in_words() -> 
 
 def test_blocks_may_differ_between_levels() -> None:
     model = MedLoRDUNetModel(
-        sample_size=(8, 8, 4), **{**SMALL, "layers_per_block": (1, 2), "attention_head_dim": (0, 8)}
+        sample_size=(8, 8, 4), **{**SMALL, "layers_per_block": (1, 2), "attention_head_dim": (16, 8)}
     )
     assert [len(level.blocks) for level in (*model.down_blocks, *model.up_blocks)] == [1, 2, 3, 2]
     assert model.middle_block.attention.attn.heads == 4

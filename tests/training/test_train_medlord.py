@@ -304,7 +304,7 @@ def settings_of(config: Path, kind: type, translate: Any) -> Any:
 
 def test_the_authors_configs_are_understood() -> None:
     unet = settings_of(RULED / "ldm.yaml", UNetSettings, translate_unet)
-    assert unet.model.block_out_channels == (64, 64, 128) and unet.model.attention_head_dim == (0, 0, 32)
+    assert unet.model.block_out_channels == (64, 64, 128) and unet.model.attention_head_dim == 32
     assert (unet.training.learning_rate, unet.training.lr_gamma, unet.training.ema_decay) == (5e-5, 0.9995, 0.999)
     assert unet.training.lr_scheduler == "exponential" and unet.diffusion.num_train_timesteps == 300
     control = settings_of(RULED / "controlnet.yaml", ControlNetSettings, translate_controlnet)

@@ -44,13 +44,15 @@ class UNetParams:
     @property
     def shape(self) -> dict[str, Any]:
         """The arguments that our U-Net and ControlNet share."""
-        levels = len(self.num_channels)
+        heads = repeat(self.num_head_channels, len(self.num_channels))
+        used = [size for size in heads if size > 0]
+        sizes = [size or used[-1] for size in heads] if used else [1]  # 0 where a level has no attention
         return {
             "in_channels": self.in_channels,
             "block_out_channels": self.num_channels,
             "layers_per_block": self.num_res_blocks,
             "attention_levels": self.attention_levels,
-            "attention_head_dim": repeat(self.num_head_channels, levels),
+            "attention_head_dim": sizes[0] if len(set(sizes)) == 1 else sizes,
             "norm_num_groups": self.norm_num_groups,
         }
 

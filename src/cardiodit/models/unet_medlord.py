@@ -72,7 +72,7 @@ class Levels:
                     f"Level {level} has {width} channels, which {groups} groups of normalisation do not divide."
                 )
             needs_heads = has_attention[level] or level == count - 1
-            if needs_heads and (dim < 1 or width % dim):
+            if dim < 1 or (needs_heads and width % dim):
                 raise CardioDiTError(f"Level {level} has {width} channels, which heads of {dim} do not divide.")
         used = tuple(dim if on else 0 for dim, on in zip(dims, has_attention, strict=True))
         return cls(tuple(widths), tuple(each["layers_per_block"]), used, dims[-1], groups, attention)
