@@ -217,7 +217,8 @@ def test_a_complete_folder_is_published_with_card_and_previews(
     repository = hub.repositories["lab/small"]
     assert repository.private
     held = repository.commits[-1].files
-    assert {name: held[name] for name in files} == files and set(held) - set(files) <= {".gitattributes"}
+    assert b"Small." not in files.pop("README.md") and b"Nobody." in held["README.md"]  # the reason, as given last
+    assert {name: held[name] for name in files} == files and set(held) - set(files) <= {".gitattributes", "README.md"}
     assert sum(name.startswith("previews/") for name in held) == 5
     assert (
         "contains absolute paths (/home/jane/ACDC)" in published.stderr and "Nothing was uploaded" in published.stderr
