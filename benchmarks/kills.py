@@ -29,7 +29,16 @@ from measuring import machine
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "saved"
 SHARES = {"train_vqgan": 25, "train_dit": 25, "encode": 15, "sample": 15, "prepare": 10, "evaluate": 10}  # of 100
 # Files that hold times, durations or the paths of a trial, so that they differ between any two runs.
-UNEQUAL = ("run.json", "metrics.jsonl", "samples.jsonl", "report.html", "config.yaml", "manifest.csv", "report.md")
+UNEQUAL = (
+    "run.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "report.html",
+    "config.yaml",
+    "manifest.csv",
+    "report.md",
+    "README.md",
+)
 PATIENCE = 300  # seconds
 
 

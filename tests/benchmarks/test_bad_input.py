@@ -1,6 +1,7 @@
 """Bad files of every kind, through every reader and a share of the commands: one clear sentence, or a result."""
 
 import json
+import os
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_what_is_no_network_or_device_is_named(
     sets = ("--real", manifest, "--synthetic", manifest, "--output_dir", tmp_path, "--preprocessing", "cine")
     end, said = script.command("evaluate", *sets, *options)
     assert end == script.SENTENCE and message in said
+
+
+def test_a_name_that_is_not_utf8_is_a_problem_of_its_file(script: ModuleType, tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
+    cohort.mkdir()
+    for name in (b"a.nii", b"b.nii", b"\xff.nii"):
+        (cohort / os.fsdecode(name)).write_bytes(script.plain_nifti(tmp_path / "good.nii"))
+    end, said = script.command("prepare", "folder", cohort, "--output_dir", tmp_path / "prepared")
+    assert end == script.SENTENCE and "has a name that is not UTF-8 text" in said
 
 
 def test_sizes_are_checked_before_anything_is_allocated(

@@ -131,6 +131,8 @@ def check_file(file: CohortFile, kind: str, folder: Path, how: Preparation) -> C
     """Read and check one file with its masks; write it to `folder` if it is not NIfTI. Errors become problems."""
     entry, of_kind = CheckedFile(file), KINDS[kind]
     try:
+        if not _is_utf8(file.image):
+            raise CardioDiTError(f"{file.image} has a name that is not UTF-8 text, so no table can hold it. Rename it.")
         volume = _read(file, of_kind, how, entry)
         if volume.is_cine and (slices := volume.voxels.shape[2]) < how.min_slices:
             entry.too_flat = f"has {slices} slice{'' if slices == 1 else 's'}"
@@ -149,6 +151,14 @@ def check_file(file: CohortFile, kind: str, folder: Path, how: Preparation) -> C
         is_about_file = message.startswith(name)
         entry.findings.problems.append(message.removeprefix(name) if is_about_file else f"cannot be read. {message}")
     return entry
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_nifti(path: Path) -> bool:
