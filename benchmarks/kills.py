@@ -122,6 +122,11 @@ def _comparable(path: Path) -> bytes:
     return b""
 
 
+def is_complete(name: str, output: Path) -> bool:
+    """Return whether `prepare` wrote its folder, in one piece, before it was killed: it takes no folder twice."""
+    return name == "prepare" and output.is_dir()
+
+
 def damage(run: Path, rng: random.Random) -> str:
     """Damage the newest checkpoint of a run, if it has one; return how."""
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -154,7 +159,7 @@ def campaign(name: str, kills: int, data: Path, work_folder: Path, rng: random.R
         output, said = work_folder / f"trial-{counts['trials']}", work_folder / f"trial-{counts['trials']}.txt"
         arguments, damages = arguments_of(name, data, output), ""
         counts["trials"] += 1
-        while counts["kills"] < kills:
+        while counts["kills"] < kills and not is_complete(name, output):
             process = start(name, arguments, said)
             process.join(rng.uniform(0, duration))
             if not process.is_alive():
@@ -166,7 +171,8 @@ def campaign(name: str, kills: int, data: Path, work_folder: Path, rng: random.R
                 damages = f"{damages} {how}"
                 counts[f"checkpoint {how.partition(':')[0]}"] += 1
         try:
-            finish(name, arguments, said)
+            if not is_complete(name, output):
+                finish(name, arguments, said)
             found = contents(output)
             if found != expected:
                 different = [key for key in {*found, *expected} if found.get(key) != expected.get(key)]

@@ -332,7 +332,8 @@ def main() -> None:
             processes=arguments.processes,
         )
         judged = {}
-        for number, generator_name in enumerate(arguments.only or BREAKS):
+        for generator_name in arguments.only or BREAKS:
+            number = list(BREAKS).index(generator_name)
             is_ideal = generator_name.startswith("ideal")
             hearts = phantoms(2 + number if is_ideal else 2, arguments.hearts, size)
             broken = BREAKS[generator_name](hearts, training, np.random.default_rng([0, number]))
