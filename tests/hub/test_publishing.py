@@ -186,9 +186,9 @@ from cardiodit import CardioDiTError, CardioDiTPipeline
 from cardiodit.cli import main
 from cardiodit.hub.client import create_repository
 assert main(["publish", "MODEL", "lab/small-hearts", "--dry_run"]) == 1  # the card's example names another model
-assert main(["publish", "MODEL", "lab/small", "--dry_run"]) == 0
-assert main(["publish", "MODEL", "lab/small"]) == 0
-assert main(["publish", "MODEL", "lab/small"]) == 0  # again, as after a change
+assert main(["publish", "MODEL", "lab/small", "--dry_run", "--without_audit", "x"]) == 0
+assert main(["publish", "MODEL", "lab/small", "--without_audit", "Small."]) == 0
+assert main(["publish", "MODEL", "lab/small", "--without_audit", "Nobody."]) == 0  # again, as after a change
 try:
     create_repository("lab/open", private=True)
 except CardioDiTError as error:
@@ -283,7 +283,7 @@ def test_all_problems_are_reported_at_once_before_any_network_access(
 def test_a_dry_run_lists_every_file_with_its_size_and_what_was_checked(
     complete: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert main(["publish", str(complete), "lab/hearts", "--dry_run"]) == 0
+    assert main(["publish", str(complete), "lab/hearts", "--dry_run", "--without_audit", "None."]) == 0
     *lines, end = capsys.readouterr().out.splitlines()
     listed = {line.split()[2]: line.split(maxsplit=3) for line in lines}
     files = {path.relative_to(complete).as_posix(): path for path in complete.rglob("*") if path.is_file()}

@@ -31,7 +31,10 @@ AUTHORS = {
 }
 TRAINING = {"cardiodit.training.train_vqgan": train_vqgan.main, "cardiodit.training.train_dit": train_dit.main}
 ELSEWHERE = ("git", "cd", "make", "pip", "hf", "export")
-OTHER_TESTS = {"doctor": "tests/test_doctor.py"}  # commands that take long, and the tests that run them
+OTHER_TESTS = {
+    "doctor": "tests/test_doctor.py",
+    "audit": "tests/privacy/test_audit.py",
+}  # commands that take long, and the tests that run them
 SHORT = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--validation_steps", "2", "--preview_samples", "0"]
 SMALLER = {
     ("--num", "40"): ("--num", "2"),
@@ -75,7 +78,8 @@ def run(words: list[str]) -> None:
         TRAINING[name]([*options, *steps, "--report_to", "none", "--cpu"])
         return
     assert name == "cardiodit", f"What is {name}?"
-    quick = ["--num_inference_steps", "2"] if options[0] == "sample" else []
+    extras = {"sample": ["--num_inference_steps", "2"], "publish": ["--without_audit", "Phantoms are nobody."]}
+    quick = extras.get(options[0], [])
     assert main([*options, *quick]) == 0, words
 
 
@@ -107,6 +111,8 @@ def test_all_of_them_run(newcomer: Path, hub: Any) -> None:
     for words in todo:
         if words[:2] == ["cardiodit", "publish"] and not (newcomer / "facts.yaml").exists():
             (newcomer / "facts.yaml").write_text(yaml.safe_dump(FACTS))
+        if "--audit" in words:  # which would need 19 held-out patients
+            words = [word for word in words if word not in ("--audit", "audit")]
         if "--write_facts" in words:
             (newcomer / "facts.yaml").rename("given.yaml")
         run(words)

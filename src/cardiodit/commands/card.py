@@ -61,6 +61,13 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         metavar="REPORT",
         help="report.json of `cardiodit evaluate`: its table and main numbers are added to the card",
     )
+    parser.add_argument(
+        "--audit",
+        type=Path,
+        metavar="REPORT",
+        help="audit.json of `cardiodit audit` of these weights: it is copied into FOLDER, and its results are added to "
+        "the card",
+    )
     parser.add_argument("--overwrite", action="store_true", help="also replace a card that was edited by hand")
 
 
@@ -89,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
 def make_card(arguments: argparse.Namespace, repository: str | None = None) -> "tuple[OwnerFacts, list[str]]":
     """Write the card of a folder; return the owner's facts and the list of what is still missing."""
     from cardiodit.evaluation.report import read_report
-    from cardiodit.hub.card.owner_facts import OwnerFacts, read_facts, with_evaluation
+    from cardiodit.hub.card.owner_facts import OwnerFacts, read_facts, with_audit, with_evaluation
     from cardiodit.hub.card.previews import copy_previews
     from cardiodit.hub.model_card import write_card
 
@@ -99,6 +106,10 @@ def make_card(arguments: argparse.Namespace, repository: str | None = None) -> "
     if arguments.evaluation:
         with reading(arguments.evaluation, "a report", "Create it again with `cardiodit evaluate`."):
             facts = with_evaluation(facts, read_report(arguments.evaluation))
+    if arguments.audit:
+        from cardiodit.hub.audit_gate import add_audit
+
+        facts = with_audit(facts, add_audit(arguments.folder, arguments.audit))
     if arguments.previews:
         copy_previews(arguments.previews, arguments.folder)
     return facts, write_card(arguments.folder, arguments.runs, facts, arguments.overwrite)

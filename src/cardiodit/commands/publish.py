@@ -25,6 +25,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("repository", metavar="ORG/NAME", help="destination repository, created if missing")
     parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
     add_sources(parser)
+    parser.add_argument(
+        "--without_audit",
+        metavar="REASON",
+        help="publish a model that was not audited (see `cardiodit audit`); the reason is written into its card",
+    )
     parser.add_argument("--message", default="Published with cardiodit", help="commit message (%(default)s)")
     parser.add_argument(
         "--dry_run",
@@ -36,21 +41,23 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from cardiodit.hub.bundled_models import pipeline_of_run
-    from cardiodit.hub.publishing import ADVICE, check_folder, check_name, inventory, publish
+    from cardiodit.hub.publishing import ADVICE, check_all, check_name, inventory, publish
 
     check_name(arguments.repository)
     arguments.folder = pipeline_of_run(arguments.folder)
     if arguments.facts:
         make_card(arguments, arguments.repository)
-    elif arguments.runs or arguments.previews or arguments.evaluation or arguments.overwrite:
+    elif arguments.runs or arguments.previews or arguments.evaluation or arguments.audit or arguments.overwrite:
         raise CardioDiTError(
-            "--run, --previews, --evaluation and --overwrite write the card again, which also needs --facts."
+            "--run, --previews, --evaluation, --audit and --overwrite write the card again, which also needs --facts."
         )
     if not arguments.dry_run:
-        address = publish(arguments.folder, arguments.repository, not arguments.public, arguments.message)
+        address = publish(
+            arguments.folder, arguments.repository, not arguments.public, arguments.message, arguments.without_audit
+        )
         print(f"Uploaded to {address}.")
         return
-    check_folder(arguments.folder, arguments.repository).raise_if_any(ADVICE)
+    check_all(arguments.folder, arguments.repository, arguments.without_audit).raise_if_any(ADVICE)
     files = inventory(arguments.folder)
     longest = max(len(file.name) for file in files)
     for file in files:

@@ -65,7 +65,7 @@ def fill_card(folder: Path, runs: Sequence[TrainingRun], facts: OwnerFacts) -> s
     words = {**sections(folder, model, runs, facts, emissions, previews), "name": name, "version": __version__}
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(body)
     filled = re.sub(r"\n{3,}", "\n\n", template.render(words))
-    return _sealed(f"---\n{block}---\n{filled}")
+    return sealed(f"---\n{block}---\n{filled}")
 
 
 def to_be_stated(card: str) -> list[str]:
@@ -84,7 +84,8 @@ def is_as_made(card: str) -> bool:
     return seal + "\n" == _seal_of(content + "\n")
 
 
-def _sealed(content: str) -> str:
+def sealed(content: str) -> str:
+    """Return a card with the mark by which `is_as_made` recognizes it."""
     return content + _seal_of(content)
 
 

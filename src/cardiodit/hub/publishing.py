@@ -8,6 +8,7 @@ from typing import Any
 
 from cardiodit._util.foreign_files import read_text
 from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.hub.audit_gate import audit_problems, write_reason
 from cardiodit.hub.card.metadata import metadata_problems
 from cardiodit.hub.card.owner_facts import HUB_ID
 from cardiodit.hub.checks.files import file_problems, folder_problems, what_is_checked
@@ -17,7 +18,13 @@ from cardiodit.hub.model_card import CARD, headings, to_be_stated
 ADVICE = "Nothing was uploaded. `cardiodit card --help` explains how to complete a card."
 
 
-def publish(folder: Path, repository: str, private: bool = True, message: str = "Published with cardiodit") -> Any:
+def publish(
+    folder: Path,
+    repository: str,
+    private: bool = True,
+    message: str = "Published with cardiodit",
+    without_audit: str | None = None,
+) -> Any:
     """Check a folder, upload it and return its address on the Hub.
 
     Args:
@@ -25,9 +32,12 @@ def publish(folder: Path, repository: str, private: bool = True, message: str = 
         repository: destination, org/name.
         private: create a private repository, and refuse one that is public.
         message: commit message.
+        without_audit: why the model was not audited; written into the card.
     """
     check_name(repository)
-    check_folder(folder, repository).raise_if_any(ADVICE)
+    check_all(folder, repository, without_audit).raise_if_any(ADVICE)
+    if without_audit is not None:
+        write_reason(folder, without_audit)
     address = create_repository(repository, private)
     upload(address, folder, message)
     return address
@@ -36,6 +46,14 @@ def publish(folder: Path, repository: str, private: bool = True, message: str = 
 def check_name(repository: str) -> None:
     if not HUB_ID.fullmatch(repository):
         raise CardioDiTError(f"{repository!r} is not a repository name; expected org/name.")
+
+
+def check_all(folder: Path, repository: str, without_audit: str | None) -> Problems:
+    """Collect everything that prevents a folder from being published, a missing audit too."""
+    problems = check_folder(folder, repository)
+    for sentence in audit_problems(folder, without_audit):
+        problems.add(sentence)
+    return problems
 
 
 def check_folder(folder: Path, repository: str | None = None) -> Problems:

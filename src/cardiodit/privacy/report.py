@@ -12,6 +12,7 @@ from cardiodit.evaluation.report.numbers import readable
 from cardiodit.evaluation.report.page import TEMPLATE as EVALUATION_PAGE
 from cardiodit.evaluation.report.players import MOST_BYTES, MOST_BYTES_OF_ONE, player
 from cardiodit.evaluation.report.report_file import write_report
+from cardiodit.hub.checks.files import INTERNAL_MARK
 from cardiodit.privacy.conclusions import interval, percent
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 REPORT, PAGE, SCHEMA = "audit.json", "audit.html", "cardiodit-audit/1"
 TEMPLATE = Path(__file__).with_name("audit.html.j2")
-INTERNAL_MARK = "cardiodit-internal"  # in pages with images of patients; `cardiodit publish` refuses them
 ATTACKERS = {
     "weights": "Everybody can download the weights, generate as many samples as they like and look inside the model.",
     "samples": "Everybody sees a fixed set of samples; the weights stay inside the institution.",

@@ -196,6 +196,22 @@ def blank_facts() -> str:
     return "\n".join(parts)
 
 
+def with_audit(facts: OwnerFacts, report: Mapping[str, Any]) -> OwnerFacts:
+    """Append the table and the conclusion of an audit to the owner's words, and its main number to the metrics."""
+    from cardiodit.privacy.report import summary_rows
+
+    words = [facts.memorization] if facts.memorization else []
+    words += ["\n".join(summary_rows(report)), *report["conclusion"][-1:]]
+    copies = report["detectors"][0]["copies"]["excess"]["value"]
+    measured = Metric(
+        name="Samples that are copies of training patients, beyond held-out patients, in percent",
+        value=round(100 * copies, 2),
+        dataset=f"{report['sets']['held-out']['patients']} held-out patients",
+        type="copies_excess",
+    )
+    return replace(facts, memorization="\n\n".join(words), metrics=(*(facts.metrics or ()), measured))
+
+
 def with_evaluation(facts: OwnerFacts, report: Mapping[str, Any]) -> OwnerFacts:
     """Append the table of an evaluation report to the owner's words, and its main numbers to the metrics."""
     from cardiodit.evaluation.report.markdown import number, table

@@ -27,6 +27,7 @@ LEFTOVERS = (
 )
 PLAIN_TEXT = ("LICENSE", "LICENCE", "NOTICE")
 
+INTERNAL_MARK = "cardiodit-internal"  # in pages of `cardiodit audit`, which show patients
 SHOWN = 3  # findings listed of each kind
 NAME = r"[^\s/\\\"'`<>|*?:;,(){}\[\]]+"  # a folder or file name
 BEFORE = r"(?<![^\s\"'`=(\[{,:;|>])"  # a path does not begin inside a word
@@ -212,6 +213,8 @@ def findings_in_csv(content: str) -> Iterator[str]:
 
 def findings_in_text(content: str) -> Iterator[str]:
     content = html.unescape(content)
+    if INTERNAL_MARK in content:
+        yield "shows images of patients (a page of `cardiodit audit`); remove it, and keep audit.json"
     yield from _findings_in_paths(absolute_paths(content))
     if tags := list(dict.fromkeys(DUMPED_TAGS.findall(content))):
         yield f"contains DICOM tags ({_first_few(tags)}); remove them with their values"
