@@ -22,6 +22,7 @@ from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
 from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.controlnet_medlord import MedLoRDControlNetModel
+from cardiodit.models.copy_detector import CopyDetector
 from cardiodit.models.discriminator import PatchDiscriminator
 from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.models.transformer_dit import DiTTransformerModel
@@ -436,6 +437,36 @@ class PRDiTSettings:
     process: Section = settings_of(NoiseAndImage)
     data: PRDiTDataSettings = PRDiTDataSettings()
     training: PRDiTTraining = PRDiTTraining()
+
+
+# --- Copy detector ---
+
+CONTRASTIVE_AUGMENTATION = replace(  # type: ignore[type-var]
+    AUGMENTATION, rotation_probability=0.5, flip_axes=(1,), flip_probability=0.5
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyDetectorDataSettings(DataSettings):
+    augmentation: Section = CONTRASTIVE_AUGMENTATION
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyDetectorTraining(Training):
+    train_batch_size: Count = option(10, "batch size of each process (GPU), in cine slices or volumes; at least 2")
+    num_train_epochs: Count = option(200, EPOCHS)
+    lr_scheduler: LearningRateSchedule = option("cosine", SCHEDULE)
+    lr_min_ratio: float = option(0.5, "final learning rate of the cosine schedule, as a fraction of learning_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyDetectorSettings:
+    """Config of the copy detector."""
+
+    model: Section = settings_of(CopyDetector, omit=("is_cine", "preprocessing", "training_data"))
+    temperature: float = option(0.07, "temperature of the contrastive loss")
+    data: CopyDetectorDataSettings = CopyDetectorDataSettings()
+    training: CopyDetectorTraining = CopyDetectorTraining()
 
 
 # --- Segmenter ---

@@ -18,6 +18,7 @@ from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.models.discriminator import PatchDiscriminator
 from cardiodit.training import (
     train_controlnet,
+    train_copy_detector,
     train_dit,
     train_prdit,
     train_segmenter,
@@ -29,6 +30,7 @@ from cardiodit.training.adapter_model import halvings
 from cardiodit.training.harness.command_line import SHIPPED, Request, read_command_line
 from cardiodit.training.settings import (
     ControlNetSettings,
+    CopyDetectorSettings,
     DiTSettings,
     PRDiTSettings,
     SegmenterSettings,
@@ -46,6 +48,7 @@ STAGES = {
     "dit": (DiTSettings, train_dit, ["--vae", "v"]),
     "tgca": (TGCASettings, train_tgca, ["--base", "b"]),
     "segmenter": (SegmenterSettings, train_segmenter, []),
+    "copy": (CopyDetectorSettings, train_copy_detector, []),
     "medlord": (UNetSettings, train_unet, ["--vae", "v"]),
     "controlnet": (ControlNetSettings, train_controlnet, ["--base", "b"]),
     "prdit": (PRDiTSettings, train_prdit, []),

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cardiodit.commands.subcommand import PRESETS, add_command, join_processes
+from cardiodit.commands.subcommand import DEVICE_HELP, PRESETS, add_command, join_processes
 
 INCOMPLETE = 3  # as of `cardiodit evaluate`
 RELEASES = ("weights", "samples", "service")
@@ -121,7 +121,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--processes", type=int, default=1, help="worker processes; does not change the report (%(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="device for networks, such as cpu or cuda (%(default)s)")
+    parser.add_argument("--device", help=f"{DEVICE_HELP} and only one process")
     parser.set_defaults(run=run)
 
 
@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = AuditSettings.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names and name != "run"}
     distributed = {"share": (state.process_index, state.num_processes), "wait": state.wait_for_everyone}
+    given["device"] = arguments.device or ("cpu" if arguments.processes > 1 else str(state.device))
     found = audit(AuditSettings(**given, run=arguments.training_run, **distributed))
     if found is None:
         return 0

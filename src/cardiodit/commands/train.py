@@ -24,6 +24,7 @@ STAGES = {
     "tgca": "an adapter that follows masks",
     "controlnet": "an adapter of MedLoRD that follows masks",
     "segmenter": "a network that labels hearts, to measure them",
+    "copy_detector": "a network that recognizes copies of training patients, for cardiodit audit",
 }
 
 
