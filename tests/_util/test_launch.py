@@ -1,4 +1,4 @@
-"""What the environment says of other processes is checked before anything waits for them."""
+"""The launch variables of other processes are checked before anything waits for them."""
 
 import pytest
 

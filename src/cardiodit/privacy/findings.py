@@ -1,4 +1,4 @@
-"""What one detector finds: copies among samples, training patients near samples, in all and in subgroups."""
+"""Findings of one detector: copies among samples, and training patients near samples, overall and by subgroup."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
