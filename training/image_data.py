@@ -90,6 +90,7 @@ class SliceDataset(Dataset):
     def __init__(
         self, volumes: PreparedVolumes, augmentation: Augmentation, seed: int, crop: Sequence[int] | None = None
     ) -> None:
+        augmentation.check(is_cine=any(len(shape) == 5 for shape in volumes.shapes))
         self.volumes = volumes
         self.augmentation = augmentation
         self.crop = crop
@@ -101,9 +102,8 @@ class SliceDataset(Dataset):
         shape = self.volumes.shapes[index]
         slices = shape[1] if len(shape) == 5 else 1
         image = read_slice(self.volumes, index, int(torch.randint(slices, (), generator=generator)))
-        spacing = self.volumes.geometries[index].spacing
-        plane = (1.0, 1.0) if spacing is None else spacing[:2]
-        image, _ = self.augmentation(image, generator=generator, spacing=plane)
+        spacing = self.volumes.geometries[index].spacing or (1.0, 1.0, 1.0)
+        image, _ = self.augmentation(image, generator=generator, spacing=spacing)
         start = [int(torch.randint(room + 1, (), generator=generator)) for room in room_for(image, self.crop)]
         return {"sample": cut(image, start, self.crop), "subject": self.volumes.cases[index].subject}
 

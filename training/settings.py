@@ -153,7 +153,9 @@ def build_preprocessing(section: Section) -> Preprocessing:
     return Preprocessing.from_dict({**start.to_dict(), **overrides})
 
 
-AUGMENTATION: Section = settings_of(Augmentation, kinds={"flip_axes": tuple[int, ...] | None})
+AUGMENTATION: Section = settings_of(
+    Augmentation, kinds={"flip_axes": tuple[int, ...] | None, "rotation_axes": tuple[int, ...]}
+)
 NO_AUGMENTATION = replace(AUGMENTATION, rotation_probability=0.0, flip_probability=0.0)  # type: ignore[type-var]
 ANATOMICAL_AUGMENTATION = replace(  # type: ignore[type-var]
     AUGMENTATION, rotation_degrees=15.0, rotation_probability=0.5, flip_probability=0.0, intensity_probability=0.8

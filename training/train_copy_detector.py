@@ -95,6 +95,7 @@ class ViewDataset(Dataset):
     """
 
     def __init__(self, volumes: PreparedVolumes, augmentation: Augmentation, model: CopyDetector, seed: int) -> None:
+        augmentation.check(model.config.is_cine)
         self.volumes, self.augmentation, self.model = volumes, augmentation, model
         self.order = SampleOrder(len(volumes), seed)
         self.seed = seed_for(seed, "views")
@@ -109,7 +110,8 @@ class ViewDataset(Dataset):
         slice_, first = torch.rand(2, generator=generator).tolist()
         is_cine = len(shape) == 5
         image = self.volumes.slice_of(index, int(slice_ * shape[1])) if is_cine else self.volumes[index]
-        altered, _ = self.augmentation(image, (), generator)
+        spacing = self.volumes.geometries[index].spacing or (1.0, 1.0, 1.0)
+        altered, _ = self.augmentation(image, (), generator, spacing=spacing)
         if is_cine:
             altered = altered.roll(int(first * shape[4]), dims=3)
         return {"plain": self._view(image), "altered": self._view(altered), "subject": case.subject}

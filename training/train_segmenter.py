@@ -141,9 +141,8 @@ class FrameDataset(Dataset):
         index, time = self.cines.frames[self.order[visit]]
         generator = generator_for(self.seed, visit)
         image, labels = self.cines.frame(index, time)
-        spacing = self.cines.geometries[index].spacing
-        plane = (1.0, 1.0) if spacing is None else spacing[:2]
-        image, (labels,) = self.augmentation(image, [labels], generator, spacing=plane)
+        spacing = self.cines.geometries[index].spacing or (1.0, 1.0, 1.0)
+        image, (labels,) = self.augmentation(image, [labels], generator, spacing=spacing)
         is_blurred, blur, noise = torch.rand(3, generator=generator).tolist()
         if is_blurred < 0.5:
             sigma = blur * self.blur

@@ -114,7 +114,11 @@ def _of_medlord(plain: Plain, config: VQGANConfig) -> Plain:
     return {
         **plain,
         "dimensions": 3,
-        "data": {"preprocessing": {"preset": "voldit-tgca"}, "crop": training.roi_size},
+        "data": {
+            "preprocessing": {"preset": "voldit-tgca"},
+            "augmentation": {"flip_axes": [1], "rotation_axes": [0, 1, 2]},
+            "crop": training.roi_size,
+        },
         "training": {**constant, **{key: value for key, value in plain["training"].items() if value is not None}},
     }
 

@@ -395,7 +395,12 @@ def test_chests_have_no_heartbeat(tmp_path: Path) -> None:
     found = evaluate(
         EvaluationSettings(tmp_path / "real" / "manifest.csv", folder, tmp_path / "out", segmenter="cinema")
     )
-    assert {metric["group"] for metric in found.report["metrics"]} == {"distribution", "diversity", "anatomy"}
+    assert {metric["group"] for metric in found.report["metrics"]} == {
+        "distribution",
+        "diversity",
+        "anatomy",
+        "consistency",
+    }
     for reason in ("these volumes have no frames", "the segmenter labels hearts"):
         assert any(reason in text for text in found.report["protocol"]["left_out"])
     assert found.report["protocol"]["segmenter"] is None and not found.report["curves"]

@@ -33,6 +33,8 @@ def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
     now = to_yaml(asdict(STAGES[stage]()))
     for section, keys in {**EVERYWHERE, **NEW.get(stage, {})}.items():
         assert {key: now[section].pop(key) for key in keys} == keys
+    if "data" in now:
+        assert now["data"]["augmentation"].pop("rotation_axes") == [2]
     assert now == DEFAULTS[stage]
 
 

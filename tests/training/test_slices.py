@@ -67,6 +67,11 @@ def test_a_box_larger_than_the_images(volumes: PreparedVolumes) -> None:
         SliceDataset(volumes, STILL, seed=0, crop=(40, 32, 8))[0]
 
 
+def test_only_volumes_turn_about_all_axes(volumes: PreparedVolumes) -> None:
+    with pytest.raises(CardioDiTError, match="for cine it must be"):
+        SliceDataset(volumes, Augmentation(rotation_axes=(0, 1, 2)), seed=0)
+
+
 def test_ct_is_cut_into_boxes(tmp_path: Path) -> None:
     manifest = write_chests(tmp_path / "chests", num=1, size=(32, 32, 24))
     chests = PreparedVolumes(read_manifest(manifest), Preprocessing(size=(32, 32, 24)))

@@ -318,6 +318,9 @@ def test_the_authors_configs_are_understood() -> None:
     assert (training.learning_rate, training.discriminator_learning_rate) == (3e-5, 1e-4)
     assert (training.lr_scheduler, training.adam_beta1, training.weight_decay) == ("constant", 0.9, 0.01)
     assert vqgan.losses.spectral_weight == 1.0
+    augmentation = vqgan.data.augmentation
+    assert (augmentation.rotation_axes, augmentation.flip_axes) == ((0, 1, 2), (1,))
+    assert (augmentation.rotation_degrees, augmentation.rotation_probability) == (5.0, 0.2)
 
 
 def test_what_the_authors_code_cannot_read_is_read_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

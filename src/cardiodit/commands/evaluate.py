@@ -133,6 +133,11 @@ def _add_measurement(group: argparse._ArgumentGroup) -> None:
         help="also train networks (critics) to tell both sets apart; slow, and needs at least 16 volumes per set",
     )
     group.add_argument(
+        "--radiomics",
+        action="store_true",
+        help="also measure textures of CT, for the Fréchet radiomics distance; slow: a minute for a large volume",
+    )
+    group.add_argument(
         "--metric",
         dest="metrics",
         action="append",

@@ -27,6 +27,7 @@ from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES
 from cardiodit.evaluation.metrics.copies import distances_to_training
 from cardiodit.evaluation.metrics.function import CURVES
 from cardiodit.evaluation.metrics.orientation import notes_on_orientation
+from cardiodit.evaluation.metrics.radiomics import RADIOMICS
 from cardiodit.evaluation.metrics.registry import Compute, Scoring, choose_metrics, compute_by_subject, sources_of
 from cardiodit.evaluation.report import SCHEMA, rounded, write_report, write_text
 from cardiodit.evaluation.report.markdown import model_index_yaml, table
@@ -73,6 +74,7 @@ class EvaluationSettings:
         reconstructions: VQ model through which real volumes are passed.
         masks: table of the masks that steered the samples, for their adherence to them.
         critic: also train critics.
+        radiomics: also measure radiomics features, for the Fréchet radiomics distance of CT.
         metrics: the user's own metrics: functions under `@metric`, or `module:name` or `file.py:name`.
         max_volumes: random subset of this many volumes per set.
         processes: worker processes; does not change the report.
@@ -94,6 +96,7 @@ class EvaluationSettings:
     reconstructions: str | None = None
     masks: Path | None = None
     critic: bool = False
+    radiomics: bool = False
     metrics: Sequence[str | Compute] = ()
     max_volumes: int | None = None
     seed: int = 0
@@ -119,7 +122,8 @@ class Evaluation:
 def evaluate(settings: EvaluationSettings) -> Evaluation:
     """Compare generated volumes with real ones, and write the report in all its forms."""
     _check(settings)
-    metrics = choose_metrics(settings.metrics, options=["critic"] if settings.critic else [])
+    switched_on = [name for name in ("critic", RADIOMICS) if getattr(settings, name)]
+    metrics = choose_metrics(settings.metrics, options=switched_on)
     real = open_real(settings.real).drawn(settings.max_volumes, settings.seed)
     synthetic = open_synthetic(settings.synthetic).drawn(settings.max_volumes, settings.seed)
     training = open_training(settings.training, real) if settings.training else None
@@ -164,6 +168,7 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
                 **evaluators.describe(),
                 "labels": dict(config.labels),
                 "critic": settings.critic,
+                "radiomics": settings.radiomics,
                 **own,
                 "seed": settings.seed,
                 "counts": {side.volumes.name: len(side.items) for side in sets},
@@ -216,7 +221,8 @@ def _configure(
     labels: dict[str, str | None] = {REAL: None, SYNTHETIC: None}
     if not is_cine:
         left_out.append(
-            "Heart function, plausibility, consistency and spatiotemporal features: these volumes have no frames."
+            "Heart function, plausibility, consistency over time and spatiotemporal features: these volumes have no "
+            "frames."
         )
         if not settings.segmenter:
             left_out.append("Volumes of anatomical structures: no segmenter was given (--segmenter).")
@@ -239,6 +245,8 @@ def _configure(
         )
     if settings.masks and is_cine:
         left_out.append("Adherence to masks: it is measured in CT only.")
+    if settings.radiomics and is_cine:
+        left_out.append("Fréchet radiomics distance: it is measured in CT only.")
     if settings.real_masks and not real.has_masks:
         raise CardioDiTError(
             "--real_masks: the manifest of the real volumes has no column mask with a path in it, and no ed_mask and "
@@ -262,6 +270,7 @@ def _configure(
         labels=tuple(labels.items()),
         vae=settings.reconstructions,
         is_cine=is_cine,
+        radiomics=settings.radiomics and not is_cine,
         device=settings.device,
     )
     return config, left_out

@@ -26,6 +26,7 @@ class EvaluatorConfig:
         labels: source of each set's labels: "masks", "segmenter" or None.
         vae: VQ model through which real volumes are passed; None for none.
         is_cine: whether volumes have frames; others have no spatiotemporal features.
+        radiomics: whether radiomics features are measured.
         device: of the networks.
     """
 
@@ -36,6 +37,7 @@ class EvaluatorConfig:
     labels: tuple[tuple[str, str | None], ...] = ()
     vae: str | None = None
     is_cine: bool = True
+    radiomics: bool = False
     device: str = "cpu"
 
     def labels_of(self, name: str) -> str | None:
@@ -49,12 +51,14 @@ class Evaluators:
 
     Args:
         networks: by the kind of their features.
+        radiomics: whether radiomics features are measured.
         left_out: what they cannot measure, and why.
     """
 
     networks: dict[str, FeatureNetwork]
     segmenter: Segmenter | None = None
     vae: Any = None
+    radiomics: bool = False
     left_out: list[str] = field(default_factory=list)
 
     @cached_property
@@ -70,7 +74,7 @@ class Evaluators:
             self.segmenter.structures or self.segmenter.labels,
             repr(self.segmenter.grid),
         ]
-        return [networks, segmenter, self.vae_identity]
+        return [networks, segmenter, self.vae_identity, self.radiomics]
 
     def describe(self) -> dict[str, Any]:
         """For the report's protocol."""
@@ -103,7 +107,7 @@ def open_evaluators(config: EvaluatorConfig) -> Evaluators:
         except CardioDiTError as error:
             left_out.append(f"Spatiotemporal features: {error}")
     segmenter = open_segmenter(config.segmenter, config.device) if config.segmenter else None
-    return Evaluators(networks, segmenter, _open_vae(config), left_out)
+    return Evaluators(networks, segmenter, _open_vae(config), config.radiomics, left_out)
 
 
 def _choice(config: EvaluatorConfig, kind: str) -> Choice:

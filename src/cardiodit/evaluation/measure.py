@@ -19,7 +19,9 @@ from cardiodit.evaluation.metrics.consistency import FEWEST_FRAMES, consistency
 from cardiodit.evaluation.metrics.function import CURVES, heart_function, volumes_ml, wall_thickening
 from cardiodit.evaluation.metrics.orientation import orientation
 from cardiodit.evaluation.metrics.plausibility import plausibility
+from cardiodit.evaluation.metrics.radiomics import RADIOMICS, radiomics
 from cardiodit.evaluation.metrics.reconstruction import reconstruction_numbers
+from cardiodit.evaluation.metrics.slices import slice_consistency
 from cardiodit.evaluation.metrics.timing import beat_timing, farthest_frame_percent
 from cardiodit.evaluation.volume_sets import REAL, TRAINING, Item, Labels, Loaded, is_whole_beat, load, load_labels
 from cardiodit.imaging.geometry import Geometry
@@ -88,8 +90,8 @@ def measure(item: Item, steps: Preprocessing, evaluators: Evaluators, labels_fro
         numbers |= reconstruction_numbers(evaluators.vae, loaded, segment)
     features = _features(volume, evaluators)
     if not volume.is_cine:
-        found_in_ct, histograms = _measure_ct(item, loaded, steps, evaluators)
-        numbers, features = numbers | found_in_ct, features | histograms
+        found_in_ct, rows = _measure_ct(item, loaded, steps, evaluators)
+        numbers, features = numbers | found_in_ct, features | rows
     return Measured(content_of(volume), summarize(loaded), features, numbers, found.curves, found.plausible)
 
 
@@ -122,14 +124,15 @@ def _measure_labels(labels: Labels | None, volume: Volume, closes: bool) -> Labe
 def _measure_ct(
     item: Item, loaded: Loaded, steps: Preprocessing, evaluators: Evaluators
 ) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
-    """Return the numbers and histograms of a CT volume: Hounsfield units where they are known, and structures."""
+    """Return the numbers and rows of features of a CT volume; Hounsfield units and structures where they are known."""
     volume = loaded.volume
-    numbers: dict[str, float | None] = {}
-    histograms: dict[str, np.ndarray] = {}
+    numbers: dict[str, float | None] = {**slice_consistency(volume.voxels, volume.geometry)}
+    rows: dict[str, np.ndarray] = {RADIOMICS: radiomics(volume.voxels)} if evaluators.radiomics else {}
     units = loaded.units or steps.intensity.units  # samples without a record are in [-1, 1]
     if units is not None and steps.intensity.is_fixed:
         found, histograms = hounsfield(volume.voxels, units)
-        numbers |= found
+        numbers.update(found)
+        rows |= histograms
     if (segmenter := evaluators.segmenter) is not None:
         segment = partial(segmenter.segment_volume, volume.voxels, volume.geometry)
         labels = _call(f"The segmenter {segmenter.name}", segment)
@@ -138,7 +141,7 @@ def _measure_ct(
         if item.requested is not None:
             masks, _ = prepared_masks(item.requested, item.requested_keys, steps)
             numbers |= adherence(labels, structures, masks)
-    return numbers, histograms
+    return numbers, rows
 
 
 def _segment(evaluators: Evaluators, geometry: Geometry, voxels: np.ndarray) -> np.ndarray:

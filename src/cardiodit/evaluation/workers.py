@@ -32,7 +32,7 @@ from cardiodit.evaluation.volume_sets import Item, Problem, mask_paths
 from cardiodit.imaging.manifest import reading_columns
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 
-FORMAT = 5  # of the cache; to be raised when the same volume would be measured differently
+FORMAT = 6  # of the cache; to be raised when the same volume would be measured differently
 FACTS = "facts"  # entry of a cache file with all that is not an array
 
 Input = TypeVar("Input")

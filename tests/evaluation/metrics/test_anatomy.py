@@ -95,6 +95,7 @@ def test_a_report_of_ct_has_anatomy_beside_its_floors(folder: Path) -> None:
         assert found["unit"] == unit and found["floor"]["value"] > 0
     assert metrics["detection_heart"]["value"] == 0 and metrics["detection_liver"]["value"] == 0
     assert "Found in 0% of the real and 0% of the synthetic" in metrics["detection_liver"]["notes"][0]
+    assert metrics["detection_heart"]["floor"]["matched"] == 0 and metrics["detection_heart"]["p_value"] == 1
     assert "wasserstein_volume_ml_liver" not in metrics and "detection_spleen" not in metrics
     assert metrics["wasserstein_hu_histogram"]["floor"]["value"] > 0 and metrics["wad_div_3"]["group"] == "diversity"
     assert report["protocol"]["segmenter"]["labels"] == {"lungs": 2, "heart": 5, "liver": 9}
@@ -104,8 +105,23 @@ def test_a_report_of_ct_has_anatomy_beside_its_floors(folder: Path) -> None:
 def test_without_a_segmenter_hounsfield_units_remain(folder: Path) -> None:
     report = report_of(folder, "plain", segmenter=None)
     names = {each["name"] for each in report["metrics"]}
+    assert "frechet_radiomics" not in names and report["protocol"]["radiomics"] is False
     assert "wasserstein_hu_sd" in names and not any(name.startswith("detection") for name in names)
     assert any("no segmenter was given" in reason for reason in report["protocol"]["left_out"])
+
+
+def test_radiomics_and_slices_are_beside_their_floors(folder: Path) -> None:
+    report = report_of(folder, "radiomics", segmenter=None, radiomics=True)
+    metrics = {each["name"]: each for each in report["metrics"]}
+    found = metrics["frechet_radiomics"]
+    assert found["group"] == "distribution" and found["floor"]["value"] > 0 and report["protocol"]["radiomics"] is True
+    assert "Its logarithm, which is usually published" in found["notes"][0]
+    for name in ("slice_step_sagittal", "slice_correlation_coronal", "border_jump_axial"):
+        assert metrics[f"wasserstein_{name}"]["floor"]["value"] > 0
+        assert metrics[f"wasserstein_{name}"]["group"] == "consistency"
+    page = (folder / "radiomics" / "report.html").read_text()
+    assert "Fréchet radiomics distance" in page and "Difference of neighbouring slices, sagittal" in page
+    assert "Fréchet radiomics distance" in (folder / "radiomics" / "table.md").read_text()
 
 
 def test_scans_of_an_unknown_unit_have_no_hounsfield_units(folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import Estimate, Floor
-from cardiodit.evaluation.metrics.numbers import Quantity, register_quantities
+from cardiodit.evaluation.metrics.numbers import Quantity, compare, register_quantities
 from cardiodit.evaluation.metrics.registry import (
     ANATOMY,
     HIGHER,
@@ -155,17 +155,26 @@ def _at_border(labels: np.ndarray) -> set[int]:
 
 
 def _detection(scoring: Scoring, *, structure: str) -> Result | None:
-    """Return |synthetic − real| of the share of volumes in which a structure was found, with Newcombe's interval."""
+    """Return |synthetic − real| of the share of volumes in which a structure was found, with Newcombe's interval.
+
+    Of values that are 0 or 1, this difference is the Wasserstein distance, so its floor and test are the same.
+    """
     real, synthetic = scoring.numbers(f"found_{structure}")
-    if not real or not synthetic:
+    if min(len(real), len(synthetic)) < 2:
         return None
-    rates = [100 * float(np.mean(found)) for found in (real, synthetic)]
+    compared = compare(real, synthetic, seed=scoring.seed)
+    rates = [100 * compared.real.mean, 100 * compared.synthetic.mean]
     low, high = _newcombe(sum(real), len(real), sum(synthetic), len(synthetic))
     note = (
         f"Found in {rates[0]:.4g}% of the real and {rates[1]:.4g}% of the synthetic volumes; difference "
         f"{rates[1] - rates[0]:.3g} points ({100 * low:.3g} to {100 * high:.3g})."
     )
-    return Result(Estimate(abs(rates[1] - rates[0]), method="difference of detection rates", notes=(note,)))
+    value = 100 * compared.wasserstein
+    return Result(
+        Estimate(value, method="difference of detection rates", notes=(note,)),
+        Floor(100 * compared.floor, None, 100 * compared.floor_high, value, None),
+        p_value=compared.p_value,
+    )
 
 
 def _adherence(scoring: Scoring, *, structure: str) -> Result | None:
