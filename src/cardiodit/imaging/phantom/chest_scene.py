@@ -123,11 +123,15 @@ class _Scene:
 
     def box(self, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> Box:
         """Return the voxels between two corners, with a margin for soft edges."""
-        first, second, third = (
-            slice(int(np.searchsorted(axis, a - self.edge)), int(np.searchsorted(axis, b + self.edge)))
-            for axis, a, b in zip(self.axes, low, high, strict=True)
+        return self.boxes(np.array([low]), np.array([high]))[0]
+
+    def boxes(self, low: np.ndarray, high: np.ndarray) -> list[Box]:
+        """Return the voxels between each two corners (N, 3)."""
+        ends = (
+            zip(np.searchsorted(axis, a - self.edge).tolist(), np.searchsorted(axis, b + self.edge).tolist())
+            for axis, a, b in zip(self.axes, low.T, high.T, strict=True)
         )
-        return first, second, third
+        return [(slice(*first), slice(*second), slice(*third)) for first, second, third in zip(*ends)]
 
     def points(self, box: Box = WHOLE) -> Points:
         x, y, z = (axis[part] for axis, part in zip(self.axes, box, strict=True))
@@ -148,8 +152,7 @@ class _Scene:
         share, inside = np.zeros(self.size, np.float32), np.zeros(self.size, bool)
         reach = np.maximum(np.maximum(tubes.start_radii, tubes.end_radii), self.edge / 2)[:, None]
         low, high = np.minimum(tubes.starts, tubes.ends) - reach, np.maximum(tubes.starts, tubes.ends) + reach
-        for i in range(len(tubes.starts)):
-            box = self.box(low[i], high[i])
+        for i, box in enumerate(self.boxes(low, high)):
             if any(part.start >= part.stop for part in box):
                 continue
             axis, start_radius = tubes.ends[i] - tubes.starts[i], float(tubes.start_radii[i])
@@ -159,6 +162,8 @@ class _Scene:
             distance = np.sqrt((x - along * a) ** 2 + (y - along * b) ** 2 + (z - along * c) ** 2)
             radius = start_radius + along * (float(tubes.end_radii[i]) - start_radius)
             inside[box] |= distance < radius
+            if not self.has_image:
+                continue
             seen = np.maximum(radius, self.edge / 2)
             filled = np.clip(0.5 + (seen - distance) / self.edge, 0, 1) * (np.maximum(radius, 0) / seen) ** 2
             np.maximum(share[box], filled, out=share[box])
