@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cardiodit.commands.subcommand import DEVICE_HELP, PRESETS, add_command, join_processes
+from cardiodit.commands.subcommand import DEVICE_HELP, add_command, add_preprocessing, join_processes
 
 INCOMPLETE = 3  # as of `cardiodit evaluate`
 RELEASES = ("weights", "samples", "service")
@@ -102,11 +102,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     attack.add_argument(
         "--reference", metavar="MODEL", help="model trained on other patients, which tells how difficult a volume is"
     )
-    steps = parser.add_argument_group(
-        "preprocessing of the real volumes", "if neither the samples nor --model record it"
-    )
-    steps.add_argument("--preprocessing", metavar="NAME", help=f"one of {', '.join(PRESETS)}, or a JSON file")
-    steps.add_argument("--depth", type=int, help="number of slices to crop or pad to; default: as in the preprocessing")
+    add_preprocessing(parser, "if neither the samples nor --model record it")
     report = parser.add_argument_group("report")
     report.add_argument(
         "--release",
@@ -132,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = AuditSettings.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names and name != "run"}
     distributed = {"share": (state.process_index, state.num_processes), "wait": state.wait_for_everyone}
+    given["spacing"] = tuple(arguments.spacing) if arguments.spacing else None
     given["device"] = arguments.device or ("cpu" if arguments.processes > 1 else str(state.device))
     found = audit(AuditSettings(**given, run=arguments.training_run, **distributed))
     if found is None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cardiodit.commands.subcommand import DEVICE_HELP, PRESETS, add_command, device_or_default
+from cardiodit.commands.subcommand import DEVICE_HELP, add_command, add_preprocessing, device_or_default
 
 INCOMPLETE = 3  # exit code if some volumes could not be evaluated; 2 is argparse's for invalid options
 EXIT_CODES = f"""exit code:
@@ -53,7 +53,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         required=True,
         help="folder for the reports; measurements are also kept there, so that an interrupted run resumes",
     )
-    _add_preparation(parser.add_argument_group("preprocessing of the real volumes", "if the samples do not record it"))
+    add_preprocessing(parser, "if the samples do not record it").add_argument(
+        "--model",
+        help="model whose preprocessing is used: a pipeline, VQ model or PRDiT, as a folder or org/name on the Hub",
+    )
     _add_measurement(parser.add_argument_group("measurement"))
     parser.add_argument("--max_volumes", type=int, metavar="N", help="use only a random subset of N volumes per set")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
@@ -67,24 +70,6 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--device", help=f"{DEVICE_HELP} and only one process. Another device changes the numbers by rounding"
     )
     parser.set_defaults(run=run, resumes=True)
-
-
-def _add_preparation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model",
-        help="model whose preprocessing is used: a pipeline, VQ model or PRDiT, as a folder or org/name on the Hub",
-    )
-    group.add_argument(
-        "--preprocessing", metavar="NAME", help=f"one of {', '.join(PRESETS)}, or a JSON file with its settings"
-    )
-    group.add_argument("--depth", type=int, help="number of slices to crop or pad to; default: as in the preprocessing")
-    group.add_argument(
-        "--spacing",
-        type=float,
-        nargs=3,
-        metavar=("H", "W", "D"),
-        help="voxel size in mm to resample to; default: as in the preprocessing",
-    )
 
 
 def _add_measurement(group: argparse._ArgumentGroup) -> None:

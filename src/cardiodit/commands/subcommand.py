@@ -87,6 +87,23 @@ def add_command(commands: argparse._SubParsersAction, name: str, summary: str, e
     return parser
 
 
+def add_preprocessing(parser: argparse.ArgumentParser, known: str) -> argparse._ArgumentGroup:
+    """Add options that say how real volumes are prepared; `known` tells when they are not needed."""
+    group = parser.add_argument_group("preprocessing of the real volumes", known)
+    group.add_argument(
+        "--preprocessing", metavar="NAME", help=f"one of {', '.join(PRESETS)}, or a JSON file with its settings"
+    )
+    group.add_argument("--depth", type=int, help="number of slices to crop or pad to; default: as in the preprocessing")
+    group.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar=("H", "W", "D"),
+        help="voxel size in mm to resample to; default: as in the preprocessing",
+    )
+    return group
+
+
 DEVICE_HELP = "device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one"
 
 
