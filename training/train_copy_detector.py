@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.cache import PreparedVolumes
-from cardiodit.models.copy_detector import CopyDetector, nt_xent
+from cardiodit.models.copy_detector import DIGITS, CopyDetector, nt_xent
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
@@ -60,6 +61,7 @@ def train(request: Request[CopyDetectorSettings], run: Run) -> None:
         is_cine=len(volumes.shapes[0]) == 5,
         preprocessing=volumes.steps.to_dict(),
         training_data=volumes.identity,
+        seen_files=sorted(sha256_of(case.image)[:DIGITS] for case in (*volumes.cases, *validation.cases)),
     )
     optimizer = torch.optim.Adam(decay_groups(model, training.weight_decay), training.learning_rate)
     model, optimizer = run.accelerator.prepare(model, optimizer)

@@ -14,7 +14,7 @@ from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.models.copy_detector import CopyDetector
-from cardiodit.privacy.detectors import DetectorConfig, open_detector
+from cardiodit.privacy.detectors import DetectorConfig, check_unseen, open_detector
 from cardiodit.training import train_copy_detector
 
 from ..conftest import train
@@ -60,6 +60,12 @@ def test_it_learns_resumes_and_is_used_by_the_audit(manifests: list[Path], tmp_p
     assert detector.rows(voxels, None, is_query=False).shape == (1, 2, 32)
     assert detector.rows(voxels, None, is_query=True).shape == (4, 2, 32)
     assert detector.describe()["training"] == model.config.training_data
+
+    unseen = write_cohort(tmp_path / "unseen", 2, 9, (16, 16, 2, 4))
+    check_unseen(detector, [case.image for case in read_manifest(unseen)])
+    for manifest in manifests:
+        with pytest.raises(CardioDiTError, match="trained or validated on 1 of the held-out files"):
+            check_unseen(detector, [read_manifest(unseen)[0].image, read_manifest(manifest)[1].image])
 
 
 def test_volumes_without_frames_are_embedded_whole(tmp_path: Path) -> None:

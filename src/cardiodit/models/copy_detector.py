@@ -3,6 +3,7 @@
 Architecture of Dar et al. (arXiv:2402.01054) for 3D volumes; cines are embedded slice by slice, with time as an axis.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cardiodit.models.loading import StrictModelMixin
 LEAST = 4  # voxels along each axis after the last block
 CHANNELS = 8  # of the map that is flattened
 DROPOUT = 0.5
+DIGITS = 16  # of a hash, by which files are recognized
 
 Stride = tuple[int, int, int]
 
@@ -91,7 +93,9 @@ class CopyDetector(StrictModelMixin):
         width: channels before the first block; each block doubles them.
         embedding_dim: length of an embedding.
         preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`.
-        training_data: identity of the volumes that it was trained on, which may not serve as held-out patients.
+        training_data: identity of the volumes that it was trained on.
+        seen_files: beginnings of the hashes (SHA-256) of the files that it was trained and validated on, which must not
+            serve as held-out patients.
     """
 
     @register_to_config
@@ -103,6 +107,7 @@ class CopyDetector(StrictModelMixin):
         embedding_dim: int = 32,
         preprocessing: dict[str, Any] | None = None,
         training_data: str | None = None,
+        seen_files: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if any(n < LEAST or n % LEAST or (n // LEAST) & (n // LEAST - 1) for n in size) or max(size) <= LEAST:

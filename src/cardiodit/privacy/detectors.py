@@ -17,8 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Triple
+from cardiodit.models.copy_detector import DIGITS
 
 FORMAT = 1  # to be raised when the same volume would get other rows
 PIXELS, LATENTS = "pixels", "latents"
@@ -82,6 +84,19 @@ def open_detector(config: DetectorConfig) -> Detector:
     if (Path(config.name) / CONFIG).is_file() or (Path(config.name) / "best").is_dir():
         return TrainedDetector.open(config)
     return _open_features(config)
+
+
+def check_unseen(detector: Detector, held_out: Sequence[Path]) -> None:
+    """Raise an error if a trained detector has seen held-out files: what it learned to tell apart is no null."""
+    seen = set(detector.model.config.seen_files) if isinstance(detector, TrainedDetector) else set()
+    if not seen:
+        return
+    if known := [file.name for file in held_out if sha256_of(file)[:DIGITS] in seen]:
+        raise CardioDiTError(
+            f"The detector was trained or validated on {len(known)} of the held-out files ({', '.join(known[:8])}), "
+            "which it therefore tells apart better than others. Remove them from the held-out manifest, or train the "
+            "detector without them."
+        )
 
 
 def _identity(description: dict[str, Any], *parts: str) -> str:
