@@ -101,7 +101,7 @@ class VolumePipelineOutput(BaseOutput):
             viewer = import_module("cardiodit.viewer")  # not by `from`: its templates do not fit in an exported file
         except ImportError as error:
             raise CardioDiTError("show() needs the package cardiodit; to_gif() works without it.") from error
-        volumes = [Volume(self._in_units(volume), self.geometry) for volume in self.volumes]
+        volumes = [Volume(self.in_units(volume), self.geometry) for volume in self.volumes]
         shown = [viewer.Shown(name, v, window=self.units or (-1.0, 1.0)) for name, v in zip(self._names(), volumes)]
         return viewer.show(shown, None if path is None else Path(path))
 
@@ -124,7 +124,7 @@ class VolumePipelineOutput(BaseOutput):
         numbers = [record["index"] for record in self.records]
         return [f"sample {i}" if label is None else str(label) for label, i in zip(labels, numbers, strict=True)]
 
-    def _in_units(self, volume: Any) -> np.ndarray:
+    def in_units(self, volume: Any) -> np.ndarray:
         """Return a volume in the scanner's units if the model knows them, otherwise in [-1, 1]."""
         voxels = np.asarray(volume, dtype=np.float32)
         return voxels if self.units is None else to_source(voxels, self.units, np.int16)
@@ -158,7 +158,7 @@ class VolumePipelineOutput(BaseOutput):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SAMPLE_LIST).touch()  # first: other processes recognise a folder of samples by it
         for path, record, volume in zip(paths, self.records, self.volumes, strict=True):
-            write_nifti(path, self._in_units(volume), self.geometry)
+            write_nifti(path, self.in_units(volume), self.geometry)
             voxels = np.asarray(volume, dtype=np.float32)
             write_gif(path.with_name(path.name.replace(".nii.gz", ".gif")), voxels, self.geometry)
             append_line(folder / sample_list, json.dumps({"file": path.name, "units": self.units, **record}))
@@ -173,7 +173,7 @@ class VolumePipelineOutput(BaseOutput):
         if path.exists():
             raise CardioDiTError(f"{path} already exists and is not replaced. Choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_nifti(path, self._in_units(self.volumes[0]), self.geometry)
+        write_nifti(path, self.in_units(self.volumes[0]), self.geometry)
         return path
 
 

@@ -1,11 +1,13 @@
 """Sample into a folder in batches, over several processes, resuming where an interrupted call stopped."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from cardiodit._util.sample_records import SAMPLE_LIST, list_of_process, read_sample_list
+from cardiodit._util.atomic_io import append_line
+from cardiodit._util.sample_records import DROPPED, SAMPLE_LIST, list_of_process, read_sample_list
 from cardiodit.errors import Problems
 from cardiodit.imaging.volume import AXES
 from cardiodit.pipelines.mask_rows import MaskRows
@@ -18,6 +20,19 @@ DECISIVE = (
     *("control_guidance_start", "control_guidance_end"),
 )
 
+FILTER = "filter"  # key of a record: the filter that the sample passed, or that dropped it
+
+
+class SampleFilter(Protocol):
+    """Decides which samples are written, such as `cardiodit.privacy.sample_filter.CopyFilter`."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What every sample's record says about the filter; another description is another filter."""
+
+    def reasons(self, output: VolumePipelineOutput) -> list[str | None]:
+        """Return for each sample why it is dropped, or None."""
+
 
 @dataclass(frozen=True)
 class SamplingJob:
@@ -29,6 +44,7 @@ class SamplingJob:
         labels: class labels that are cycled over the samples; empty for none.
         settings: further arguments of the pipeline's call, the same for all samples.
         masks: masks that steer the samples, by sample number; None without steering.
+        filter: decides which samples are written; None writes all.
     """
 
     seed: int
@@ -37,6 +53,7 @@ class SamplingJob:
     labels: Sequence[int | str] = ()
     settings: dict[str, Any] | None = None
     masks: MaskRows | None = None
+    filter: SampleFilter | None = None
 
     def label(self, index: int) -> int | str | None:
         return self.labels[index % len(self.labels)] if self.labels else None
@@ -66,7 +83,28 @@ def sample_many(
                 path.unlink(missing_ok=True)  # written, but not recorded
                 for half_written in folder.glob(f".tmp-*-{path.name.partition('.')[0]}.*"):
                     half_written.unlink(missing_ok=True)
-            yield from output.save(folder, sample_list)
+            for part in _kept(output, job.filter, folder, sample_list):
+                yield from part.save(folder, sample_list)
+
+
+def _kept(
+    output: VolumePipelineOutput, filter: SampleFilter | None, folder: Path, sample_list: str
+) -> Iterator[VolumePipelineOutput]:
+    """Yield what is to be written; a sample that the filter drops leaves only a record with the reason."""
+    if filter is None:
+        yield output
+        return
+    for place, reason in enumerate(filter.reasons(output)):
+        one = output[place]
+        one.records[0][FILTER] = filter.description
+        if reason is None:
+            yield one
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SAMPLE_LIST).touch()
+        record = one.records[0]
+        name = sample_path(folder, record["seed"], record["index"]).name
+        append_line(folder / sample_list, json.dumps({"file": name, DROPPED: reason, **record}))
 
 
 def _generate(pipe: Any, job: SamplingJob, run: Sequence[int]) -> VolumePipelineOutput:
@@ -97,23 +135,29 @@ def consecutive(numbers: Sequence[int]) -> Iterator[list[int]]:
 def missing_samples(pipe: Any, folder: Path, job: SamplingJob) -> list[int]:
     """Return the numbers of the samples that are missing; existing ones must have been made with the same settings."""
     check_folder(folder, [])
-    records = read_sample_list(folder)
+    records = read_sample_list(folder, with_dropped=True)
     missing = []
     problems = Problems(f"{folder} contains samples that were made with other settings")
     for index in range(job.first, job.first + job.count):
         path = sample_path(folder, job.seed, index)
         record = records.get(path.name)
-        if record is None or not path.is_file():
+        if record is None or (DROPPED not in record and not path.is_file()):
             missing.append(index)
             continue
         now = _expected(pipe, job, index)
         differing = [
             f"{key} was {record[key]}, now {now[key]}" for key in now if key in record and record[key] != now[key]
         ]
+        if (was := record.get(FILTER)) != (own := job.filter.description if job.filter else None):
+            differing.append(f"filter was {_in_words(was)}, now {_in_words(own)}")
         if differing:
             problems.add(f"{path.name}: {'; '.join(differing)}")
     problems.raise_if_any("Choose another --output_dir, another --seed, or the same settings.")
     return missing
+
+
+def _in_words(filter: dict[str, Any] | None) -> str:
+    return "none" if filter is None else f"by {', '.join(filter['detectors'])} of the audit {filter['audit'][:12]}"
 
 
 def _expected(pipe: Any, job: SamplingJob, index: int) -> dict[str, Any]:

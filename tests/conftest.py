@@ -80,7 +80,7 @@ def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch
     return model.eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dit() -> Callable[..., DiT4DTransformerModel]:
     def make(**settings: Any) -> DiT4DTransformerModel:
         small = {"sample_size": (2, 8, 8, 4), "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
@@ -89,7 +89,7 @@ def make_dit() -> Callable[..., DiT4DTransformerModel]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dit_3d() -> Callable[..., DiT3DTransformerModel]:
     def make(**settings: Any) -> DiT3DTransformerModel:
         small = {
@@ -104,7 +104,7 @@ def make_dit_3d() -> Callable[..., DiT3DTransformerModel]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_vae() -> Callable[..., VQModel4D]:
     def make(cls: type = VQModel4D, **settings: Any) -> Any:
         small = {"channels": (8, 16), "num_res_channels": (8, 16), "num_embeddings": 64}
@@ -114,7 +114,7 @@ def make_vae() -> Callable[..., VQModel4D]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pipe(make_dit: Callable, make_vae: Callable) -> Callable[..., CardioDiTPipeline]:
     def make(solver: str = "dpm++", vae: dict | None = None, **settings: Any) -> CardioDiTPipeline:
         pipe = CardioDiTPipeline(make_vae(**(vae or {})), make_dit(**settings), make_scheduler(solver))

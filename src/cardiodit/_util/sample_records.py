@@ -14,6 +14,7 @@ from cardiodit.errors import CardioDiTError
 
 SAMPLE_LIST = "samples.jsonl"
 PARTS = "samples-*.jsonl"
+DROPPED = "dropped"  # key of a record: why a filter did not write the sample
 
 
 def list_of_process(process: int) -> str:
@@ -21,9 +22,13 @@ def list_of_process(process: int) -> str:
     return PARTS.replace("*", f"{process:05d}")
 
 
-def read_sample_list(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the records by file name, in order; the last one if a file was generated twice. Empty without a list."""
-    records = {}
+def read_sample_list(folder: Path, with_dropped: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the records by file name, in order; the last one if a file was generated twice. Empty without a list.
+
+    Args:
+        with_dropped: also return samples that a filter dropped, of which there is no file.
+    """
+    records: dict[str, dict[str, Any]] = {}
     for path in (folder / SAMPLE_LIST, *sorted(folder.glob(PARTS))):
         if not path.exists():
             continue
@@ -33,7 +38,7 @@ def read_sample_list(folder: Path) -> dict[str, dict[str, Any]]:
                 records[str(record["file"])] = record
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise CardioDiTError(f"Line {number} of {path} is not a record of a sample. Remove it.") from error
-    return records
+    return {name: record for name, record in records.items() if with_dropped or DROPPED not in record}
 
 
 def merge_sample_lists(folder: Path) -> None:
@@ -41,7 +46,7 @@ def merge_sample_lists(folder: Path) -> None:
     parts = sorted(folder.glob(PARTS))
     if not parts:
         return
-    records = read_sample_list(folder)
+    records = read_sample_list(folder, with_dropped=True)
     with atomic_file(folder / SAMPLE_LIST) as temporary:
         temporary.write_text("".join(f"{json.dumps(record)}\n" for record in records.values()), encoding="utf-8")
     for part in parts:

@@ -103,6 +103,29 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar=("START", "END"),
         help="use the masks only in this part of the denoising steps; 0 is the start, 1 the end (0 1)",
     )
+    copies = parser.add_argument_group("filter of copies")
+    copies.add_argument(
+        "--filter",
+        type=Path,
+        metavar="AUDIT",
+        help="folder of a `cardiodit audit` of this model, or its audit.json: do not write samples that are nearer to "
+        "a training volume than 95%% of held-out patients are. samples.jsonl says which were dropped, and why. Of the "
+        "samples that copy nobody, about 5%% are dropped, too. A filter does not make the weights private",
+    )
+    copies.add_argument(
+        "--training",
+        type=Path,
+        metavar="MANIFEST",
+        help="with --filter: the manifest of training images that was audited; audit.json holds no images",
+    )
+    copies.add_argument(
+        "--filter_detector",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="with --filter: run folders of train_copy_detector, if the audit used them, in its order",
+    )
+    copies.add_argument("--weights", help="with --filter: weights of the audit's feature network, if it needs any")
     parser.add_argument(
         "--eta",
         type=float,
@@ -145,6 +168,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise CardioDiTError(f"--{name} {getattr(arguments, name)}: must be at least 1.")
+    if (arguments.filter is None) != (arguments.training is None):
+        raise CardioDiTError(
+            "--filter needs the audit's training volumes, and they need a filter: give --filter and --training."
+        )
+    if arguments.filter and arguments.checkpoints:
+        raise CardioDiTError("--filter belongs to one model; leave it out to compare --checkpoints.")
     state = join_processes(arguments.device)
     if arguments.checkpoints:
         _sample_checkpoints(arguments, state)
@@ -154,7 +183,7 @@ def run(arguments: argparse.Namespace) -> None:
         _print_estimate(pipe, arguments)
         return
     count = _sample(pipe, arguments.output_dir, arguments, state)
-    if count == 0 and state.num_processes == 1:
+    if count == 0 and state.num_processes == 1 and not arguments.filter:
         print(f"All requested samples are already in {arguments.output_dir}.")
 
 
@@ -175,7 +204,9 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
         settings |= {name: getattr(arguments, name) for name in ("conditioning_scale", "condition_guidance_scale")}
         settings["control_guidance_start"], settings["control_guidance_end"] = arguments.control_guidance
     _set_tiling(pipe, arguments, masks)
-    job = SamplingJob(arguments.seed, arguments.first_sample, count, labels, settings, masks)
+    job = SamplingJob(
+        arguments.seed, arguments.first_sample, count, labels, settings, masks, _open_filter(pipe, arguments)
+    )
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
     generated = 0
@@ -185,7 +216,33 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
     state.wait_for_everyone()
     if state.is_main_process and folder.is_dir():
         merge_sample_lists(folder)
+        if job.filter is not None:
+            _print_dropped(folder, job)
     return generated
+
+
+def _open_filter(pipe: Any, arguments: argparse.Namespace) -> Any:
+    if arguments.filter is None:
+        return None
+    from cardiodit.privacy.sample_filter import open_filter
+
+    given = (arguments.filter_detector, arguments.weights, str(pipe._execution_device))
+    return open_filter(arguments.filter, arguments.training, pipe, arguments.model, *given)
+
+
+def _print_dropped(folder: Path, job: Any) -> None:
+    from cardiodit._util.sample_records import DROPPED, SAMPLE_LIST, read_sample_list
+    from cardiodit.pipelines.output import sample_path
+    from cardiodit.privacy.sample_filter import NOTE
+
+    names = {sample_path(folder, job.seed, index).name for index in range(job.first, job.first + job.count)}
+    records = {n: r for n, r in read_sample_list(folder, with_dropped=True).items() if n in names}
+    dropped = [name.partition(".")[0] for name, record in records.items() if DROPPED in record]
+    listed = f": {', '.join(dropped)}. {SAMPLE_LIST} says why" if dropped else ""
+    print(
+        f"The filter kept {len(records) - len(dropped)} of {len(records)} samples and dropped {len(dropped)}{listed}."
+    )
+    print(NOTE)
 
 
 def _check_mask_control(pipe: Any, arguments: argparse.Namespace) -> None:

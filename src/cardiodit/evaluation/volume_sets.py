@@ -343,7 +343,17 @@ def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
         sorted(problems, key=lambda problem: problem.file),
         made_by=_agreed(list(records.values())),
         preprocessing=_preprocessing(folder, records.values()),
+        notes=_notes_on_filter(folder, len(records)),
     )
+
+
+def _notes_on_filter(folder: Path, kept: int) -> list[str]:
+    dropped = len(read_sample_list(folder, with_dropped=True)) - kept
+    sentence = (
+        f"A filter dropped {dropped} of {dropped + kept} samples as copies of training volumes, so that these show "
+        "fewer copies than the model generates."
+    )
+    return [sentence] if dropped else []
 
 
 def _agreed(records: list[dict[str, Any]]) -> dict[str, Any]:

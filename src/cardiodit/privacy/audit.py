@@ -26,12 +26,13 @@ from cardiodit.evaluation.volume_sets import (
     settle_preprocessing,
 )
 from cardiodit.evaluation.workers import Workers
+from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.manifest import check_disjoint
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 from cardiodit.privacy import identities
 from cardiodit.privacy.attacks import LossMeter, authenticity, generalisation_gap, loss_attacks, sample_attacks
 from cardiodit.privacy.conclusions import conclusion, limits, tested
-from cardiodit.privacy.detectors import PIXELS, DetectorConfig, open_detector
+from cardiodit.privacy.detectors import PIXELS, DetectorConfig, check_unseen, open_detector
 from cardiodit.privacy.findings import (
     Distances,
     Findings,
@@ -67,7 +68,7 @@ class AuditSettings:
         detectors: names (`DetectorConfig.name`).
         weights: of a feature network.
         reference: model that was trained on other patients, which tells how difficult a volume is.
-        preprocessing, depth: as in an evaluation.
+        preprocessing, depth, spacing: as in an evaluation.
         noise_levels: at which the denoising loss is measured; 0 for no attacks with the weights.
         attack_volumes: largest number of volumes per set whose loss is measured.
         planted: training volumes of which copies of every kind are planted; 0 to skip.
@@ -90,6 +91,7 @@ class AuditSettings:
     reference: str | None = None
     preprocessing: str | None = None
     depth: int | None = None
+    spacing: Triple | None = None
     noise_levels: int = 5
     attack_volumes: int = 100
     planted: int = 12
@@ -133,10 +135,10 @@ class Audit:
 def audit(settings: AuditSettings) -> Audit | None:
     """Ask whether a model reproduces its training patients, and write the report; None on all but the first process."""
     _check(settings)
-    sets = [_named(open_real(settings.training), TRAINING), _named(open_real(settings.held_out), HELD_OUT)]
+    sets = [named(open_real(settings.training), TRAINING), named(open_real(settings.held_out), HELD_OUT)]
     sets.append(open_synthetic(settings.synthetic))
     _check_patients(sets)
-    steps = settle_preprocessing(sets[2], settings.model, settings.preprocessing, settings.depth)
+    steps = settle_preprocessing(sets[2], settings.model, settings.preprocessing, settings.depth, settings.spacing)
     stats = [inspect(each, steps) for each in sets]
     for other in stats[1:]:
         check_agreement(stats[0], other)
@@ -169,7 +171,7 @@ def patient_of(item: Item) -> str:
     return item.case.subject if item.case is not None else item.id
 
 
-def _named(volumes: VolumeSet, name: str) -> VolumeSet:
+def named(volumes: VolumeSet, name: str) -> VolumeSet:
     items = [replace(item, set=name) for item in volumes.items]
     return replace(
         volumes, name=name, items=items, notes=[note.replace(" real ", f" {name} ") for note in volumes.notes]
@@ -260,6 +262,7 @@ def _describe(
     """Describe all sets with one detector; in a distributed call, every process describes its share first."""
     cache = settings.output_dir / CACHE
     detector = open_detector(config)
+    check_unseen(detector, [item.image for item in sets[1].items])
     print(f"Detector {detector.name}: describing {sum(len(each.items) for each in sets)} volumes.", file=sys.stderr)
     if settings.share[1] > 1:
         for volumes in sets:
@@ -272,7 +275,7 @@ def _describe(
     described = []
     for volumes in sets:
         results = list(embed_all(volumes.items, steps, config, cache, workers, volumes.name != TRAINING))
-        described.append(_usable(volumes, results))
+        described.append(usable(volumes, results))
     for other in described[1:]:
         check_agreement(
             summarize_set([e.stats for e in described[0].described]), summarize_set([e.stats for e in other.described])
@@ -288,7 +291,7 @@ def _describe(
     return described
 
 
-def _usable(volumes: VolumeSet, results: Sequence[Embedded | Problem]) -> DescribedSet:
+def usable(volumes: VolumeSet, results: Sequence[Embedded | Problem]) -> DescribedSet:
     problems = [*volumes.problems, *(result for result in results if isinstance(result, Problem))]
     pairs = [(item, each) for item, each in zip(volumes.items, results, strict=True) if isinstance(each, Embedded)]
     reasons = find_outliers([item for item, _ in pairs], [each.stats for _, each in pairs]) if pairs else []

@@ -83,6 +83,8 @@ def findings_of(
     by_patient = [_by_patient(each, place, len(names)) for each in (distances.held_out, distances.samples)]
     reproduced = excess_of_patients(by_patient[0], by_patient[1], seed=seed)
     published = published_rule(by_patient[0], by_patient[1])
+    rank = max(1, int(LEVEL * (len(to_held_out) + 1)))
+    threshold = float(np.partition(to_held_out, rank - 1)[rank - 1])
     report = {
         "published_rule": {
             "patients": float(published.patients.mean()),
@@ -90,15 +92,13 @@ def findings_of(
             "threshold": published.threshold,
             "expected_of_a_generator_that_copies_nobody": published.expected,
         },
-        "copies": _excess(copies),
+        "copies": {**_excess(copies), "threshold": threshold},
         "patients": _excess(reproduced),
         "named_copies": int(is_copy.sum()),
         "named_patients": len(np.unique(place[nearest[is_copy]])),
         "false_discovery_rate": DISCOVERIES,
         "subgroups": _subgroups(distances, by_patient, place, groups, published.threshold, seed),
     }
-    rank = max(1, int(LEVEL * (len(to_held_out) + 1)))
-    threshold = float(np.partition(to_held_out, rank - 1)[rank - 1])
     return Findings(report, p_values, is_copy, nearest, to_samples, threshold)
 
 

@@ -26,10 +26,10 @@ ATTACKERS = {
     "service": "Everybody can request samples from a service; the weights stay inside the institution.",
 }
 MEASURES = (
-    "Train on more patients, or for fewer steps: stop when the loss of held-out patients (`validation_loss`) rises "
-    "while that of training patients falls.",
-    "Augment the training volumes more strongly; choose a smaller model.",
-    "Remove the samples that are named as copies before samples are published. That protects the samples, not the "
+    "Train on more patients, or for fewer steps: `--stop_when memorizing` ends training when the loss of validation "
+    "patients exceeds that of training patients.",
+    "Augment the training volumes or latents more strongly (`augmentation`); choose a smaller model.",
+    "Remove copies before samples are published (`cardiodit sample --filter`). That protects the samples, not the "
     "weights.",
     "Publish samples instead of weights, or restrict who receives the weights.",
     "Train with differential privacy if a bound is required that holds for every attack.",
