@@ -6,6 +6,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -65,6 +66,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     _current_timestep: int | None = None
     _control: Control | None = None
     _control_record: dict[str, Any] = {}  # how the samples are steered, for their records
+    _without_audit: str | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -82,6 +84,36 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         check_scheduler_folder(Path(model) / "scheduler")
         with reading(model, "a pipeline", "Save or copy the folder again."):
             return super().from_pretrained(model, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, without_audit: str | None = None, **kwargs: Any) -> Any:
+        """Upload the pipeline, if the folder that it was opened from holds an audit of these weights.
+
+        Args:
+            repo_id: destination, org/name.
+            args, kwargs: as in diffusers.
+            without_audit: why the model was not audited (`cardiodit audit`); written into the card.
+        """
+        self._check_push(without_audit)
+        return super().push_to_hub(repo_id, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, without_audit: str | None = None, **kwargs: Any) -> None:
+        """Save the pipeline into a folder; with `push_to_hub=True` also upload it, as `push_to_hub` does."""
+        if kwargs.get("push_to_hub"):
+            self._check_push(without_audit)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _check_push(self, without_audit: str | None) -> None:
+        self._without_audit = without_audit
+        _audit_gate().check_push(self._origin, without_audit)
+
+    def _upload_folder(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add the audit, or the reason why there is none, to what diffusers uploads."""
+        _audit_gate().complete_push(Path(working_dir), self._origin, self._without_audit)
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
+    @property
+    def _origin(self) -> str:
+        return str(self.config.get("_name_or_path") or "")
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -368,6 +400,13 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     def _to_file_order(self, volumes: torch.Tensor) -> torch.Tensor:
         """Permute `(B, *voxels)` into the order of files: H, W, D and, for cine, T."""
         return volumes
+
+
+def _audit_gate() -> Any:
+    try:
+        return import_module("cardiodit.hub.audit_gate")  # not by `from`: it does not fit in an exported file
+    except ImportError as error:
+        raise CardioDiTError("Uploading to the Hub needs the package cardiodit, which checks the audit.") from error
 
 
 class LatentVolumePipeline(VolumePipeline):

@@ -11,6 +11,7 @@ import numpy as np
 from cardiodit._util.atomic_io import replace_folder
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
+from cardiodit.hub.audit_gate import missing, write_reason
 from cardiodit.hub.client import create_repository, upload
 from cardiodit.hub.model_card import write_card
 from cardiodit.imaging.geometry import Geometry
@@ -114,6 +115,12 @@ def add_upload_options(parser: argparse.ArgumentParser) -> None:
         help="destination repository on the Hub; default: the run's name in your account",
     )
     parser.add_argument("--hub_public", action="store_true", help="make the repository public; default: private")
+    parser.add_argument(
+        "--without_audit",
+        metavar="REASON",
+        help="with --push_to_hub: why the model is uploaded before `cardiodit audit` has examined it; written into the "
+        "card",
+    )
 
 
 @dataclass(frozen=True)
@@ -122,13 +129,15 @@ class Upload:
 
     Args:
         repo: the repository's URL, or None for no upload.
+        without_audit: why the model is uploaded without an audit.
     """
 
     repo: Any
+    without_audit: str | None = None
 
     @classmethod
     def begin(cls, run: Run, options: argparse.Namespace) -> "Upload":
-        """Create the repository if `--push_to_hub` is given."""
+        """Create the repository if `--push_to_hub` is given; a new model has no audit, which takes a reason."""
         made: list[Any] = []
 
         def create() -> None:
@@ -140,11 +149,16 @@ class Upload:
                 ) from error
 
         if options.push_to_hub:
+            how = "publish the pipeline of the finished run with `cardiodit publish`"
+            if problem := missing(None, options.without_audit, how):
+                raise CardioDiTError(f"--push_to_hub: {problem}")
             run.main_first(create)
-        return cls(made[0] if made else None)
+        return cls(made[0] if made else None, options.without_audit)
 
     def send(self, folder: Path) -> None:
         if self.repo is None:
             return
+        if self.without_audit is not None:
+            write_reason(folder, self.without_audit)
         upload(self.repo, folder, "Trained with cardiodit")
         print(f"Uploaded to {self.repo}. Its card is incomplete: `cardiodit card {folder}` lists what is missing.")

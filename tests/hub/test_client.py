@@ -25,6 +25,7 @@ TRAIN = [
     *("--output_dir", "runs", "--max_train_steps", "2", "--model.num_layers", "1"),
     *("--model.patch_size", "[1, 2, 2, 2]"),
     *("--model.num_attention_heads", "2", "--preview_samples", "0", "--report_to", "none", "--push_to_hub"),
+    *("--without_audit", "random numbers, nobody's data"),
 ]
 
 
@@ -50,6 +51,7 @@ def test_a_run_ends_on_the_hub_and_a_missing_login_is_found_before_training(hub:
     files = hub.repositories["lab/trained"].commits[-1].files
     assert {"model_index.json", "README.md", "transformer/diffusion_pytorch_model.safetensors"} <= set(files)
     assert b"Lowest validation loss" in files["README.md"]
+    assert b"**Published without an audit.** random numbers, nobody's data" in files["README.md"]
 
     _, errors = failing.communicate()
     assert failing.returncode == 1

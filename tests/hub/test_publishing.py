@@ -43,10 +43,16 @@ def sample(pipe):
 
 PUSH = """
 first, second = small_pipe(1), small_pipe(2)
-first.push_to_hub("lab/hearts")
+try:
+    first.push_to_hub("lab/hearts")
+except cardiodit.CardioDiTError as error:
+    assert "There is no audit of whether the model reproduces its training patients" in str(error), error
+else:
+    raise AssertionError("uploaded without an audit")
+first.push_to_hub("lab/hearts", without_audit="phantoms only")
 from huggingface_hub import HfApi
 HfApi().create_tag("lab/hearts", tag="v1")
-second.push_to_hub("lab/hearts", commit_message="trained longer")
+second.push_to_hub("lab/hearts", commit_message="trained longer", without_audit="phantoms only")
 torch.save({"v1": sample(first), "main": sample(second)}, "expected.pt")
 """
 
@@ -121,7 +127,8 @@ def test_what_is_pushed_are_safetensors_and_configs(hub: Any, run: Any) -> None:
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     ]
-    assert b"library_name: diffusers" in repository.commits[-1].files["README.md"]
+    card = repository.commits[-1].files["README.md"]
+    assert b"library_name: diffusers" in card and b"**Published without an audit.** phantoms only" in card
 
 
 def test_it_loads_by_name_and_revision_with_the_same_output_to_the_bit(hub: Any, run: Any, clients: Any) -> None:
