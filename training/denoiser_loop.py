@@ -3,6 +3,7 @@
 A stage's script reads its data, builds its model and its objective, and hands them over.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +13,16 @@ from diffusers.training_utils import EMAModel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.deepspeed import optimizer_state
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.state import Average, Checkpointable, Network, decay_groups, reshard
-from cardiodit.training.objectives import Batch, NoisyDataset, Objective, ValidationDataset
-from cardiodit.training.settings import AveragedTraining
+from cardiodit.training.objectives import Batch, LabelledSamples, NoisyDataset, Objective, ValidationDataset
+from cardiodit.training.settings import MEMORIZING, AveragedTraining
 
 CleanOf = Callable[[Batch], torch.Tensor]
+FEWEST = 8  # volumes of each set, for a gap that may end a run
+NORMAL_95 = 1.645  # quantile of the normal distribution
 
 
 class Denoiser:
@@ -93,16 +97,22 @@ def train_denoiser(
     validation: ValidationDataset,
     clean_of: CleanOf,
     preview: Callable[[], None] | None = None,
+    members: LabelledSamples | None = None,
 ) -> None:
-    """Train to the run's last step.
+    """Train to the run's last step, or until the model begins to memorize (`stop_when`).
 
     Args:
         noisy, validation: samples with their noise and time.
         clean_of: returns the clean samples of a batch as the model sees them, such as scaled latents.
         preview: samples volumes from the averaged weights.
+        members: training samples as they are, for the generalisation gap.
     """
     training: Any = run.settings
     loader, fixed = run.loader(noisy), run.validation_loader(validation)
+    fixed_members = None if members is None else run.validation_loader(validation.with_samples(members))
+    may_stop = training.stop_when == MEMORIZING
+    if may_stop and (members is None or min(len(members), len(validation.samples)) < FEWEST):
+        raise CardioDiTError(f"stop_when: memorizing needs at least {FEWEST} training and {FEWEST} validation volumes.")
     validate_every = run.schedule.every(training.validation_epochs, training.validation_steps)
     preview_every = run.schedule.every(training.preview_epochs, training.preview_steps) if preview else 0
     for _, batches in run.steps(loader):
@@ -115,24 +125,67 @@ def train_denoiser(
         run.log({"loss": total}, batches)
         if run.is_due(validate_every):
             with denoiser.averaged():
-                value = validate(run, denoiser.model, objective, fixed, clean_of)
-            run.validated({"validation_loss": value}, denoiser.best, by="validation_loss")
+                value, losses = validate(run, denoiser.model, objective, fixed, clean_of)
+                values = {"validation_loss": value}
+                if members is not None and fixed_members is not None:
+                    _, own = validate(run, denoiser.model, objective, fixed_members, clean_of)
+                    values |= generalisation_gap(own, losses, len(members))
+            if may_stop and "generalisation_gap" not in values:
+                raise CardioDiTError(
+                    "stop_when: memorizing needs a positive loss, which learned variances do not have."
+                )
+            is_memorizing = may_stop and values["generalisation_gap_low"] > training.memorizing_gap
+            run.validated(values, denoiser.best, by="validation_loss", may_be_best=not is_memorizing)
+            if is_memorizing:
+                run.end_early()
+                run.say(
+                    f"Step {run.step + 1}: the validation loss exceeds that of training volumes by "
+                    f"{values['generalisation_gap']:.0%} (at least {values['generalisation_gap_low']:.0%}), so the "
+                    "model begins to memorize. Training ends, and the best weights so far are kept."
+                )
         if preview and run.is_due(preview_every):
             preview()
 
 
 @torch.no_grad()
-def validate(run: Run, model: torch.nn.Module, objective: Objective, loader: DataLoader, clean_of: CleanOf) -> float:
-    """Return the mean loss over fixed noise and times, over all processes."""
+def validate(
+    run: Run, model: torch.nn.Module, objective: Objective, loader: DataLoader, clean_of: CleanOf
+) -> tuple[float, torch.Tensor]:
+    """Return the mean loss over fixed noise and times, over all processes, and the mean loss of each volume."""
     model.eval()
+    data: ValidationDataset = loader.dataset.dataset  # type: ignore[attr-defined]
+    each = torch.zeros(data.real, device=run.accelerator.device)
     sums = torch.zeros(2, device=run.accelerator.device)
     for batch in map(run.to_device, loader):
         losses = objective.losses(model, clean_of(batch), batch)
         sums += torch.stack([(losses * batch["weight"]).sum(), batch["weight"].sum()])
+        is_real = batch["weight"] > 0
+        each[batch["place"][is_real]] = losses[is_real].float()
     model.train()
     reshard(model)
     total, count = run.accelerator.reduce(sums, reduction="sum").tolist()
-    return total / count
+    losses_of_all = run.accelerator.reduce(each, reduction="sum").cpu()
+    return total / count, losses_of_all.view(-1, data.levels).mean(dim=1)
+
+
+def generalisation_gap(members: torch.Tensor, others: torch.Tensor, distinct: int) -> dict[str, float]:
+    """Compare the losses of training volumes with those of validation volumes at the same times and noises.
+
+    The gap is the share by which the mean validation loss exceeds the other; its lower bound is the lower end of a 90%
+    interval (Welch), so that few volumes show a gap only if it is large. Negative losses, as of learned variances, have
+    none.
+
+    Args:
+        members, others: losses of training and of validation volumes.
+        distinct: number of different training volumes, if fewer than there are losses.
+    """
+    usual, count = members.mean().item(), min(distinct, len(members))
+    known = {"loss_of_training_volumes": usual}
+    if usual <= 0 or min(count, len(others)) < 2:  # a likelihood has no shares, and one volume no spread
+        return known
+    gap = others.mean().item() - usual
+    error = math.sqrt(members.var().item() / count + others.var().item() / len(others))
+    return {**known, "generalisation_gap": gap / usual, "generalisation_gap_low": (gap - NORMAL_95 * error) / usual}
 
 
 def trained_weights(module: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -13,13 +13,14 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
 from cardiodit.schedulers.solvers import FLOW, MOST_TIMESTEPS
 from cardiodit.training.harness.schedule import SampleOrder, seed_for
+from cardiodit.training.latent_augmentation import LatentAugmentation
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "smooth_l1": F.smooth_l1_loss,
@@ -330,9 +331,12 @@ class Noising:
 class NoisyDataset(Dataset):
     """Training samples by visit number, each with its noise and time."""
 
-    def __init__(self, samples: SamplesByVisit, noising: Noising) -> None:
+    def __init__(
+        self, samples: SamplesByVisit, noising: Noising, augmentation: LatentAugmentation | None = None
+    ) -> None:
         self.samples = samples
         self.noising = noising
+        self.augmentation = None if augmentation is None or augmentation.is_none else augmentation
         self.seed = seed_for(noising.seed, "noise")
 
     def __getitem__(self, visit: int) -> Batch:
@@ -343,6 +347,8 @@ class NoisyDataset(Dataset):
             is_dropped = torch.rand((), generator=generator) < noising.label_dropout
             if "label" in item and noising.null_label is not None and is_dropped:
                 item["label"] = torch.tensor(noising.null_label)
+        if self.augmentation is not None:
+            item["augmentation"] = self.augmentation.draw(noising.seed, visit)
         item["noise"] = noising.noise_for(item["sample"], generator)
         return item
 
@@ -355,10 +361,13 @@ class ValidationDataset(Dataset):
     processes get equally many.
     """
 
-    def __init__(self, samples: LabelledSamples, noising: Noising, levels: int, multiple: int) -> None:
+    def __init__(
+        self, samples: "LabelledSamples | Subset[Batch]", noising: Noising, levels: int, multiple: int
+    ) -> None:
         self.samples = samples
         self.noising = noising
         self.levels = levels
+        self.multiple = multiple
         self.real = len(samples) * levels
         self.size = -(-self.real // multiple) * multiple
         self.seed = seed_for(noising.seed, "validation")
@@ -373,4 +382,10 @@ class ValidationDataset(Dataset):
         share = (level + torch.rand((), generator=generator, dtype=torch.float64)) / self.levels
         item["timestep"] = self.noising.objective.time_at(share)
         item["noise"] = self.noising.noise_for(item["sample"], generator)
-        return {**item, "weight": torch.tensor(float(place < self.real))}
+        return {**item, "weight": torch.tensor(float(place < self.real)), "place": torch.tensor(place % self.real)}
+
+    def with_samples(self, others: LabelledSamples) -> "ValidationDataset":
+        """Return the same times and noises for equally many other samples, evenly spaced; few ones occur repeatedly."""
+        places = torch.linspace(0, len(others) - 1, len(self.samples)).round().int().tolist()
+        chosen = Subset(others, places)  # type: ignore[arg-type,var-annotated]  # it only needs to be indexed
+        return ValidationDataset(chosen, self.noising, self.levels, self.multiple)

@@ -28,9 +28,11 @@ from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.models.unet_medlord import MedLoRDUNetModel
+from cardiodit.training.latent_augmentation import LatentAugmentation
 from cardiodit.training.objectives import LATENT_OBJECTIVES, NoiseAndImage
 from cardiodit.training.vqgan_losses import LossSettings
 
+MEMORIZING = "memorizing"
 LearningRateSchedule = Literal["constant", "cosine", "exponential"]
 Error = Literal["smooth_l1", "mse", "l1"]
 
@@ -232,6 +234,16 @@ class AveragedTraining(Training):
     validation_timesteps: Count = option(
         4, "number of noise levels at which the loss of each validation volume is computed"
     )
+    stop_when: Literal["finished", "memorizing"] = option(
+        "finished",
+        "when training ends: finished after its last step; memorizing also before, at the first validation whose loss "
+        "exceeds that of training volumes by more than memorizing_gap; the best weights until then are kept",
+    )
+    memorizing_gap: float = option(
+        0.1,
+        "share by which the validation loss may exceed the loss of training volumes at the same times and noises; the "
+        "lower end of its 90% interval counts",
+    )
     dataloader_num_workers: int = option(2, WORKERS)
 
 
@@ -279,6 +291,7 @@ class DiTSettings:
     diffusion: Section = settings_of_one(
         LATENT_OBJECTIVES, "objective", "what the model is trained to do", omit=("noise_power",)
     )
+    augmentation: Section = settings_of(LatentAugmentation)
     training: DiTTraining = DiTTraining()
 
 
@@ -306,6 +319,7 @@ class UNetSettings:
     diffusion: Section = settings_of_one(
         LATENT_OBJECTIVES, "objective", "what the model is trained to do", omit=("noise_power",)
     )
+    augmentation: Section = settings_of(LatentAugmentation)
     training: UNetTraining = UNetTraining()
 
 
@@ -465,7 +479,7 @@ class CopyDetectorTraining(Training):
 class CopyDetectorSettings:
     """Config of the copy detector."""
 
-    model: Section = settings_of(CopyDetector, omit=("is_cine", "preprocessing", "training_data"))
+    model: Section = settings_of(CopyDetector, omit=("is_cine", "preprocessing", "training_data", "seen_files"))
     temperature: float = option(0.07, "temperature of the contrastive loss")
     data: CopyDetectorDataSettings = CopyDetectorDataSettings()
     training: CopyDetectorTraining = CopyDetectorTraining()

@@ -29,6 +29,7 @@ from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.state import Network
+from cardiodit.training.latent_augmentation import CHECKED, LatentAugmentation, check_augmentation
 from cardiodit.training.latent_data import check_scale, encode, read_cohort, with_null_labels
 from cardiodit.training.objectives import Batch, Noising, NoisyDataset, ValidationDataset
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
@@ -101,6 +102,10 @@ def train(request: Request[Any], run: Run) -> None:
     upload = Upload.begin(run, options)
     vae.to(run.accelerator.device)
     check_scale(cohort, vae)
+    augmentation = LatentAugmentation(**settings.augmentation)
+    if not augmentation.is_none:
+        some = (cohort.training.source[i] for i in range(min(CHECKED, len(cohort.training))))
+        check_augmentation(augmentation, vae, [encode(vae, v[None])[0] if cohort.online else v for v in some], run.say)
     objective = objective_from(settings.diffusion, model)
     model = model or new_transformer(settings, cohort, objective, stage)
     check_fits(model, cohort)
@@ -114,19 +119,21 @@ def train(request: Request[Any], run: Run) -> None:
     has_labels = cohort.training.labels is not None
     dropout = model.config.class_dropout_prob if has_labels else 0.0
     noising = Noising(objective, training.seed, cohort.shape, model.null_label, dropout)
-    noisy = NoisyDataset(cohort.training.shuffled(training.seed), noising)
+    noisy = NoisyDataset(cohort.training.shuffled(training.seed), noising, augmentation)
     validation = ValidationDataset(cohort.validation, noising, training.validation_timesteps, run.samples_a_pass)
 
     def latents_of(batch: Batch) -> torch.Tensor:
         latents = encode(vae, batch["sample"]) if cohort.online else batch["sample"]
-        return latents * vae.config.scaling_factor
+        latents = latents * vae.config.scaling_factor
+        drawn = batch.get("augmentation")
+        return latents if drawn is None else augmentation(latents, drawn, training.seed)
 
     def as_pipeline(model: Any) -> VolumePipeline:
         return make_pipeline(vae, model, objective.sampling_scheduler())
 
     denoiser = Denoiser(run, model, {component: model}, adapter_only=training.lora_rank > 0)
     preview = make_preview(run, denoiser, model, build, as_pipeline)
-    train_denoiser(run, denoiser, objective, noisy, validation, latents_of, preview)
+    train_denoiser(run, denoiser, objective, noisy, validation, latents_of, preview, cohort.training)
     if run.was_interrupted:
         return
 

@@ -82,6 +82,7 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
     augmentation = build_augmentation(settings.data.augmentation)
     noisy = NoisyDataset(SliceDataset(volumes, augmentation, training.seed, settings.data.crop), noising)
     samples = LabelledSamples(held_out, [case.subject for case in held_out.cases])
+    members = LabelledSamples(volumes, [case.subject for case in volumes.cases])
     validation = ValidationDataset(samples, noising, training.validation_timesteps, run.samples_a_pass)
 
     def voxels_of(batch: Batch) -> torch.Tensor:
@@ -95,7 +96,7 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
 
     denoiser = Denoiser(run, model)
     preview = make_preview(run, denoiser, model, build, as_pipeline)
-    train_denoiser(run, denoiser, objective, noisy, validation, voxels_of, preview)
+    train_denoiser(run, denoiser, objective, noisy, validation, voxels_of, preview, members)
     if run.was_interrupted:
         return
 

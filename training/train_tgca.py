@@ -106,7 +106,7 @@ def train(request: Request[Any], run: Run, make_adapter: Callable[..., Any], fre
     modules = {**({system.component: base} if freed else {}), system.adapter_component: model.adapter}
     both = torch.nn.ModuleList([model.adapter, base])
     denoiser = Denoiser(run, model, modules, both, as_saved=with_fingerprints)
-    train_denoiser(run, denoiser, objective, noisy, validation, latents_of)
+    train_denoiser(run, denoiser, objective, noisy, validation, latents_of, members=samples)
     if run.was_interrupted:
         return
 

@@ -32,7 +32,7 @@ from cardiodit.training.harness.processes import CTRL_C, SignalHandler, gather_o
 from cardiodit.training.harness.run_record import RunRecord
 from cardiodit.training.harness.schedule import DistributedSampler, Schedule, seed_for
 from cardiodit.training.harness.state import Checkpointable, Tensors
-from cardiodit.training.settings import Training
+from cardiodit.training.settings import MEMORIZING, Training
 
 Batch = dict[str, Any]
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -64,6 +64,7 @@ class Run:
         self._optimizers: list[tuple[Any, float]] = []
         self._line: dict[str, Any] = {}
         self._stop: str | None = None
+        self.ended_early = False  # before the last step of the schedule, and not to be resumed
         self._saved = time.monotonic()  # when the last checkpoint was begun
         self._is_time_to_save = False
         self._signals = SignalHandler()
@@ -146,6 +147,9 @@ class Run:
             if self.accelerator.scaler is not None and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.say(f"Resuming {self.folder.name} after step {self.step}.")
+            if state.get("ended_early") and getattr(self.settings, "stop_when", None) == MEMORIZING:
+                self.ended_early = True
+                self.say("This run ended there because the model began to memorize; --stop_when finished trains on.")
         self.best = self._best_so_far()
         self.metrics.start(self.step)
 
@@ -222,7 +226,7 @@ class Run:
             return [self.to_device(first), *others]
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-step") as ahead:
-            coming = ahead.submit(fetch) if self.step < self.schedule.steps else None
+            coming = ahead.submit(fetch) if self.step < self.schedule.steps and not self.ended_early else None
             self._signals.in_step = True
             while coming is not None:
                 began = time.perf_counter()
@@ -236,8 +240,10 @@ class Run:
                 self.step += 1
                 self.metrics.write(self.step, self._line, self._worked - began, waited)
                 is_due = self._is_time_to_save or self.step % self.settings.checkpointing_steps == 0
-                if is_due or self._stop or is_last:
+                if is_due or self._stop or is_last or self.ended_early:
                     self.save_checkpoint()
+                if self.ended_early:
+                    break
                 if self._stop and not is_last:
                     self._leave()
                     return
@@ -329,13 +335,19 @@ class Run:
 
     # --- Validation and saving ---
 
-    def validated(self, values: Mapping[str, float], parts: Sequence[Checkpointable], by: str) -> None:
+    def end_early(self) -> None:
+        """End the run after the current step, as after the last one."""
+        self.ended_early = True
+
+    def validated(
+        self, values: Mapping[str, float], parts: Sequence[Checkpointable], by: str, may_be_best: bool = True
+    ) -> None:
         """Record a validation, and save these parts as `best` if the value of `by` is the lowest so far."""
         self.metrics.write_validation(self.step + 1, values)
         value = values[by]
         if not math.isfinite(value):
             raise CardioDiTError(f"Step {self.step + 1}: {by} is not a number ({value}).")
-        if self.best is not None and value >= self.best:
+        if self.best is not None and (value >= self.best or not may_be_best):
             return
         self.best = value
         info = {"measure": by, "value": value}
@@ -349,6 +361,7 @@ class Run:
         self._saved, self._is_time_to_save = time.monotonic(), False
         scaler = self.accelerator.scaler
         info = {"samples_a_step": self.samples_a_step, "scaler": scaler.state_dict() if scaler else None}
+        info |= {"ended_early": True} if self.ended_early else {}
 
         def write(gathered: Sequence[Tensors], step: int = self.step) -> None:
             write_checkpoint(self.folder, step, self._parts, gathered, info)

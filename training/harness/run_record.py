@@ -37,7 +37,7 @@ CHANGEABLE = (
         "report_to",
     ),
     *("preview_epochs", "preview_steps", "preview_samples", "preview_inference_steps", "preview_guidance_scale"),
-    *("cache", "cache_dir", "workers"),
+    *("cache", "cache_dir", "workers", "stop_when", "memorizing_gap"),
 )
 
 
