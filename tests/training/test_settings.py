@@ -21,20 +21,27 @@ STAGES = {
 
 
 # Keys that earlier versions did not have
-EVERYWHERE = {"training": {"checkpointing_minutes": None}}
+EVERYWHERE = {"checkpointing_minutes": None}
+STOPS = {"stop_when": "finished", "memorizing_gap": 0.1}
 NEW = {
-    "train_dit": {"diffusion": {"objective": "denoising"}},
-    "train_tgca": {"conditions": {"key_dropout_prob": 0.0}},
+    "train_dit": {"diffusion": {"objective": "denoising"}, "training": STOPS},
+    "train_tgca": {"conditions": {"key_dropout_prob": 0.0}, "training": STOPS},
+    "train_prdit": {"training": STOPS},
 }
+NO_CHANGE = {"shift": 0, "noise": 0.0, "flip_probability": 0.0, "cycle_probability": 0.0}
+NEW_SECTIONS = {"train_dit": {"augmentation": NO_CHANGE}}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
     now = to_yaml(asdict(STAGES[stage]()))
-    for section, keys in {**EVERYWHERE, **NEW.get(stage, {})}.items():
+    new = NEW.get(stage, {})
+    for section, keys in {**new, "training": {**EVERYWHERE, **new.get("training", {})}}.items():
         assert {key: now[section].pop(key) for key in keys} == keys
     if "data" in now:
         assert now["data"]["augmentation"].pop("rotation_axes") == [2]
+    for section, keys in NEW_SECTIONS.get(stage, {}).items():
+        assert now.pop(section) == keys
     assert now == DEFAULTS[stage]
 
 

@@ -279,7 +279,7 @@ def test_without_a_column_the_base_is_trained_under_its_null_label(
 
     monkeypatch.setattr(Steered, "forward", watch)
     train_an_adapter("null", label_column=None, training={"max_train_steps": 2})
-    assert len(labels) == 2 * 2 + 4 * 4 and set(labels) == {4}  # two steps, and four noise levels of four hearts
+    assert len(labels) == 2 * 2 + 2 * 4 * 4 and set(labels) == {4}  # two steps; four noise levels of 2 × 4 hearts
     labels.clear()
     train_an_adapter("own", training={"max_train_steps": 2})
     assert {0, 1, 2, 3} <= set(labels)
@@ -311,7 +311,7 @@ def test_masks_are_left_out_once_in_training_and_never_in_validation(
     drawn = [generator_for(seed_for(0, "conditions"), visit) for visit in range(12)]
     expected = [not drop_masks(torch.ones(3, 1, 1, 1), settings, generator).any() for generator in drawn]
     assert seen[True] == expected and 0 < sum(expected) < 12
-    assert len(seen[False]) == 16 and not any(seen[False])
+    assert len(seen[False]) == 32 and not any(seen[False])  # of validation and of training volumes
 
 
 def test_blocks_are_compiled_where_the_config_says_so(
