@@ -30,6 +30,8 @@ from cardiodit.imaging.volume import AXES
 from cardiodit.schedulers import SOLVERS
 from cardiodit.schedulers.prdit_scheduler import NOISE_AND_IMAGE_SOLVERS
 
+from .prepared_python import python
+
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 SAVED_MODEL = Path(__file__).parent / "fixtures" / "saved" / "cardiodit-0.1"
 STAGES = {
@@ -46,9 +48,11 @@ def convert_arguments(output_dir: Path, *more: str, **replaced: Path) -> list[st
     return ["convert", "cardiodit", *arguments, "--output_dir", str(output_dir), *more]
 
 
+CARDIODIT = str(Path(sys.executable).with_name("cardiodit"))
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = Path(sys.executable).with_name("cardiodit")
-    return subprocess.run([command, *arguments], capture_output=True, text=True)
+    return subprocess.run([python(), CARDIODIT, *arguments], capture_output=True, text=True)
 
 
 def test_from_the_authors_files_to_hearts_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -171,7 +175,7 @@ def test_every_device_option_means_the_same_default() -> None:
 
 def interrupt(*arguments: str, when: Callable[[], bool]) -> subprocess.CompletedProcess:
     """Press Ctrl-C, which all processes of a terminal receive, as soon as something is so."""
-    command = [str(Path(sys.executable).with_name("cardiodit")), *arguments]
+    command = [python(), CARDIODIT, *arguments]
     caught: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     process = subprocess.Popen(command, **caught)
     deadline = time.monotonic() + 120

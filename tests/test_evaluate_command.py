@@ -21,6 +21,8 @@ from cardiodit.evaluation.metrics import critic
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.phantom import write_cohort
 
+from .prepared_python import python
+
 FILES = ("report.json", "table.md", "model-index.yaml")
 
 
@@ -147,7 +149,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     cohorts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     killed, straight = tmp_path / "killed", tmp_path / "straight"
-    command = [sys.executable, "-m", "cardiodit", *arguments(cohorts, killed)]
+    command = [python(), "-m", "cardiodit", *arguments(cohorts, killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(killed.glob("measured/[!.]*.npz")) and process.poll() is None and time.monotonic() < deadline:

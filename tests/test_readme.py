@@ -6,7 +6,6 @@ Its commands are run, in their order, in tests/hub/test_readme_commands.py.
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from cardiodit.training.settings import (
     UNetSettings,
     VQGANSettings,
 )
+
+from .prepared_python import python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,7 +45,7 @@ def test_python_runs_as_written(tmp_path: Path) -> None:
     for number, block in enumerate(blocks("python")):
         (tmp_path / f"{number}").mkdir()
         caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        begun[block] = subprocess.Popen([sys.executable, "-c", block], cwd=tmp_path / f"{number}", **caught)
+        begun[block] = subprocess.Popen([python(), "-c", block], cwd=tmp_path / f"{number}", **caught)
     for number, (block, process) in enumerate(begun.items()):
         said, errors = process.communicate()
         assert process.returncode == 0, errors

@@ -21,6 +21,7 @@ from cardiodit._util.memory import LiveMemory, peak_bytes, set_tiling, weight_by
 from cardiodit.pipelines import estimate
 
 from ..conftest import randomise
+from ..prepared_python import python
 
 MEASURE = """
 import json, sys, time, torch
@@ -28,6 +29,7 @@ from pathlib import Path
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D, estimate_memory, make_scheduler
 from cardiodit._util.memory import weight_bytes
 from cardiodit.pipelines.estimate import estimate_sampling
+
 
 torch.set_num_threads(1)
 time.perf_counter = time.process_time  # of one thread the same, but for what else the machine is doing
@@ -85,7 +87,7 @@ print(json.dumps({"mebibytes": bytes_ / 2**20}))
 def run(*codes: str) -> list[dict[str, float]]:
     """What each of the codes prints, in a process of its own; all run at the same time."""
     caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", MEASURE + code], **caught) for code in codes]
+    processes = [subprocess.Popen([python(), "-W", "ignore", "-c", MEASURE + code], **caught) for code in codes]
     said = [process.communicate() for process in processes]
     assert not any(process.returncode for process in processes), said
     return [json.loads(printed.splitlines()[-1]) for printed, _ in said]

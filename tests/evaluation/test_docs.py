@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from cardiodit.evaluation.evaluate import EvaluationSettings, evaluate
 from cardiodit.evaluation.report import SCHEMA
 from cardiodit.imaging import Intensity, Preprocessing, prepare_case, read_manifest, read_nifti, write_nifti
 from cardiodit.imaging.phantom import write_cohort
+
+from ..prepared_python import python
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
 OF_SAMPLES = {"made_by"}
@@ -107,7 +108,7 @@ def test_each_volume_has_its_own_geometry_and_the_critic_is_in_the_protocol(
 
 def test_code_runs_as_written() -> None:
     (code,) = [block for block in blocks("python") if "print(" in block]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([python(), "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2 and ", floor " in done.stdout
 

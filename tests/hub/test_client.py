@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cardiodit.imaging.manifest import write_manifest
 from cardiodit.latents import LatentHeader, identity_of_vae, write_latent
 
 from ..prdit_cases import config, save, small_weights
+from ..prepared_python import python
 from .conftest import Repository
 
 TRAIN = [
@@ -69,7 +69,7 @@ def start_training(folder: Path, hub_url: str, name: str, repository: str) -> su
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "cardiodit.training.train_dit", *TRAIN]
+    command = [python(), "-m", "cardiodit.training.train_dit", *TRAIN]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     more = ["--run_name", name, "--hub_model_id", repository]
     return subprocess.Popen([*command, *more], cwd=folder, env=environment, **pipes)

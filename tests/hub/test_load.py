@@ -1,6 +1,5 @@
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from cardiodit import CardioDiTError, CardioDiTPipeline, PRDiTTransformerModel
 from cardiodit.hub.load import folder_of, open_geometry_source, open_transformer, open_vae
 from cardiodit.imaging import Intensity, Preprocessing
+
+from ..prepared_python import python
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -109,6 +110,6 @@ def test_the_hub(hub: Any, tmp_path: Path) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", OPEN], env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True
+        [python(), "-c", OPEN], env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from cardiodit.hub.checks.files import CHECKED, file_problems, folder_problems
 from cardiodit.hub.model_card import write_card
 from cardiodit.hub.publishing import check_folder
 
+from ..prepared_python import python
 from .conftest import Repository
 
 # Six layers, so that the weights are more than the 10 MB that the client keeps at a time.
@@ -58,6 +59,7 @@ torch.save({"v1": sample(first), "main": sample(second)}, "expected.pt")
 
 LOAD = """
 from diffusers import DiffusionPipeline
+
 expected = torch.load("expected.pt", weights_only=True)
 for cls in (CardioDiTPipeline, DiffusionPipeline):
     for revision in ("main", "v1"):
@@ -85,7 +87,9 @@ def start(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., s
             **environment,
         }
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, **settings}, **pipes)
+        # Whether it opens without the package is seen where nothing is imported yet.
+        interpreter = sys.executable if code == WITHOUT_THE_PACKAGE else python()
+        return subprocess.Popen([interpreter, "-c", code], cwd=folder, env={**os.environ, **settings}, **pipes)
 
     return start_
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from cardiodit._util.sample_records import merge_sample_lists
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.pipelines.sampling_job import SamplingJob, consecutive, missing_samples, sample_many
+
+from ..prepared_python import python
 
 SETTINGS = {"num_inference_steps": 2}
 
@@ -92,8 +93,8 @@ def test_processes_share_and_the_result_is_the_same(
     """Two real processes of the command, and this one."""
     make_pipe().save_pretrained(tmp_path / "model")
     arguments = ["sample", str(tmp_path / "model"), "--num_samples", "4", "--num_inference_steps", "2", "--seed", "3"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "cardiodit"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python()}
+    torchrun = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "cardiodit"]
     shared = subprocess.run(
         [*torchrun, *arguments, "--output_dir", str(tmp_path / "two")], env=environment, capture_output=True, text=True
     )

@@ -22,6 +22,7 @@ from cardiodit import CardioDiTPipeline
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness import deepspeed
 
+from ..prepared_python import python
 from .conftest import Cohorts, lines_of, said_by
 from .test_processes import CLOSE, Runs, check_same, difference, finish, start
 
@@ -183,7 +184,7 @@ def test_without_deepspeed_nothing_is_checked() -> None:
 def test_the_command_that_installs_it_is_told(cohorts: Cohorts, tmp_path: Path) -> None:
     """By us, and by accelerate's launcher, which does not come as far as to start us."""
     process = start_zero([*TRAIN_DIT, *Runs(tmp_path, cohorts).dit("run")])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2"]
+    launch = [python(), "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2"]
     told = subprocess.run([*launch, *TRAIN_DIT], capture_output=True, text=True)
     said = said_by(process)
     assert process.returncode != 0 and said.count("error: ") == 1, said

@@ -8,7 +8,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+from ..prepared_python import python
 from .conftest import DIT, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -135,7 +135,7 @@ FAKES = {
         if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >> "$SCONTROL_CALLS"; fi
         """,
     "python": f"""
-        exec {sys.executable} "$@"
+        exec {python()} "$@"
         """,
 }
 

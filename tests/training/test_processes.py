@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +24,11 @@ from cardiodit.training.harness.state import WEIGHTS
 from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, NoisyDataset
 
 from ..conftest import begin_two
+from ..prepared_python import python
 from .conftest import DIT, PATIENCE, VQGAN, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
 from .processes_at_work import work_off
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 CLOSE = 1e-5  # sums in another order
 
 
@@ -125,7 +125,8 @@ def stop_politely(runs: Runs, name: str) -> str:
 def start(command: list[str]) -> subprocess.Popen:
     """As two processes."""
     caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*TORCHRUN, *command], env={**os.environ, "OMP_NUM_THREADS": "1"}, **caught)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python()}  # which torchrun starts
+    return subprocess.Popen([python(), *TORCHRUN, *command], env=environment, **caught)
 
 
 def start_dit(arguments: list[str]) -> subprocess.Popen:

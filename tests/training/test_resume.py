@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,13 @@ from cardiodit.training.harness import run as run_module
 from cardiodit.training.harness.processes import SignalHandler
 
 from ..conftest import begin
+from ..prepared_python import python
 from .conftest import Cohorts, lines_of, wait_for_step
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cardiodit.training.train_dit", *arguments]
+    command = [python(), "-m", "cardiodit.training.train_dit", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
