@@ -5,6 +5,7 @@ import os
 # Work this small is slowed down many times by threads that wait for a busy core: here, and in whatever a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import importlib
 import multiprocessing
 import shutil
 import signal
@@ -40,7 +41,19 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 # The first process that a test starts by this context imports the package; those after it are copies of that one.
 PREPARED = multiprocessing.get_context("forkserver")
-PREPARED.set_forkserver_preload(["cardiodit.cli", "cardiodit.training.train_dit"])
+PREPARED.set_forkserver_preload(["cardiodit.cli", "cardiodit.training.train_dit", "cardiodit.evaluation.workers"])
+# So are workers. They are given pickled work, as spawned ones are.
+PLACES_OF_WORKERS = ("evaluation.workers", "imaging.cache", "imaging.cohorts.prepare", "imaging.phantom.cohort")
+WORKERS = [importlib.import_module(f"cardiodit.{place}") for place in PLACES_OF_WORKERS]
+for module in WORKERS:
+    module.get_context = lambda method: PREPARED
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers import for themselves, as those of users do."""
+    for module in WORKERS:
+        monkeypatch.setattr(module, "get_context", multiprocessing.get_context)
 
 
 def begin(

@@ -14,6 +14,7 @@ import torch
 
 from cardiodit import DiT3DTransformerModel, VolDiTPipeline, VQModel3D, make_scheduler
 from cardiodit.cli import main
+from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.cohorts import COHORTS
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.phantom import write_cohort
@@ -61,7 +62,9 @@ def test_a_cohort_is_one_file(cohort: ModuleType, tmp_path: Path, capsys: pytest
 def test_a_metric_is_one_function(tmp_path: Path) -> None:
     recipe("Add a metric", tmp_path)
     sets = [write_cohort(tmp_path / f"set-{seed}", num=2, size=(32, 32, 4, 8), seed=seed) for seed in (0, 1)]
-    own = ["--metric", str(tmp_path / "mean_intensity.py") + ":mean_intensity", "--preprocessing", "cine"]
+    (tmp_path / "steps.json").write_text(json.dumps(Preprocessing(size=(32, 32, 4), frames=8).to_dict()))
+    metric, steps = tmp_path / "mean_intensity.py", tmp_path / "steps.json"
+    own = ["--metric", f"{metric}:mean_intensity", "--preprocessing", str(steps)]
     given = ["--real", str(sets[0]), "--synthetic", str(sets[1]), "--output_dir", str(tmp_path / "report")]
     assert main(["evaluate", *given, *own]) == 0
     metrics = json.loads((tmp_path / "report" / "report.json").read_text())["metrics"]

@@ -18,16 +18,16 @@ from .conftest import train
 
 VQGAN = {
     "model": {"channels": [16, 32], "num_res_channels": [16, 32], "num_res_layers": 1, "embedding_dim": 4},
-    "losses": {"perceptual_network": "none", "adversarial_start_epoch": 32, "adversarial_ramp_epochs": 16},
+    "losses": {"perceptual_network": "none", "adversarial_start_epoch": 20, "adversarial_ramp_epochs": 10},
     "discriminator": {"num_channels": 8, "num_layers_d": 2},
     "data": {"preprocessing": {"size": [32, 32, 4], "frames": 8, "intensity": {"low": "p0.5", "high": "p99.5"}}},
     "training": {
         "train_batch_size": 8,
-        "max_train_steps": 160,
+        "max_train_steps": 100,
         "learning_rate": 2e-3,
         "lr_scheduler": "cosine",
         "validation_steps": 20,
-        "checkpointing_steps": 80,
+        "checkpointing_steps": 50,
     },
 }
 DIT = {
@@ -35,14 +35,14 @@ DIT = {
     "model": {"patch_size": [1, 2, 2, 2], "num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 24},
     "training": {
         "train_batch_size": 8,
-        "max_train_steps": 210,
+        "max_train_steps": 200,
         "learning_rate": 2e-3,
         "lr_warmup_steps": 20,
         "ema_decay": 0.99,
         "validation_steps": 20,
         "preview_samples": 0,
         "dataloader_num_workers": 0,
-        "checkpointing_steps": 105,
+        "checkpointing_steps": 100,
     },
 }
 

@@ -45,6 +45,12 @@ SMALLER = {
     ("--checkpoints", "500"): ("--checkpoints", "1"),
     ("1000", "500"): ("2", "1"),
 }
+EXTRAS = {
+    "sample": ["--num_inference_steps", "2"],
+    "demo": ["--num_samples", "2"],
+    "evaluate": ["--max_volumes", "2"],
+    "publish": ["--without_audit", "Phantoms are nobody."],
+}
 FACTS: dict[str, Any] = {
     **dict.fromkeys(REQUIRED, "Phantoms; nobody's data."),
     "license": "apache-2.0",
@@ -78,9 +84,7 @@ def run(words: list[str]) -> None:
         TRAINING[name]([*options, *steps, "--report_to", "none", "--cpu"])
         return
     assert name == "cardiodit", f"What is {name}?"
-    extras = {"sample": ["--num_inference_steps", "2"], "publish": ["--without_audit", "Phantoms are nobody."]}
-    quick = extras.get(options[0], [])
-    assert main([*options, *quick]) == 0, words
+    assert main([*options, *EXTRAS.get(options[0], [])]) == 0, words
 
 
 @pytest.fixture

@@ -2,27 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cardiodit.imaging import cache
 from cardiodit.imaging.geometry import Geometry
-from cardiodit.imaging.phantom import Phantom, cohort, draw_heart, render
+from cardiodit.imaging.phantom import Phantom, draw_heart, render
 from cardiodit.imaging.volume import Volume
 
-from ..conftest import PREPARED
-
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
-
-
-@pytest.fixture
-def prepared_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give workers pickled work, as spawned ones get it, without their imports (tests/imaging/cohorts spawns)."""
-    monkeypatch.setattr(cohort, "multiprocessing", SimpleNamespace(get_context=lambda method: PREPARED))
-    monkeypatch.setattr(cache, "get_context", lambda method: PREPARED)
 
 
 @pytest.fixture(scope="session")

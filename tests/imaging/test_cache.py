@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -23,9 +24,14 @@ from cardiodit.imaging.phantom import write_cohort
 STEPS = Preprocessing(size=(24, 24, None), frames=6, intensity=Intensity("p0.5", "p99.5"))
 
 
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("hearts") / "cohort", num=3, size=(24, 20, 3, 8)).parent
+
+
 @pytest.fixture
-def cases(tmp_path: Path) -> list[Case]:
-    return read_manifest(write_cohort(tmp_path / "cohort", num=3, size=(24, 20, 3, 8)))
+def cases(cohort: Path, tmp_path: Path) -> list[Case]:
+    return read_manifest(Path(shutil.copytree(cohort, tmp_path / "cohort")) / "manifest.csv")
 
 
 def on_disk(cases: list[Case], folder: Path, steps: Preprocessing = STEPS) -> PreparedVolumes:
@@ -48,7 +54,6 @@ def test_all_caches_give_the_same_bits_and_so_do_their_slices(cases: list[Case],
     assert len({volumes.identity for volumes in made}) == 1 and {len(volumes) for volumes in made} == {3}
 
 
-@pytest.mark.usefixtures("prepared_workers")
 def test_several_processes_read_the_same(cases: list[Case], tmp_path: Path) -> None:
     one, two = PreparedVolumes(cases, STEPS), PreparedVolumes(cases, STEPS, workers=2)
     assert all(torch.equal(one[i], two[i]) for i in range(3))

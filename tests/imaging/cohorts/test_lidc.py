@@ -11,13 +11,10 @@ from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.cohorts import Preparation, prepare_cohort
-from cardiodit.imaging.cohorts import prepare as prepare_module
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.imaging.nifti import read_nifti, write_nifti
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.imaging.volume import Volume
-
-from ...conftest import PREPARED
 
 NAMES = [f"LIDC-IDRI-{number:04d}" for number in range(1, 7)]
 
@@ -197,8 +194,7 @@ def test_files_that_are_no_ct_are_named(tmp_path: Path, ct: Callable, capsys: py
     assert "the subject nobody has no image" in (tmp_path / "out/report.md").read_text()
 
 
-def test_several_processes_make_the_same(lidc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "get_context", lambda method: PREPARED)
+def test_several_processes_make_the_same(lidc: Path, tmp_path: Path) -> None:
     prepare(lidc, tmp_path / "one")
     prepare(lidc, tmp_path / "two", "--workers", "2")
     for name in ("manifest.csv", "report.md", "pictures/overview-1.png"):

@@ -35,7 +35,7 @@ def test_the_command_writes_hearts_masks_volumes_and_a_manifest(tmp_path: Path, 
     assert len(list((tmp_path / "p" / "pictures").glob("*.png"))) == 10  # a sheet and a curve each
 
 
-@pytest.mark.usefixtures("prepared_workers")
+@pytest.mark.usefixtures("spawned_workers")
 def test_heart_i_depends_on_neither_number_nor_processes(tmp_path: Path) -> None:
     write_cohort(tmp_path / "one", num=4, seed=3, size=SMALL)
     write_cohort(tmp_path / "two", num=3, seed=3, size=SMALL, workers=2)
@@ -47,7 +47,6 @@ def test_heart_i_depends_on_neither_number_nor_processes(tmp_path: Path) -> None
         assert np.array_equal(first, second)
 
 
-@pytest.mark.usefixtures("prepared_workers")
 def test_chests_do_not_depend_on_processes(tmp_path: Path, capsys) -> None:
     size = ["--size", "32", "24", "24"]
     for folder, workers in (("one", "1"), ("two", "2")):

@@ -1,10 +1,10 @@
 """Write cohorts of phantoms: images, label maps, exact volumes, pictures and a manifest."""
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def _run(write: Callable[[int], dict[str, Any]], num: int, workers: int) -> Iter
     if workers == 1:
         yield from map(write, range(num))
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), ignore_interrupts) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), ignore_interrupts) as pool:
         yield from pool.map(write, range(num))
 
 
