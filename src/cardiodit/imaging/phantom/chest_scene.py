@@ -149,6 +149,8 @@ class _Scene:
 
     def paint_tubes(self, tubes: Tubes, hounsfield: float, label: str | None = None) -> None:
         """Fill tubes, each in its own box; a thin tube fills a part of its voxels."""
+        if not (self.has_image or label):
+            return
         share, inside = np.zeros(self.size, np.float32), np.zeros(self.size, bool)
         reach = np.maximum(np.maximum(tubes.start_radii, tubes.end_radii), self.edge / 2)[:, None]
         low, high = np.minimum(tubes.starts, tubes.ends) - reach, np.maximum(tubes.starts, tubes.ends) + reach
