@@ -18,7 +18,7 @@ from cardiodit.pipelines.mask_control import MaskControlMixin
 PROBE_LATENTS = 24  # rows and columns of the part whose decoding is timed; the rest is in proportion
 PROBE_VOXELS = 64  # the same for masks
 REPEATS = 3
-KERNEL_OVERHEAD = 1.22  # workspace of kernels: 1.20 to 1.28 of the computed peak, published models on a CPU
+KERNEL_OVERHEAD = 1.22  # assumed share of buffers inside kernels where they are not known, which is not on a CPU
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def estimate_sampling(
     models = [pipe.denoiser, *([pipe.vae] if decoding else []), *([steering.adapter] if steering else [])]
     return Estimate(
         weights=weight_bytes(*models),
-        denoising=held + _peak(lambda: _denoise_once(pipe, latents, steering)),
+        denoising=held + _peak(lambda: _denoise_once(pipe, latents, steering), device),
         decoding=volumes + max(2 * volumes, decoding.bytes if decoding else 0),
         denoising_seconds=calls * sum(n * _seconds(part) for part, n in _cost_parts(pipe, latents, steering)),
         decoding_seconds=num_samples * decoding.seconds() if decoding else 0.0,
@@ -118,7 +118,7 @@ class Decoding:
 
     @property
     def bytes(self) -> int:
-        return _peak(lambda: self.vae.decode(self.batch).sample)
+        return _peak(lambda: self.vae.decode(self.batch).sample, self.batch.device)
 
     def seconds(self) -> float:
         """Return the time of one volume, in proportion to a part of it; overlapping tiles are decoded repeatedly."""
@@ -159,7 +159,7 @@ class Steering:
             empty = torch.empty(self.shape, device=self.device, dtype=self.dtype)
             return self.adapter.embed(empty, self.denoiser, self.grid)
 
-        return math.prod(self.shape) * 4 + _peak(embed)
+        return math.prod(self.shape) * 4 + _peak(embed, self.device)
 
     def seconds(self) -> float:
         """Return the time of one sample, in proportion to a part of it; an empty mask is embedded as well."""
@@ -186,7 +186,9 @@ def _cost_parts(
     return [(lambda: _denoise_once(pipe, latents, steering), 1.0)]
 
 
-def _peak(run: Callable[[], object]) -> int:
+def _peak(run: Callable[[], object], device: torch.device) -> int:
+    if device.type == "cpu":
+        return peak_bytes(run, kernels=True)
     return int(KERNEL_OVERHEAD * peak_bytes(run))
 
 

@@ -30,6 +30,7 @@ def require(feature: str, **names: Any) -> None:
 FakeTensorMode = private_name("torch._subclasses.fake_tensor", "FakeTensorMode")
 TorchDispatchMode = private_name("torch.utils._python_dispatch", "TorchDispatchMode")
 tree_leaves = private_name("torch.utils._pytree", "tree_leaves")
+tree_map = private_name("torch.utils._pytree", "tree_map")
 
 # LoRA files
 fetch_state_dict = private_name("diffusers.loaders.lora_base", "_fetch_state_dict")

@@ -1,6 +1,7 @@
 """What is foretold is compared with what a process of its own then needs."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,6 +59,27 @@ foretold = estimate.bytes - estimate.weights
 print(json.dumps({"memory": foretold / bytes_, "time": estimate.seconds / seconds}))
 """
 
+PHASES = """
+from cardiodit import MedLoRDPipeline, MedLoRDUNetModel, VQModel3D
+
+shape = {"block_out_channels": (32, 64), "layers_per_block": 1, "attention_levels": (False, True)}
+unet = MedLoRDUNetModel(sample_size=(24, 24, 16), in_channels=4, **shape).eval()
+levels = {"channels": (32, 64), "num_res_channels": (32, 64), "num_embeddings": 64, "embedding_dim": 4}
+vae = VQModel3D(**levels, num_res_layers=1, codebook_data_init=False).eval()
+found = {}
+for dtype in (torch.float32, torch.bfloat16):
+    pipe = MedLoRDPipeline(vae, unet, make_scheduler("dpm++")).to(dtype)
+    latents = torch.zeros(1, 4, 24, 24, 16, dtype=dtype)
+    estimate = estimate_sampling(pipe)
+    foretold = estimate.denoising - 4 * latents.nbytes, estimate.decoding - 4 * 96 * 96 * 64
+    runs = lambda: unet(latents, 3).sample, lambda: vae.decode(latents).sample
+    with torch.no_grad():
+        for name, run, expected in zip(("denoising", "decoding"), runs, foretold):
+            run()
+            found[f"{name}, {dtype}"] = expected / measured(run)[0]
+print(json.dumps(found))
+"""
+
 TRAIN = """
 model = DiT4DTransformerModel(sample_size=(2, 32, 32, 4), num_layers=4, num_attention_heads=8).train()
 inputs = {"hidden_states": torch.randn(2, 8, 2, 32, 32, 4), "timestep": torch.tensor([3, 9])}
@@ -86,7 +108,9 @@ print(json.dumps({"mebibytes": bytes_ / 2**20}))
 
 def run(*codes: str) -> list[dict[str, float]]:
     """What each of the codes prints, in a process of its own; all run at the same time."""
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory is returned at once
     caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    caught["env"] = {**os.environ, **at_once}
     processes = [subprocess.Popen([python(), "-W", "ignore", "-c", MEASURE + code], **caught) for code in codes]
     said = [process.communicate() for process in processes]
     assert not any(process.returncode for process in processes), said
@@ -95,11 +119,14 @@ def run(*codes: str) -> list[dict[str, float]]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_sampling_needs_what_was_foretold() -> None:
-    for _ in range(4):  # another try where something else ran beside, or the allocator kept what it had
-        (found,) = run(SAMPLE)
-        if all(value == pytest.approx(1, abs=0.25) for value in found.values()):
+    """Memory to 15%, as long as the allocator returns what is freed; time where nothing else runs beside."""
+    found, phases = run(SAMPLE, PHASES)
+    assert {**phases, "sampling": found["memory"]} == pytest.approx(dict.fromkeys([*phases, "sampling"], 1), abs=0.15)
+    for _ in range(3):
+        if found["time"] == pytest.approx(1, abs=0.25):
             return
-    pytest.fail(f"foretold over measured: {found}")
+        (found,) = run(SAMPLE)
+    pytest.fail(f"time foretold over measured: {found['time']}")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -149,7 +176,9 @@ def test_an_estimate_counts_the_adapter_its_masks_and_its_guidance(
     masks = torch.zeros(1, 2, 2, 32, 32, 16)
     with torch.no_grad(), LiveMemory() as memory:
         pipe._make_control(masks, 1.0, (0, 5), 1.0)
-    assert steered.steering / estimate.KERNEL_OVERHEAD == pytest.approx(memory.peak + masks.nbytes, rel=0.25)
+    monkeypatch.setattr("cardiodit._util.memory.kernel_bytes", lambda *_: 0)
+    tensors = estimate.estimate_sampling(pipe, num_inference_steps=5).steering
+    assert tensors == pytest.approx(memory.peak + masks.nbytes, rel=0.25) and tensors < steered.steering
 
 
 def test_where_tiles_overlap_voxels_are_decoded_more_than_once(make_vae: Callable) -> None:
@@ -201,3 +230,11 @@ def test_checkpointing_mixed_precision_and_frozen_weights_are_seen(make_dit) -> 
     model.requires_grad_(False)
     with pytest.raises(CardioDiTError, match="nothing to train"):
         estimate_memory(model, inputs)
+
+
+def test_views_of_weights_and_inputs_are_no_allocations() -> None:
+    """A linear layer reads a transposed view of its weights; its result alone is new."""
+    layer, tokens = torch.nn.Linear(64, 8, bias=False), torch.zeros(2, 16, 64)
+    with torch.no_grad():
+        assert peak_bytes(lambda: layer(tokens)) == 2 * 16 * 8 * 4
+        assert peak_bytes(lambda: tokens.flatten().view(2, -1)) == 0

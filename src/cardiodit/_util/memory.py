@@ -1,7 +1,7 @@
 """Estimate the memory that a computation needs without running it.
 
-The computation runs on tensors without content, and the sizes of all live tensors are added up. The estimate covers the
-model's own tensors; buffers inside kernels are not included.
+The computation runs on tensors without content, and the sizes of all live tensors are added up. Buffers inside kernels
+are included on request, and on a CPU only, where they were measured.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from cardiodit._compat import FakeTensorMode, TorchDispatchMode, require, tree_leaves
+from cardiodit._compat import FakeTensorMode, TorchDispatchMode, require, tree_leaves, tree_map
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.volume import AXES
 
@@ -21,25 +21,49 @@ if TYPE_CHECKING:
 
 TILING = ("auto", "on", "off")
 TILED_ABOVE = 4 * 2**30  # bytes
-_TOOLS = {"FakeTensorMode": FakeTensorMode, "TorchDispatchMode": TorchDispatchMode, "tree_leaves": tree_leaves}
+SMALL_INPUT = 20480  # values along the first four axes, up to which torch does not use oneDNN for a single volume
+_TOOLS = {
+    "FakeTensorMode": FakeTensorMode,
+    "TorchDispatchMode": TorchDispatchMode,
+    "tree_leaves": tree_leaves,
+    "tree_map": tree_map,
+}
 _KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # bytes for decoding, by VQ model, shape and dtype
 
 
 class LiveMemory(TorchDispatchMode or object):  # type: ignore[misc]
-    """Adds up the storages that operations allocate until they are freed."""
+    """Adds up the storages that operations allocate until they are freed.
 
-    def __init__(self) -> None:
+    Args:
+        fakes: the mode in which everything runs, if it computes without content.
+        kernels: also count buffers inside kernels.
+    """
+
+    def __init__(self, fakes: Any = None, kernels: bool = False) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
+        self._fakes, self._kernels = fakes, kernels
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        args, kwargs = tree_map(self._given, args), tree_map(self._given, kwargs or {})
+        result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._allocated(leaf.untyped_storage())
+        if self._kernels:
+            self.peak = max(self.peak, self.live + kernel_bytes(func, args, result))
         return result
+
+    def _given(self, value: Any) -> Any:
+        """Note that the storage of an input exists already, so that a view of it is no allocation."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if self._fakes is not None and getattr(value, "fake_mode", None) is None:
+            value = self._fakes.from_tensor(value)
+        self._known.setdefault(value.untyped_storage(), 0)
+        return value
 
     def _allocated(self, storage: torch.UntypedStorage) -> None:
         if storage in self._known:
@@ -54,10 +78,36 @@ class LiveMemory(TorchDispatchMode or object):  # type: ignore[misc]
         self.live -= size
 
 
-def peak_bytes(computation: Callable[[], Any]) -> int:
-    """Return the peak memory that a computation allocates; its inputs are not counted."""
+def kernel_bytes(function: Any, arguments: Any, result: Any) -> int:
+    """Return the memory that a kernel needs beside its inputs and its result: measured on a CPU, elsewhere 0.
+
+    A convolution rearranges input and weights, and then its result; in half precision, and if it is transposed, the
+    result exists twice more. In float32, that of a small volume copies the surroundings of every voxel, and that with a
+    kernel of one voxel needs nothing.
+    """
+    if not isinstance(result, torch.Tensor) or result.device.type != "cpu":
+        return 0
+    if function == torch.ops.aten.convolution.default:
+        image, weights, _, _, _, _, is_transposed, *_ = arguments
+        is_half = result.dtype in (torch.bfloat16, torch.float16)
+        taps = weights[0, 0].numel()
+        if not (is_half or is_transposed):
+            if taps == 1:
+                return 0
+            if image.shape[:4].numel() <= SMALL_INPUT and len(image) == 1 and max(weights.shape[2:]) <= 3:
+                return result[0, 0].nbytes * image.shape[1] * taps
+        return max(image.nbytes + weights.nbytes, result.nbytes * (2 if is_half or is_transposed else 1))
+    return 0
+
+
+def peak_bytes(computation: Callable[[], Any], kernels: bool = False) -> int:
+    """Return the peak memory that a computation allocates; its inputs are not counted.
+
+    Args:
+        kernels: also count buffers inside kernels, as `kernel_bytes` knows them.
+    """
     require("An estimate of the memory needed", **_TOOLS)
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
+    with FakeTensorMode(allow_non_fake_inputs=True) as fakes, LiveMemory(fakes, kernels) as memory:
         result = computation()
         del result
     return memory.peak
