@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, Problems, try_all
+from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.geometry import Triple
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest, read_table
@@ -23,7 +25,8 @@ from cardiodit.latents import (
     preprocessing_for,
 )
 from cardiodit.models.autoencoder_vq import VQModel
-from cardiodit.training.objectives import LabelledSamples
+from cardiodit.training.harness.schedule import seed_for
+from cardiodit.training.objectives import Batch, LabelledSamples, SamplesByVisit
 
 SCALE_SAMPLES = 16  # latents by which the scaling factor is checked
 SCALE_TOLERANCE = 0.3  # deviation from the standard deviation of 1
@@ -130,6 +133,40 @@ def with_null_labels(cohort: Cohort, model: Any) -> Cohort:
         replace(samples, labels=[model.null_label] * len(samples)) for samples in (cohort.training, cohort.validation)
     )
     return replace(cohort, training=training, validation=validation)
+
+
+@dataclass(frozen=True)
+class AugmentedSamples:
+    """Training samples by visit number whose volumes change at random, to be encoded afterwards.
+
+    Args:
+        spacing: voxel size of the volumes in mm along H, W, D.
+    """
+
+    samples: SamplesByVisit
+    augmentation: Augmentation
+    seed: int
+    spacing: Triple
+
+    def __getitem__(self, visit: int) -> Batch:
+        item = self.samples[visit]
+        generator = generator_for(seed_for(self.seed, "augmentation"), visit)
+        image, _ = self.augmentation(item["sample"], generator=generator, spacing=self.spacing)
+        return {**item, "sample": image}
+
+
+def training_samples(cohort: Cohort, augmentation: Augmentation, vae: VQModel, seed: int) -> SamplesByVisit:
+    """Return the shuffled training samples; images are augmented if the settings say so, and latents cannot be."""
+    samples = cohort.training.shuffled(seed)
+    if not augmentation.is_active:
+        return samples
+    if not cohort.online:
+        raise CardioDiTError(
+            "`image_augmentation` changes images before they are encoded, but the manifests list latents: give "
+            "manifests of images, or leave it out."
+        )
+    augmentation.check(is_cine=len(cohort.shape) == 5)
+    return AugmentedSamples(samples, augmentation, seed, vae.config.spacing or (1.0, 1.0, 1.0))
 
 
 def encode(vae: VQModel, volumes: torch.Tensor) -> torch.Tensor:

@@ -288,6 +288,7 @@ class DiTSettings:
         omit=("num_classes", "class_names", "prediction_type"),
         defaults={"in_channels": None, "class_dropout_prob": 0.1},
     )
+    image_augmentation: Section = NO_AUGMENTATION  # of images that are encoded while training
     diffusion: Section = settings_of_one(
         LATENT_OBJECTIVES, "objective", "what the model is trained to do", omit=("noise_power",)
     )
@@ -316,6 +317,7 @@ class UNetSettings:
         omit=("prediction_type",),
         defaults={"in_channels": None, "sample_size": None},
     )
+    image_augmentation: Section = NO_AUGMENTATION  # of images that are encoded while training
     diffusion: Section = settings_of_one(
         LATENT_OBJECTIVES, "objective", "what the model is trained to do", omit=("noise_power",)
     )

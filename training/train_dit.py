@@ -30,10 +30,10 @@ from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.state import Network
 from cardiodit.training.latent_augmentation import CHECKED, LatentAugmentation, check_augmentation
-from cardiodit.training.latent_data import check_scale, encode, read_cohort, with_null_labels
+from cardiodit.training.latent_data import check_scale, encode, read_cohort, training_samples, with_null_labels
 from cardiodit.training.objectives import Batch, Noising, NoisyDataset, ValidationDataset
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
-from cardiodit.training.settings import DiTSettings
+from cardiodit.training.settings import DiTSettings, build_augmentation
 from cardiodit.training.upstream_config import translate_dit
 
 EXAMPLE = (
@@ -119,7 +119,9 @@ def train(request: Request[Any], run: Run) -> None:
     has_labels = cohort.training.labels is not None
     dropout = model.config.class_dropout_prob if has_labels else 0.0
     noising = Noising(objective, training.seed, cohort.shape, model.null_label, dropout)
-    noisy = NoisyDataset(cohort.training.shuffled(training.seed), noising, augmentation)
+    image_augmentation = build_augmentation(settings.image_augmentation)
+    samples = training_samples(cohort, image_augmentation, vae, training.seed)
+    noisy = NoisyDataset(samples, noising, augmentation)
     validation = ValidationDataset(cohort.validation, noising, training.validation_timesteps, run.samples_a_pass)
 
     def latents_of(batch: Batch) -> torch.Tensor:

@@ -191,9 +191,12 @@ def test_the_catalogue_lists_what_opens_by_name(capsys: pytest.CaptureFixture) -
     for told in (
         "AICM-HD/medlord",
         "MedLoRDPipeline.from_pretrained('AICM-HD/medlord')",
+        "files: vqgan_luna_ds8.pth, ldm_luna_ds8.pth",
+        "config: read from the weights, one of configs/voldit",
         "LUNA16",
         "arxiv.org/abs/2503",
     ):
         assert told in printed
     assert main(["models", "--json"]) == 0
     assert '"name": "cardiodit-phantom"' in capsys.readouterr().out
+    assert all(model.files and model.config and model.licence for _, model in public_models())

@@ -42,6 +42,8 @@ def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
         assert now["data"]["augmentation"].pop("rotation_axes") == [2]
     for section, keys in NEW_SECTIONS.get(stage, {}).items():
         assert now.pop(section) == keys
+    if stage == "train_dit":
+        assert now.pop("image_augmentation")["rotation_probability"] == 0
     assert now == DEFAULTS[stage]
 
 

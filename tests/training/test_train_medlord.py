@@ -158,6 +158,18 @@ def test_a_unet_is_fine_tuned_with_lora(train: Callable[..., Path]) -> None:
     assert not torch.equal(adapted, before)
 
 
+def test_images_turn_about_all_axes_before_they_are_encoded(train: Callable[..., Path], chests: Any) -> None:
+    ids = [f"--{split}_ids={chests[0] / split / 'manifest.csv'}" for split in ("training", "validation")]
+    always = {"rotation_probability": 1.0, "rotation_axes": [0, 1, 2], "flip_probability": 0.5, "flip_axes": [1]}
+    plain, turned = train(train_unet, "plain", *ids), train(train_unet, "turned", *ids, image_augmentation=always)
+    steps = [[value for _, value in sorted(lines_of(run).items())] for run in (plain, turned)]
+    assert len(steps[0]) == len(steps[1]) == 4 and all(a != b for a, b in zip(*steps))
+    train(train_unet, "parts", *ids, "--max_train_steps", "2", image_augmentation=always)
+    assert lines_of(train(train_unet, "parts", *ids, image_augmentation=always)) == lines_of(turned)
+    with pytest.raises(CardioDiTError, match="changes images before they are encoded, but the manifests list latents"):
+        train(train_unet, "latents", image_augmentation=always)
+
+
 def test_models_of_other_scripts_are_refused(train: Callable[..., Path], chests: Any, tmp_path: Path) -> None:
     folder, manifests = chests
     places = ["--vae", str(folder / "vae"), "--init_from", str(folder / "base")]

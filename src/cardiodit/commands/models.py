@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{row['name']}\n"
             f"  {row['system']}, {where}\n"
             f"  open it: {row['pipeline']}.from_pretrained({row['name']!r})\n"
+            f"  files: {row['files']}\n"
+            f"  config: {row['config']}\n"
             f"  trained on: {row['training_set']}\n"
             f"  scale factor: {scale}\n"
             f"  licence: {row['licence']}\n"

@@ -57,6 +57,11 @@ class Augmentation:
             )
 
     @property
+    def is_active(self) -> bool:
+        """True if anything is ever changed."""
+        return max(self.rotation_probability, self.flip_probability, self.intensity_probability) > 0
+
+    @property
     def turns_volumes(self) -> bool:
         """True if slices are also turned out of their plane, which only 3D volumes can be."""
         return self.rotation_probability > 0 and set(self.rotation_axes) != set(IN_PLANE)

@@ -26,6 +26,8 @@ SYSTEM = System(
             training_set="synthetic beating hearts of four groups (phantoms)",
             licence="Apache 2.0",
             paper="none; bundled with this package",
+            files="a pipeline folder",
+            config="configs/phantom/vqgan.yaml, configs/phantom/dit.yaml",
         ),
     ),
 )

@@ -59,6 +59,8 @@ SYSTEM = System(
             paper="https://arxiv.org/abs/2503.13211",
             scale_factor=1.11,
             is_authors=True,
+            files="vqgan_luna_ds8.pth, ldm_luna_ds8.pth",
+            config="read from the weights; the autoencoder is configs/medlord/vqgan_ds8_new.yaml",
         ),
     ),
 )

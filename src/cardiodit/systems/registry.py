@@ -97,6 +97,8 @@ class PublicModel:
         scale_factor: factor by which latents were multiplied in training, where a repository of the authors does not
             say so; None if it is not known.
         is_authors: whether the repository holds the authors' checkpoints, which are converted on first use.
+        files: checkpoints that are downloaded; where a repository does not name them, how they are found.
+        config: where the models' sizes come from.
     """
 
     name: str
@@ -105,6 +107,8 @@ class PublicModel:
     paper: str
     scale_factor: float | None = None
     is_authors: bool = False
+    files: str = ""
+    config: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ SYSTEM = System(
             licence="as its repository states",
             paper="https://github.com/Cardio-AI/voldit",
             is_authors=True,
+            files="those whose names tell their stage; the first use says which",
+            config="read from the weights, one of configs/voldit",
         ),
     ),
 )
