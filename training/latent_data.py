@@ -83,6 +83,8 @@ def read_cohort(
     is_online = online[training_ids]
     if spacing is not None and not is_online:
         raise CardioDiTError("--spacing is for images; latents have the voxel size that `cardiodit encode` gave them.")
+    if depth is not None and not is_online:
+        raise CardioDiTError("--depth is for images; latents have the slices that `cardiodit encode` gave them.")
     made_by = identity_of_vae(vae)
     steps = _preprocessing(vae, depth, spacing) if is_online else None
     read = partial(_volumes, steps=steps) if steps else partial(LatentCohort.open, vae_identity=made_by)

@@ -61,6 +61,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="leave out cines of fewer slices, such as long-axis views, which are not short-axis stacks (%(default)s)",
     )
     parser.add_argument(
+        "--all_cines",
+        action="store_true",
+        help="keep all cines of a subject, such as several visits; without it, only the one with the most slices, "
+        "since two cines of one heart would count as two patients",
+    )
+    parser.add_argument(
         "--time_unit", choices=TIME_UNITS, help="unit of the time between frames, if the headers state a wrong one"
     )
     parser.add_argument(
@@ -118,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
         exclude=arguments.exclude_problems,
         pattern=arguments.pattern,
         min_slices=arguments.min_slices,
+        all_cines=arguments.all_cines,
         time_unit=arguments.time_unit,
         frame_time=arguments.frame_time,
         workers=arguments.workers,

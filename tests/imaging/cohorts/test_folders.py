@@ -47,15 +47,23 @@ def fails(capsys: pytest.CaptureFixture, source: Path, *options: str) -> str:
 def test_views_that_are_no_stacks_are_listed_and_kept_out(
     export: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    stacks = ["subject-0/sax.nii.gz", "subject-0/sax_again.nii.gz", *(f"subject-{n}/sax.nii.gz" for n in (1, 2, 3))]
-    assert prepare(export, tmp_path / "out") == stacks
+    assert prepare(export, tmp_path / "out") == [f"subject-{n}/sax.nii.gz" for n in range(4)]
     said, report = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
-    assert "Left out 2 files of fewer than 4 slices, which are not short-axis stacks. Keep them with --min_s" in said
+    assert "Did not use 3 files:" in said
     for text in (said, report):
-        assert "subject-0/4ch.nii.gz has 1 slice\n" in text and "subject-0/2ch.nii.gz has 3 slices\n" in text
-        assert "subject-0 has 2 images, all of them in the same split: sax.nii.gz, sax_again.nii.gz" in text
-    assert len(prepare(export, tmp_path / "two", "--min_slices", "2")) == 6
-    assert len(prepare(export, tmp_path / "all", "--min_slices", "1")) == 7
+        assert "subject-0/4ch.nii.gz has 1 slice, so it is not a short-axis stack (kept with --min_slices 1)\n" in text
+        assert "subject-0/2ch.nii.gz has 3 slices, so it is not a short-axis stack" in text
+        assert "subject-0/sax_again.nii.gz is one of 2 cines of subject-0, of which sax.nii.gz has the most" in text
+    assert len(prepare(export, tmp_path / "two", "--all_cines", "--min_slices", "2")) == 6
+    assert len(prepare(export, tmp_path / "all", "--all_cines", "--min_slices", "1")) == 7
+    assert "subject-0 has 4 images, all of them in the same split: " in capsys.readouterr().out
+
+
+def test_the_cine_with_the_most_slices_stands_for_its_subject(export: Path, tmp_path: Path) -> None:
+    assert prepare(export, tmp_path / "out", "--min_slices", "1") == [f"subject-{n}/sax.nii.gz" for n in range(4)]
+    assert prepare(export, tmp_path / "flat", "--min_slices", "1", "--pattern", "subject-0/?ch*") == [
+        "subject-0/2ch.nii.gz"
+    ]
 
 
 def test_a_pattern_chooses_among_a_subjects_cines(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -71,7 +79,7 @@ def test_files_of_the_system_are_skipped(export: Path, tmp_path: Path) -> None:
         (export / "subject-1" / name).write_bytes(b"\0\5\26\7 of a Mac")
     (export / "__MACOSX" / ".hidden").mkdir(parents=True)
     (export / "__MACOSX" / ".hidden" / "x.nii.gz").touch()
-    assert len(prepare(export, tmp_path / "out")) == 5
+    assert len(prepare(export, tmp_path / "out")) == 4
 
 
 def test_excluded_files_are_printed_and_in_no_split(

@@ -77,6 +77,7 @@ def test_mnms(mnms: Path, tmp_path: Path) -> None:
     )
     assert [case.row["split"] for case in cases] == ["training", "training", "training", "validation", "test"]
     assert (first["ed_frame"], first["es_frame"]) == ("0", str(ES))
+    assert (first["height"], first["weight"]) == ("170", "70")
     unlabelled = cases[2]
     assert unlabelled.path("mask") is None and "the labels of the unlabelled part are misleading" in report
 
@@ -119,7 +120,7 @@ def test_a_folder_with_a_table(tmp_path: Path, patient: Callable) -> None:
     write_nifti(tmp_path / "data/anna/other_seg.nii.gz", patient(0).labels, patient(0).geometry)
     table = tmp_path / "patients.csv"
     table.write_text("subject,label,vendor,ed_frame,age\nanna,sick,A,2,40\nben,well,B,,50\ncarl,well,B,,60\ndora,,,,\n")
-    cases, report = prepare("folder", tmp_path / "data", tmp_path / "out", "--table", str(table))
+    cases, report = prepare("folder", tmp_path / "data", tmp_path / "out", "--all_cines", "--table", str(table))
     found = {case.image.name: case for case in cases}
     assert {name: case.subject for name, case in found.items()} == {
         "scan_1.nii.gz": "anna",

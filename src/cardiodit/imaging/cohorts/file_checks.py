@@ -46,6 +46,7 @@ class Preparation:
         exclude: leave out files with problems instead of stopping; the report lists them.
         pattern: use only files whose path below the source, or whose name, matches this glob.
         min_slices: leave out cines of fewer slices: long-axis views and the like are not short-axis stacks.
+        all_cines: keep all cines of a subject; otherwise only the one with the most slices, the first of several.
         time_unit: "sec" or "msec", if the headers name the wrong one.
         frame_time: seconds between frames, if the headers do not store it.
         workers: processes; does not change the result.
@@ -59,6 +60,7 @@ class Preparation:
     exclude: bool = False
     pattern: str | None = None
     min_slices: int = 4
+    all_cines: bool = False
     time_unit: str | None = None
     frame_time: float | None = None
     workers: int = 1
@@ -72,7 +74,7 @@ class CheckedFile:
 
     Args:
         content: hash of the voxels.
-        too_flat: why it is not a short-axis stack; empty if it is one. It is left out without being a problem.
+        not_used: why it is left out although it is no problem: no short-axis stack, or one of several of a subject.
         converted: NIfTI file that was written, relative to the output folder.
         tile: its picture in the overview.
         frame_time, slices, order: cine only.
@@ -86,7 +88,7 @@ class CheckedFile:
     shape: tuple[int, ...] = ()
     spacing: Triple | None = None
     content: str = ""
-    too_flat: str = ""
+    not_used: str = ""
     converted: Path | None = None
     tile: Tile | None = None
     frame_time: float | None = None
@@ -95,6 +97,10 @@ class CheckedFile:
     order: StorageOrder = field(default_factory=StorageOrder)
     hounsfield: tuple[float, float] = (0.0, 0.0)
     view: "FieldOfView | None" = None
+
+    @property
+    def is_used(self) -> bool:
+        return not self.problems and not self.not_used
 
     @property
     def problems(self) -> list[str]:
@@ -135,7 +141,8 @@ def check_file(file: CohortFile, kind: str, folder: Path, how: Preparation) -> C
             raise CardioDiTError(f"{file.image} has a name that is not UTF-8 text, so no table can hold it. Rename it.")
         volume = _read(file, of_kind, how, entry)
         if volume.is_cine and (slices := volume.voxels.shape[2]) < how.min_slices:
-            entry.too_flat = f"has {slices} slice{'' if slices == 1 else 's'}"
+            number = f"{slices} slice{'' if slices == 1 else 's'}"
+            entry.not_used = f"has {number}, so it is not a short-axis stack (kept with --min_slices {slices})"
             return entry
         entry.findings += of_kind.check(volume)
         if entry.findings.problems:

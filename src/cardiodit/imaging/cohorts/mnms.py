@@ -65,6 +65,7 @@ def _add_mnms(folder: Path, partition: str, rows: dict[str, dict[str, str]], sea
             mask_order=MNMS_ORDER if mask else "",
             vendor=row.get("Vendor", ""),
             centre=row.get("Centre", ""),
+            other=_body_size(row),
         )
     )
 
@@ -97,9 +98,16 @@ def find_mnms2(source: Path, table: Path | None = None) -> Search:
                 es_image=find_one(folder, f"{name}_SA_ES"),
                 mask_order=MNMS_ORDER,
                 vendor=row.get("VENDOR", ""),
+                other=_body_size(row),
             )
         )
     return search
+
+
+def _body_size(row: dict[str, str]) -> dict[str, str]:
+    """Return height in cm and weight in kg, where the table has them."""
+    columns = {name.lower(): value for name, value in row.items()}
+    return {name: columns[name] for name in ("height", "weight") if columns.get(name)}
 
 
 def _row_of(folder: Path, rows: dict[str, dict[str, str]]) -> tuple[dict[str, str], list[str]]:

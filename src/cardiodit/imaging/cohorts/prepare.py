@@ -76,8 +76,10 @@ def prepare_with_summary(
     with new_folder(output_dir) as folder:
         checked = list(_check_files(search.files, cohort, folder, how))
         _find_duplicates(checked)
+        if cohort.kind == "cine" and not how.all_cines:
+            _choose_cines(checked)
         _stop_at_problems(search, checked, how.exclude)
-        good = [entry for entry in checked if not entry.problems and not entry.too_flat]
+        good = [entry for entry in checked if entry.is_used]
         _remove_unused_images(folder, checked)
         files = [entry.file for entry in good]
         labels = {file.subject: file.label for file in files}
@@ -89,7 +91,7 @@ def prepare_with_summary(
                 write_manifest(folder / f"{split}.csv", members)
         write_overview(folder / "pictures", [entry.tile for entry in good if entry.tile is not None])
         specific = summarize_views(good, source, how.preset) if how.preset else recommend_spacing(good)
-        summary = [*describe_left_out(search, checked, how), *describe_repeats(good), *specific]
+        summary = [*describe_left_out(search, checked), *describe_repeats(good), *specific]
         write_report(folder / "report.md", cohort, kind, source, search, checked, splits, how)
     return Prepared(output_dir / "manifest.csv", summary)
 
@@ -143,6 +145,22 @@ def _find_duplicates(checked: Sequence[CheckedFile]) -> None:
             entry.findings.problems.append(f"has the same content as {twin.file.image}")
 
 
+def _choose_cines(checked: Sequence[CheckedFile]) -> None:
+    """Keep one cine of every subject: two of one heart would count as two patients."""
+    cines: dict[str, list[CheckedFile]] = {}
+    for entry in checked:
+        if entry.is_used:
+            cines.setdefault(entry.file.subject, []).append(entry)
+    for subject, entries in cines.items():
+        chosen = max(entries, key=lambda entry: entry.shape[2])
+        for entry in entries:
+            if entry is not chosen:
+                entry.not_used = (
+                    f"is one of {len(entries)} cines of {subject}, of which {chosen.file.image.name} has the most "
+                    "slices or is the first (kept with --all_cines, or choose with --pattern)"
+                )
+
+
 def _stop_at_problems(search: Search, checked: Sequence[CheckedFile], exclude: bool) -> None:
     problems = Problems("The cohort has problems")
     for sentence in [*search.problems, *(sentence for entry in checked for sentence in entry.problems)]:
@@ -150,16 +168,16 @@ def _stop_at_problems(search: Search, checked: Sequence[CheckedFile], exclude: b
     if not exclude:
         problems.raise_if_any("Nothing was written. Fix them, or leave those files out with --exclude_problems.")
     for entry in checked:
-        if entry.too_flat:
-            problems.add(f"{entry.file.image} {entry.too_flat}, so it is not a short-axis stack (--min_slices)")
-    if all(entry.problems or entry.too_flat for entry in checked):
+        if entry.not_used:
+            problems.add(f"{entry.file.image} {entry.not_used}")
+    if not any(entry.is_used for entry in checked):
         problems.raise_if_any("No usable file is left.")
 
 
 def _remove_unused_images(folder: Path, checked: Sequence[CheckedFile]) -> None:
     """Delete converted files that turned out to have problems, and the folder of images if it is empty."""
     for entry in checked:
-        if entry.converted and (entry.problems or entry.too_flat):
+        if entry.converted and not entry.is_used:
             (folder / entry.converted).unlink()
     if not any((folder / "images").iterdir()):
         (folder / "images").rmdir()

@@ -25,7 +25,7 @@ def write_report(
     how: Preparation,
 ) -> None:
     """Write what was found in a cohort, what was left out, and what to look at."""
-    good = [entry for entry in checked if not entry.problems and not entry.too_flat]
+    good = [entry for entry in checked if entry.is_used]
     how_split = "with the cohort's own split" if how.own_split else f"split by patient with seed {how.seed}"
     in_split = [splits[entry.file.subject] for entry in good]
     counts = Counter(in_split)
@@ -41,7 +41,7 @@ def write_report(
         *_table("Splits", ["", kind.plural], [[split, counts[split]] for split in SPLITS]),
         *_by_split("Labels", [entry.file.label or "none" for entry in good], in_split),
         *specific,
-        *_list("Not a short-axis stack", describe_flat(checked)),
+        *_list("Not used", describe_not_used(checked)),
         *_list("Left out", [sentence for entry in checked for sentence in entry.problems]),
         *_list("Left out before reading", search.problems),
         *_list("Notes", [*search.notes, *describe_repeats(good), *(note for entry in good for note in entry.notes)]),
@@ -49,28 +49,21 @@ def write_report(
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def describe_left_out(search: Search, checked: Sequence[CheckedFile], how: Preparation) -> list[str]:
+def describe_left_out(search: Search, checked: Sequence[CheckedFile]) -> list[str]:
     """List what is not in the manifest and why, for the user to read when the command ends."""
     problems = [*search.problems, *(sentence for entry in checked for sentence in entry.problems)]
     count = len(search.problems) + sum(bool(entry.problems) for entry in checked)
-    flat = describe_flat(checked)
+    not_used = describe_not_used(checked)
     return [
         *([f"Left out {_files(count)} with problems (--exclude_problems):"] if problems else []),
         *(f"  - {sentence}" for sentence in problems),
-        *(
-            [
-                f"Left out {_files(len(flat))} of fewer than {how.min_slices} slices, which are not short-axis stacks. "
-                "Keep them with --min_slices 1:"
-            ]
-            if flat
-            else []
-        ),
-        *(f"  - {sentence}" for sentence in flat),
+        *([f"Did not use {_files(len(not_used))}:"] if not_used else []),
+        *(f"  - {sentence}" for sentence in not_used),
     ]
 
 
-def describe_flat(checked: Sequence[CheckedFile]) -> list[str]:
-    return [f"{entry.file.image} {entry.too_flat}" for entry in checked if entry.too_flat and not entry.problems]
+def describe_not_used(checked: Sequence[CheckedFile]) -> list[str]:
+    return [f"{entry.file.image} {entry.not_used}" for entry in checked if entry.not_used and not entry.problems]
 
 
 def describe_repeats(good: Sequence[CheckedFile]) -> list[str]:
