@@ -198,6 +198,8 @@ def test_latents_of_another_voxel_size_are_not_trained_on(
         read_cohort(*both, vae)
     with pytest.raises(CardioDiTError, match="--spacing is for images; latents have the voxel size"):
         read_cohort(*both, vae, spacing=(5.0, 5.0, 25.0))
+    with pytest.raises(CardioDiTError, match="--depth is for images; latents have the slices"):
+        read_cohort(*both, vae, depth=8)
     assert headers[0].geometry.spacing == pytest.approx((4.5, 4.5, 100 / 3))
 
 
