@@ -80,7 +80,7 @@ def exact(problem: Problem, start: torch.Tensor, alpha_bars: torch.Tensor) -> to
 
 def solve(problem: Problem, scheduler: SchedulerMixin, start: torch.Tensor, steps: int) -> torch.Tensor:
     """Sample as the pipelines do, with the perfect denoiser instead of a model."""
-    set_timesteps(scheduler, steps, "cpu")
+    set_timesteps(scheduler, steps)
     stepper = SchedulerStep(scheduler, 0.0, [generator_for(1, i) for i in range(len(start))])
     x = start * scheduler.init_noise_sigma
     bars = scheduler.alphas_cumprod.double()

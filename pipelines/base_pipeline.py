@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
+from cardiodit._util.gpu import upload
 from cardiodit.energy import EnergyMeter
 from cardiodit.errors import CardioDiTError, reading
 from cardiodit.hub.bundled_models import find_pipeline
@@ -261,7 +262,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         device = self._execution_device
         self._guidance_scale = float(guidance_scale)
         self._interrupt = False
-        set_timesteps(self.scheduler, num_inference_steps, device)
+        set_timesteps(self.scheduler, num_inference_steps)
         scheduler_step = SchedulerStep(self.scheduler, eta, generators)
         latents_were_given = latents is not None
         latents = self._initial_noise(latents, (num_samples, self.denoiser.config.in_channels, *size), generators)
@@ -329,18 +330,18 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         scheduler_step: SchedulerStep,
         callback: Callback | None,
     ) -> torch.Tensor:
-        timesteps = self.scheduler.timesteps
-        numbers = timesteps.tolist()  # once: each transfer waits for the device
+        timesteps = self.scheduler.timesteps  # on the CPU, since a scheduler that reads one would wait for the device
+        on_device = upload(timesteps, latents.device)
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as progress:
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
-                self._current_timestep = int(numbers[index])
-                prediction = self._predict(scheduler_step.scaled(latents, timestep), timestep, labels, index)
+                self._current_timestep, moment = int(timestep), on_device[index]
+                prediction = self._predict(scheduler_step.start(timestep, latents), moment, labels, index)
                 latents = scheduler_step(prediction, index, timestep, latents)
                 if callback is not None:
-                    latents = (callback(self, index, timestep, {"latents": latents}) or {}).get("latents", latents)
+                    latents = (callback(self, index, moment, {"latents": latents}) or {}).get("latents", latents)
                 progress.update()
         self._current_timestep = None
         return latents

@@ -1,6 +1,7 @@
 """Checks and corrections of diffusers' schedulers that every pipeline needs."""
 
 import inspect
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit._util.foreign_files import read_object
+from cardiodit._util.gpu import upload
 from cardiodit.errors import CardioDiTError, reading
 from cardiodit.models.loading import check_config
 from cardiodit.schedulers.solvers import FLOW, MOST_TIMESTEPS, SOLVERS, ddim_step, prediction_of, use_exact_betas
 
 SCHEDULER_CONFIG = "scheduler_config.json"
+DRAWING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
 
 logger = logging.get_logger(__name__)
 
@@ -62,8 +66,8 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
         )
 
 
-def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
-    """Call `scheduler.set_timesteps` and correct its rounding error.
+def set_timesteps(scheduler: SchedulerMixin, steps: int) -> None:
+    """Call `scheduler.set_timesteps`, whose timesteps stay on the CPU, and correct its rounding error.
 
     For some numbers of steps (7, 14, 28, … of 300), diffusers' trailing spacing adds one step too many, at a timestep
     of -1 that no model was trained for.
@@ -71,10 +75,10 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
     advice = "Correct its config, or choose another solver."
     with reading(f"{type(scheduler).__name__}'s noise schedule", advice=advice):
         if prediction_of(scheduler) == FLOW:  # from 1 to 1/K as published; diffusers' own end at 1/T
-            scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], device=device)
+            scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], device="cpu")
             return
         use_exact_betas(scheduler)
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device="cpu")
     if scheduler.timesteps[-1] >= 0:
         return
     scheduler.timesteps = scheduler.timesteps[:steps]
@@ -105,11 +109,18 @@ class SchedulerStep:
             )
         offered: dict[str, Any] = {"eta": eta, "generator": generators}
         self.arguments = {key: value for key, value in offered.items() if key in accepted}
+        self.draws_noise = getattr(scheduler, "draws_noise", None) if generators is not None else None
+        self._noise: Future[torch.Tensor] | None = None
         total = scheduler.config.num_train_timesteps
         self.is_uneven_ddim = isinstance(scheduler, DDIMScheduler) and total % len(scheduler.timesteps) != 0
 
-    def scaled(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Return the sample as the model sees it; schedulers of flow matching scale nothing."""
+    def start(self, timestep: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Return the sample as the model sees it; schedulers of flow matching scale nothing.
+
+        If the scheduler adds noise in this step, it is drawn on the CPU while the model runs.
+        """
+        if self.draws_noise is not None and self.draws_noise(int(timestep)):
+            self._noise = DRAWING.submit(self._draw, sample.shape, sample.dtype, sample.device)
         scale = getattr(self.scheduler, "scale_model_input", None)
         return sample if scale is None else scale(sample, timestep)
 
@@ -118,9 +129,19 @@ class SchedulerStep:
     ) -> torch.Tensor:
         """Step from `timesteps[index]` to the next timestep."""
         if not self.is_uneven_ddim:
-            return self.scheduler.step(model_output, timestep, sample, **self.arguments, return_dict=False)[0]
+            arguments = self.arguments
+            if self._noise is not None:
+                drawn, self._noise = self._noise.result(), None
+                arguments = {**arguments, "variance_noise": upload(drawn, sample.device)}
+            return self.scheduler.step(model_output, timestep, sample, **arguments, return_dict=False)[0]
         following = self.scheduler.timesteps[index + 1 :]
         previous = int(following[0]) if len(following) else -1
         return ddim_step(
             self.scheduler, model_output, int(timestep), previous, sample, eta=self.eta, generator=self.generators
         )
+
+    def _draw(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Draw the noise of a step from the samples' generators, in memory from which it is copied to a GPU at once."""
+        some = self.generators[0] if isinstance(self.generators, list) else self.generators
+        noise = randn_tensor(shape, self.generators, some.device, dtype)  # type: ignore[union-attr]
+        return noise.pin_memory() if device.type == "cuda" and noise.device.type == "cpu" else noise

@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from cardiodit._util.gpu import PRECISIONS, channels_last
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.deepspeed import optimizer_state
 from cardiodit.training.harness.run import Run
@@ -52,6 +53,10 @@ class Denoiser:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
         if training.compile:
             model.compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
+        for module in modules.values():
+            if "training_precision" in module.config:  # type: ignore[operator]
+                module.register_to_config(training_precision=PRECISIONS[run.precision])  # type: ignore[operator]
+        channels_last(model, device=run.accelerator.device)
         groups = decay_groups(optimized, training.weight_decay)
         optimizer = torch.optim.AdamW(
             groups,

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from cardiodit._util.gpu import upload, without_autocast
 from cardiodit.errors import CardioDiTError, reason_of
 
 REACH_SECONDS = 15
@@ -98,7 +99,7 @@ class PerceptualDistance(nn.Module):
         first, second = reconstruction.float(), image.float()
         if self.network == "radimagenet_resnet50":
             first, second = (first + 1) / 2, (second + 1) / 2  # it was trained on [0, 1]
-        with torch.autocast(image.device.type, enabled=False):
+        with without_autocast(image.device):
             if generator is None:
                 return self.loss(first, second)
             with torch.random.fork_rng(devices=[]):  # MONAI draws its planes from the global generator
@@ -123,19 +124,27 @@ class PerceptualDistance(nn.Module):
 def _monai_loss(network: str, slices: float, weights: str | None) -> nn.Module:
     from monai.losses import PerceptualLoss
 
-    if network in FROM_GITHUB:
-        is_2d = network.startswith("radimagenet")
-        return PerceptualLoss(spatial_dims=3, network_type=network, is_fake_3d=is_2d, fake_3d_ratio=slices)
+    class LossOverPlanes(PerceptualLoss):
+        """MONAI's loss over drawn planes along each axis, whose numbers are sent to the GPU without waiting for it."""
 
-    class LossOverLPIPS(PerceptualLoss):
-        """MONAI's loss over planes with a network that is already loaded, where MONAI would download one."""
+        def _calculate_axis_loss(self, input: Tensor, target: Tensor, spatial_axis: int) -> Tensor:
+            planes = [x.float().movedim(spatial_axis, 1).flatten(0, 1).contiguous() for x in (input, target)]
+            drawn = torch.randperm(len(planes[0]))[: int(len(planes[0]) * self.fake_3d_ratio)]
+            indices = upload(drawn, input.device)
+            return torch.mean(self.perceptual_function(*(x.index_select(0, indices) for x in planes)))
+
+    class LossOverLPIPS(LossOverPlanes):
+        """The loss with a network that is already loaded, where MONAI would download one."""
 
         def __init__(self) -> None:
             nn.Module.__init__(self)
             self.spatial_dims, self.is_fake_3d, self.fake_3d_ratio, self.channel_wise = 3, True, slices, False
             self.perceptual_function = _lpips(network, weights)
 
-    return LossOverLPIPS()
+    if network not in FROM_GITHUB:
+        return LossOverLPIPS()
+    is_2d = network.startswith("radimagenet")
+    return LossOverPlanes(spatial_dims=3, network_type=network, is_fake_3d=is_2d, fake_3d_ratio=slices)
 
 
 def _lpips(network: str, weights: str | None) -> nn.Module:

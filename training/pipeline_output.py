@@ -42,6 +42,7 @@ def make_preview(
     weights = Average(component, model, ema) if ema else Network(component, model)
 
     def preview() -> None:
+        run.settle()
         tensors = weights.gather()  # on every process, since weights may be sharded
         if run.is_main:
             copy = build()  # outside of all wrappers
@@ -50,14 +51,17 @@ def make_preview(
             pipe.set_progress_bar_config(disable=True)
             classes = pipe.denoiser.config.get("num_classes")
             count = training.preview_samples
-            output = pipe(
-                num_samples=count,
-                num_inference_steps=min(training.preview_inference_steps, pipe.scheduler.config.num_train_timesteps),
-                guidance_scale=training.preview_guidance_scale if classes and pipe.denoiser.null_label else 1.0,
-                class_labels=[i % classes for i in range(count)] if classes else None,
-                generator=[generator_for(PREVIEW_SEED, i) for i in range(count)],
-                output_type="np",
-            )
+            with run.accelerator.autocast():
+                output = pipe(
+                    num_samples=count,
+                    num_inference_steps=min(
+                        training.preview_inference_steps, pipe.scheduler.config.num_train_timesteps
+                    ),
+                    guidance_scale=training.preview_guidance_scale if classes and pipe.denoiser.null_label else 1.0,
+                    class_labels=[i % classes for i in range(count)] if classes else None,
+                    generator=[generator_for(PREVIEW_SEED, i) for i in range(count)],
+                    output_type="np",
+                )
             folder = run.folder / "previews"
             folder.mkdir(exist_ok=True)
             path = write_preview(folder / f"step-{run.step + 1}", np.asarray(output.volumes), pipe.geometry)

@@ -285,7 +285,7 @@ class DiTSettings:
     label_column: str | None = option(None, "manifest column with class labels; default: train without labels")
     model: Section = settings_of(
         DiTTransformerModel,
-        omit=("num_classes", "class_names", "prediction_type"),
+        omit=("num_classes", "class_names", "prediction_type", "training_precision"),
         defaults={"in_channels": None, "class_dropout_prob": 0.1},
     )
     image_augmentation: Section = NO_AUGMENTATION  # of images that are encoded while training
@@ -314,7 +314,7 @@ class UNetSettings:
     label_column: ClassVar[None] = None  # the published U-Net has no class labels
     model: Section = settings_of(
         MedLoRDUNetModel,
-        omit=("prediction_type",),
+        omit=("prediction_type", "training_precision"),
         defaults={"in_channels": None, "sample_size": None},
     )
     image_augmentation: Section = NO_AUGMENTATION  # of images that are encoded while training
@@ -447,7 +447,7 @@ class PRDiTSettings:
         PRDiTTransformerModel,
         omit=(
             *("sample_size", "in_channels", "spacing", "preprocessing"),
-            *("prediction_type", "num_train_timesteps", "noise_scale"),
+            *("prediction_type", "num_train_timesteps", "noise_scale", "training_precision"),
         ),
         defaults={"num_layers": 0},
         kinds={"num_layers": int},

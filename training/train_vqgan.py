@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from cardiodit._util.gpu import channels_last
 from cardiodit.evaluation.similarity import psnr
 from cardiodit.imaging.pictures import write_gif, write_slices
 from cardiodit.models.autoencoder_vq import VQModel
@@ -76,10 +77,14 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
 
     # What is trained and kept.
     betas = (training.adam_beta1, training.adam_beta2)
-    optimizer = torch.optim.AdamW(decay_groups(model, training.weight_decay), training.learning_rate, betas)
-    critic_optimizer = torch.optim.AdamW(
-        decay_groups(critic, training.weight_decay), training.discriminator_learning_rate, betas
+    fused = device.type == "cuda" or None
+    optimizer = torch.optim.AdamW(
+        decay_groups(model, training.weight_decay), training.learning_rate, betas, fused=fused
     )
+    critic_optimizer = torch.optim.AdamW(
+        decay_groups(critic, training.weight_decay), training.discriminator_learning_rate, betas, fused=fused
+    )
+    channels_last(model, critic, device=device)
     model, critic, optimizer, critic_optimizer = run.accelerator.prepare(model, critic, optimizer, critic_optimizer)
     bare, bare_critic = run.accelerator.unwrap_model(model), run.accelerator.unwrap_model(critic)
     bare.quantizer.accumulate = True  # the codes move once per step, however many batches and GPUs make it up
@@ -111,7 +116,8 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
                 logits = bare_critic(fake)[-1] if weight else None
             parts = losses(fake, batch["sample"], commitment, logits, weight)
             run.backward(parts["loss"])
-            fakes.append(fake.detach() if len(batches) == 1 else fake.detach().cpu())  # one batch at a time on the GPU
+            # One batch at a time on the GPU; the copy is queued before the one back to the GPU.
+            fakes.append(fake.detach() if len(batches) == 1 else fake.detach().to("cpu", non_blocking=True))
             add(means, parts, len(batches))
         run.update(optimizer, model)
         bare.quantizer.update()
@@ -187,7 +193,8 @@ def show_reconstructions(run: Run, model: VQModel, loader: DataLoader) -> None:
     model.eval()
     samples = loader.dataset
     images = torch.stack([samples[i]["sample"] for i in range(min(SHOWN, len(samples)))])  # type: ignore[arg-type]
-    drawn = model(images.to(run.accelerator.device)).sample.float().clamp(-1, 1).cpu()
+    with run.accelerator.autocast():
+        drawn = model(images.to(run.accelerator.device)).sample.float().clamp(-1, 1).cpu()
     model.train()
     # (B, 1, H, W, N) → (H, 2W, B, N): the second axis runs upwards in pictures, so the images come last
     both = torch.cat([drawn, images], dim=3)[:, 0].permute(1, 2, 0, 3).numpy()

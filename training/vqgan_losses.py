@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cardiodit._util.gpu import without_autocast
 from cardiodit._util.typed_yaml import option
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.training.perceptual import BACKBONES, NETWORKS, PerceptualDistance, check_perceptual_network
@@ -99,7 +100,7 @@ class GeneratorLoss(nn.Module):
             generator: CPU generator that draws the planes of the perceptual loss; default: torch's global generator,
                 which the training harness seeds at every step.
         """
-        with torch.autocast(image.device.type, enabled=False):
+        with without_autocast(image.device):
             fake, real = reconstruction.float(), image.float()
             parts = {"l1": F.l1_loss(fake, real), "commitment": commitment.float()}
             weights = {"l1": 1.0, "commitment": 1.0}
@@ -107,7 +108,7 @@ class GeneratorLoss(nn.Module):
                 parts["perceptual"] = self.perceptual(fake, real, generator)
                 weights["perceptual"] = self.settings.perceptual_weight
             if adversarial_weight > 0:
-                parts["adversarial"] = _adversarial(_given(fake_logits), is_real=True, for_discriminator=False)
+                parts["adversarial"] = _adversarial(_given(fake_logits), is_real=True)
                 weights["adversarial"] = adversarial_weight
             if self.spectral is not None:
                 parts["spectral"] = self.spectral(fake, real)
@@ -118,22 +119,21 @@ class GeneratorLoss(nn.Module):
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Least squares (Mao et al., arXiv:1611.04076, equation 2), the mean of real and fake."""
-    with torch.autocast(real_logits.device.type, enabled=False):
-        real = _adversarial(real_logits, is_real=True, for_discriminator=True)
-        fake = _adversarial(fake_logits, is_real=False, for_discriminator=True)
+    with without_autocast(real_logits.device):
+        real = _adversarial(real_logits, is_real=True)
+        fake = _adversarial(fake_logits, is_real=False)
         return (real + fake) / 2
 
 
-def _adversarial(logits: Tensor, is_real: bool, for_discriminator: bool) -> Tensor:
-    """Return the least-squares loss with MONAI's default, a LeakyReLU(0.05) on the logits.
+def _adversarial(logits: Tensor, is_real: bool) -> Tensor:
+    """Return the least-squares loss of MONAI's PatchAdversarialLoss by default: with a LeakyReLU(0.05) on the logits.
 
     The published training used it, its weights are tuned to it, and models continue from its checkpoints.
-    `no_activation_leastsq=True` would be the loss of the paper, with larger gradients for logits below 0.
+    `no_activation_leastsq=True` would be the loss of the paper, with larger gradients for logits below 0. MONAI's own
+    class copies its targets from the CPU in every call, which waits for the GPU.
     """
-    from monai.losses import PatchAdversarialLoss
-
-    loss = PatchAdversarialLoss(criterion="least_squares")
-    return loss(logits.float(), target_is_real=is_real, for_discriminator=for_discriminator)
+    activated = F.leaky_relu(logits.float(), 0.05)
+    return F.mse_loss(activated, torch.full_like(activated, float(is_real)))
 
 
 def _given(logits: Tensor | None) -> Tensor:

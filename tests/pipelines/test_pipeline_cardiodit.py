@@ -29,6 +29,8 @@ from cardiodit.convert.cardiodit import load_transformer
 from cardiodit.pipelines import inputs
 from cardiodit.schedulers import SOLVERS, cosine_betas
 
+from ..device_waits import waits_in_sampling
+
 SMALL_3D = {"sample_size": (8, 8, 4), "patch_size": (2, 2, 2), "num_layers": 1, "attention_head_dim": 12}
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "cardiodit"
 
@@ -401,3 +403,11 @@ def test_a_damaged_component_is_named(make_pipe, tmp_path: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 1}))
     with pytest.raises(CardioDiTError, match=r"transformer do not fit.*unexpected: transformer_blocks.1"):
         CardioDiTPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])  # diffusers' UniPC copies coefficients to the device
+@pytest.mark.parametrize("steps", [3, 7])  # DDIM takes its own step where the number does not divide the schedule
+def test_the_sampling_loop_waits_for_nothing(make_pipe, monkeypatch, solver, steps) -> None:
+    pipe = make_pipe(solver, num_classes=2, class_dropout_prob=0.1).to("meta")
+    settings = {"num_inference_steps": steps, "seed": 0, "class_labels": 1, "guidance_scale": 2.0}
+    assert waits_in_sampling(lambda: pipe(**settings), monkeypatch) == []

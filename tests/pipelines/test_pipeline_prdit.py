@@ -14,6 +14,7 @@ from cardiodit.imaging import Intensity, Preprocessing, read_nifti
 from cardiodit.pipelines.sampling_job import SamplingJob, sample_many
 
 from ..conftest import randomise
+from ..device_waits import waits_in_sampling
 
 STEPS = 10
 TURNED = Preprocessing(intensity=Intensity(-1000, 1000)).to_dict()
@@ -114,3 +115,10 @@ def test_another_size_and_what_cannot_be(make_prdit: Callable) -> None:
     ]:
         with pytest.raises(CardioDiTError, match=words):
             pipe(**settings)
+
+
+@pytest.mark.parametrize("solver", ["hot", "euler"])
+def test_the_sampling_loop_waits_for_nothing(make_prdit: Callable, solver: str, monkeypatch) -> None:
+    """Noise of "hot" is drawn on the CPU while the model runs, and copied without waiting."""
+    pipe = make_prdit(solver).to("meta")
+    assert waits_in_sampling(lambda: pipe(num_inference_steps=5, seed=0), monkeypatch) == []

@@ -64,7 +64,6 @@ def test_ddpm_steps(golden, monkeypatch, timestep, tolerance) -> None:
     assert difference(step.prev_sample, golden[f"ddpm_step{timestep}_prev"]) < tolerance
 
 
-CPU = torch.device("cpu")
 STD = 0.5
 
 
@@ -79,7 +78,7 @@ def gaussian_velocity(scheduler, sample: torch.Tensor, timestep: torch.Tensor) -
 
 def sample_gaussian(scheduler, steps: int, eta: float = 0.0, count: int = 20_000) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    set_timesteps(scheduler, steps, CPU)
+    set_timesteps(scheduler, steps)
     stepper = SchedulerStep(scheduler, eta, generator)
     sample = torch.randn(count, 1, 1, 1, 1, 1, generator=generator).double()
     for index, timestep in enumerate(scheduler.timesteps):
@@ -148,7 +147,7 @@ def test_our_ddim_step_equals_that_of_diffusers_if_the_steps_divide_the_schedule
 def test_every_number_of_steps_starts_at_noise_and_visits_real_timesteps(solver: str, total: int) -> None:
     scheduler = make_scheduler(solver, total)
     for steps in range(1, total + 1):
-        set_timesteps(scheduler, steps, CPU)
+        set_timesteps(scheduler, steps)
         timesteps = scheduler.timesteps
         assert len(timesteps) == steps == scheduler.num_inference_steps
         assert timesteps[0] == total - 1 and timesteps[-1] >= 0 and (timesteps.diff() < 0).all()
@@ -188,5 +187,5 @@ def test_other_diffusers_solvers_work_too() -> None:
     scheduler = EulerDiscreteScheduler.from_config(
         make_scheduler("ddim").config, prediction_type="v_prediction", timestep_spacing="trailing"
     )
-    set_timesteps(scheduler, 28, CPU)
+    set_timesteps(scheduler, 28)
     assert len(scheduler.timesteps) == 28 and len(scheduler.sigmas) == 29

@@ -20,6 +20,8 @@ from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import LatentCohort, encode_cohort, measure_scale, write_scale
 from cardiodit.training import train_dit, train_vqgan
 
+from ..device_waits import waits_in_training
+
 PATIENCE = 120  # seconds; what takes longer hangs
 STEPS = Preprocessing(size=(32, 32, 4), frames=8, intensity=Intensity("p0.5", "p99.5"))
 
@@ -170,3 +172,10 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen | ForkServerPr
         else:
             assert process.poll() is None and time.monotonic() < deadline, said_by(process)
         time.sleep(0.005)
+
+
+@pytest.fixture
+def waits_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., object]], list[str]]:
+    """Where a training would wait for a GPU within a step; its keyword argument `training` sets the intervals."""
+    rarely = {"max_train_steps": 9, "checkpointing_steps": 100, "validation_steps": 100}
+    return lambda train: waits_in_training(lambda: train(training=rarely), monkeypatch)

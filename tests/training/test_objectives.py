@@ -190,7 +190,7 @@ def test_times_of_flow_matching_follow_their_distribution() -> None:
 def test_the_scheduler_of_flow_matching_takes_the_published_steps() -> None:
     states = torch.cat([FLOW["initial_noise"], FLOW["euler_states"]])
     scheduler = FlowMatching().sampling_scheduler()
-    set_timesteps(scheduler, 6, torch.device("cpu"))
+    set_timesteps(scheduler, 6)
     torch.testing.assert_close(scheduler.timesteps / 1000, FLOW["euler_times"])
     step = SchedulerStep(scheduler, 0.0, None)
     for k, time in enumerate(scheduler.timesteps):

@@ -4,8 +4,10 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import make_dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.training import train_dit
 from cardiodit.training.checkpoint_gallery import open_checkpoint
 from cardiodit.training.denoiser_loop import swap
+from cardiodit.training.harness.metrics import Metrics
 from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.state import WEIGHTS
 from cardiodit.training.objectives import LATENT_OBJECTIVES
@@ -326,3 +329,55 @@ def test_the_stop_flag_is_everybodys(train_a_dit: Callable, monkeypatch: pytest.
     run = train_a_dit("run")
     assert max(lines_of(run)) == 5
     assert (run / "checkpoint-5").is_dir()
+
+
+# --- On a GPU ---
+
+
+def test_no_step_waits_for_the_device(train_a_dit: Callable, waits_of: Callable) -> None:
+    assert waits_of(partial(train_a_dit, "run", model={"dropout": 0.1})) == []
+
+
+def test_values_are_read_while_the_next_step_is_computed(
+    train_a_dit: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a step's loss at its end would leave a GPU without work until the next step has been queued."""
+    happened: list[tuple[str, int]] = []
+    update, write = Run.update, Metrics.write
+
+    def updating(self: Run, *arguments: Any) -> None:
+        happened.append(("computed", self.step + 1))
+        update(self, *arguments)
+
+    def writing(self: Metrics, step: int, *arguments: Any) -> None:
+        happened.append(("read", step))
+        write(self, step, *arguments)
+
+    monkeypatch.setattr(Run, "update", updating)
+    monkeypatch.setattr(Metrics, "write", writing)
+    train_a_dit("run", training={"max_train_steps": 4, "checkpointing_steps": 3, "validation_steps": 100})
+    order = [happened.index(item) for item in [("read", 1), ("read", 2), ("read", 3), ("computed", 4), ("read", 4)]]
+    assert happened.index(("computed", 2)) < order[0] < happened.index(("computed", 3)) < order[1]
+    assert order == sorted(order)  # everything is read before a checkpoint, after step 3
+
+
+def test_previews_are_sampled_in_the_precision_of_training(
+    train_a_dit: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    predict = CardioDiTPipeline._run_denoiser
+
+    def listening(self: CardioDiTPipeline, *arguments: Any) -> torch.Tensor:
+        linear = self.transformer.transformer_blocks[0].attn.to_q
+        hook = linear.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+        predicted = predict(self, *arguments)
+        hook.remove()
+        return predicted
+
+    monkeypatch.setattr(CardioDiTPipeline, "_run_denoiser", listening)
+    brief = {"max_train_steps": 1, "preview_samples": 1, "preview_inference_steps": 2, "mixed_precision": "bf16"}
+    run = train_a_dit("run", training=brief)
+    assert seen == {torch.bfloat16}
+    assert (
+        json.loads((run / "pipeline" / "transformer" / "config.json").read_text())["training_precision"] == "bfloat16"
+    )

@@ -355,3 +355,8 @@ def test_checkpoints_of_a_unet_are_sampled(train: Callable[..., Path], chests: A
     words = ["--checkpoints", "2", "4", "2", "--vae", str(chests[0] / "vae"), "--num_inference_steps", "2"]
     assert main(["sample", str(run), *words, "--output_dir", str(tmp_path / "s")]) == 0
     assert len(list((tmp_path / "s").glob("*/*.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize("script", [train_unet, train_controlnet])
+def test_no_step_waits_for_the_device(train: Callable[..., Path], waits_of: Callable, script: Any) -> None:
+    assert waits_of(lambda training: train(script, "run", training=training)) == []

@@ -218,3 +218,7 @@ def test_the_loss_is_that_of_the_publication() -> None:
     for i in range(2):
         wanted = (guess[i, 0] - 0.5 * noise[i, 0]).square().mean() + (guess[i, 1] - volumes[i, 0]).square().mean()
         assert losses[i] == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_no_step_waits_for_the_device(train: Train, local: Path, waits_of: Callable) -> None:
+    assert waits_of(lambda training: train("waits", "--stage1", str(local), **REFINED, training=training)) == []

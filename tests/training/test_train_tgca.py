@@ -443,3 +443,7 @@ def test_masks_are_read_once_and_loaded_as_whole_numbers(steerable: Any, monkeyp
     found = pickle.loads(pickle.dumps(masks))[0]
     assert found.dtype == torch.uint8 and torch.equal(found.float(), expected)
     assert sum(packed.numel() for packed, _ in masks._kept) < 0.2 * len(masks) * found.numel()
+
+
+def test_no_step_waits_for_the_device(train_an_adapter: Callable[..., Path], waits_of: Callable) -> None:
+    assert waits_of(train_an_adapter) == []

@@ -161,3 +161,13 @@ def test_perplexity_in_closed_form() -> None:
 def test_psnr_in_closed_form() -> None:
     assert psnr(4.0) == pytest.approx(0)
     assert psnr(0.01) == pytest.approx(10 * math.log10(400), rel=1e-5)
+
+
+def test_no_step_waits_for_the_device(train_a_vqgan: Callable, waits_of: Callable) -> None:
+    """With the critic, the spectral loss and restarts of codes, which once counted the dead ones on the CPU."""
+    losses = {"adversarial_start_epoch": 0, "adversarial_ramp_epochs": 0, "spectral_weight": 0.1}
+
+    def train(training: dict) -> None:
+        train_a_vqgan("run", losses=losses, training={**training, "gradient_accumulation_steps": 2})
+
+    assert waits_of(train) == []

@@ -24,6 +24,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from cardiodit._util.gpu import set_kernels
 from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit._util.launch import check_launch, meeting, process_rank
 from cardiodit.errors import DEBUG, CardioDiTError, print_error
@@ -131,8 +132,7 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
     if accelerator.distributed_type == DistributedType.MULTI_CPU and needs_deepspeed:
         deepspeed.enable_on_cpu(accelerator)
     if accelerator.device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
-        torch.backends.cudnn.allow_tf32 = settings.allow_tf32
+        set_kernels(settings.allow_tf32, benchmark=not settings.deterministic)
     return accelerator
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from cardiodit._util.atomic_io import restore_folder
+from cardiodit._util.gpu import upload
 from cardiodit._util.interrupts import ignore_interrupts, typed_command
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
@@ -39,6 +41,32 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class Logged:
+    """What a step measured, on its way from the device.
+
+    Args:
+        step: number of steps done with it.
+        own: values of this process, by name.
+        means: their means over all processes, then two flags; on the CPU once `has_arrived`.
+        has_arrived: event of the copy; None on a CPU.
+        numbers: further values, known without the device.
+        losses: names of those that must be numbers.
+        subjects: subjects of the batches.
+        began, waited: when the step began, and seconds that it waited for data.
+    """
+
+    step: int
+    own: dict[str, torch.Tensor]
+    means: torch.Tensor
+    has_arrived: torch.cuda.Event | None
+    numbers: dict[str, float]
+    losses: list[str]
+    subjects: list[str]
+    began: float
+    waited: float
+
+
 class Run:
     """The training of one stage.
 
@@ -55,6 +83,7 @@ class Run:
         self.folder: Path = request.folder
         self.accelerator = start_accelerator(self.settings, request.options.cpu, self.folder)
         deepspeed.check(self.accelerator, stage)
+        self.precision: str = self.accelerator.mixed_precision  # DeepSpeed, once configured, hides it
         self.is_main = self.accelerator.is_main_process
         self.record = RunRecord(self.folder, request, stage, self.accelerator)
         self.step = 0  # steps done
@@ -63,6 +92,7 @@ class Run:
         self._parts: list[Checkpointable] = []
         self._optimizers: list[tuple[Any, float]] = []
         self._line: dict[str, Any] = {}
+        self._logged: Logged | None = None  # of the step before, until its values have arrived
         self._stop: str | None = None
         self.ended_early = False  # before the last step of the schedule, and not to be resumed
         self._saved = time.monotonic()  # when the last checkpoint was begun
@@ -70,7 +100,8 @@ class Run:
         self._signals = SignalHandler()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._worked = 0.0  # when the last step's weights were ready
+        self._began = self._waited = 0.0  # when the current step began, and its wait for data
+        self._arrived = 0.0  # when the values of a step arrived last
 
     def __enter__(self) -> "Run":
         self._signals.__enter__()
@@ -229,16 +260,16 @@ class Run:
             coming = ahead.submit(fetch) if self.step < self.schedule.steps and not self.ended_early else None
             self._signals.in_step = True
             while coming is not None:
-                began = time.perf_counter()
+                self._began = time.perf_counter()
                 fetched = coming.result()
-                waited = time.perf_counter() - began
+                self._waited = time.perf_counter() - self._began
                 is_last = self.step + 1 == self.schedule.steps
                 coming = None if is_last else ahead.submit(fetch)
                 self._prepare_step()
-                self._stop = self._signals.received
                 yield self.step, fetched
                 self.step += 1
-                self.metrics.write(self.step, self._line, self._worked - began, waited)
+                if self.accelerator.num_processes == 1:  # several stop when all have heard of it
+                    self._stop = self._stop or self._signals.received
                 is_due = self._is_time_to_save or self.step % self.settings.checkpointing_steps == 0
                 if is_due or self._stop or is_last or self.ended_early:
                     self.save_checkpoint()
@@ -283,37 +314,56 @@ class Run:
         """Add a batch's share of the step's gradient."""
         self.accelerator.backward(loss / self.settings.gradient_accumulation_steps)
 
-    def log(self, parts: Mapping[str, float | torch.Tensor], batches: Sequence[Batch] = ()) -> dict[str, float]:
+    def log(self, parts: Mapping[str, float | torch.Tensor], batches: Sequence[Batch] = ()) -> None:
         """Record the means of a step's values over all processes; end the run if one is not a number.
 
-        It waits for the device, so it comes last in a step. The error names the subjects of the batches.
+        The device is not waited for: the values are read while it computes the next step, or before anything is saved.
+        Numbers that are no tensors must be the same on all processes. The error names the subjects of the batches.
         """
+        self.settle()
         minutes = self.settings.checkpointing_minutes
         is_time = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
-        flags = (float(self._stop is not None), float(is_time))
-        device = self.accelerator.device
-        total = torch.stack([torch.as_tensor(v, device=device).detach().float() for v in (*parts.values(), *flags)])
-        *means, stop, time_to_save = self.accelerator.reduce(total.clone(), reduction="mean").tolist()
-        self._is_time_to_save = time_to_save > 0
-        if stop and self._stop is None:
-            self._stop = "a signal to another process"
-        values = dict(zip(parts, means, strict=True))
-        if not all(math.isfinite(value) for value in values.values()):
-            subjects = [subject for batch in batches for subject in batch["subject"]]
-            self._stop_at_nan(dict(zip(parts, total.tolist(), strict=False)), subjects)
-        self._line = {name: _number(value) for name, value in self._line.items()} | values
-        self._worked = time.perf_counter()
-        return values
+        device, values = self.accelerator.device, {**self._line, **parts}
+        own = {name: _scalar(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        flags = upload(torch.tensor([float(self._signals.received is not None), float(is_time)]), device)
+        means = self.accelerator.reduce(torch.cat([torch.stack(list(own.values())), flags]), reduction="mean")
+        means = means.to("cpu", non_blocking=True)
+        has_arrived = torch.cuda.Event() if device.type == "cuda" else None
+        if has_arrived is not None:
+            has_arrived.record()
+        numbers = {name: value for name, value in values.items() if name not in own}
+        subjects = [subject for batch in batches for subject in batch["subject"]]
+        self._logged = Logged(
+            self.step + 1, own, means, has_arrived, numbers, list(parts), subjects, self._began, self._waited
+        )
 
-    def _stop_at_nan(self, parts: Mapping[str, float], subjects: Sequence[str]) -> None:
-        processes = gather_objects([(dict(parts), list(subjects))], self.accelerator)
+    def settle(self) -> None:
+        """Read and write the values that were logged last, and what the processes agreed on with them."""
+        logged, self._logged = self._logged, None
+        if logged is None:
+            return
+        if logged.has_arrived is not None:
+            logged.has_arrived.synchronize()
+        *means, stop, time_to_save = logged.means.tolist()
+        self._is_time_to_save = self._is_time_to_save or time_to_save > 0
+        if stop and self._stop is None:
+            self._stop = self._signals.received or "a signal to another process"
+        values = {**logged.numbers, **dict(zip(logged.own, means, strict=True))}
+        if not all(math.isfinite(values[name]) for name in logged.losses):
+            self._stop_at_nan(logged)
+        since, self._arrived = max(self._arrived, logged.began), time.perf_counter()
+        self.metrics.write(logged.step, values, self._arrived - since, logged.waited)
+
+    def _stop_at_nan(self, logged: Logged) -> None:
+        parts = {name: value.item() for name, value in logged.own.items() if name in logged.losses}
+        processes = gather_objects([(parts, logged.subjects)], self.accelerator)
         broken = [(p, s) for p, s in processes if not all(math.isfinite(value) for value in p.values())]
         listed = "; ".join(
             f"{', '.join(f'{name} {value:g}' for name, value in p.items())} with the subjects {', '.join(s)}"
             for p, s in broken
         )
         raise CardioDiTError(
-            f"Step {self.step + 1}: the loss is not a number: {listed}. The run stopped before these weights were "
+            f"Step {logged.step}: the loss is not a number: {listed}. The run stopped before these weights were "
             f"saved; the last checkpoint in {self.folder} is good. Check these volumes (cardiodit prepare), try a "
             "lower learning_rate, or mixed_precision bf16 instead of fp16."
         )
@@ -324,7 +374,7 @@ class Run:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if norm is not None:
-            self._line[name] = norm  # becomes a number in `log`, which waits for the device anyway
+            self._line[name] = norm  # a tensor, read with the losses
         if self.accelerator.optimizer_step_was_skipped:
             self._line["overflowed"] = 1.0
             self.say(f"Step {self.step + 1}: gradients overflowed, so the weights were not updated.")
@@ -343,6 +393,7 @@ class Run:
         self, values: Mapping[str, float], parts: Sequence[Checkpointable], by: str, may_be_best: bool = True
     ) -> None:
         """Record a validation, and save these parts as `best` if the value of `by` is the lowest so far."""
+        self.settle()
         self.metrics.write_validation(self.step + 1, values)
         value = values[by]
         if not math.isfinite(value):
@@ -358,6 +409,7 @@ class Run:
         self._write(parts, write)
 
     def save_checkpoint(self) -> None:
+        self.settle()
         self._saved, self._is_time_to_save = time.monotonic(), False
         scaler = self.accelerator.scaler
         info = {"samples_a_step": self.samples_a_step, "scaler": scaler.state_dict() if scaler else None}
@@ -407,5 +459,7 @@ class Run:
             self.accelerator.print(sentence, flush=True)
 
 
-def _number(value: Any) -> float:
-    return float(value.full_tensor() if isinstance(value, DTensor) else value)
+def _scalar(value: torch.Tensor) -> torch.Tensor:
+    """Return a scalar in float32, whole if it is sharded over processes."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().float().reshape(())

@@ -115,9 +115,13 @@ class Optimizer:
     def load(self, folder: Path) -> None:
         self.optimizer.state.clear()
         for parameter, moment, values in self.saved(folder):
-            like = parameter if values.shape == parameter.shape else None
             state = self.optimizer.state[parameter]
-            state[moment] = values.clone() if like is None else spread(values, like).clone()
+            if moment == "step":
+                is_fused = self.optimizer.defaults.get("fused")  # such a kernel counts on the device
+                state[moment] = values.to(parameter.device if is_fused else "cpu", copy=True)
+                continue
+            state[moment] = torch.empty_like(parameter, dtype=values.dtype)  # fused kernels need the same layout
+            state[moment].copy_(spread(values, parameter))
 
     def saved(self, folder: Path) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
         """Yield each weight with the name and the whole value of each of its moments."""

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.subcommand import add_command, check_device
+from cardiodit.commands.subcommand import DEVICE_HELP, add_command, device_or_default
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -19,19 +19,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output_dir", type=Path, default=Path(), help="folder for doctor.json (default: the current folder)"
     )
-    parser.add_argument("--device", help="device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--small", action="store_true", help="measure small networks on a GPU, too")
     parser.add_argument("--rounds", type=int, default=5, help="timed repetitions of each step (%(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
-
     from cardiodit.doctor import PUBLISHED, SMALL, examine, write_findings
 
-    check_device(arguments.device)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_or_default(arguments.device)
     sizes = PUBLISHED if device.startswith("cuda") and not arguments.small else SMALL
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     findings = []

@@ -70,12 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate.utils import gather_object
 
+    from cardiodit._util.gpu import set_kernels
     from cardiodit.hub.load import open_vae
     from cardiodit.imaging.preprocessing import PRESETS as PREPROCESSINGS
     from cardiodit.latents import encode_cohort
 
     folders = folders_of(arguments.ids, arguments.output_dir)
     state = join_processes(arguments.device)
+    set_kernels()
     vae = open_vae(arguments.vae)
     for manifest, folder in zip(arguments.ids, folders, strict=True):
         counts = encode_cohort(

@@ -137,7 +137,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="precision in which the model runs (%(default)s)"
+        "--dtype",
+        choices=DTYPES,
+        help="precision in which the model runs; default: bfloat16 on a GPU if the model was trained so, else float32",
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument(
@@ -310,6 +312,8 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
     from cardiodit.schedulers import change_solver
     from cardiodit.training.checkpoint_gallery import checkpoints_of, open_checkpoint, write_gallery
 
+    if arguments.dtype not in (None, "float32"):
+        raise CardioDiTError(f"--dtype {arguments.dtype}: checkpoints are sampled in float32. Leave it out.")
     run, course, geometry = Path(arguments.model), [], None
     for number, checkpoint in checkpoints_of(run, *arguments.checkpoints):
         if checkpoint is None:
@@ -330,17 +334,28 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
 
 
 def _open(arguments: argparse.Namespace, device: Any) -> Any:
-    """Open the pipeline on its device with the requested solver."""
+    """Open the pipeline on its device with the requested solver, in the requested precision or that of its training."""
     import torch
 
+    from cardiodit._util.gpu import channels_last, default_dtype, set_kernels
     from cardiodit.pipelines.load import open_pipeline
     from cardiodit.schedulers import change_solver
 
-    precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # diffusers 0.37 has no `dtype`
-        pipe = open_pipeline(arguments.model, **precision)
-    pipe.to(arguments.device or device)
+    device = torch.device(arguments.device or device)
+
+    def opened(dtype: str) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # diffusers 0.37 has no `dtype`
+            precision = {} if dtype == "float32" else {"torch_dtype": getattr(torch, dtype)}
+            return open_pipeline(arguments.model, **precision)
+
+    pipe = opened(arguments.dtype or "float32")
+    if arguments.dtype is None:
+        dtype = default_dtype(pipe.denoiser.config.get("training_precision"), device)
+        pipe = pipe if dtype == "float32" else opened(dtype)  # again, so that what must stay in float32 does
+    set_kernels()
+    channels_last(*(part for part in pipe.components.values() if isinstance(part, torch.nn.Module)), device=device)
+    pipe.to(device)
     if arguments.solver:
         pipe.scheduler = change_solver(pipe.scheduler, arguments.solver)
     return pipe

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cardiodit._util.gpu import fixed_kernels
 from cardiodit._util.memory import set_tiling
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
@@ -70,7 +70,7 @@ def encode_volume(
         batch_size = 1  # saves memory without changing the result, as tiles would
     set_tiling(vae, size, tiling)
     items = slices_of(volume[None]) if is_cine else volume[None]
-    with _fixed_kernels():
+    with fixed_kernels():
         codes = torch.cat([_codes(vae, batch, dtype) for batch in items.split(batch_size)])
     return (stack_slices(codes, volume.shape[1]) if is_cine else codes)[0].contiguous()
 
@@ -85,18 +85,6 @@ def _codes(vae: VQModel, batch: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
             "help, its weights are broken."
         )
     return vae.quantizer.embed(vae.quantizer(encoded.float(), may_learn=False).indices).float()
-
-
-@contextmanager
-def _fixed_kernels() -> Iterator[None]:
-    """Use torch's default precision and deterministic GPU kernels, whatever training has configured (`allow_tf32`)."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-            yield
-    finally:
-        matmul.allow_tf32 = before
 
 
 def check_geometries(vae: VQModel, volumes: Mapping[Path, Geometry]) -> list[str]:

@@ -8,6 +8,7 @@ frames, as the VQ model encodes images, so that one adapter serves both transfor
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +40,37 @@ TOLERANCE = 0.003
 QUANTISED_TOLERANCE = 0.4
 SMALLEST = 2**-14  # float16 represents smaller values less precisely or not at all
 
-Controls = list[torch.Tensor | None]
+
+@dataclass(frozen=True)
+class Controls(Sequence):
+    """What is added in each block of the base, or None; made when a block asks for it, since all at once are large.
+
+    Args:
+        tokens: embedded masks `(B, L, hidden)`.
+        factors: gate times scale of each steered block, by its number, each `(B, 1, 1)`.
+        blocks: number of blocks of the base.
+        normalise: whether each control is normalised.
+        conditioning_scale: strength of all.
+    """
+
+    tokens: torch.Tensor
+    factors: dict[int, torch.Tensor]
+    blocks: int
+    normalise: bool
+    conditioning_scale: float
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __getitem__(self, block: Any) -> Any:
+        if not 0 <= block < self.blocks:
+            raise IndexError(block)
+        if block not in self.factors:
+            return None
+        control = self.factors[block] * self.tokens
+        if self.normalise:
+            control = F.layer_norm(control, control.shape[-1:], eps=1e-6)
+        return control * self.conditioning_scale if self.conditioning_scale != 1.0 else control
 
 
 class TGCAAdapterModel(StrictModelMixin):
@@ -135,13 +166,9 @@ class TGCAAdapterModel(StrictModelMixin):
             conditioning_scale: strength of the control; 0 leaves the base alone.
         """
         gate = self.gate(time).to(tokens.dtype)[:, :, None]
-        controls: Controls = [None] * self.config.num_layers
-        for layer, scale in zip(self.injected, self.scales, strict=True):
-            control = scale * gate * tokens
-            if self.config.normalise_control:
-                control = F.layer_norm(control, control.shape[-1:], eps=1e-6)
-            controls[layer] = control * conditioning_scale if conditioning_scale != 1.0 else control
-        return controls
+        factors = {layer: scale * gate for layer, scale in zip(self.injected, self.scales, strict=True)}
+        normalise = self.config.normalise_control
+        return Controls(tokens, factors, self.config.num_layers, normalise, conditioning_scale)
 
     def embedded_shape(self, base: DiTTransformerModel, grid: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of one sample's embedded masks."""

@@ -6,7 +6,7 @@ corrections keep codes in use and processes synchronised; each can be switched o
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from cardiodit._util.gpu import upload, without_autocast
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 
@@ -28,6 +29,7 @@ MAX_DISTANCES = 2**22
 DEAD_BELOW = 0.5
 # Noise added to codes that start from the same vector, as a share of the standard deviation of the vectors.
 JITTER = 0.01
+LOT_BITS = 31  # of the random numbers by which vectors are drawn
 
 
 @dataclass
@@ -98,6 +100,8 @@ class EMACodebook(nn.Module):
         self.seed = seed
         self.accumulate = False
         self._collected: list[tuple[Tensor, Tensor]] = []  # vectors (N, C) and their codes (N,) since the last update
+        self._counted: tuple[int, int] | None = None  # state of `num_updates` when it was read
+        self._updates = 0
 
         # Devices and dtypes are explicit because loaders build models under `torch.device("meta")` and with a
         # half-precision default: the draw needs a real device, and buffers stay real, as in init_empty_weights.
@@ -121,7 +125,7 @@ class EMACodebook(nn.Module):
             raise CardioDiTError(
                 f"The codebook takes latents (B, {self.embedding_dim}, *spatial), got {tuple(z.shape)}."
             )
-        with _without_autocast(z.device.type):
+        with without_autocast(z.device):
             vectors = z.float()
             flat = vectors.detach().movedim(1, -1).reshape(-1, self.embedding_dim)  # (N, C)
             is_learning = self.training and may_learn
@@ -141,7 +145,7 @@ class EMACodebook(nn.Module):
     @torch.no_grad()
     def nearest(self, flat: Tensor) -> Tensor:
         """Return the index `(N,)` of the code nearest to each vector of `flat` `(N, C)`, the lowest in a tie."""
-        with _without_autocast(flat.device.type), full_float32():
+        with without_autocast(flat.device), full_float32():
             codes = self.weight.float()
             # ||z - e||^2 = ||z||^2 + 2 (||e||^2 / 2 - z.e), and ||z||^2 is the same for all codes
             half_norms = codes.square().sum(dim=1) / 2  # (K,)
@@ -165,21 +169,33 @@ class EMACodebook(nn.Module):
     def _prepare_update(self, flat: Tensor) -> None:
         if self.weight.dtype != torch.float32:
             self.float()  # loaders assign half-precision tensors without calling `_apply`
-        if self.data_init and self.num_updates == 0:
-            codes = self._draw(flat, self.num_embeddings)
+        if self.data_init and self._count_updates() == 0:
+            codes = self._draw(flat, torch.ones(self.num_embeddings, dtype=torch.bool, device=flat.device))
             self.weight.copy_(codes)
             self.ema_sums.copy_(codes)
 
+    def _count_updates(self) -> int:
+        """Return the number of updates, reading it from the device only after something else has changed it."""
+        version = (id(self.num_updates), self.num_updates._version)
+        if self._counted != version:
+            self._counted, self._updates = version, int(self.num_updates)
+        return self._updates
+
     @torch.no_grad()
     def update(self) -> None:
-        """Apply equations 6 to 8 of appendix A.1 with smoothed counts, over the collected vectors of all processes."""
+        """Apply equations 6 to 8 of appendix A.1 with smoothed counts, over the collected vectors of all processes.
+
+        No value is read back from the device, which would wait until it has done its work.
+        """
         flat, indices = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
         self._collected.clear()
-        counts = torch.bincount(indices, minlength=self.num_embeddings).to(flat.dtype)
+        counts = flat.new_zeros(self.num_embeddings).index_add_(0, indices, flat.new_ones(len(indices)))
         sums = torch.zeros_like(self.ema_sums).index_add_(0, indices, flat)
         both = self._sum_over_processes(torch.cat([counts.unsqueeze(1), sums], dim=1))  # (K, 1 + C)
         counts, sums = both[:, 0], both[:, 1:]
+        updates = self._count_updates() + 1
         self.num_updates += 1
+        self._counted, self._updates = (id(self.num_updates), self.num_updates._version), updates
         self.ema_counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.ema_sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         total = self.ema_counts.sum()
@@ -197,36 +213,37 @@ class EMACodebook(nn.Module):
         makes the same decision and takes part in the same draw.
         """
         initial_count = self.ema_counts.mean().clamp(max=1)
-        dead = (self.ema_counts < DEAD_BELOW * initial_count).nonzero().squeeze(1)
-        if len(dead) == 0:
-            return
-        codes = self._draw(flat, len(dead))
-        self.weight[dead] = codes
-        self.ema_sums[dead] = codes * initial_count
-        self.ema_counts[dead] = initial_count
+        dead = self.ema_counts < DEAD_BELOW * initial_count  # (K,)
+        codes, is_dead = self._draw(flat, dead), dead.unsqueeze(1)
+        self.weight.copy_(torch.where(is_dead, codes, self.weight))
+        self.ema_sums.copy_(torch.where(is_dead, codes * initial_count, self.ema_sums))
+        self.ema_counts.copy_(torch.where(dead, initial_count, self.ema_counts))
 
-    def _draw(self, flat: Tensor, count: int) -> Tensor:
-        """Draw `count` vectors `(count, C)` from the batches of all processes; each process gets the same ones.
+    def _draw(self, flat: Tensor, wanted: Tensor) -> Tensor:
+        """Draw a vector for each wanted code `(K,)` from the batches of all processes; each gets the same `(K, C)`.
 
-        They are distinct if there are enough; otherwise they repeat evenly, with a little noise added.
+        The vectors are divided into as many strata as codes are wanted, and one is drawn from each: they are distinct
+        if there are enough; otherwise they repeat evenly, with a little noise added. Rows of other codes mean nothing.
         """
-        rank, sizes = 0, [len(flat)]
+        first, total = torch.zeros((), dtype=torch.int64, device=flat.device), len(flat)
         if self._is_distributed():
-            rank = dist.get_rank()
-            own_size = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=flat.device)
-            own_size[rank] = len(flat)
-            sizes = self._sum_over_processes(own_size).tolist()
-        first, total = sum(sizes[:rank]), sum(sizes)
-        generator = generator_for(self.seed, int(self.num_updates))
-        order = torch.randperm(total, generator=generator, device="cpu")
-        chosen = order.repeat(-(-count // total))[:count].to(flat.device) - first  # (count,)
-        own = (chosen >= 0) & (chosen < len(flat))
-        drawn = flat.new_zeros(count, self.embedding_dim)
-        drawn[own] = flat[chosen[own]]
+            sizes = first.new_zeros(dist.get_world_size())
+            sizes[dist.get_rank()] = len(flat)
+            ends = self._sum_over_processes(sizes).cumsum(0)
+            first, total = ends[dist.get_rank()] - len(flat), ends[-1]
+        generator = generator_for(self.seed, self._count_updates())
+        lots = upload(torch.randint(2**LOT_BITS, (self.num_embeddings,), generator=generator), flat.device)
+        place, count = wanted.cumsum(0) - 1, wanted.sum().clamp(min=1)
+        start, end = place * total // count, (place + 1) * total // count
+        chosen = start + ((lots * (end - start)) >> LOT_BITS) - first  # (K,), numbered from this process's first vector
+        own = wanted & (chosen >= 0) & (chosen < len(flat))
+        drawn = flat[chosen.clamp(0, len(flat) - 1)].masked_fill(~own.unsqueeze(1), 0.0)
         drawn = self._sum_over_processes(drawn)  # one process contributes each row, the others zeros
-        if count > total:
-            noise = torch.randn(drawn.shape, generator=generator, device="cpu", dtype=drawn.dtype)
-            drawn += JITTER * drawn.std(dim=0, correction=0) * noise.to(drawn.device)
+        if len(flat) < self.num_embeddings:
+            noise = torch.randn(drawn.shape, generator=generator, dtype=drawn.dtype)
+            mean = drawn.sum(dim=0) / count
+            variance = (drawn - mean).masked_fill(~wanted.unsqueeze(1), 0.0).square().sum(dim=0) / count
+            drawn += (count > total) * JITTER * variance.sqrt() * upload(noise, flat.device)
         return drawn
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
@@ -260,9 +277,3 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32 = before
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[None]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

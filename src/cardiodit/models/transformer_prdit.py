@@ -158,6 +158,7 @@ class PRDiTTransformerModel(DenoiserMixin):
         prediction_type: training target of the model; only "noise_and_image" is supported.
         num_train_timesteps: timesteps of the diffusion process (`NoiseAndImageScheduler`).
         noise_scale: standard deviation of the noise of the diffusion process.
+        training_precision: precision of the training, "float32", "bfloat16" or "float16"; None if unknown.
     """
 
     axis_names = ("height", "width", "depth")
@@ -186,6 +187,7 @@ class PRDiTTransformerModel(DenoiserMixin):
         prediction_type: str = PREDICTION_TYPE,
         num_train_timesteps: int = 1000,
         noise_scale: float = 0.5,
+        training_precision: str | None = None,
     ) -> None:
         super().__init__()
         if prediction_type != PREDICTION_TYPE:

@@ -311,6 +311,7 @@ class MedLoRDUNetModel(UNetEncoderModel):
         attention_head_dim: size of an attention head: one number, or one for each level.
         norm_num_groups: number of groups of group normalisation, which must divide all numbers of channels.
         prediction_type: training target of the model: "v_prediction", "epsilon" or "sample".
+        training_precision: precision of the training, "float32", "bfloat16" or "float16"; None if unknown.
     """
 
     null_label = None  # the published model has no class labels
@@ -326,6 +327,7 @@ class MedLoRDUNetModel(UNetEncoderModel):
         attention_head_dim: int | tuple[int, ...] = 32,
         norm_num_groups: int = 32,
         prediction_type: str = "v_prediction",
+        training_precision: str | None = None,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:

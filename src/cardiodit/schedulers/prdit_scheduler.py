@@ -98,6 +98,7 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        variance_noise: torch.Tensor | None = None,
     ) -> NoiseAndImageSchedulerOutput | tuple[torch.Tensor]:
         """Step from one timestep to the next.
 
@@ -107,6 +108,7 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
             sample: x_t (B, C, ...).
             generator: random generator of the noise that "hot" adds, or one for each sample.
             return_dict: return a `NoiseAndImageSchedulerOutput` (default) or a tuple.
+            variance_noise: standard normal noise for "hot", instead of drawing it.
         """
         if model_output.shape[1] != 2 * sample.shape[1]:
             raise CardioDiTError(
@@ -117,19 +119,25 @@ class NoiseAndImageScheduler(SchedulerMixin, ConfigMixin):
         now, length = int(timestep), self.step_length
         angle = self._angle(now, sample)
         direction = math.pi / 2 / self.config.num_train_timesteps * (angle.sin() * image - angle.cos() * noise)
-        is_hot = self.config.solver == "hot" and now - 2 * length > 0
+        is_hot = self.draws_noise(now)
         previous = sample + (2 * length if is_hot else length) * direction
         if is_hot:
-            fresh_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            fresh_noise = variance_noise
+            if fresh_noise is None:
+                fresh_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             keep = self._angle(now - length, sample).cos() / self._angle(now - 2 * length, sample).cos()
             previous = keep * previous + (1 - keep.square()).clamp(min=0).sqrt() * self.config.noise_scale * fresh_noise
         return NoiseAndImageSchedulerOutput(previous, image) if return_dict else (previous,)
 
+    def draws_noise(self, timestep: int) -> bool:
+        """Return whether the step from a timestep adds noise."""
+        return self.config.solver == "hot" and timestep - 2 * self.step_length > 0
+
     def _angle(self, timesteps: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
-        """Return β of each sample, broadcastable to `like`, in at least float32."""
+        """Return β of each sample, broadcastable to `like`, in at least float32; of a number, on the CPU."""
         dtype = torch.promote_types(like.dtype, torch.float32)
-        times = torch.as_tensor(timesteps, device=like.device).to(dtype)
-        angle = math.pi / 2 * times / self.config.num_train_timesteps
+        times = timesteps.to(like.device) if isinstance(timesteps, torch.Tensor) else torch.tensor(timesteps)
+        angle = math.pi / 2 * times.to(dtype) / self.config.num_train_timesteps
         return angle.view(-1, *(1,) * (like.ndim - 1)) if angle.ndim else angle
 
     def __len__(self) -> int:

@@ -127,7 +127,7 @@ def ddim_step(
     step. With trailing spacing and a number of steps N that does not divide T, its timesteps are not that far apart,
     and its final latents still contain noise.
     """
-    alpha = scheduler.alphas_cumprod[timestep].to(sample.device)
+    alpha = scheduler.alphas_cumprod[timestep]  # on the CPU, as in diffusers, so that nothing waits for the device
     alpha_to = (scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod).to(alpha)
     clean, noise = split_prediction(scheduler.config.prediction_type, model_output, sample, alpha)
     if scheduler.config.clip_sample:
