@@ -192,7 +192,7 @@ def check_folder(folder: Path, paths: list[Path]) -> None:
                 f"{path} already exists and is not replaced. Save into another folder, or sample with another seed or "
                 "first_sample."
             )
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / SAMPLE_LIST).exists():
+    if folder.is_dir() and not (folder / SAMPLE_LIST).exists() and any(folder.iterdir()):
         raise CardioDiTError(
             f"{folder} contains other files (but no {SAMPLE_LIST}). Save into a new or empty folder, or into a folder "
             "of samples."

@@ -74,6 +74,7 @@ def sample_many(
     # Shares are by sample number, not by place among the missing: other processes may already be writing.
     sample_list = SAMPLE_LIST if processes == 1 else list_of_process(process)
     missing = [index for index in missing_samples(pipe, folder, job) if index % processes == process]
+    half_written = _half_written(folder)
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
         for run in consecutive(batch) if job.masks is None else [[index] for index in batch]:
@@ -81,8 +82,8 @@ def sample_many(
             for index in run:
                 path = sample_path(folder, job.seed, index)
                 path.unlink(missing_ok=True)  # written, but not recorded
-                for half_written in folder.glob(f".tmp-*-{path.name.partition('.')[0]}.*"):
-                    half_written.unlink(missing_ok=True)
+                for other in half_written.get(path.name.partition(".")[0], ()):
+                    other.unlink(missing_ok=True)
             for part in _kept(output, job.filter, folder, sample_list):
                 yield from part.save(folder, sample_list)
 
@@ -105,6 +106,14 @@ def _kept(
         record = one.records[0]
         name = sample_path(folder, record["seed"], record["index"]).name
         append_line(folder / sample_list, json.dumps({"file": name, DROPPED: reason, **record}))
+
+
+def _half_written(folder: Path) -> dict[str, list[Path]]:
+    """Return what interrupted calls left half-written, by the names of their samples."""
+    found: dict[str, list[Path]] = {}
+    for path in folder.glob(".tmp-*-*"):
+        found.setdefault(path.name.split("-", 2)[2].partition(".")[0], []).append(path)
+    return found
 
 
 def _generate(pipe: Any, job: SamplingJob, run: Sequence[int]) -> VolumePipelineOutput:
@@ -136,15 +145,17 @@ def missing_samples(pipe: Any, folder: Path, job: SamplingJob) -> list[int]:
     """Return the numbers of the samples that are missing; existing ones must have been made with the same settings."""
     check_folder(folder, [])
     records = read_sample_list(folder, with_dropped=True)
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    model = describe_model(pipe) if records else {}
     missing = []
     problems = Problems(f"{folder} contains samples that were made with other settings")
     for index in range(job.first, job.first + job.count):
         path = sample_path(folder, job.seed, index)
         record = records.get(path.name)
-        if record is None or (DROPPED not in record and not path.is_file()):
+        if record is None or (DROPPED not in record and path.name not in present):
             missing.append(index)
             continue
-        now = _expected(pipe, job, index)
+        now = _expected(pipe, model, job, index)
         differing = [
             f"{key} was {record[key]}, now {now[key]}" for key in now if key in record and record[key] != now[key]
         ]
@@ -160,7 +171,7 @@ def _in_words(filter: dict[str, Any] | None) -> str:
     return "none" if filter is None else f"by {', '.join(filter['detectors'])} of the audit {filter['audit'][:12]}"
 
 
-def _expected(pipe: Any, job: SamplingJob, index: int) -> dict[str, Any]:
+def _expected(pipe: Any, model: dict[str, Any], job: SamplingJob, index: int) -> dict[str, Any]:
     """Return what the record of a sample would say now, as far as that is known before sampling."""
     label, names, settings = job.label(index), pipe.denoiser.config.get("class_names"), job.settings or {}
     if job.masks is None:
@@ -168,7 +179,7 @@ def _expected(pipe: Any, job: SamplingJob, index: int) -> dict[str, Any]:
     else:
         made = {"latent_size": pipe.latent_size_of(job.masks.shapes[index]), "masks": job.masks.identities[index]}
     known = {
-        **describe_model(pipe),
+        **model,
         **settings,
         **made,
         "class_label": names[label] if names and isinstance(label, int) else label,

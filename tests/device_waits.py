@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cardiodit.pipelines.base_pipeline import VolumePipeline
@@ -42,6 +43,15 @@ class Waits(TorchDispatchMode):
         self.is_strict = is_strict
         self.found: list[str] = []
 
+    def __enter__(self) -> "Waits":
+        self._made = _Made(self.note)
+        self._made.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._made.__exit__(*error)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
@@ -50,28 +60,41 @@ class Waits(TorchDispatchMode):
         )
         on_device = any(tensor.is_meta for tensor in args if isinstance(tensor, torch.Tensor))
         if on_device and (masks or name in READING):
-            self._note(name)
+            self.note(name)
             if name == "_local_scalar_dense":
                 return 1
-        if name == "lift_fresh" and on_device:
-            self._note("torch.tensor on the device")  # which makes it on the CPU
         if name in COPYING:
             source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
             is_queued = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
             if target is not None and source.device != target and META in (source.device, torch.device(target)):
                 if not is_queued:
-                    self._note(f"{name} from {source.device} to {target}")
+                    self.note(f"{name} from {source.device} to {target}")
                 if source.is_meta:
                     return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
         return func(*args, **kwargs)
 
-    def _note(self, what: str) -> None:
+    def note(self, what: str) -> None:
         if self.is_strict:
             frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
             if any(frame.name == KEPT for frame in frames):
                 return
             places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:-2]]
             self.found.append(f"{what} at {' > '.join(places)}")
+
+
+class _Made(TorchFunctionMode):
+    """Notes tensors made of Python's numbers on the device: they are made on the CPU and copied."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        is_made = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        if is_made and kwargs.get("device") is not None and torch.device(kwargs["device"]) == META:
+            self.note(f"{func.__name__} of numbers on the device")
+        return func(*args, **kwargs)
 
 
 class _EnoughError(Exception):

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cardiodit._util.gpu import channels_last
 from cardiodit.errors import CardioDiTError
 from cardiodit.training import train_dit
 from cardiodit.training.harness import processes
 from cardiodit.training.harness import run as run_module
 from cardiodit.training.harness.processes import SignalHandler
+from cardiodit.training.harness.state import Optimizer
 
 from ..conftest import begin
 from ..prepared_python import python
@@ -256,3 +259,23 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
 def test_checkpoints_by_the_clock(train_a_dit: Callable) -> None:
     run = train_a_dit("run", training={"checkpointing_minutes": 0, "checkpointing_steps": 100, "max_train_steps": 3})
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_moments_have_the_layout_and_the_counter_that_fused_kernels_need(tmp_path: Path) -> None:
+    """Otherwise a run on a GPU, whose convolutions keep channels last, could not resume."""
+    model = torch.nn.Conv3d(4, 4, 3)
+    channels_last(model, device=torch.device("cuda"))
+
+    def optimizer() -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+
+    first, again = Optimizer("optimizer", model, optimizer()), Optimizer("optimizer", model, optimizer())
+    model(torch.rand(1, 4, 8, 8, 8)).sum().backward()
+    first.optimizer.step()
+    first.write(first.gather(), tmp_path)
+    again.load(tmp_path)
+    for weight in model.parameters():
+        state, expected = again.optimizer.state[weight], first.optimizer.state[weight]
+        assert state["exp_avg"].stride() == weight.stride() and state["step"].device == weight.device
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
+    again.optimizer.step()

@@ -24,7 +24,7 @@ STAGES = {
 EVERYWHERE = {"checkpointing_minutes": None}
 STOPS = {"stop_when": "finished", "memorizing_gap": 0.1}
 NEW = {
-    "train_dit": {"diffusion": {"objective": "denoising"}, "training": STOPS},
+    "train_dit": {"diffusion": {"objective": "denoising"}, "model": {"attention_dropout": None}, "training": STOPS},
     "train_tgca": {"conditions": {"key_dropout_prob": 0.0}, "training": STOPS},
     "train_prdit": {"training": STOPS},
 }

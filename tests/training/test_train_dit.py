@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D, make_scheduler, open_pipeline
 from cardiodit._util.typed_yaml import Section, settings_of_one
 from cardiodit.errors import CardioDiTError
+from cardiodit.latents import encode_cohort
 from cardiodit.training import train_dit
 from cardiodit.training.checkpoint_gallery import open_checkpoint
 from cardiodit.training.denoiser_loop import swap
@@ -329,6 +330,23 @@ def test_the_stop_flag_is_everybodys(train_a_dit: Callable, monkeypatch: pytest.
     run = train_a_dit("run")
     assert max(lines_of(run)) == 5
     assert (run / "checkpoint-5").is_dir()
+
+
+def test_latents_in_shards_train_the_same(train_a_dit: Callable, cohorts: Cohorts, tmp_path: Path) -> None:
+    """To the bit, and as the same data: a run that began with single files resumes with shards."""
+    vae, shards = VQModel4D.from_pretrained(cohorts.vae), []
+    for images in cohorts.images:
+        encode_cohort(images, vae, tmp_path / images.parent.name, report=lambda _: None, shard_size=3)
+        shards.append(str(tmp_path / images.parent.name / "manifest.csv"))
+    ids = ["--training_ids", shards[0], "--validation_ids", shards[1]]
+    whole = train_a_dit("whole")
+    packed = train_a_dit("packed", *ids, training={"dataloader_num_workers": 1})
+    shutil.rmtree(train_a_dit("mixed") / "checkpoint-12")
+    mixed = train_a_dit("mixed", *ids)
+    for key in ("loss", "validation_loss"):
+        assert lines_of(packed, key) == lines_of(whole, key) == lines_of(mixed, key)
+    weights = f"checkpoint-12/transformer/{WEIGHTS}"
+    assert (packed / weights).read_bytes() == (whole / weights).read_bytes() == (mixed / weights).read_bytes()
 
 
 # --- On a GPU ---

@@ -131,8 +131,7 @@ def start_accelerator(settings: Training, cpu: bool, folder: Path) -> Accelerato
         accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     if accelerator.distributed_type == DistributedType.MULTI_CPU and needs_deepspeed:
         deepspeed.enable_on_cpu(accelerator)
-    if accelerator.device.type == "cuda":
-        set_kernels(settings.allow_tf32, benchmark=not settings.deterministic)
+    set_kernels(settings.allow_tf32, benchmark=not settings.deterministic)
     return accelerator
 
 

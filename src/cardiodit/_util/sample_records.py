@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit._util.foreign_files import read_text
-from cardiodit.errors import CardioDiTError
+from cardiodit._util.foreign_files import check_file
+from cardiodit.errors import CardioDiTError, reading
 
 SAMPLE_LIST = "samples.jsonl"
 PARTS = "samples-*.jsonl"
@@ -29,15 +29,21 @@ def read_sample_list(folder: Path, with_dropped: bool = False) -> dict[str, dict
         with_dropped: also return samples that a filter dropped, of which there is no file.
     """
     records: dict[str, dict[str, Any]] = {}
+    shared: dict[str, Any] = {}  # what many records repeat, held once
     for path in (folder / SAMPLE_LIST, *sorted(folder.glob(PARTS))):
         if not path.exists():
             continue
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                records[str(record["file"])] = record
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise CardioDiTError(f"Line {number} of {path} is not a record of a sample. Remove it.") from error
+        check_file(path)
+        with reading(path), path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    record = json.loads(line)
+                    if isinstance(record.get("preprocessing"), dict):
+                        text = json.dumps(record["preprocessing"])
+                        record["preprocessing"] = shared.setdefault(text, record["preprocessing"])
+                    records[str(record["file"])] = record
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    raise CardioDiTError(f"Line {number} of {path} is not a record of a sample. Remove it.") from error
     return {name: record for name, record in records.items() if with_dropped or DROPPED not in record}
 
 

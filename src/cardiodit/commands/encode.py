@@ -52,6 +52,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="voxel size in mm to resample to; default: as in the preprocessing. Images of another voxel size than "
         "the VQ model's training volumes are refused",
     )
+    parser.add_argument(
+        "--shard_size",
+        type=int,
+        metavar="N",
+        help="number of latents in a file; 1 writes a file for each image. Default: 1 for up to 10,000 images, and 256 "
+        "for more, since file systems of clusters are slow with many small files. Training is the same",
+    )
     parser.add_argument("--preset", choices=PRESETS, help="preprocessing of the images; default: that of the VQ model")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="number of slices to encode at once, for speed (%(default)s)"
@@ -95,6 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
             gather=gather_object,
             condition_keys=arguments.condition_keys,
             tiling=arguments.tiling,
+            shard_size=arguments.shard_size,
         )
         if state.is_main_process:
             print(f"Wrote {folder / 'manifest.csv'}: {counts}.")

@@ -22,6 +22,7 @@ from cardiodit.imaging.volume import Volume
 
 # Columns with a meaning to us; others are labels or conditions that the user defines.
 PATH_COLUMNS = ("image", "mask", "ed_mask", "es_mask", "volumes")
+LONGEST_TABLE = 2**29  # bytes
 READING_COLUMNS = ("frame_time", "ed_frame", "slices")  # these change how an image is read
 
 
@@ -100,8 +101,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
 
 
 def _read_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    text = read_text(path, advice="Save it as CSV in UTF-8.")
-    heading = text.splitlines()[0] if text.strip() else ""
+    text = read_text(path, LONGEST_TABLE, advice="Save it as CSV in UTF-8.")
+    heading = next((line for line in io.StringIO(text) if line.strip()), "")
     separator = ";" if heading.count(";") > heading.count(",") else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     names = [name.strip() for name in reader.fieldnames or []]

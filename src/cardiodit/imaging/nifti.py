@@ -185,9 +185,7 @@ def _geometry(header: Any, sizes: np.ndarray, affine: np.ndarray, axes: int) -> 
 
 def notes_on_header(path: Path | str) -> list[str]:
     """Return a note if the two affines of a header, sform and qform, place the image differently."""
-    import nibabel
-
-    header = nibabel.load(Path(path)).header
+    header = read_header(Path(path))
     affines = [affine for affine, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     if len(affines) < 2:
         return []

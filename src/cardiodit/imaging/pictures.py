@@ -1,9 +1,11 @@
 """Pictures of volumes, turned for the viewer: the first image axis points to the right, the second up."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -155,10 +157,27 @@ def paste_captioned(
 
 @dataclass(frozen=True)
 class Tile:
-    """A named thumbnail of one slice of a volume."""
+    """A named thumbnail of one slice of a volume; compressed, because a large cohort has many.
+
+    Args:
+        name: what stands above it.
+        size: width and height in pixels.
+        packed: its pixels, as JPEG.
+    """
 
     name: str
-    picture: Image.Image
+    size: tuple[int, int]
+    packed: bytes
+
+    @classmethod
+    def of(cls, name: str, picture: Image.Image) -> Self:
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=95, subsampling=0)
+        return cls(name, picture.size, content.getvalue())
+
+    @property
+    def picture(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.packed))
 
 
 def tile_of(name: str, volume: Volume, labels: np.ndarray | None = None) -> Tile:
@@ -171,26 +190,26 @@ def tile_of(name: str, volume: Volume, labels: np.ndarray | None = None) -> Tile
     height, width = volume.geometry.spacing[:2] if volume.geometry.spacing else (1.0, 1.0)
     mm = plane.shape[0] * height, plane.shape[1] * width
     pixels = [max(1, round(TILE_SIDE * length / max(mm))) for length in mm]
-    return Tile(name, picture.resize((pixels[0], pixels[1])))
+    return Tile.of(name, picture.resize((pixels[0], pixels[1])))
 
 
-def write_overview(folder: Path, tiles: Sequence[Tile]) -> list[Path]:
+def write_overview(folder: Path, tiles: Iterable[Tile]) -> list[Path]:
     """Write pages of many tiles each: `overview-1.png`, `overview-2.png` and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     font = ImageFont.load_default(11)
     paths: list[Path] = []
-    for start in range(0, len(tiles), TILES_ACROSS * TILES_DOWN):
-        shown = tiles[start : start + TILES_ACROSS * TILES_DOWN]
+    remaining = iter(tiles)
+    while shown := list(islice(remaining, TILES_ACROSS * TILES_DOWN)):
         rows = -(-len(shown) // TILES_ACROSS)
         page = Image.new("RGB", (TILE_SIDE * min(len(shown), TILES_ACROSS), (TILE_SIDE + TILE_NAME) * rows))
         pen = ImageDraw.Draw(page)
         for i, tile in enumerate(shown):
             x, y = TILE_SIDE * (i % TILES_ACROSS), (TILE_SIDE + TILE_NAME) * (i // TILES_ACROSS)
-            left, top = (TILE_SIDE - tile.picture.width) // 2, (TILE_SIDE - tile.picture.height) // 2
+            left, top = (TILE_SIDE - tile.size[0]) // 2, (TILE_SIDE - tile.size[1]) // 2
             pen.text((x + 3, y), tile.name[:NAME_LETTERS], fill="white", font=font)
             page.paste(tile.picture, (x + left, y + TILE_NAME + top))
         paths.append(folder / f"overview-{len(paths) + 1}.png")
-        _save(paths[-1], page)
+        _save(paths[-1], page, compress_level=1)  # there may be thousands
     return paths
 
 
@@ -233,6 +252,6 @@ def _enlarged(levels: np.ndarray, rows: int = 1) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom))
 
 
-def _save(path: Path, picture: Image.Image) -> None:
+def _save(path: Path, picture: Image.Image, **settings: int) -> None:
     with atomic_file(path) as temporary:
-        picture.save(temporary)
+        picture.save(temporary, **settings)

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +19,17 @@ from cardiodit.imaging.geometry import Triple, common_spacing
 from cardiodit.imaging.manifest import Case, read_table
 from cardiodit.imaging.nifti import read_labels
 from cardiodit.imaging.preprocessing import Preprocessing
-from cardiodit.latents.file import LatentHeader, identity_of, read_header, read_latent
+from cardiodit.latents.file import (
+    LatentHeader,
+    file_of,
+    identity_of_headers,
+    name_in_file,
+    read_headers,
+    read_latent,
+)
 
 COLUMN = "latent"  # of a manifest of latents
+OPENED_AT_ONCE = 8  # files
 
 
 class LatentCohort(Dataset[torch.Tensor]):
@@ -48,12 +57,7 @@ class LatentCohort(Dataset[torch.Tensor]):
         manifest = Path(manifest)
         problems = Problems(f"The latents of {manifest} cannot be used")
         cases = _read_cases(manifest, problems)
-        headers: list[LatentHeader] = []
-        for case in cases:
-            try:
-                headers.append(read_header(case.image))
-            except CardioDiTError as error:
-                problems.add(str(error))
+        headers = _read_all_headers([case.image for case in cases], problems)
         _check_consistency(headers, vae_identity, problems)
         problems.raise_if_any(
             f"`cardiodit encode --ids IMAGES.csv --vae MODEL --output_dir {manifest.parent}` keeps what is usable and "
@@ -73,8 +77,7 @@ class LatentCohort(Dataset[torch.Tensor]):
     @property
     def identity(self) -> str:
         """Hash of all latents and their order, independent of the names of files and folders."""
-        headers = [header.to_dict() for header in self.headers]
-        return identity_of([{key: value for key, value in header.items() if key != "steps"} for header in headers])
+        return identity_of_headers(self.headers)
 
     @property
     def preprocessing(self) -> str:
@@ -126,6 +129,33 @@ def _read_cases(manifest: Path, problems: Problems) -> list[Case]:
         lines.setdefault(name, line)
         cases.append(Case(manifest.parent / name, row.get("subject") or name, row, manifest.parent))
     return cases
+
+
+def _read_all_headers(places: Sequence[Path], problems: Problems) -> list[LatentHeader]:
+    """Read the headers of latents, several files side by side, since opening one may take long."""
+
+    def read(file: Path) -> dict[str, LatentHeader] | CardioDiTError:
+        try:
+            return read_headers(file)
+        except CardioDiTError as error:
+            return error
+
+    files = list(dict.fromkeys(map(file_of, places)))
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        found = dict(zip(files, pool.map(read, files), strict=True))
+    for result in found.values():
+        if isinstance(result, CardioDiTError):
+            problems.add(str(result))
+    headers = []
+    for place in places:
+        result = found[file_of(place)]
+        if isinstance(result, CardioDiTError):
+            continue
+        if (name := name_in_file(place)) in result:
+            headers.append(result[name])
+        else:
+            problems.add(f"{file_of(place)} does not hold the latents {name}")
+    return headers
 
 
 def _check_consistency(headers: Sequence[LatentHeader], vae_identity: str | None, problems: Problems) -> None:

@@ -1,10 +1,10 @@
 """The encoder: one function for one volume, which online training calls too, and a resumable run over a cohort."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_ma
 from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.geometry import Geometry, Triple, common_spacing, mm_of
 from cardiodit.imaging.label_order import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order
-from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, read_table, write_manifest
+from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, write_manifest
 from cardiodit.imaging.masks import read_label_map
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import StorageOrder
@@ -32,12 +32,12 @@ from cardiodit.latents.file import (
     read_latent,
     write_latent,
 )
+from cardiodit.latents.folder import MASK_FOLDER, LatentFolder
 from cardiodit.models import VQModel3D, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel, slices_of, stack_slices
 
-MANIFEST, MASK_FOLDER = "manifest.csv", "masks"
-TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-([0-9a-f]{20}\.(safetensors|nii\.gz)|manifest\.csv)")
 OTHER_FRAME_TIME = 1.5  # factor between frame times that is more than hearts' rates usually differ by
+KEY_LENGTH = 20  # of a latent's name, the beginning of its source's identity: it identifies no subject or file
 NEW, KEPT, CHANGED, REPAIRED = "new", "kept", "changed", "repaired"
 
 
@@ -176,6 +176,7 @@ class Outcome:
     geometry: Geometry | None = None  # of the preprocessed volume
     slices: tuple[int, int] = (0, 0)  # of the preprocessed volume: from the file, and all
     masks: Mapping[str, str] = field(default_factory=dict)  # file by column
+    latent: str = ""  # path relative to the folder, in a shard with the shard's name
 
 
 def encode_cohort(
@@ -194,6 +195,7 @@ def encode_cohort(
     condition_keys: Sequence[str] = (),
     tiling: str = "auto",
     spacing: Triple | None = None,
+    shard_size: int | None = None,
 ) -> Counts:
     """Write a latent file for each image of a manifest, and a manifest of the latents once all are complete.
 
@@ -210,13 +212,15 @@ def encode_cohort(
         device: device of the VQ model.
         dtype: precision in which the VQ model computes.
         process_index: number of this process; the first one reports, raises all problems and writes the manifest.
-        num_processes: number of processes; each encodes every `num_processes`-th row.
+        num_processes: number of processes; each encodes every `num_processes`-th row, or the rows of every
+            `num_processes`-th shard.
         gather: concatenates lists of all processes and returns the result to each, like accelerate's `gather_object`.
         report: receives progress messages, one sentence each.
         condition_keys: columns of masks, which are preprocessed like the images and stored with the latents, with the
             labels of the heart in ACDC's order.
         tiling: "on" encodes in tiles, "off" in one piece, "auto" in tiles what is large, see `set_tiling`.
         spacing: voxel size in mm to resample to, instead of that of the preprocessing.
+        shard_size: number of latents in a file, see `LatentFolder`.
 
     Returns the counts of all processes.
     """
@@ -225,22 +229,24 @@ def encode_cohort(
     cases = read_manifest(manifest)
     _check_label_orders(cases, condition_keys, report)
     steps = preprocessing_for(vae, steps, depth, spacing, report)
-    encoder = CohortEncoder(vae, steps, output_dir, batch_size, device, dtype, tuple(condition_keys), tiling)
-    target = output_dir / MANIFEST
-    if target.exists() and any(COLUMN not in row or "image" in row for _, row in read_table(target, ())):
-        raise CardioDiTError(
-            f"{target} is not a manifest of latents and would be overwritten. Choose another output folder."
-        )
+    folder = LatentFolder(output_dir, len(cases), shard_size)
+    encoder = CohortEncoder(vae, steps, folder, batch_size, device, dtype, tuple(condition_keys), tiling)
     output_dir.mkdir(parents=True, exist_ok=True)
-    own_rows = range(process_index, len(cases), num_processes)
+    own_groups = folder.groups(len(cases))[process_index::num_processes]
+    count = sum(map(len, own_groups))
     outcomes: list[Outcome] = []
-    for number, row in enumerate(own_rows, start=1):
-        outcomes.append(encoder.encode(row, cases[row]))
-        _check_same_size(outcomes, outcomes[-1], cases)
-        report(f"{number} of {len(own_rows)}: {cases[row].image.name} {outcomes[-1].status or 'cannot be encoded'}")
+    for group in own_groups:
+        for row in group:
+            outcomes.append(encoder.encode(row, cases[row]))
+            _check_same_size(outcomes, outcomes[-1], cases)
+            report(f"{len(outcomes)} of {count}: {cases[row].image.name} {outcomes[-1].status or 'cannot be encoded'}")
+        done = outcomes[-len(group) :]
+        if not any(outcome.problem for outcome in done):
+            places = folder.store([outcome.latent for outcome in done])
+            outcomes[-len(group) :] = [replace(o, latent=place) for o, place in zip(done, places, strict=True)]
     outcomes = sorted(gather(outcomes), key=lambda outcome: outcome.row)
     if process_index == 0:
-        _finish(outcomes, cases, manifest, output_dir, vae, report)
+        _finish(outcomes, cases, manifest, folder, vae, report)
     counts = Counter(outcome.status for outcome in outcomes)
     return Counts(counts[NEW], counts[KEPT], counts[CHANGED], counts[REPAIRED])
 
@@ -252,7 +258,7 @@ class CohortEncoder:
         self,
         vae: VQModel4D | VQModel3D,
         steps: Preprocessing,
-        output_dir: Path,
+        folder: LatentFolder,
         batch_size: int,
         device: torch.device | str,
         dtype: torch.dtype,
@@ -265,7 +271,7 @@ class CohortEncoder:
             raise CardioDiTError(
                 f"The VQ model is in {vae.dtype}. Open it in float32, and give dtype={vae.dtype} here."
             )
-        self.vae, self.steps, self.output_dir = vae.to(device).eval(), steps, output_dir
+        self.vae, self.steps, self.folder = vae.to(device).eval(), steps, folder
         self.batch_size, self.dtype, self.tiling, self.condition_keys = batch_size, dtype, tiling, condition_keys
         self.origin = {
             "vae": identity_of_vae(vae),
@@ -279,14 +285,15 @@ class CohortEncoder:
             volume = read_case(case)
             order = order_of_case(case, volume, self.steps)
             source = identity_of_source(volume, order)
-            path = self.output_dir / file_name(source)
+            name = source[:KEY_LENGTH]
             geometry, slices = self.steps.geometry_of(volume, order), self.steps.slices_of(volume, order)
             if problem := other_voxel_size(self.vae, geometry):
                 return Outcome(row, problem=f"{case.image} {problem}", geometry=geometry)
             masks = self._store_masks(case, volume, order, source)
-            status, shape = self._status(path, source)
+            status, shape = self._status(name, source)
+            known: dict[str, Any] = {"geometry": geometry, "slices": slices, "masks": masks, "latent": name}
             if status == KEPT:
-                return Outcome(row, status, source, shape, geometry=geometry, slices=slices, masks=masks)
+                return Outcome(row, status, source, shape, **known)
             prepared = self.steps(volume, order)
             latents = encode_volume(self.vae, prepared.tensor(), self.batch_size, self.dtype, self.tiling).cpu()
         except (CardioDiTError, OSError) as error:
@@ -300,15 +307,16 @@ class CohortEncoder:
             frames=prepared.volume.voxels.shape[3] if prepared.volume.is_cine else 1,
             steps=self.steps.to_dict(),
         )
-        write_latent(path, latents, header)
-        return Outcome(row, status, source, header.shape, geometry=geometry, slices=slices, masks=masks)
+        write_latent(self.folder.file(name), latents, header)
+        return Outcome(row, status, source, header.shape, **known)
 
-    def _status(self, path: Path, source: str) -> tuple[str, tuple[int, ...]]:
-        """Return the status of a latent file, and the shape of the latents it contains."""
-        if not path.exists():
-            return NEW, ()
+    def _status(self, name: str, source: str) -> tuple[str, tuple[int, ...]]:
+        """Return the status of a latent, and its shape."""
+        place = self.folder.place(name)
+        if place is None:
+            return (REPAIRED if name in self.folder.lost else NEW), ()
         try:
-            header, _ = read_latent(path)
+            header, _ = read_latent(place)
         except DamagedLatentError:
             return REPAIRED, ()
         expected = {**self.origin, "source": source}
@@ -334,7 +342,7 @@ class CohortEncoder:
                 }
             )
             files[key] = f"{MASK_FOLDER}/{identity[:20]}.nii.gz"
-            path = self.output_dir / files[key]
+            path = self.folder.path / files[key]
             if _is_readable_mask(path):
                 continue
             prepared = prepared or self.steps(volume, order)
@@ -347,11 +355,6 @@ class CohortEncoder:
             path.parent.mkdir(exist_ok=True)
             write_nifti(path, voxels, prepared.volume.geometry)
         return files
-
-
-def file_name(source: str) -> str:
-    """Return the name of a latent file, which does not identify the subject or depend on the image's file name."""
-    return f"{source[:20]}.safetensors"
 
 
 def _is_readable_mask(path: Path) -> bool:
@@ -414,23 +417,21 @@ def _finish(
     outcomes: Sequence[Outcome],
     cases: Sequence[Case],
     manifest: Path,
-    output_dir: Path,
+    folder: LatentFolder,
     vae: VQModel,
     report: Callable[[str], None],
 ) -> None:
     """Remove temporary files, then raise all problems or write the manifest, once all processes have finished."""
-    for path in [*output_dir.iterdir(), *output_dir.glob(f"{MASK_FOLDER}/.*")]:
-        if TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-            report(f"Removed {path.name}, left over from an interrupted run.")
-    _raise_problems(outcomes, cases, manifest, output_dir, vae)
+    for name in folder.remove_temporary():
+        report(f"Removed {name}, left over from an interrupted run.")
+    _raise_problems(outcomes, cases, manifest, folder.path, vae)
     for note in notes_on_geometries(vae, [outcome.geometry for outcome in outcomes if outcome.geometry is not None]):
         report(note)
     if note := note_on_padding({cases[outcome.row].image: outcome.slices for outcome in outcomes}):
         report(note)
     for outcome in outcomes:
         _check_same_size(outcomes, outcome, cases)
-    names = [file_name(outcome.source) for outcome in outcomes]
+    names = [outcome.latent for outcome in outcomes]
     rows = [
         {
             COLUMN: name,
@@ -440,9 +441,8 @@ def _finish(
         }
         for name, case, outcome in zip(names, cases, outcomes, strict=True)
     ]
-    write_manifest(output_dir / MANIFEST, rows)
-    unneeded = sorted({path.name for path in output_dir.glob("[!.]*.safetensors")} - set(names))
-    if unneeded:
+    write_manifest(folder.manifest, rows)
+    if unneeded := folder.other_files(names):
         report(f"Kept latent files that belong to no image in {manifest}: {', '.join(unneeded)}.")
 
 

@@ -181,9 +181,12 @@ def find_niftis(source: Path) -> tuple[dict[Path, Path | None], list[str]]:
     if not source.is_dir():
         raise CardioDiTError(f"{source} is not a folder.")
     files = visible_files(source, ".nii", ".nii.gz")
-    masks = [path for path in files if _is_mask(path.relative_to(source))]
-    images = {path: _mask_of(path, masks) for path in files if path not in set(masks)}
-    unused = sorted(set(masks) - set(images.values()))
+    masks = {path for path in files if _is_mask(path.relative_to(source))}
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(masks):
+        by_name.setdefault(_bare(path), []).append(path)
+    images = {path: _mask_of(path, by_name.get(_bare(path), [])) for path in files if path not in masks}
+    unused = sorted(masks - set(images.values()))
     return images, [f"{mask}: left out, it looks like a mask and no image has its name" for mask in unused]
 
 
@@ -200,13 +203,13 @@ def _is_mask(inner: Path) -> bool:
     return any(word.lower() in MASK_WORDS for part in (*inner.parts[:-1], stem(inner)) for word in _words(part))
 
 
-def _mask_of(image: Path, masks: list[Path]) -> Path | None:
-    """Return the mask with the image's name, beside it or, if there is only one, elsewhere."""
+def _bare(path: Path) -> str:
+    """Return the name of a file without the words that make it a mask."""
+    return "_".join(word for word in _words(stem(path)) if word.lower() not in MASK_WORDS)
 
-    def bare(path: Path) -> str:
-        return "_".join(word for word in _words(stem(path)) if word.lower() not in MASK_WORDS)
 
-    matching = [mask for mask in masks if bare(mask) == bare(image)]
+def _mask_of(image: Path, matching: list[Path]) -> Path | None:
+    """Return the mask of the image's name that lies beside it or, if there is only one, elsewhere."""
     chosen = [mask for mask in matching if mask.parent == image.parent] or matching
     return chosen[0] if len(chosen) == 1 else None
 
