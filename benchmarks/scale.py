@@ -4,7 +4,8 @@
     python benchmarks/scale.py --output scale --subjects 200   # try it
 
 Images and latents are tiny, everything else is as in a real cohort: the commands' own functions read real files. Each
-phase runs in a process of its own, which states its seconds, without those of imports, and its largest memory. Whatever is done for each volume (encoding, training steps, sampling, measuring) ends after the first one.
+phase runs in a process of its own, which states its seconds, without those of imports, and its largest memory. What is
+done for each volume (encoding, training steps, sampling, measuring) ends after the first one.
 """
 
 import argparse
@@ -261,10 +262,9 @@ def measure(output: Path, subjects: int) -> dict[str, dict[str, float]]:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # fills the cache
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[phase] = json.loads(done.stdout.splitlines()[-1])
-        print(
-            f"{subjects:7} {phase:16} {results[phase]['seconds']:8.1f} s, {results[phase]['cpu']:8.1f} s CPU {results[phase]['mib']:8.0f} MiB",
-            flush=True,
-        )
+        used = results[phase]
+        seconds = f"{used['seconds']:7.1f} s, {used['cpu']:7.1f} s of the processor"
+        print(f"{subjects:7} {phase:16} {seconds}, {used['mib']:5.0f} MiB", flush=True)
     shutil.rmtree(folder)
     return results
 
