@@ -44,7 +44,7 @@ def channels_last(*modules: torch.nn.Module, device: torch.device) -> None:
     """Lay out the weights of 3D convolutions for tensor cores, which keep channels last, if the device is a GPU."""
     if device.type == "cuda":
         for module in modules:
-            module.to(memory_format=torch.channels_last_3d)
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -252,6 +252,6 @@ def _enlarged(levels: np.ndarray, rows: int = 1) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom))
 
 
-def _save(path: Path, picture: Image.Image, **settings: int) -> None:
+def _save(path: Path, picture: Image.Image, **settings: Any) -> None:
     with atomic_file(path) as temporary:
         picture.save(temporary, **settings)

@@ -47,8 +47,7 @@ class LatentFolder:
                 f"{self.manifest} is not a manifest of latents and would be overwritten. Choose another output folder."
             )
         listed = [Path(row[COLUMN]) for row in rows]
-        is_sharded = is_in_shard(listed[0]) if listed else images > SHARDED_ABOVE
-        self.shard_size = shard_size or (SHARD_SIZE if is_sharded else 1)
+        self.shard_size = shard_size or _size_of(listed) or (SHARD_SIZE if images > SHARDED_ABOVE else 1)
         self._in_shards: dict[str, Path] = {}  # where each latent lies
         damaged = set()
         for shard in sorted(path.glob(f"{SHARD}*{SUFFIX}")):
@@ -101,3 +100,13 @@ class LatentFolder:
         """Return the names of latent files that hold none of these latents."""
         needed = {Path(place).parts[0] for place in places}
         return sorted({path.name for path in self.path.glob(f"[!.]*{SUFFIX}")} - needed)
+
+
+def _size_of(places: Sequence[Path]) -> int | None:
+    """Return the number of latents in a file, as a manifest lists them; None without a manifest."""
+    if not places:
+        return None
+    if not is_in_shard(places[0]):
+        return 1
+    first = sum(place.parent == places[0].parent for place in places)
+    return first if first < len(places) else max(first, SHARD_SIZE)

@@ -225,7 +225,8 @@ class EMACodebook(nn.Module):
         The vectors are divided into as many strata as codes are wanted, and one is drawn from each: they are distinct
         if there are enough; otherwise they repeat evenly, with a little noise added. Rows of other codes mean nothing.
         """
-        first, total = torch.zeros((), dtype=torch.int64, device=flat.device), len(flat)
+        first = torch.zeros((), dtype=torch.int64, device=flat.device)
+        total: Tensor | int = len(flat)
         if self._is_distributed():
             sizes = first.new_zeros(dist.get_world_size())
             sizes[dist.get_rank()] = len(flat)
