@@ -15,6 +15,16 @@ TINY = Sizes(
     vae={"channels": (8, 8), "num_res_channels": (8, 8), "num_res_layers": 1, "num_embeddings": 16},
     dit={"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 16, "sample_size": (1, 8, 8, 4)},
     prdit={"patch_size": 8, "num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 16},
+    unet={
+        "block_out_channels": (8, 16),
+        "attention_levels": (False, True),
+        "attention_head_dim": 8,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": (4, 4, 4),
+    },
+    tgca={"channels": (4, 4), "strides": ((2, 2, 1),)},
+    controlnet={"condition_widths": (4, 4, 4)},
     image=(1, 1, 32, 32, 8),
     volume=(1, 1, 16, 16, 16),
 )
@@ -30,7 +40,9 @@ def test_every_check_is_made_and_written(
     assert {finding["status"] for finding in findings.values()} <= {"ok", "note"}
     assert findings["resuming"]["numbers"] == {"equal": True}
     assert 0 < findings["precision"]["numbers"]["relative_error"] < 0.05
-    assert findings["stage 2, 4D transformer"]["numbers"]["compiled"]["tflops"] > 0
+    for check in ("stage 2, 4D transformer", "PRDiT", "MedLoRD, U-Net", "mask adapter (TGCA)", "ControlNet"):
+        assert findings[check]["numbers"]["compiled"]["tflops"] > 0
+    assert findings["attention"]["numbers"]["tokens"] == 8
     printed = capsys.readouterr().out
     assert all(f"{check} " in printed for check in CHECKS) and "attach it to an issue" in printed
 

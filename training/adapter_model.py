@@ -53,8 +53,8 @@ class Steered(torch.nn.Module):
             if model._supports_gradient_checkpointing:
                 model.enable_gradient_checkpointing()
 
-    def compile_repeated_blocks(self, fullgraph: bool) -> None:
-        self.base.compile_repeated_blocks(fullgraph=fullgraph)
+    def compile_repeated_blocks(self, **settings: Any) -> None:
+        self.base.compile_repeated_blocks(**settings)
 
     def forward(
         self,

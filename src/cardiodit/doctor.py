@@ -4,6 +4,7 @@ Each check is a function that returns a result in words and its numbers. A check
 """
 
 import json
+import math
 import platform
 import statistics
 import time
@@ -24,40 +25,29 @@ from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.gpu import PEAKS, channels_last, set_kernels
 from cardiodit.energy import EnergyMeter
 from cardiodit.errors import sentence_of
 from cardiodit.imaging import Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import encode_volume, measure_scale, write_scale
+from cardiodit.models.adapter_tgca import TGCAAdapterModel
 from cardiodit.models.autoencoder_vq import VQModel4D
+from cardiodit.models.controlnet_medlord import MedLoRDControlNetModel
 from cardiodit.models.discriminator import PatchDiscriminator
 from cardiodit.models.transformer_dit import DiT4DTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
+from cardiodit.models.unet_medlord import MedLoRDUNetModel
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.schedulers import make_scheduler
 from cardiodit.training import train_dit, train_vqgan
+from cardiodit.training.adapter_model import Steered
+from cardiodit.training.denoiser_loop import trained_weights
 from cardiodit.training.harness.checkpoints import Checkpoint
 from cardiodit.training.harness.run_record import versions
 from cardiodit.training.objectives import Denoising, NoiseAndImage, Objective
 from cardiodit.training.vqgan_losses import GeneratorLoss, LossSettings, discriminator_loss
 
-# Dense bf16 TFLOP/s as stated by the manufacturers; the first entry contained in the GPU's name is used.
-PEAKS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "B200": 2250,
-    "A100": 312,
-    "A40": 150,
-    "A10G": 70,
-    "A10": 125,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
 SLICE = (1, 1, 256, 256, 32)  # a 2D+t slice, as published
 CLOSE = 0.05  # largest acceptable difference between bf16 and float32, relative to the largest value
 
@@ -70,7 +60,7 @@ class Sizes:
     """Sizes at which the networks are measured.
 
     Args:
-        vae, dit, prdit: arguments of the three models.
+        vae, dit, prdit, unet, tgca, controlnet: arguments of the models.
         image: shape of a training batch of stage 1.
         volume: shape of a training batch of PRDiT.
     """
@@ -78,6 +68,9 @@ class Sizes:
     vae: dict[str, Any] = field(default_factory=dict)
     dit: dict[str, Any] = field(default_factory=dict)
     prdit: dict[str, Any] = field(default_factory=dict)
+    unet: dict[str, Any] = field(default_factory=dict)
+    tgca: dict[str, Any] = field(default_factory=lambda: {"strides": ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 1))})
+    controlnet: dict[str, Any] = field(default_factory=lambda: {"condition_widths": (32, 64, 128)})
     image: tuple[int, ...] = SLICE
     volume: tuple[int, ...] = (1, 1, 128, 128, 128)
 
@@ -93,6 +86,9 @@ SMALL = Sizes(
         "attention_head_dim": 16,
         "sample_size": (32, 32, 32),
     },
+    unet={"block_out_channels": (32, 32, 64, 64), "sample_size": (16, 16, 8)},
+    tgca={"channels": (8, 16), "strides": ((2, 2, 2),)},
+    controlnet={"condition_widths": (8, 8, 8)},
     image=(1, 1, 64, 64, 8),
     volume=(1, 1, 32, 32, 32),
 )
@@ -165,6 +161,7 @@ class Patient:
 def examine(device: str, sizes: Sizes, rounds: int = 5) -> Iterator[Finding]:
     """Yield a finding for each check, as soon as it is made."""
     patient = Patient(torch.device(device), sizes, rounds)
+    set_kernels()
     for name, check in CHECKS.items():
         torch.manual_seed(0)
         try:
@@ -190,6 +187,8 @@ Result = tuple[str, str, Numbers]
 
 def check_versions(patient: Patient) -> Result:
     found = {"python": platform.python_version(), **versions()}
+    if patient.is_cuda:
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return "ok", ", ".join(f"{name} {number}" for name, number in found.items()), found
 
 
@@ -205,13 +204,23 @@ def check_device(patient: Patient) -> Result:
 
 
 def check_attention(patient: Patient) -> Result:
-    """Name the kernel that torch chooses for the transformer's attention."""
+    """Name the kernels that torch chooses for the transformer's attention, in sampling and in training with dropout."""
     from torch.nn.attention import SDPBackend
 
-    query = torch.zeros(1, 12, 256, 64, device=patient.device, dtype=torch.bfloat16)
-    chosen = SDPBackend(torch._fused_sdp_choice(query, query, query)).name.lower().replace("_", " ")
-    status = "note" if chosen == "math" else "ok"
-    return status, f"torch chooses {chosen} for bf16" + ("; it is slow" if status == "note" else ""), {"kernel": chosen}
+    with torch.device("meta"):
+        model = DiT4DTransformerModel(**patient.sizes.dit)
+    config = model.config
+    size = (1, config.num_attention_heads, math.prod(model.grid_of(config.sample_size)), config.attention_head_dim)
+    query = torch.zeros(size, device=patient.device, dtype=torch.bfloat16)
+    chosen, with_dropout = (
+        SDPBackend(torch._fused_sdp_choice(query, query, query, None, dropout)).name.lower().replace("_", " ")
+        for dropout in (0.0, 0.1)
+    )
+    words = f"torch chooses {chosen} for bf16"
+    if with_dropout != chosen:
+        words += f", and {with_dropout} with dropout (model.attention_dropout: 0 trains without)"
+    status = "note" if "math" in (chosen, with_dropout) else "ok"
+    return status, words, {"kernel": chosen, "kernel_with_dropout": with_dropout, "tokens": size[2]}
 
 
 def check_stage_1(patient: Patient) -> Result:
@@ -219,7 +228,9 @@ def check_stage_1(patient: Patient) -> Result:
     vae = VQModel4D(**patient.sizes.vae).to(patient.device).train()
     critic = PatchDiscriminator().to(patient.device).train()
     losses = GeneratorLoss(LossSettings(perceptual_weight=0.0))
-    optimizers = [torch.optim.AdamW(model.parameters(), 1e-4) for model in (vae, critic)]
+    fused = patient.is_cuda or None
+    optimizers = [torch.optim.AdamW(model.parameters(), 1e-4, fused=fused) for model in (vae, critic)]
+    channels_last(vae, critic, device=patient.device)
     image = torch.rand(patient.sizes.image, device=patient.device) * 2 - 1
 
     def step() -> None:
@@ -250,15 +261,59 @@ def check_prdit(patient: Patient) -> Result:
     return denoiser_steps(patient, made, NoiseAndImage(), shape)
 
 
+def check_unet(patient: Patient) -> Result:
+    """Take a step of MedLoRD's U-Net."""
+    return denoiser_steps(patient, partial(MedLoRDUNetModel, **patient.sizes.unet), Denoising())
+
+
+def check_tgca(patient: Patient) -> Result:
+    """Take a step of the mask adapter on the frozen 4D transformer."""
+
+    def make() -> Steered:
+        base = DiT4DTransformerModel(**patient.sizes.dit)
+        width = base.config.num_attention_heads * base.config.attention_head_dim
+        own = {"hidden_size": width, "num_layers": base.config.num_layers, "num_axes": 4, "condition_channels": 3}
+        return Steered(base, TGCAAdapterModel(**own, **patient.sizes.tgca))
+
+    size = patient.sizes.dit.get("sample_size", DiT4DTransformerModel.published_sample_size)
+    masks = (1, 3, size[0], *(4 * n for n in size[1:]))
+    return denoiser_steps(patient, make, Denoising(), (1, 8, *size), masks, passes=2)
+
+
+def check_controlnet(patient: Patient) -> Result:
+    """Take a step of the ControlNet on the frozen U-Net."""
+    base = MedLoRDUNetModel
+    with torch.device("meta"):
+        config = base(**patient.sizes.unet).config
+    shared = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
+
+    def make() -> Steered:
+        own = {"in_channels": config.in_channels, **{name: config[name] for name in shared}}
+        return Steered(base(**patient.sizes.unet), MedLoRDControlNetModel(**own, **patient.sizes.controlnet))
+
+    masks = (1, 1, *(8 * n for n in config.sample_size))
+    return denoiser_steps(patient, make, Denoising(), (1, config.in_channels, *config.sample_size), masks, passes=2)
+
+
 def denoiser_steps(
-    patient: Patient, make: Callable[[], Any], objective: Objective, shape: tuple[int, ...] | None = None
+    patient: Patient,
+    make: Callable[[], Any],
+    objective: Objective,
+    shape: tuple[int, ...] | None = None,
+    masks: tuple[int, ...] | None = None,
+    passes: int = 3,
 ) -> Result:
+    """Time a step, eager and compiled, of as much work as so many forward passes."""
     model = make().to(patient.device).train()
     shape = shape or (1, model.config.in_channels, *model.config.sample_size)
-    weights = list(model.parameters())
-    optimizer, average = torch.optim.AdamW(weights, 1e-4), EMAModel(weights, 0.9999)
+    weights = trained_weights(model)
+    channels_last(model, device=patient.device)
+    optimizer = torch.optim.AdamW(weights, 1e-4, fused=patient.is_cuda or None)
+    average = EMAModel(weights, 0.9999, foreach=patient.is_cuda)
     clean = torch.randn(shape, device=patient.device)
     batch = {"noise": torch.randn_like(clean), "timestep": torch.tensor([100], device=patient.device)}
+    if masks is not None:
+        batch["condition"] = torch.ones(masks, dtype=torch.uint8, device=patient.device)
 
     def step() -> None:
         with patient.autocast():
@@ -269,11 +324,15 @@ def denoiser_steps(
         optimizer.zero_grad(set_to_none=True)
         average.step(weights)
 
-    flops = operations(make, lambda model: model(torch.empty(shape), torch.empty(1, dtype=torch.long)))
-    status, result, numbers = timed(patient, {"eager": step}, 3 * flops)
+    def forward(model: Any) -> None:
+        more = {} if masks is None else {"condition": torch.empty(masks)}
+        model(torch.empty(shape), torch.empty(1, dtype=torch.long), **more)
+
+    flops = operations(make, forward)
+    status, result, numbers = timed(patient, {"eager": step}, passes * flops)
     model.compile_repeated_blocks(fullgraph=True, backend="inductor" if patient.is_cuda else "aot_eager")
     try:
-        compiled = timed(patient, {"compiled": step}, 3 * flops)
+        compiled = timed(patient, {"compiled": step}, passes * flops)
     except Exception as error:  # a missing compiler, an unsupported GPU
         return "note", f"{result}; cannot be compiled: {sentence_of(error)}", numbers
     return status, f"{result}; {compiled[1]}", {**numbers, **compiled[2]}
@@ -389,6 +448,9 @@ CHECKS: dict[str, Callable[[Patient], Result]] = {
     "stage 1, VQ-GAN": check_stage_1,
     "stage 2, 4D transformer": check_stage_2,
     "PRDiT": check_prdit,
+    "MedLoRD, U-Net": check_unet,
+    "mask adapter (TGCA)": check_tgca,
+    "ControlNet": check_controlnet,
     "sampling": check_sampling,
     "precision": check_precision,
     "resuming": check_resuming,
