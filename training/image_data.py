@@ -1,9 +1,11 @@
 """Image volumes of two manifests, and training samples made of them: 2D+t slices of cine, or boxes of 3D volumes."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils.data import Dataset
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.imaging.augmentation import Augmentation
-from cardiodit.imaging.cache import PreparedVolumes
+from cardiodit.imaging.cache import PreparedVolumes, shared_memory_folder
 from cardiodit.imaging.geometry import mm_of, spacing_for
 from cardiodit.imaging.manifest import Case, check_disjoint, read_manifest
 from cardiodit.imaging.preprocessing import Preprocessing, note_on_padding
@@ -33,25 +35,43 @@ def preprocessing_of(request: Request, model: Any = None) -> Preprocessing:
 
 
 def read_volumes(run: Run, request: Request, steps: Preprocessing) -> tuple[PreparedVolumes, PreparedVolumes]:
-    """Prepare the volumes for training and validation; processes fill a cache on disk together, each with a share."""
+    """Prepare the volumes for training and validation.
+
+    Processes prepare a share each, for a cache on disk or for the memory that those of a machine have in common.
+    """
     data, options = request.settings.data, request.options
     training, validation = try_all(
         partial(read_manifest, options.training_ids), partial(read_manifest, options.validation_ids)
     )
     folder = Path(data.cache_dir or options.output_dir / "cache") if data.cache == "disk" else None
-
     rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+    in_memory = shared_memory_folder(str(run.folder.resolve())) if data.cache == "memory" and local > 1 else None
+    if in_memory is not None:
+        folder, rank, processes = in_memory, run.accelerator.local_process_index, local
     is_shared = folder is not None and processes > 1
 
     def read(cases: list[Case], verify: bool) -> PreparedVolumes:
         return PreparedVolumes(cases, steps, data.cache, folder, data.workers, verify)
 
     check = partial(check_disjoint, training=training, validation=validation)
-    if is_shared:
-        shares = [cases[rank::processes] for cases in (training, validation)]
-        run.together(lambda: try_all(check, *(partial(read, share, verify=True) for share in shares if share)))
-    reads = (partial(read, cases, verify=not is_shared) for cases in (training, validation))
-    return tuple(try_all(check, *reads)[1:])
+    volumes: list[PreparedVolumes] = []
+
+    def read_all() -> None:
+        reads = (partial(read, cases, verify=not is_shared) for cases in (training, validation))
+        volumes.extend(try_all(check, *reads)[1:])
+
+    try:
+        if is_shared:
+            shares = [cases[rank::processes] for cases in (training, validation)]
+            run.together(lambda: try_all(check, *(partial(read, share, verify=True) for share in shares if share)))
+            run.together(read_all)
+        else:
+            read_all()
+    finally:
+        if in_memory is not None and rank == 0:  # all have mapped it, or an error has ended all
+            rmtree(in_memory, ignore_errors=True)
+    return volumes[0], volumes[1]
 
 
 def data_config(volumes: PreparedVolumes) -> dict[str, Any]:

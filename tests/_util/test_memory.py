@@ -18,6 +18,7 @@ from cardiodit import (
     VQModel4D,
     estimate_memory,
 )
+from cardiodit._util import memory
 from cardiodit._util.memory import LiveMemory, peak_bytes, set_tiling, weight_bytes
 from cardiodit.pipelines import estimate
 
@@ -153,6 +154,25 @@ def test_volumes_are_tiled_where_one_would_need_more_than_4_gib() -> None:
     assert set_tiling(cine, (64, 64, 2, 8), "on") and not set_tiling(ct, (512, 512, 256), "off") and not ct.use_tiling
     with pytest.raises(CardioDiTError, match="tiling='always' must be one of auto, on, off"):
         set_tiling(ct, (512, 512, 256), "always")
+
+
+def test_tiles_are_as_large_as_free_memory_allows(make_vae: Callable) -> None:
+    """On a GPU with room, a large volume is decoded whole; with less, in larger or smaller tiles."""
+    vae, size = make_vae(VQModel3D), (512, 512, 256)
+    set_tiling(vae, size, "off")
+    whole = memory._decoding_bytes(vae, (1, 8, 128, 128, 64))
+    assert not set_tiling(vae, size, "auto", free=2 * whole)
+    tiles = []
+    for share in (1.9, 1.0, 0.3, 0.1, 0.0):
+        assert set_tiling(vae, size, "auto", free=int(share * whole))
+        tiles.append(vae.tile_sizes["height"][0] // 4)
+        assert vae.tile_sizes["height"][0] - vae.tile_sizes["height"][1] == 16 * 4
+        edge = [min(tiles[-1], n) for n in (128, 128, 64)]
+        assert tiles[-1] == 24 or memory._decoding_bytes(vae, (1, 8, *edge)) <= share * whole / 2
+        vae.enable_tiling()
+    assert tiles == sorted(tiles, reverse=True) and len(set(tiles)) >= 4 and tiles[-1] == 24
+    set_tiling(vae, size, "on")
+    assert vae.tile_sizes["height"] == (160, 96)  # as before, where the memory is not asked for
 
 
 def test_an_estimate_counts_the_adapter_its_masks_and_its_guidance(

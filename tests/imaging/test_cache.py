@@ -8,6 +8,7 @@ import pickle
 import shutil
 import warnings
 from pathlib import Path
+from shutil import disk_usage
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, prepare_case, read_manifest, write_nifti
 from cardiodit.imaging import cache as cache_module
-from cardiodit.imaging.cache import PreparedVolumes
+from cardiodit.imaging.cache import PreparedVolumes, shared_memory_folder
 from cardiodit.imaging.manifest import Case
 from cardiodit.imaging.phantom import write_cohort
 
@@ -232,7 +233,7 @@ def test_invalid_arguments(cases: list[Case], tmp_path: Path) -> None:
         (([], STEPS), "empty"),
         ((cases, STEPS, "ram"), "cache='ram' is unknown; choose from memory, disk, none"),
         ((cases, STEPS, "disk"), "needs a folder"),
-        ((cases, STEPS, "memory", tmp_path), "others take none"),
+        ((cases, STEPS, "none", tmp_path), "takes none"),
         ((cases, STEPS, "memory", None, 0), "workers=0"),
     ]:
         with pytest.raises(CardioDiTError, match=message):
@@ -262,3 +263,31 @@ def test_a_cache_that_memory_cannot_hold_is_refused_at_the_first_volume(
         PreparedVolumes(cases, STEPS)
     monkeypatch.setattr(cache_module, "available_memory", lambda: 0)
     assert len(PreparedVolumes(cases, STEPS, "none")) == 3
+
+
+def test_processes_map_the_same_memory_and_leave_nothing_behind(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = tmp_path / "shared", PreparedVolumes(cases, STEPS)
+    first, second = (PreparedVolumes(cases, STEPS, "memory", folder) for _ in range(2))
+    shutil.rmtree(folder)  # as the first process does when all have mapped it
+    assert not [link for link in Path("/proc/self/fd").iterdir() if str(folder) in os.path.realpath(link)]
+    for volumes in (first, second):
+        assert volumes.identity == expected.identity
+        assert all(torch.equal(volumes[i], expected[i]) for i in range(3))
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    assert len(mapped) == 6 and len({line.split()[4] for line in mapped}) == 3  # twice, and each once in memory
+    one = expected[0].nbytes
+    monkeypatch.setattr(cache_module, "available_memory", lambda: 2 * one)
+    with pytest.raises(CardioDiTError, match="Set data.cache to disk"):
+        PreparedVolumes(cases, STEPS, "memory", tmp_path / "again")
+
+
+def test_little_shared_memory_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "SHARED_MEMORY", tmp_path)
+    free = disk_usage(tmp_path).free
+    monkeypatch.setattr(cache_module, "available_memory", lambda: free)
+    folder = shared_memory_folder("run")
+    assert folder is not None and folder.parent == tmp_path and "run" not in folder.name
+    monkeypatch.setattr(cache_module, "available_memory", lambda: 8 * free)
+    assert shared_memory_folder("run") is None

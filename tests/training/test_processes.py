@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel
+from cardiodit.imaging.cache import SHARED_MEMORY, shared_memory_folder
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_dit, train_prdit
@@ -248,6 +249,7 @@ def test_both_processes_begin_and_end_with_the_same_voxel_transformer(runs: Runs
         assert lines_of(run, key) == pytest.approx(lines_of(alone, key), rel=CLOSE), key
     weights = Path("checkpoint-4") / "transformer" / WEIGHTS
     assert difference(load_file(run / weights), load_file(alone / weights)) < 1e-4
+    assert not list(SHARED_MEMORY.glob(f"{shared_memory_folder(str(run.resolve())).name}*"))  # type: ignore[union-attr]
 
 
 # --- Accumulated batches ---

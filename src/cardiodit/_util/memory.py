@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TILING = ("auto", "on", "off")
 TILED_ABOVE = 4 * 2**30  # bytes
+TILES, OVERLAP = (128, 96, 64, 40, 24), 16  # latents
 SMALL_INPUT = 20480  # values along the first four axes, up to which torch does not use oneDNN for a single volume
 _TOOLS = {
     "FakeTensorMode": FakeTensorMode,
@@ -119,7 +120,9 @@ def weight_bytes(*models: torch.nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def set_tiling(vae: "VQModel", shape: Sequence[int], mode: str = "auto", batch_size: int = 1) -> bool:
+def set_tiling(
+    vae: "VQModel", shape: Sequence[int], mode: str = "auto", batch_size: int = 1, free: int | None = None
+) -> bool:
     """Switch tiling of a VQ model on or off for volumes of a size, and return whether it is on.
 
     Args:
@@ -127,21 +130,44 @@ def set_tiling(vae: "VQModel", shape: Sequence[int], mode: str = "auto", batch_s
         shape: size of a volume in voxels, `(H, W, D)` or `(H, W, D, T)`; a cine is coded slice by slice.
         mode: "on", "off", or "auto": on if coding in one piece would need more than 4 GiB in addition to the weights.
         batch_size: slices or volumes in a batch.
+        free: bytes of memory that are free, with which "auto" tiles only what would need more than half of them, in the
+            largest tiles that need less. Results with other tiles are the same up to rounding.
     """
     if mode not in TILING:
         raise CardioDiTError(f"tiling={mode!r} must be one of {', '.join(TILING)}.")
     if mode == "auto" and None in _TOOLS.values():
         warnings.warn("This version of torch cannot estimate memory, so tiling='auto' does not tile.", stacklevel=2)
         mode = "off"
+    tile = None
     if mode == "auto":
         sizes = dict(zip(AXES, shape, strict=False))
         piece = [max(1, sizes.get(name, 1) // n) for name, n in zip(vae.axis_names, vae.scale_factors, strict=True)]
-        mode = "on" if _decoding_bytes(vae, (batch_size, vae.config.embedding_dim, *piece)) > TILED_ABOVE else "off"
+
+        def needed(latents: Sequence[int], batch: int) -> int:
+            return _decoding_bytes(vae, (batch, vae.config.embedding_dim, *latents))
+
+        limit = TILED_ABOVE if free is None else free // 2
+        mode = "on" if needed(piece, batch_size) > limit else "off"
+        if mode == "on" and free is not None:
+            fitting = (n for n in TILES if needed(_tile_of(vae, piece, n), 1) <= limit)
+            tile = next(fitting, TILES[-1])
     if mode == "on":
-        vae.enable_tiling()
+        vae.enable_tiling(**({} if tile is None else _tile_sizes(vae, tile)))
     else:
         vae.disable_tiling()
     return mode == "on"
+
+
+def _tile_of(vae: "VQModel", piece: Sequence[int], tile: int) -> list[int]:
+    """Return the size in latents of a tile of a piece."""
+    return [min(tile, n) if axis in vae.tiled_axes else n for axis, n in zip(vae.axis_names, piece, strict=True)]
+
+
+def _tile_sizes(vae: "VQModel", tile: int) -> dict[str, int]:
+    """Return the arguments of `enable_tiling` for tiles of so many latents, which overlap as the default ones do."""
+    factors = {axis: n for axis, n in zip(vae.axis_names, vae.scale_factors, strict=True) if axis in vae.tiled_axes}
+    sizes = {f"tile_sample_min_{axis}": tile * n for axis, n in factors.items()}
+    return sizes | {f"tile_sample_stride_{axis}": (tile - OVERLAP) * n for axis, n in factors.items()}
 
 
 @torch.no_grad()

@@ -48,6 +48,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from cardiodit._util.gpu import free_memory, set_kernels
     from cardiodit._util.memory import set_tiling
     from cardiodit.evaluation.reconstruction import PICTURED, reconstruct_cohort
     from cardiodit.hub.load import open_vae
@@ -60,9 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
     cases = read_manifest(arguments.ids)[: arguments.num]
     vae = open_vae(arguments.vae)
     steps = _steps(vae, arguments.preset, arguments.depth)
-    vae.to(device_or_default(arguments.device))
+    device = torch.device(device_or_default(arguments.device))
+    set_kernels()
+    vae.to(device)
     shape = prepare_case(cases[0], steps).volume.voxels.shape
-    set_tiling(vae, shape, arguments.tiling, arguments.batch_size)
+    free = free_memory(device) if device.type == "cuda" else None
+    set_tiling(vae, shape, arguments.tiling, arguments.batch_size, free)
     report = reconstruct_cohort(vae, cases, steps, arguments.output_dir, arguments.batch_size)
     print(_table(report))
     print(_interpretation(report))

@@ -281,6 +281,7 @@ def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[
 
 
 def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
+    from cardiodit._util.gpu import free_memory
     from cardiodit._util.memory import set_tiling
 
     if getattr(pipe, "vae", None) is None:
@@ -289,7 +290,9 @@ def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
         return
     size = _largest_size(pipe, arguments, masks)
     shape = [size[name] for name in AXES if name in size]
-    set_tiling(pipe.vae, shape, arguments.tiling, arguments.decode_batch_size)
+    device = pipe._execution_device
+    free = free_memory(device) if device.type == "cuda" else None
+    set_tiling(pipe.vae, shape, arguments.tiling, arguments.decode_batch_size, free)
 
 
 def _row_count(arguments: argparse.Namespace, rows: int) -> int:

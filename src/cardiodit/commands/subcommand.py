@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 TILING = ("auto", "on", "off")
 TILING_HELP = (
     "run the VQ model on overlapping tiles, which needs much less memory; auto does so only for volumes that would "
-    "need more than 4 GiB otherwise (%(default)s)"
+    "need more than 4 GiB otherwise, or on a GPU, to sample or reconstruct, half of its free memory (%(default)s)"
 )
 
 

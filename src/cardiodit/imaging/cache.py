@@ -6,6 +6,7 @@ nor their names reveal whose image it is: a name is the hash of the source and o
 
 import hashlib
 import json
+import math
 import os
 import warnings
 import zlib
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 CACHES = ("memory", "disk", "none")
 FORMAT = 2  # raise this when volumes are prepared differently, so that older files are prepared again
 CHUNK = 2**24  # bytes
+SHARED_MEMORY = Path("/dev/shm")  # files in it are memory, on Linux
+LEAST_SHARED = 0.25  # of the available memory that it must offer
 OWN_CHECKSUM = "description_checksum"
 
 
@@ -74,7 +78,8 @@ class PreparedVolumes:
         steps: preprocessing.
         cache: "memory" holds all volumes; "disk" keeps them in `folder`, where the next start finds them without
             reading the sources; "none" prepares a volume on each access. The values are the same.
-        folder: folder of the cache on disk.
+        folder: folder of the cache on disk; with "memory", a folder in shared memory, whose files several processes
+            map instead of holding copies, and which may be removed when all have.
         workers: number of processes that read; does not change the values.
         verify: compare cached files with their checksums; not needed if another process just did.
     """
@@ -92,8 +97,8 @@ class PreparedVolumes:
             raise CardioDiTError("There are no volumes to train on: the list of cases is empty.")
         if cache not in CACHES:
             raise CardioDiTError(f"cache={cache!r} is unknown; choose from {', '.join(CACHES)}.")
-        if (cache == "disk") != (folder is not None):
-            raise CardioDiTError(f'The cache "disk" needs a folder, others take none; got cache={cache!r}, {folder=}.')
+        if (cache == "disk" and folder is None) or (cache == "none" and folder is not None):
+            raise CardioDiTError(f'The cache "disk" needs a folder, "none" takes none; got cache={cache!r}, {folder=}.')
         if workers < 1:
             raise CardioDiTError(f"workers={workers} must be at least 1.")
         self.cases = list(cases)
@@ -150,7 +155,8 @@ class PreparedVolumes:
     def _read(self, workers: int, verify: bool) -> tuple[list[Description], list["torch.Tensor"]]:
         import torch
 
-        read = partial(_read_one, steps=self.steps, folder=self.folder, keep=self.cache == "memory", verify=verify)
+        is_shared, keep = self.cache == "memory" and self.folder is not None, self.cache == "memory" and not self.folder
+        read = partial(_read_one, steps=self.steps, folder=self.folder, keep=keep, verify=verify)
         problems = Problems("The volumes cannot be used for training")
         descriptions: list[Description] = []
         voxels: list[torch.Tensor] = []
@@ -158,25 +164,45 @@ class PreparedVolumes:
             if problem is not None:
                 problems.add(problem)
             if description is not None:
+                if not descriptions and self.cache == "memory" and verify:
+                    _check_memory(4 * math.prod(description.shape) * len(self.cases), self.folder)
                 descriptions.append(description)
             if array is not None:
-                if not voxels:
-                    _check_memory(array.nbytes * len(self.cases))
                 voxels.append(torch.from_numpy(array))
         if not problems.found:
             _compare_shapes(self.cases, descriptions, problems)
         problems.raise_if_any("Nothing was trained. Fix these files, or remove their rows from the manifest.")
+        if is_shared:
+            files = [_cache_file(self.folder, case, self.steps) for case in self.cases]  # type: ignore[arg-type]
+            voxels = [_map(file, item.shape) for file, item in zip(files, descriptions, strict=True)]
         return descriptions, voxels
 
 
-def _check_memory(needed: int) -> None:
+def shared_memory_folder(name: str) -> Path | None:
+    """Return where processes of this machine can share volumes; None if there is little room, as in some containers."""
+    if not SHARED_MEMORY.is_dir() or disk_usage(SHARED_MEMORY).free < LEAST_SHARED * available_memory():
+        return None
+    return SHARED_MEMORY / f"cardiodit-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _map(file: Path, shape: tuple[int, ...]) -> "torch.Tensor":
+    """Map an array into memory, which processes share until one changes it; the file does not stay open."""
+    import torch
+
+    length, size = 4 * math.prod(shape), file.stat().st_size
+    whole = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+    return whole[size - length :].view(torch.float32).view(shape)
+
+
+def _check_memory(needed: int, shared: Path | None) -> None:
     """Raise an error before volumes fill the memory that the processes of this machine share."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    available = available_memory()
+    available = available_memory() if shared is None else min(available_memory(), disk_usage(shared).free)
     if needed * processes > available:
-        each = f", {processes} times for the processes of this machine" if processes > 1 else ""
+        each = f", {processes} times for the processes of this machine" if processes > 1 and shared is None else ""
         raise CardioDiTError(
-            f"The prepared volumes take {needed / 2**30:.1f} GiB{each}, but {available / 2**30:.1f} GiB of memory are "
+            f"The prepared volumes take {needed * (processes if shared else 1) / 2**30:.1f} GiB{each}, but "
+            f"{available / 2**30:.1f} GiB of memory are "
             "available. Set data.cache to disk: the volumes are then kept in files, which all processes share."
         )
 
