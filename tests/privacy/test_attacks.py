@@ -1,5 +1,7 @@
 """Attacks beyond copies: known members are found, the loss is the training loss, weights and data have identities."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from cardiodit.privacy.identities import (
     cohort_identities,
     identity_of_weights,
     known_cohort,
+    model_folder,
     revision_of_folder,
 )
 from cardiodit.schedulers import make_scheduler
@@ -135,6 +138,13 @@ def test_a_cohort_is_recognized_from_images_as_training_recorded_it(
     encode_cohort(manifest, vae, tmp_path / "latents", steps=steps, report=lambda sentence: None)
     assert LatentCohort.open(tmp_path / "latents" / "manifest.csv").identity in identities
     assert not set(identities) & set(cohort_identities(cases[::-1], steps, vae))
+
+
+def test_a_run_stands_for_its_pipeline(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"stage": "train_dit", "data": {"training_data": "a1"}}))
+    assert model_folder(str(tmp_path / "run")) == tmp_path / "run" / "pipeline"
+    assert model_folder(str(model)) == model
 
 
 def test_the_card_says_which_cohort_it_was(model: Path) -> None:

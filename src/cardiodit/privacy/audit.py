@@ -328,7 +328,7 @@ def _examine(
     """Search with one detector, and return its findings and the attacks that use its distances."""
     training, held_out, synthetic = sets[0], _one_per_patient(sets[1]), sets[2]
     detector, name = open_detector(config), Path(config.name).name
-    references = References.of(training.described)
+    references = References.of(training.described, training.patients)
     query = partial(_rows_of, held_out.described)
     to_held_out = references.distances(query, len(held_out.items)).T
     to_samples = references.distances(partial(_rows_of, synthetic.described), len(synthetic.items)).T
@@ -336,8 +336,7 @@ def _examine(
     others_found = [each for each in others if isinstance(each, Embedded)]
     from_others = references.with_rows(References.rows_of(others_found))
     held_out_to_samples = from_others.distances(partial(_rows_of, synthetic.described), len(synthetic.items)).T
-    own = references.nearest_other(training.patients)
-    found = Distances(to_held_out, to_samples, held_out_to_samples, own, references.rarity())
+    found = Distances(to_held_out, to_samples, held_out_to_samples, references.own, references.rarity())
     groups = {
         column: [item.case.row.get(column, "") if item.case else "" for item in training.items]
         for column in settings.subgroups
@@ -345,7 +344,7 @@ def _examine(
     findings = findings_of(found, training.patients, groups, settings.seed)
     report = {"detector": {**detector.describe(), "identity": detector.identity}, **findings.report}
     report["sensitivity"] = []
-    report["authenticity"] = authenticity_report(authenticity(to_samples, to_held_out, own))
+    report["authenticity"] = authenticity_report(authenticity(to_samples, to_held_out, references.own))
     if settings.planted:
         chosen = _evenly(training.items, settings.planted), _evenly(synthetic.items, settings.planted)
         report["sensitivity"] = sensitivity(

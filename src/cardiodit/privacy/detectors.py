@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
@@ -22,7 +22,7 @@ from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.geometry import Triple
 from cardiodit.models.copy_detector import DIGITS
 
-FORMAT = 1  # to be raised when the same volume would get other rows
+FORMAT = 2  # to be raised when the same volume would get other rows
 PIXELS, LATENTS = "pixels", "latents"
 CELLS = 16  # of a grid along H and W
 SPAN = 0.8  # share of the field of view that a grid covers
@@ -30,12 +30,27 @@ HARMONICS = 3  # of a beat: its mean, and the amplitudes of one and two oscillat
 LEVELS = 4096  # of grey, between which ranks are not distinguished
 SLABS = 8  # of a volume without frames
 ANGLES = (-10, -5, 0, 5, 10)  # degrees by which a query is turned
+ZOOMS = ((0.93, 0.93), (1.07, 1.07), (0.96, 1.04), (1.04, 0.96))  # along H and W, of a query that is not turned
 CONFIG = "config.json"
 
-Variant = tuple[bool, bool, float]  # flipped along H, along W, turned by degrees
-AS_IT_IS: tuple[Variant, ...] = ((False, False, 0.0),)
-TURNED: tuple[Variant, ...] = tuple(product((False, True), (False, True), ANGLES))
-FLIPPED: tuple[Variant, ...] = tuple(product((False, True), (False, True), (0.0,)))
+
+@dataclass(frozen=True)
+class Variant:
+    """How a query is altered before it is compared: mirrored along H and W, turned by degrees, enlarged."""
+
+    flip_h: bool = False
+    flip_w: bool = False
+    degrees: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+
+
+AS_IT_IS = (Variant(),)
+FLIPPED = tuple(Variant(*flips) for flips in product((False, True), repeat=2))
+ALTERED = tuple(
+    replace(variant, degrees=degrees, zoom=zoom)
+    for variant in FLIPPED
+    for degrees, zoom in [*((degrees, (1.0, 1.0)) for degrees in ANGLES), *((0.0, zoom) for zoom in ZOOMS)]
+)
 
 
 class Detector(Protocol):
@@ -124,12 +139,12 @@ class PixelDetector:
             "grid": [CELLS, CELLS],
             "span": SPAN,
             "harmonics": HARMONICS,
-            "variants": len(TURNED),
+            "variants": len(ALTERED),
             "training": "none",
         }
 
     def rows(self, voxels: np.ndarray, spacing: Triple | None, is_query: bool) -> np.ndarray:
-        return aligned_grid(equalized(voxels)[..., None], TURNED if is_query else AS_IT_IS)
+        return aligned_grid(equalized(voxels)[..., None], ALTERED if is_query else AS_IT_IS)
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,7 @@ class LatentDetector:
         axes = (2, 3, 1, 4, 0) if latents.ndim == 5 else (1, 2, 3, 0)
         channels = latents.transpose(axes)
         mean = channels.mean(axis=tuple(range(channels.ndim - 1)), keepdims=True)
-        return aligned_grid((channels - mean) / (channels.std() + 1e-6), TURNED if is_query else AS_IT_IS)
+        return aligned_grid((channels - mean) / (channels.std() + 1e-6), ALTERED if is_query else AS_IT_IS)
 
 
 def _open_latents(config: DetectorConfig) -> LatentDetector:
@@ -177,10 +192,10 @@ def aligned_grid(channels: np.ndarray, variants: Sequence[Variant]) -> np.ndarra
     grids = np.empty((len(variants), depth, maps.shape[3] * CELLS**2), np.float32)
     for d in range(depth):
         centre = _centre(maps[:, :, d], is_still=channels.ndim == 4, count=channels.shape[-1])
-        for v, (flip_h, flip_w, degrees) in enumerate(variants):
-            along_h = steps[:, None] * (-cell[0] if flip_h else cell[0])
-            along_w = steps[None, :] * (-cell[1] if flip_w else cell[1])
-            cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        for v, variant in enumerate(variants):
+            along_h = steps[:, None] * (-cell[0] if variant.flip_h else cell[0]) / variant.zoom[0]
+            along_w = steps[None, :] * (-cell[1] if variant.flip_w else cell[1]) / variant.zoom[1]
+            cosine, sine = np.cos(np.deg2rad(variant.degrees)), np.sin(np.deg2rad(variant.degrees))
             places = [centre[0] + cosine * along_h - sine * along_w, centre[1] + sine * along_h + cosine * along_w]
             sampled = [
                 map_coordinates(each, places, order=1, mode="nearest") for each in np.moveaxis(maps[:, :, d], 2, 0)
@@ -268,7 +283,7 @@ class FeatureDetector:
 
 
 def _flip(voxels: np.ndarray, variant: Variant) -> np.ndarray:
-    axes = tuple(axis for axis in (0, 1) if variant[axis])
+    axes = tuple(axis for axis, is_flipped in enumerate((variant.flip_h, variant.flip_w)) if is_flipped)
     return np.ascontiguousarray(np.flip(voxels, axes)) if axes else voxels
 
 

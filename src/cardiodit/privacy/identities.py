@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from cardiodit._util.hashing import add_weights, sha256_of
 from cardiodit.errors import CardioDiTError
-from cardiodit.hub.bundled_models import find_model
+from cardiodit.hub.bundled_models import find_model, pipeline_of_run
 from cardiodit.hub.card.model_facts import find_weights
 from cardiodit.hub.card.training_runs import RECORD, read_run
 from cardiodit.imaging.cache import identity_of_files
@@ -102,10 +102,10 @@ def _latent_header(case: Case, steps: Preprocessing, vae: Any) -> dict[str, Any]
 
 
 def model_folder(name: str) -> Path:
-    """Return the local folder of a model; the weights of a repository on the Hub are downloaded first."""
+    """Return the pipeline folder of a model or run; the weights of a repository on the Hub are downloaded first."""
     place = find_model(name)
     if Path(place).is_dir():
-        return Path(place)
+        return pipeline_of_run(Path(place))
     from huggingface_hub import snapshot_download
 
     try:

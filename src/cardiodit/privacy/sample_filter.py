@@ -123,7 +123,8 @@ def open_filter(
                     f"searched ({len(described.items)} can be used, with other contents). Give the manifest of the "
                     "audit, or audit again."
                 )
-            searches.append(SearchedDetector(detector, References.of(described.described), _threshold(part, file)))
+            references = References.of(described.described, described.patients)
+            searches.append(SearchedDetector(detector, references, _threshold(part, file)))
     return CopyFilter(sha256_of(file), tuple(searches))
 
 

@@ -119,38 +119,62 @@ class References:
     Two volumes are compared slice by slice (the nearest pair of slices counts) and, if they have equally many slices,
     as wholes; the smaller distance counts, each in units of the usual distance between training volumes. A distance is
     1 − correlation of rows, after the cohort's mean row was subtracted, so that what all patients share does not count.
+
+    If the patients are known, distances to a patient who is unlike all others are smaller: they are divided by the
+    distance to the nearest other patient, relative to the median of all, but never enlarged, so that copies of patients
+    who occur twice are not missed. An altered copy of an unusual patient is farther away than one of a usual patient.
+
+    Args:
+        rows: `(n, slices, f)`.
+        patients: patient of each volume.
     """
 
-    rows: np.ndarray  # (n, k, f)
+    rows: np.ndarray
+    patients: Sequence[str] | None = None
     mean: np.ndarray = field(init=False)
     scales: tuple[float, float] = field(init=False, default=(1.0, 1.0))
+    own: np.ndarray = field(init=False)  # distance of each volume to its nearest one of another patient
+    spread: np.ndarray = field(init=False)  # by which distances to each volume are divided
 
     def __post_init__(self) -> None:
         self.mean = self.rows.mean(axis=0)
+        self.spread = np.ones(len(self.rows), np.float32)
         if len(self.rows) > 2:
             self.scales = self._usual_distances()
+        if self.patients is not None:
+            nearest = self._nearest_other(self.patients)
+            self._usual = float(np.median(nearest))
+            self.spread = self._spread_of(nearest)
+            self.own = nearest / self.spread
 
     @classmethod
-    def of(cls, volumes: Sequence[Embedded]) -> "References":
-        return cls(cls.rows_of(volumes))
+    def of(cls, volumes: Sequence[Embedded], patients: Sequence[str] | None = None) -> "References":
+        return cls(cls.rows_of(volumes), patients)
 
     @staticmethod
     def rows_of(volumes: Sequence[Embedded]) -> np.ndarray:
         return np.concatenate([volume.rows() for volume in volumes])
 
     def with_rows(self, rows: np.ndarray) -> "References":
-        """Return other volumes whose distances have the mean row and the scale of these."""
+        """Return other patients' volumes whose distances have the mean row and the scales of these."""
         other = copy(self)
         other.rows = rows
+        if self.patients is not None:
+            nearest = self._undivided(lambda place: rows[place][None], len(rows)).min(axis=1)
+            other.spread = self._spread_of(nearest)
         return other
 
-    def nearest_other(self, patients: Sequence[str]) -> np.ndarray:
-        """Return the distance of each volume to the nearest one of another patient."""
+    def _spread_of(self, nearest: np.ndarray) -> np.ndarray:
+        if not (math.isfinite(self._usual) and self._usual > ALONE):
+            return np.ones(len(nearest), np.float32)
+        return np.maximum(nearest / self._usual, 1).astype(np.float32)
+
+    def _nearest_other(self, patients: Sequence[str]) -> np.ndarray:
         names = np.unique(np.array(patients), return_inverse=True)[1]
         nearest = np.empty(len(self.rows), np.float32)
         for start in range(0, len(nearest), QUERIES * 8):
             part = slice(start, min(len(nearest), start + QUERIES * 8))
-            distances = self.distances(partial(self._own_row, part), part.stop - part.start)
+            distances = self._undivided(partial(self._own_row, part), part.stop - part.start)
             distances[names[part][:, None] == names] = np.inf
             nearest[part] = distances.min(axis=1)
         return nearest
@@ -168,6 +192,9 @@ class References:
         Args:
             query_rows: returns the rows `(variants, slices, f)` of a query.
         """
+        return self._undivided(query_rows, count) / self.spread
+
+    def _undivided(self, query_rows: Callable[[int], np.ndarray], count: int) -> np.ndarray:
         found = np.empty((count, len(self.rows)), np.float32)
         for start in range(0, count, QUERIES):
             queries = np.stack([query_rows(i) for i in range(start, min(count, start + QUERIES))])
