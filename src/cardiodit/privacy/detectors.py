@@ -45,7 +45,7 @@ class Variant:
 
 
 AS_IT_IS = (Variant(),)
-FLIPPED = tuple(Variant(*flips) for flips in product((False, True), repeat=2))
+FLIPPED = tuple(Variant(flip_h, flip_w) for flip_h, flip_w in product((False, True), (False, True)))
 ALTERED = tuple(
     replace(variant, degrees=degrees, zoom=zoom)
     for variant in FLIPPED
