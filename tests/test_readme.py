@@ -97,8 +97,8 @@ TRAINING = {
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
 def test_training_commands_parse(page: str) -> None:
     text = (ROOT / page).read_text().replace("\\\n", " ")
-    commands = re.findall(r"^accelerate launch -m cardiodit\.training\.(\w+) (.*)$", text, re.MULTILINE)
-    whole = [(name, options) for name, options in commands if "…" not in options]
+    commands = re.findall(r"^cardiodit train (\w+) (.*)$", text, re.MULTILINE)
+    whole = [(f"train_{stage}", options) for stage, options in commands if "…" not in options]
     assert {"train_vqgan", "train_dit"} <= {name for name, _ in whole} <= set(TRAINING)
     for name, options in whole:
         script, kind = TRAINING[name]

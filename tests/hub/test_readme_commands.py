@@ -29,7 +29,7 @@ AUTHORS = {
     "dit/best_model.pth": GOLDEN / "cardiodit_labels" / "dit_best_model.pth",
     "dit_ds8_b4.yaml": GOLDEN / "cardiodit_labels" / "dit.yaml",
 }
-TRAINING = {"cardiodit.training.train_vqgan": train_vqgan.main, "cardiodit.training.train_dit": train_dit.main}
+TRAINING = {"vqgan": train_vqgan.main, "dit": train_dit.main}
 ELSEWHERE = ("git", "cd", "make", "pip", "hf", "export")
 OTHER_TESTS = {
     "doctor": "tests/test_doctor.py",
@@ -76,12 +76,10 @@ def smaller(words: list[str]) -> list[str]:
 
 def run(words: list[str]) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    if words[:3] == ["accelerate", "launch", "-m"]:
-        words = words[3:]
     name, options = words[0], smaller(words[1:])
-    if name in TRAINING:
-        steps = SHORT if name.endswith("train_dit") else SHORT[:6]
-        TRAINING[name]([*options, *steps, "--report_to", "none", "--cpu"])
+    if options[0] == "train" and len(options) > 1:
+        steps = SHORT if options[1] == "dit" else SHORT[:6]
+        TRAINING[options[1]]([*options[2:], *steps, "--report_to", "none", "--cpu"])
         return
     assert name == "cardiodit", f"What is {name}?"
     assert main([*options, *EXTRAS.get(options[0], [])]) == 0, words
