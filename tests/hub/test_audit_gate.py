@@ -9,10 +9,12 @@ from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
 
 from cardiodit.cli import main
-from cardiodit.hub.audit_gate import REASON, audit_problems, write_reason
+from cardiodit.errors import CardioDiTError
+from cardiodit.hub.audit_gate import REASON, audit_problems, check_push, complete_push, write_reason
 from cardiodit.hub.checks.files import INTERNAL_MARK
 from cardiodit.hub.model_card import is_as_made
 from cardiodit.hub.publishing import check_folder
+from cardiodit.pipelines.load import open_pipeline
 from cardiodit.privacy.identities import identity_of_weights
 
 COHORT = "3fbeeb8fb851b911ec1dc7eac60e8a91"  # as the runs of conftest.py record it
@@ -94,6 +96,24 @@ def test_a_reason_is_written_into_the_card(complete: Path) -> None:
     assert card.count(REASON) == 1 and f"## Privacy\n\n{REASON} Phantoms are nobody.\n" in card
     assert is_as_made(card)
     assert check_folder(complete, "lab/hearts").found == []
+
+
+def test_a_pushed_pipeline_takes_the_audit_of_its_folder_along(complete: Path, audit: Path, tmp_path: Path) -> None:
+    pipe = open_pipeline(complete)
+    with pytest.raises(CardioDiTError, match="There is no audit of whether the model reproduces"):
+        check_push(pipe._origin, None)
+    with pytest.raises(CardioDiTError, match="--without_audit needs a reason"):
+        check_push(pipe._origin, " ")
+    (complete / "audit.json").write_bytes((audit / "audit.json").read_bytes())
+    check_push(pipe._origin, None)
+    pipe.save_pretrained(tmp_path / "pushed")
+    complete_push(tmp_path / "pushed", pipe._origin, None)
+    assert (tmp_path / "pushed" / "audit.json").read_bytes() == (audit / "audit.json").read_bytes()
+
+    next(pipe.transformer.parameters()).data += 1
+    pipe.save_pretrained(tmp_path / "changed")
+    with pytest.raises(CardioDiTError, match="The audit is of the weights"):
+        complete_push(tmp_path / "changed", pipe._origin, None)
 
 
 def test_pages_with_patients_are_refused(complete: Path) -> None:
