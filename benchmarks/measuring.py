@@ -20,15 +20,16 @@ def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            _synchronize()
+            synchronize()
             start = time.perf_counter()
             run()
-            _synchronize()
+            synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait until a GPU has done what it was given; otherwise only the giving is timed."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -26,6 +26,7 @@ from measuring import machine
 from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit import DiT4DTransformerModel
+from cardiodit._util.gpu import set_kernels
 from cardiodit.doctor import PEAKS
 from cardiodit.training.objectives import Denoising
 
@@ -75,8 +76,9 @@ def training_step(settings: dict[str, Any], case: Case, device: str, backend: st
     if case.compiled:
         model.compile_repeated_blocks(fullgraph=True, backend=backend)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, 1e-4, weight_decay=1e-4)
-    ema = EMAModel(parameters, 0.9999)
+    is_cuda = device == "cuda"  # as in the training script
+    optimizer = torch.optim.AdamW(parameters, 1e-4, weight_decay=1e-4, fused=is_cuda or None)
+    ema = EMAModel(parameters, 0.9999, foreach=is_cuda)
     scheduler = Denoising().scheduler
     latents, noise = torch.randn(2, case.batch, 8, *settings["sample_size"], device=device)
     timesteps = torch.randint(300, (case.batch,), device=device)
@@ -178,7 +180,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings, rounds = (TINY, 2) if arguments.dry_run else (PUBLISHED, arguments.rounds)
     backend = "inductor" if device == "cuda" else "aot_eager"  # aot_eager needs no C++ compiler
-    torch.backends.cuda.matmul.allow_tf32 = True  # as in the training script
+    set_kernels(benchmark=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     flops = forward_flops(settings)

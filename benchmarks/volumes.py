@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import count_operations, interleaved, machine, peak_mib
+from measuring import count_operations, interleaved, machine, peak_mib, synchronize
 
 from cardiodit import DiT3DTransformerModel, VolDiTPipeline, VQModel3D
 from cardiodit._util.memory import estimate_memory, peak_bytes, weight_bytes
@@ -60,8 +60,10 @@ def decode(device: str, dtype: torch.dtype) -> None:
     model = vq_model().to(device, dtype)
     model.enable_tiling()
     latents = torch.randn(1, 8, *LATENT, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    synchronize()
     start = time.perf_counter()
     peak = measured_gib(lambda: model.decode(latents), device) + weight_bytes(model) / GIB
+    synchronize()
     print(
         f"decode 512 × 512 × 256 in tiles, {dtype}: {time.perf_counter() - start:.0f} s, "
         f"{peak:.2f} GiB with weights (measured); "

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from cardiodit import __version__, training
+from cardiodit._util import gpu
 from cardiodit._util.memory import TILING
 from cardiodit.cli import build_parser, main
 from cardiodit.commands import sample, subcommand, train
@@ -303,6 +305,28 @@ def test_half_precision_prints_no_warning(model: Path, tmp_path: Path) -> None:
         "sample", str(model), "--output_dir", str(tmp_path / "s"), "--dtype", "bfloat16", "--num_inference_steps", "1"
     )
     assert done.returncode == 0 and "torch_dtype" not in done.stderr and "float32" not in done.stderr, done.stderr
+
+
+def test_a_model_is_sampled_in_the_precision_of_its_training(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU; here one is pretended. The time embedding stays in float32, as whenever a pipeline is opened so."""
+    trained = shutil.copytree(model, tmp_path / "trained")
+    config = trained / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "training_precision": "bfloat16"}))
+    asked, opened = [], []
+    monkeypatch.setattr(gpu, "default_dtype", lambda precision, device: asked.append(precision) or "bfloat16")
+    monkeypatch.setattr(sample, "_sample", lambda pipe, *_: opened.append(pipe) or 1)
+    for more in ([], ["--dtype", "float32"]):
+        assert main(["sample", str(trained), "--output_dir", str(tmp_path / "s"), *more]) == 0
+    assert asked == ["bfloat16"]
+    assert [pipe.transformer.dtype for pipe in opened] == [torch.bfloat16, torch.float32]
+    assert opened[0].transformer.time_embed.linear_1.weight.dtype == torch.float32
+
+
+def test_all_commands_have_one_default_device() -> None:
+    for file in Path(subcommand.__file__).parent.glob("*.py"):
+        assert "cuda.is_available" not in file.read_text(), f"{file.name}: use device_or_default or join_processes"
 
 
 def test_no_such_model(tmp_path: Path, capsys) -> None:

@@ -49,7 +49,8 @@ def test_training_takes_it_too(tmp_path: Path) -> None:
         (Training(report_to="none", deterministic=True), (True, True, False)),
     ]:
         AcceleratorState._reset_state(reset_partial_state=True)
-        start_accelerator(settings, cpu=True, folder=tmp_path)
+        accelerator = start_accelerator(settings, cpu=True, folder=tmp_path)
+        assert accelerator.ddp_handler is not None and accelerator.ddp_handler.gradient_as_bucket_view
         torch.use_deterministic_algorithms(False)
         assert policy()[:3] == expected
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cardiodit import DiT3DTransformerModel, DiT4DTransformerModel, TGCAAdapterModel
+from cardiodit._util.memory import LiveMemory
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.bundled_models import PHANTOM_MODEL, bundled_model
 from cardiodit.models.adapter_tgca import (
@@ -81,6 +82,25 @@ def test_blocks_that_are_steered(make_dit_3d: Callable, asked: Any, steered: lis
     base = make_dit_3d(num_layers=4)
     controls = adapter(adapter.embed(MASKS, base, (4, 4, 2)), torch.randn(1, 32))
     assert [number for number, control in enumerate(controls) if control is not None] == steered
+
+
+def test_controls_are_made_when_a_block_asks_for_them(make_dit_3d: Callable) -> None:
+    """Those of twelve blocks at once would take as much memory as a volume's tokens twelve times."""
+    base = make_dit_3d(num_layers=12)
+    adapter = randomise(TGCAAdapterModel(32, 12, strides=((2, 2, 2),), channels=(4, 4)))
+    tokens, time = adapter.embed(MASKS, base, (4, 4, 2)), torch.randn(1, 32)
+    with torch.no_grad():
+        _, peak = one_and_peak(lambda: adapter(tokens, time))
+        assert peak < tokens.nbytes
+        controls = adapter(tokens, time)
+        assert len(controls) == 12 and torch.equal(controls[3], controls[3]) and controls[3] is not controls[3]
+
+
+def one_and_peak(run: Callable[[], Any]) -> tuple[Any, int]:
+    """The result, and the most memory that it took."""
+    with LiveMemory() as memory:
+        result = run()
+    return result, memory.peak
 
 
 @pytest.mark.parametrize("asked", [0, -1, 5, [], [4], [0, -1], "all"])

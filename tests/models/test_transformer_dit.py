@@ -220,3 +220,11 @@ def test_positions_are_made_once_for_each_grid(make_dit: Callable) -> None:
         assert type(kept_positions(make, (1, 2, 3), 8, torch.zeros(1, 6, 8))) is not torch.Tensor
     assert made == [(1, 2, 3), (3, 2, 1), (1, 2, 3)]
     assert torch.equal(kept_positions(make, (1, 2, 3), 8, like), sincos_positions((1, 2, 3), 8))
+
+
+def test_attention_has_a_dropout_of_its_own_on_request(make_dit: Callable[..., DiT4DTransformerModel]) -> None:
+    """As published it has that of the other layers; 0 lets torch use cuDNN's attention while these keep theirs."""
+    for settings, expected in [({}, 0.1), ({"attention_dropout": 0.0}, 0.0), ({"attention_dropout": 0.3}, 0.3)]:
+        block = make_dit(dropout=0.1, **settings).transformer_blocks[0]
+        assert block.attn.dropout == expected
+        assert {module.p for module in block.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
