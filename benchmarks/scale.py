@@ -3,6 +3,8 @@
     python benchmarks/scale.py --output scale                  # 1,000, 10,000 and 100,000 subjects
     python benchmarks/scale.py --output scale --subjects 200   # try it
 
+The same command again continues where an earlier one was interrupted.
+
 Images and latents are tiny, everything else is as in a real cohort: the commands' own functions read real files. Each
 phase runs in a process of its own, which states its seconds, without those of imports, and its largest memory. What is
 done for each volume (encoding, training steps, sampling, measuring) ends after the first one.
@@ -31,6 +33,7 @@ SIZE = (16, 16, 4, 4)
 TARGET_SECONDS, TARGET_MIB = 60, 2048
 PHASES = ("prepare", "encode", "train", "train_shards", "train_disk_cache", "sample", "evaluate")
 HELD_OUT = 20  # subjects of the validation manifest
+MOST_LINKS = 30_000  # to one file, less than file systems allow
 MOST_READ = 10_000  # files that `prepare` reads; each takes milliseconds, whatever their number
 
 
@@ -130,7 +133,10 @@ def write_samples(folder: Path, subjects: int) -> None:
     with (folder / "samples.jsonl").open("a") as file:
         for index in range(1, subjects):
             name = f"seed0-{index:05d}.nii.gz"
-            os.link(first, folder / name)
+            if index % MOST_LINKS:
+                os.link(first, folder / name)
+            else:
+                first = shutil.copy(first, folder / name)
             file.write(json.dumps({**record, "file": name, "index": index}) + "\n")
     assert torch.is_tensor(pipe.transformer.proj_out.weight)
 
@@ -247,26 +253,31 @@ def no_fsync() -> Iterator[None]:
         yield
 
 
-def measure(output: Path, subjects: int) -> dict[str, dict[str, float]]:
+def measure(output: Path, subjects: int, results: dict[str, dict[str, float]]) -> Iterator[None]:
+    """Add the results of phases that are not there yet, and yield after each."""
     folder = output / f"cohort-{subjects}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with no_fsync():
-        write_images(folder / "images", subjects)
-        write_latents(folder, subjects)
-        write_samples(folder / "samples", subjects)
-    results: dict[str, dict[str, float]] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, write in (("images", write_images), ("latents", write_latents), ("samples", write_samples)):
+        if not (done := folder / f"{name}.done").exists():
+            for place in ("single", "shards") if name == "latents" else (name,):
+                shutil.rmtree(folder / place, ignore_errors=True)
+            with no_fsync():
+                write(folder if name == "latents" else folder / name, subjects)
+            done.touch()
     for phase in PHASES:
+        if phase in results:
+            continue
         command = [sys.executable, __file__, "--phase", phase, str(folder), str(subjects)]
+        if phase == "prepare":
+            shutil.rmtree(folder / "prepared", ignore_errors=True)
         if phase == "train_disk_cache":
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # fills the cache
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results[phase] = json.loads(done.stdout.splitlines()[-1])
-        used = results[phase]
+        done_phase = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        used = results[phase] = json.loads(done_phase.stdout.splitlines()[-1])
         seconds = f"{used['seconds']:7.1f} s, {used['cpu']:7.1f} s of the processor"
         print(f"{subjects:7} {phase:16} {seconds}, {used['mib']:5.0f} MiB", flush=True)
+        yield
     shutil.rmtree(folder)
-    return results
 
 
 def table(results: dict[int, dict[str, dict[str, float]]]) -> str:
@@ -293,10 +304,12 @@ def main() -> None:
         return
     if arguments.output is None:
         parser.error("--output is needed")
-    results = {}
+    file = arguments.output / "scale.json"
+    held = json.loads(file.read_text()) if file.is_file() else {}
+    results: dict[int, dict[str, dict[str, float]]] = {n: held.get(str(n), {}) for n in arguments.subjects}
     for subjects in arguments.subjects:
-        results[subjects] = measure(arguments.output, subjects)
-        (arguments.output / "scale.json").write_text(json.dumps(results, indent=2) + "\n")
+        for _ in measure(arguments.output, subjects, results[subjects]):
+            file.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
     worst = max(results)
     for phase, used in results[worst].items():
