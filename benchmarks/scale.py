@@ -31,7 +31,7 @@ import numpy as np
 
 SIZE = (16, 16, 4, 4)
 TARGET_SECONDS, TARGET_MIB = 60, 2048
-PHASES = ("prepare", "encode", "train", "train_shards", "train_disk_cache", "sample", "evaluate")
+PHASES = ("prepare", "encode", "train", "train_shards", "sample", "evaluate", "train_disk_cache")
 HELD_OUT = 20  # subjects of the validation manifest
 MOST_LINKS = 30_000  # to one file, less than file systems allow
 MOST_READ = 10_000  # files that `prepare` reads; each takes milliseconds, whatever their number
