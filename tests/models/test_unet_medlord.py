@@ -251,6 +251,61 @@ def test_group_offload_computes_the_same(unet: MedLoRDUNetModel, kind: str) -> N
     assert torch.equal(predict(unet), expected)
 
 
+def offloaded(model: torch.nn.Module) -> None:
+    device = torch.device("cpu")
+    model.enable_group_offload(onload_device=device, offload_device=device, offload_type="leaf_level")
+
+
+def quantised(model: torch.nn.Module) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(model, Int8WeightOnlyConfig(version=2), lambda module, name: "to_q" in name)
+    assert type(model.middle_block.attention.transformer_blocks[0].attn1.to_q.weight).__name__ == "Int8Tensor"
+
+
+def cast(model: torch.nn.Module) -> None:
+    before = model.get_memory_footprint()
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert model.get_memory_footprint() < 0.6 * before
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [
+        (offloaded, 0.0),
+        (cast, 0.1),
+        (quantised, 0.02),
+        (lambda model: model.to(memory_format=torch.channels_last_3d), 1e-5),
+    ],
+    ids=["offload", "layerwise casting", "int8", "channels last"],
+)
+@torch.no_grad()
+def test_a_controlnet_offers_what_its_unet_does(
+    unet: MedLoRDUNetModel, controlnet: MedLoRDControlNetModel, change: Callable[..., Any], tolerance: float
+) -> None:
+    masks = torch.ones(2, 2, 32, 32, 16)
+
+    def steered() -> torch.Tensor:
+        embedded = controlnet.embed(masks, unet, (4, 4, 2))
+        return controlnet(latents(), TIMES, embedded).mid_block_res_sample
+
+    expected = steered()
+    change(controlnet)
+    assert relative_error(steered(), expected) <= tolerance
+
+
+@torch.no_grad()
+def test_lora_of_a_controlnet(unet: MedLoRDUNetModel, controlnet: MedLoRDControlNetModel) -> None:
+    embedded = controlnet.embed(torch.ones(2, 2, 32, 32, 16), unet, (4, 4, 2))
+    plain = controlnet(latents(), TIMES, embedded).mid_block_res_sample
+    controlnet.add_adapter(
+        LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name="mine"
+    )
+    assert relative_error(controlnet(latents(), TIMES, embedded).mid_block_res_sample, plain) > 1e-4
+    controlnet.delete_adapters("mine")
+    assert torch.allclose(controlnet(latents(), TIMES, embedded).mid_block_res_sample, plain, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_timestep_exact(unet: MedLoRDUNetModel, dtype: torch.dtype, tmp_path: Path) -> None:
     expected = predict(unet)
