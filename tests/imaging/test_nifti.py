@@ -168,6 +168,17 @@ def test_two_affines_that_differ_are_noted_with_both(save: Callable, tmp_path: P
     assert "(40, -20, 7) mm by the sform and at (5, 6, 7) mm by the qform" in note and "The sform was used" in note
 
 
+@pytest.mark.parametrize("part", [1e38, np.inf])
+def test_an_impossible_qform_beside_an_sform_is_noted(save: Callable, tmp_path: Path, part: float) -> None:
+    image = nibabel.load(save())
+    image.header["quatern_c"] = part
+    image.header["qform_code"] = 1
+    nibabel.save(image, tmp_path / "odd.nii.gz")
+    assert read_nifti(tmp_path / "odd.nii.gz").is_cine
+    (note,) = notes_on_header(tmp_path / "odd.nii.gz")
+    assert note == "has a qform whose quaternion is impossible. The sform was used"
+
+
 def test_a_cut_off_file_is_reported(save: Callable) -> None:
     for name in ("a.nii.gz", "b.nii"):
         path = save(np.random.default_rng(0).integers(0, 99, (20, 20, 3, 4), dtype=np.int16), name=name)

@@ -186,7 +186,10 @@ def _geometry(header: Any, sizes: np.ndarray, affine: np.ndarray, axes: int) -> 
 def notes_on_header(path: Path | str) -> list[str]:
     """Return a note if the two affines of a header, sform and qform, place the image differently."""
     header = read_header(Path(path))
-    affines = [affine for affine, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    try:
+        affines = [affine for affine, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    except ValueError:
+        return ["has a qform whose quaternion is impossible. The sform was used"]
     if len(affines) < 2:
         return []
     sform, qform = (Geometry.of_affine(affine) for affine in affines)
