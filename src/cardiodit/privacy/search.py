@@ -16,6 +16,7 @@ import numpy as np
 from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.hashing import sha256_of
+from cardiodit._util.nearest import nearest_distances
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, summarize, without_folders
 from cardiodit.evaluation.measure import content_of
@@ -171,13 +172,13 @@ class References:
 
     def _nearest_other(self, patients: Sequence[str]) -> np.ndarray:
         names = np.unique(np.array(patients), return_inverse=True)[1]
-        nearest = np.empty(len(self.rows), np.float32)
-        for start in range(0, len(nearest), QUERIES * 8):
-            part = slice(start, min(len(nearest), start + QUERIES * 8))
+
+        def compare(part: slice) -> np.ndarray:
             distances = self._undivided(partial(self._own_row, part), part.stop - part.start)
             distances[names[part][:, None] == names] = np.inf
-            nearest[part] = distances.min(axis=1)
-        return nearest
+            return distances
+
+        return nearest_distances(compare, len(self.rows))
 
     def _own_row(self, part: slice, place: int) -> np.ndarray:
         return self.rows[part][place][None]

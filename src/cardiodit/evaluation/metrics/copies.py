@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import betabinom, binomtest
 
+from cardiodit._util.nearest import nearest_distances
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import LEVEL, Estimate, Floor, floor_of
 from cardiodit.evaluation.metrics.registry import (
@@ -34,7 +35,9 @@ def distances_to_training(
     real: np.ndarray, synthetic: np.ndarray, training: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the distance of each volume `(n,)`, `(m,)` to its nearest training volume, over the median of the real."""
-    own, others = (cdist(rows, training).min(axis=1) for rows in (real, synthetic))
+    own, others = (
+        nearest_distances(lambda part, rows=rows: cdist(rows[part], training), len(rows)) for rows in (real, synthetic)
+    )
     usual = float(np.median(own)) or 1.0
     return own / usual, others / usual
 
