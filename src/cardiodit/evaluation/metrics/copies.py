@@ -35,9 +35,8 @@ def distances_to_training(
     real: np.ndarray, synthetic: np.ndarray, training: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the distance of each volume `(n,)`, `(m,)` to its nearest training volume, over the median of the real."""
-    own, others = (
-        nearest_distances(lambda part, rows=rows: cdist(rows[part], training), len(rows)) for rows in (real, synthetic)
-    )
+    own = nearest_distances(lambda part: cdist(real[part], training), len(real))
+    others = nearest_distances(lambda part: cdist(synthetic[part], training), len(synthetic))
     usual = float(np.median(own)) or 1.0
     return own / usual, others / usual
 
