@@ -2,7 +2,7 @@
 
 `python()` returns the path of a command that takes `-c`, `-m` or a script with arguments, as the interpreter does.
 It starts a real process with an environment, folder, streams, session and exit code of its own; only the imports are
-done already. Tests of importing itself use `sys.executable`.
+done already. Tests of importing itself, and of memory, use `sys.executable`.
 """
 
 import contextlib

@@ -23,7 +23,6 @@ from cardiodit._util.memory import LiveMemory, peak_bytes, set_tiling, weight_by
 from cardiodit.pipelines import estimate
 
 from ..conftest import randomise
-from ..prepared_python import python
 
 MEASURE = """
 import json, sys, time, torch
@@ -112,7 +111,8 @@ def run(*codes: str) -> list[dict[str, float]]:
     at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory is returned at once
     caught: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     caught["env"] = {**os.environ, **at_once}
-    processes = [subprocess.Popen([python(), "-W", "ignore", "-c", MEASURE + code], **caught) for code in codes]
+    # Of a copy of a prepared process, memory that was free before would not be seen to be used.
+    processes = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", MEASURE + code], **caught) for code in codes]
     said = [process.communicate() for process in processes]
     assert not any(process.returncode for process in processes), said
     return [json.loads(printed.splitlines()[-1]) for printed, _ in said]
