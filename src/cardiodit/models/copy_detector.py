@@ -107,7 +107,7 @@ class CopyDetector(StrictModelMixin):
         embedding_dim: int = 32,
         preprocessing: dict[str, Any] | None = None,
         training_data: str | None = None,
-        seen_files: Sequence[str] = (),
+        seen_files: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if any(n < LEAST or n % LEAST or (n // LEAST) & (n // LEAST - 1) for n in size) or max(size) <= LEAST:

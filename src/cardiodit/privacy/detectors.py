@@ -103,7 +103,7 @@ def open_detector(config: DetectorConfig) -> Detector:
 
 def check_unseen(detector: Detector, held_out: Sequence[Path]) -> None:
     """Raise an error if a trained detector has seen held-out files: what it learned to tell apart is no null."""
-    seen = set(detector.model.config.seen_files) if isinstance(detector, TrainedDetector) else set()
+    seen = set(detector.model.config.seen_files or ()) if isinstance(detector, TrainedDetector) else set()
     if not seen:
         return
     if known := [file.name for file in held_out if sha256_of(file)[:DIGITS] in seen]:
