@@ -1,5 +1,6 @@
 """A disk that is full: every command ends in one sentence, leaves no half-written file, and continues with room."""
 
+import json
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 from cardiodit._util.atomic_io import append_line
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging import Preprocessing
 from cardiodit.training import train_dit, train_vqgan
 from cardiodit.training.harness.processes import run_script
 
@@ -33,7 +35,9 @@ def room_for(most: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(FIXTURES / "saved", tmp_path_factory.mktemp("disk") / "saved"))
+    folder = Path(shutil.copytree(FIXTURES / "saved", tmp_path_factory.mktemp("disk") / "saved"))
+    (folder / "small.json").write_text(json.dumps(Preprocessing(size=(16, 16, 2), frames=4).to_dict()))
+    return folder
 
 
 def script(stage: object, *arguments: object) -> int:
@@ -120,7 +124,13 @@ COMMANDS: dict[str, tuple[int, Callable[[Path, Path], int]]] = {
         3000,
         lambda saved, out: main(
             [
-                *("evaluate", "--real", str(saved / "run-0.1/images/training/manifest.csv"), "--preprocessing", "cine"),
+                *(
+                    "evaluate",
+                    "--real",
+                    str(saved / "run-0.1/images/training/manifest.csv"),
+                    "--preprocessing",
+                    str(saved / "small.json"),
+                ),
                 *("--synthetic", str(saved / "run-0.1/images/validation/manifest.csv"), "--output_dir", str(out)),
             ]
         ),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cardiodit import __version__
 from cardiodit._util.interrupts import EXIT_CODE, typed_command
+from cardiodit._util.launch import leave_group
 from cardiodit.commands import (
     audit,
     card,
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        leave_group()
+        return code
     except KeyboardInterrupt:
         again = f"The same command continues where it stopped:\n  {typed_command()}" if "resumes" in arguments else ""
         print(f"\ncardiodit: stopped by Ctrl-C. {again}", file=sys.stderr)

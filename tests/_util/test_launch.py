@@ -1,10 +1,16 @@
 """The launch variables of other processes are checked before anything waits for them."""
 
-import pytest
+from pathlib import Path
 
-from cardiodit._util.launch import check_launch, process_rank
+import pytest
+import torch
+import torch.distributed as dist
+
+from cardiodit._util.launch import check_launch, leave_group, process_rank
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
+
+from ..conftest import begin_two
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -45,3 +51,21 @@ def test_a_single_process_and_a_complete_launch_pass(environment: pytest.MonkeyP
     assert process_rank() == 1
     environment.setenv("RANK", "first")
     assert process_rank() == 0
+
+
+def exchange_and_end() -> None:
+    """Work of one of two processes: many tensors whose last holders are gloo's threads, then the end."""
+    dist.init_process_group("gloo")
+    for _ in range(200):
+        dist.broadcast(torch.zeros(64), 0, async_op=True)
+    dist.barrier()
+    leave_group()
+    assert not dist.is_initialized()
+    leave_group()  # of no group
+
+
+def test_processes_end_after_their_last_exchange(tmp_path: Path) -> None:
+    processes = begin_two(exchange_and_end, said=tmp_path / "said")
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0], (tmp_path / "said").read_text()

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ COUNTS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 UNSET = "`accelerate launch` and torchrun set it; to run a single process, unset it."
 FIRST_WORD, NEXT_WORD, PATIENCE = 15, 60, 900  # seconds
+LAST_WORK = 0.2  # seconds in which threads of the process group drop what the last exchange held
 
 
 def check_launch() -> None:
@@ -73,3 +75,18 @@ def meeting() -> Iterator[None]:
         raise CardioDiTError(f"The {processes} processes did not meet at {place}: {reason_of(error)}.") from error
     finally:
         met.set()
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one, in order.
+
+    Its destructor holds Python's lock and joins gloo's threads. One that still has to drop a tensor of the last
+    exchange needs that lock, and the process would hang at its end; so they are given time to do so first.
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(LAST_WORK)
+        dist.destroy_process_group()

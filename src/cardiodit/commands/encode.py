@@ -106,7 +106,6 @@ def run(arguments: argparse.Namespace) -> None:
         )
         if state.is_main_process:
             print(f"Wrote {folder / 'manifest.csv'}: {counts}.")
-    state.destroy_process_group()
 
 
 def folders_of(manifests: Sequence[Path], output_dir: Path) -> list[Path]:
