@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from cardiodit._util.atomic_io import restore_folder
 from cardiodit._util.gpu import upload
 from cardiodit._util.interrupts import ignore_interrupts, typed_command
+from cardiodit._util.launch import leave_group
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness import deepspeed
@@ -452,6 +453,7 @@ class Run:
     def finish(self) -> None:
         """Record that the run is finished."""
         self.record.end("finished", self.step)
+        leave_group()  # end_training leaves it as well, but without giving the last exchange time to end
         self.accelerator.end_training()
 
     def say(self, sentence: str) -> None:
