@@ -7,6 +7,7 @@ done already. Tests of importing itself, and of memory, use `sys.executable`.
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -143,15 +144,13 @@ def become(request: dict[str, Any]) -> None:
 
 def read_hub_settings_again() -> None:
     """Set the constants that huggingface_hub reads from the environment, also where they were imported by name."""
-    import importlib
-
     from huggingface_hub import constants, hf_api
 
     old = {name: value for name, value in vars(constants).items() if name.startswith(("HF_", "HUGGINGFACE_"))}
     old |= {"ENDPOINT": constants.ENDPOINT}
     importlib.reload(constants)
     new = vars(constants)
-    changed = {name for name, value in old.items() if new[name] != value} | {"HUGGINGFACE_CO_URL_TEMPLATE"}
+    changed = {name for name, value in old.items() if new[name] != value}
     for module in list(sys.modules.values()):
         for name in changed & set(getattr(module, "__dict__", {})):
             setattr(module, name, new[name])
@@ -159,9 +158,7 @@ def read_hub_settings_again() -> None:
 
 
 def prepare() -> None:
-    """Import what takes long."""
-    import importlib
-
+    """Import the packages that take long."""
     warnings.simplefilter("ignore")
     for name in (*HEAVY, *(f"cardiodit.training.train_{stage}" for stage in STAGES)):
         importlib.import_module(name)

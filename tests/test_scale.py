@@ -1,4 +1,4 @@
-"""What grows with a cohort grows linearly: files opened, listed and looked at, and calls made, never seconds."""
+"""Work grows linearly with the cohort: counted are files opened, listed and inspected, and calls, never seconds."""
 
 import json
 import os

@@ -91,7 +91,7 @@ def test_an_interrupted_run_loses_nothing(
 
 
 def test_a_kill_between_a_shard_and_its_single_files(sharded: Path, vae: VQModel4D, hearts: Path) -> None:
-    """What has moved into the shard is still there, too."""
+    """Files that were moved into a shard are not lost either."""
     before, place = contents(sharded), places(sharded)[3]
     with safe_open(place.parent, "pt") as file:
         assert place.name in file.keys()  # noqa: SIM118  it is no dictionary

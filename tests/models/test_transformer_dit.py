@@ -223,7 +223,7 @@ def test_positions_are_made_once_for_each_grid(make_dit: Callable) -> None:
 
 
 def test_attention_has_a_dropout_of_its_own_on_request(make_dit: Callable[..., DiT4DTransformerModel]) -> None:
-    """As published it has that of the other layers; 0 lets torch use cuDNN's attention while these keep theirs."""
+    """By default, as published, that of the other layers; 0 allows cuDNN's attention and keeps theirs."""
     for settings, expected in [({}, 0.1), ({"attention_dropout": 0.0}, 0.0), ({"attention_dropout": 0.3}, 0.3)]:
         block = make_dit(dropout=0.1, **settings).transformer_blocks[0]
         assert block.attn.dropout == expected

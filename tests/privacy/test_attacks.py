@@ -79,7 +79,7 @@ class Memory(torch.nn.Module):
 
 
 class MemoryPipeline:
-    """What an attack needs of a pipeline without an autoencoder."""
+    """A pipeline without an autoencoder, with only the parts that an attack uses."""
 
     _execution_device = torch.device("cpu")
 

@@ -44,7 +44,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Logged:
-    """What a step measured, on its way from the device.
+    """The measurements of a step, while they are copied from the device.
 
     Args:
         step: number of steps done with it.

@@ -43,7 +43,7 @@ SMALLEST = 2**-14  # float16 represents smaller values less precisely or not at 
 
 @dataclass(frozen=True)
 class Controls(Sequence):
-    """What is added in each block of the base, or None; made when a block asks for it, since all at once are large.
+    """The additions to each block of the base, or None. They are computed one by one: all at once need much memory.
 
     Args:
         tokens: embedded masks `(B, L, hidden)`.

@@ -58,7 +58,7 @@ class CopyFilter:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What every sample's record says about the filter."""
+        """The description of the filter in every sample's record."""
         return {"audit": self.audit, "detectors": [each.detector.name for each in self.searches], "note": NOTE}
 
     def reasons(self, output: VolumePipelineOutput) -> list[str | None]:
