@@ -29,6 +29,7 @@ from cardiodit import (
     VQModel4D,
     make_scheduler,
 )
+from cardiodit.imaging.phantom import cohort
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -36,6 +37,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 BROWSER_FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --window-size=1280,800"""
+
+CHESTS = Path(__file__).parent / "fixtures" / "chests"
+cohort.PICTURED = 0  # the pictures of a small phantom take four times as long as the phantom
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -140,6 +144,16 @@ def make_pipe(make_dit: Callable, make_vae: Callable) -> Callable[..., CardioDiT
 @pytest.fixture(params=[VQModel3D, VQModel4D])
 def any_vae(request: pytest.FixtureRequest, make_vae: Callable) -> Any:
     return make_vae(request.param)
+
+
+def copy_chests(folder: Path, num: int, seed: int, size: tuple[int, int, int]) -> Path:
+    """What `write_chests` writes but for pictures, without the seconds that it takes to draw a chest."""
+    shutil.copytree(CHESTS / "x".join(map(str, size)) / f"seed{seed}", folder)
+    manifest = folder / "manifest.csv"
+    header, *rows = manifest.read_text().splitlines(keepends=True)
+    assert num <= len(rows)
+    manifest.write_text("".join([header, *rows[:num]]))
+    return manifest
 
 
 def train(script: Any, folder: Path, name: str, config: dict[str, Any], manifests: Sequence[Path], *more: str) -> Path:

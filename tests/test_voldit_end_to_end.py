@@ -15,13 +15,12 @@ from cardiodit._util import memory
 from cardiodit.cli import main
 from cardiodit.imaging.manifest import read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_nifti
-from cardiodit.imaging.phantom import write_chests
 from cardiodit.models import autoencoder_vq
 from cardiodit.training import train_dit, train_tgca, train_vqgan
 
-from .conftest import train
+from .conftest import copy_chests, train
 
-SIZE = (40, 40, 24)  # of the files; 32 × 32 × 24 are cropped from them
+SIZE = (32, 32, 32)  # of the files; 32 × 32 × 24 are cropped from them
 BRIEF: dict[str, Any] = {"train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none", "dataloader_num_workers": 0}
 VQGAN = {
     "dimensions": 3,
@@ -52,7 +51,7 @@ def run(*words: object) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with chests, both stages and an adapter."""
     folder = tmp_path_factory.mktemp("voldit")
-    images = [write_chests(folder / f"chests-{seed}", num=3 - seed, seed=seed, size=SIZE) for seed in (0, 1)]
+    images = [copy_chests(folder / f"chests-{seed}", num=2 - seed, seed=seed, size=SIZE) for seed in (0, 1)]
     coder = train(train_vqgan, folder, "vqgan", VQGAN, images)
     latents = folder / "latents"
     run("encode", "--ids", *images, "--vae", coder, "--output_dir", latents, "--condition_keys", "mask")

@@ -27,8 +27,10 @@ from cardiodit.evaluation.reconstruction import (
 )
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.manifest import write_manifest
-from cardiodit.imaging.phantom import write_chests, write_cohort
+from cardiodit.imaging.phantom import write_cohort
 from cardiodit.imaging.volume import Volume
+
+from ..conftest import copy_chests
 
 STEPS = Preprocessing(size=(32, 32, None), frames=8)
 
@@ -190,9 +192,9 @@ def test_a_row_without_a_subject_gets_a_number_instead_of_its_path(manifest: Pat
 
 
 def test_volumes_of_ct(make_vae: Callable, tmp_path: Path) -> None:
-    manifest = write_chests(tmp_path / "chests", num=1, size=(32, 32, 16))
+    manifest = copy_chests(tmp_path / "chests", num=1, seed=0, size=(24, 24, 16))
     report = reconstruct_cohort(make_vae(VQModel3D), read_manifest(manifest), Preprocessing(), tmp_path / "out")
-    assert report.code_counts.sum() == 8 * 8 * 4
+    assert report.code_counts.sum() == 6 * 6 * 4
     assert {path.name for path in (tmp_path / "out" / "pictures").iterdir()} == {
         "0001-original.png",
         "0001-reconstruction.png",

@@ -28,7 +28,7 @@ from cardiodit.imaging import (
 )
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import read_labels
-from cardiodit.imaging.phantom import write_chests, write_cohort
+from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import (
     Counts,
     LatentCohort,
@@ -43,7 +43,7 @@ from cardiodit.latents import (
 from cardiodit.training.latent_data import encode as encode_online
 from cardiodit.training.latent_data import read_cohort
 
-from ..conftest import begin, begin_two
+from ..conftest import begin, begin_two, copy_chests
 
 
 def rows_of(manifest: Path) -> list[dict[str, str]]:
@@ -127,7 +127,7 @@ def test_outdated_latents_are_encoded_again(phantoms: Path, vae: VQModel4D, tmp_
 
 
 def test_a_static_volume(make_vae: Callable[..., VQModel3D], tmp_path: Path) -> None:
-    manifest = write_chests(tmp_path / "chests", num=1, size=(32, 32, 32))
+    manifest = copy_chests(tmp_path / "chests", num=1, seed=0, size=(32, 32, 32))
     vae = make_vae(VQModel3D, preprocessing=Preprocessing(size=(32, 32, 16)).to_dict())
     encode(manifest, vae, tmp_path / "out")
     (row,) = rows_of(tmp_path / "out" / "manifest.csv")
@@ -370,7 +370,7 @@ def test_online_training_sees_the_latents_of_the_command_to_the_bit(
     if kind is VQModel4D:
         manifest, steps = phantoms, Preprocessing(size=(32, 32, 4), frames=8)
     else:
-        manifest = write_chests(tmp_path / "chests", num=2, size=(32, 32, 32))
+        manifest = copy_chests(tmp_path / "chests", num=2, seed=0, size=(32, 32, 32))
         steps = Preprocessing(size=(32, 32, 16))
     make_vae(kind, preprocessing=steps.to_dict()).save_pretrained(tmp_path / "vae")
     vae_folder, output = str(tmp_path / "vae"), str(tmp_path / "latents")

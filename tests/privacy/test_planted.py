@@ -12,7 +12,7 @@ from cardiodit.privacy.planted import INTENSITY, KINDS, PLAIN, WARPED, kinds_for
 from cardiodit.privacy.search import Embedded, References, embed_all
 from cardiodit.privacy.statistics import LEVEL
 
-COPIED = 6
+COPIED = 4
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """The share found of each kind; the threshold comes from hearts that the training set does not hold."""
     config, folder = DetectorConfig(PIXELS), tmp_path_factory.mktemp("planted")
     steps, rows = Preprocessing(intensity=Intensity("p0.5", "p99.5")), folder / "rows"
-    counts = {"training": 20, "held_out": 39, "others": COPIED}
+    counts = {"training": 12, "held_out": 19, "others": COPIED}
     for seed, (name, count) in enumerate(counts.items()):
-        write_cohort(folder / name, count, seed, (64, 64, 3, 8))
+        write_cohort(folder / name, count, seed, (48, 48, 3, 8))
     items = {name: open_real(folder / name / "manifest.csv").items for name in counts}
     described = {
         name: [

@@ -18,13 +18,12 @@ from safetensors.torch import load_file
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel
 from cardiodit.imaging.cache import SHARED_MEMORY, shared_memory_folder
 from cardiodit.imaging.manifest import read_manifest
-from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_dit, train_prdit
 from cardiodit.training.harness.schedule import DistributedSampler
 from cardiodit.training.harness.state import WEIGHTS
 from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, NoisyDataset
 
-from ..conftest import begin_two
+from ..conftest import begin_two, copy_chests
 from ..prepared_python import python
 from .conftest import DIT, PATIENCE, VQGAN, Cohorts, arguments_of, lines_of, merged, said_by, wait_for_step
 from .processes_at_work import work_off
@@ -85,8 +84,8 @@ def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     made.said["stopped"] = stop_politely(made, "stopped")
     made.alone("alone")
     plan = [{"stage": "train_vqgan", "arguments": made.vqgan("vqgan"), "sharded": False}]
-    for split, number in (("chests", 3), ("chests-val", 2)):
-        write_chests(made.folder / split, num=number, seed=number, size=(16, 16, 16))
+    for seed, (split, number) in enumerate((("chests", 3), ("chests-val", 2))):
+        copy_chests(made.folder / split, number, seed, size=(16, 16, 16))
     for name, layers in (("voxels", 0), ("refined", 1)):
         more = ("--stage1", str(made.folder / "voxels-alone")) if layers else ()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -10,9 +10,9 @@ from cardiodit.imaging import Preprocessing
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.cache import PreparedVolumes
 from cardiodit.imaging.manifest import read_manifest
-from cardiodit.imaging.phantom import write_chests
 from cardiodit.training.image_data import SliceDataset, ValidationSlices
 
+from ..conftest import copy_chests
 from .conftest import STEPS, Cohorts
 
 STILL = Augmentation(rotation_probability=0, flip_probability=0)
@@ -73,7 +73,7 @@ def test_only_volumes_turn_about_all_axes(volumes: PreparedVolumes) -> None:
 
 
 def test_ct_is_cut_into_boxes(tmp_path: Path) -> None:
-    manifest = write_chests(tmp_path / "chests", num=1, size=(32, 32, 24))
+    manifest = copy_chests(tmp_path / "chests", num=1, seed=0, size=(32, 32, 32))
     chests = PreparedVolumes(read_manifest(manifest), Preprocessing(size=(32, 32, 24)))
     item = SliceDataset(chests, Augmentation(), seed=0, crop=(16, 16, 8))[0]
     assert item["sample"].shape == (1, 16, 16, 8)

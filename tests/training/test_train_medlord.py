@@ -25,7 +25,7 @@ from cardiodit.cli import main
 from cardiodit.imaging import Intensity, Preprocessing
 from cardiodit.imaging.manifest import read_manifest, write_manifest
 from cardiodit.imaging.nifti import read_nifti
-from cardiodit.imaging.phantom import chest_scene, write_chests
+from cardiodit.imaging.phantom import chest_scene
 from cardiodit.latents import LatentCohort, encode_cohort, measure_scale, write_scale
 from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.training import train_controlnet, train_dit, train_tgca, train_unet
@@ -36,7 +36,7 @@ from cardiodit.training.harness.state import WEIGHTS
 from cardiodit.training.settings import ConditionSettings, ControlNetSettings, UNetSettings, VQGANSettings
 from cardiodit.training.upstream_config import translate_controlnet, translate_unet, translate_vqgan
 
-from ..conftest import begin_two, randomise
+from ..conftest import begin_two, copy_chests, randomise
 from ..medlord_cases import RULED
 from .conftest import PATIENCE, arguments_of, lines_of, merged
 from .processes_at_work import work_off
@@ -74,8 +74,8 @@ def chests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Path, 
     small: dict[str, Any] = {"channels": (8, 8), "num_res_channels": (8, 8), "num_res_layers": 1, "num_embeddings": 64}
     vae = VQModel3D(**small, embedding_dim=4, preprocessing=STEPS.to_dict(), spacing=SPACING).eval()
     manifests = []
-    for split, number in (("training", 4), ("validation", 2)):
-        images = write_chests(folder / split, num=number, seed=number, size=(16, 16, 16))
+    for seed, (split, number) in enumerate((("training", 4), ("validation", 2))):
+        images = copy_chests(folder / split, number, seed, size=(16, 16, 16))
         encode_cohort(images, vae, folder / f"latents-{split}", report=lambda _: None, condition_keys=["mask"])
         manifests.append(folder / f"latents-{split}" / "manifest.csv")
     vae.save_pretrained(folder / "vae")

@@ -15,17 +15,17 @@ from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import read_nifti, write_nifti
 from cardiodit.imaging.intensity import to_model
-from cardiodit.imaging.phantom import write_chests
 from cardiodit.training import train_prdit
 from cardiodit.training.build_prdit import is_refined
 from cardiodit.training.objectives import NoiseAndImage
 
+from ..conftest import copy_chests
 from .conftest import arguments_of, lines_of, merged
 
 SIZE = (24, 16, 16)
 PRDIT: dict[str, Any] = {
     "model": {"patch_size": 8, "num_attention_heads": 2, "attention_head_dim": 16},
-    "data": {"preprocessing": {"intensity": {"low": -1000, "high": 1000}, "orient": False}},
+    "data": {"preprocessing": {"size": list(SIZE), "intensity": {"low": -1000, "high": 1000}, "orient": False}},
     "training": {
         "train_batch_size": 2,
         "max_train_steps": 12,
@@ -45,8 +45,8 @@ Train = Callable[..., Path]
 def chests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("chests")
     return (
-        write_chests(folder / "training", num=4, seed=0, size=SIZE),
-        write_chests(folder / "validation", num=2, seed=1, size=SIZE),
+        copy_chests(folder / "training", num=4, seed=0, size=(24, 24, 16)),
+        copy_chests(folder / "validation", num=2, seed=1, size=(24, 24, 16)),
     )
 
 

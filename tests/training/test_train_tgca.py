@@ -29,7 +29,6 @@ from cardiodit import (
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, write_nifti
-from cardiodit.imaging.phantom import write_chests
 from cardiodit.latents import LatentCohort, encode_cohort, identity_of_steps, read_mask
 from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.models.conditions import Conditions, as_model_sees
@@ -39,7 +38,7 @@ from cardiodit.training.adapter_model import Steered, halvings, new_adapter
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.settings import ConditionSettings, TGCASettings
 
-from ..conftest import randomise
+from ..conftest import copy_chests, randomise
 from .conftest import STEPS, Cohorts, arguments_of, lines_of, merged
 
 TGCA: dict[str, Any] = {
@@ -342,7 +341,7 @@ def test_a_base_of_volumes_is_the_same_to_the_bit(tmp_path: Path, make_vae: Call
     steps = Preprocessing(size=(32, 32, 16), intensity=Intensity(-1000, 1000), orient=False)
     vae = make_vae(VQModel3D, preprocessing=steps.to_dict())
     for seed, name in enumerate(("training", "validation")):
-        images = write_chests(tmp_path / name, num=1, seed=seed, size=(32, 32, 16))
+        images = copy_chests(tmp_path / name, num=1, seed=seed, size=(32, 32, 32))
         encode_cohort(images, vae, tmp_path / "latents" / name, report=lambda _: None, condition_keys=["mask"])
     VolDiTPipeline(vae, make_dit_3d(dropout=0.2), make_scheduler()).save_pretrained(tmp_path / "base")
     manifests = (tmp_path / "latents/training/manifest.csv", tmp_path / "latents/validation/manifest.csv")

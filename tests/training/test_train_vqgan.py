@@ -16,10 +16,10 @@ from cardiodit.evaluation.similarity import psnr
 from cardiodit.hub.load import open_vae
 from cardiodit.imaging import Preprocessing, read_manifest, read_nifti, write_nifti
 from cardiodit.imaging.manifest import write_manifest
-from cardiodit.imaging.phantom import write_chests
 from cardiodit.models.codebook import perplexity
 from cardiodit.models.discriminator import PatchDiscriminator
 
+from ..conftest import copy_chests
 from .conftest import STEPS, VQGAN, Cohorts, lines_of, merged
 
 
@@ -93,7 +93,7 @@ def test_fine_tuning_starts_from_model_critic_and_preprocessing(train_a_vqgan: C
 
 def test_volumes_are_coded_too(train_a_vqgan: Callable, tmp_path) -> None:
     """The 3D model on boxes of chest CTs, through the same script."""
-    chests = [write_chests(tmp_path / f"chests-{seed}", num=2, seed=seed, size=(32, 32, 32)) for seed in (0, 1)]
+    chests = [copy_chests(tmp_path / f"chests-{seed}", num=2, seed=seed, size=(32, 32, 32)) for seed in (0, 1)]
     ids = ["--training_ids", str(chests[0]), "--validation_ids", str(chests[1])]
     data = {"preprocessing": {"size": [32, 32, 32], "frames": None, "intensity": {"low": -1000, "high": 1000}}}
     run = train_a_vqgan(

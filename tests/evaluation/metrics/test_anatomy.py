@@ -24,7 +24,8 @@ from cardiodit.evaluation.segmenters import open_segmenter
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, read_manifest, write_nifti
 from cardiodit.imaging.manifest import write_manifest
 from cardiodit.imaging.nifti import read_nifti
-from cardiodit.imaging.phantom import write_chests
+
+from ...conftest import copy_chests
 
 STEPS = Preprocessing(intensity=Intensity(-1000, 1000), orient=False)
 CODE = """
@@ -59,7 +60,7 @@ nothing.structures = {"a b": 0}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ct")
     for seed, name in enumerate(("real", "synthetic")):
-        write_chests(root / name, num=4, seed=seed, size=(24, 24, 16))
+        copy_chests(root / name, num=4, seed=seed, size=(24, 24, 16))
     (root / "steps.json").write_text(json.dumps(STEPS.to_dict()))
     (root / "ct_segmenters.py").write_text(CODE)
     sys.path.insert(0, str(root))

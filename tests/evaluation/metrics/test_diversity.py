@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.metrics import diversity as diversity_module
 from cardiodit.evaluation.metrics.diversity import (
     count_scales,
     diversity,
@@ -101,7 +102,14 @@ def test_every_pair_is_drawn_as_often_as_any_other() -> None:
     assert drawn == pytest.approx(500, rel=0.2)
 
 
-def test_two_samples_are_in_memory_at_a_time_and_pairs_share_loads() -> None:
+@pytest.mark.parametrize(
+    ("kept", "expected_loads"),
+    [(0, 10 + 3), (diversity_module.KEPT, 5)],  # the second of each pair and a few first ones; each sample once
+)
+def test_samples_are_loaded_once_where_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, kept: int, expected_loads: int
+) -> None:
+    monkeypatch.setattr(diversity_module, "KEPT", kept)
     cines = [smooth((16, 16, 2, 2), seed) for seed in range(5)]
     loads: list[int] = []
 
@@ -110,11 +118,17 @@ def test_two_samples_are_in_memory_at_a_time_and_pairs_share_loads() -> None:
         return cines[index]
 
     found = diversity(load, 5)
-    assert len(loads) == 10 + 4  # the second of each pair, and each first one once
+    assert len(loads) == expected_loads
     expected = [ms_ssim(cines[i], cines[j]) for i in range(5) for j in range(i)]
     assert found.ms_ssim.value == pytest.approx(np.mean(expected))
     assert (found.scales, found.axes, found.pairs, found.frames) == (1, "HW", 10, (0, 1))
     assert "1 of 5 scales" in found.ms_ssim.notes[0]
+
+
+def test_samples_of_two_sizes_are_refused() -> None:
+    cines = [smooth((16, 16, 2, 2), 0), smooth((16, 16, 2, 3), 1)]
+    with pytest.raises(CardioDiTError, match=r"Sample 1 has the size \(16, 16, 2, 3\), and those before it"):
+        diversity(lambda index: cines[index], 2)
 
 
 def test_few_frames_of_a_long_cine_are_compared() -> None:

@@ -11,6 +11,7 @@ reported number may move.
 import hashlib
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ FORMAT = 1  # of the cached results
 WINDOW = 2 * RADIUS + 1
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, fine to coarse (Wang et al. 2003, section 3.2)
 FRAMES = 4  # of a cine, evenly spaced over the beat
+KEPT = 2**28  # bytes of samples that stay in memory until their next pair
 ROUNDING = 1e-3  # how far beyond [-1, 1] a value may lie
 
 
@@ -103,26 +105,36 @@ class Diversity:
 
 
 def diversity(load: Callable[[int], np.ndarray], count: int, *, pairs: int = 100, seed: int = 0) -> Diversity:
-    """Compare at most `pairs` random pairs of the samples 0 … count − 1, with two in memory at a time.
+    """Compare at most `pairs` random pairs of the samples 0 … count − 1.
 
-    `load` returns a volume `(H, W, D)` or a cine `(H, W, D, T)`, all of one size.
+    `load` returns a volume `(H, W, D)` or a cine `(H, W, D, T)`, all of one size. Besides the pair at hand, at most
+    `KEPT` bytes stay in memory, so that small samples are loaded once.
     """
     if count < 2 or pairs < 1:
         raise CardioDiTError(f"Pairs need at least two samples, and count={count}, pairs={pairs} were given.")
     drawn = draw_pairs(count, pairs, seed)
     values = np.empty(len(drawn))
-    held, first = -1, np.empty(0)
-    for number, (i, j) in enumerate(drawn):
-        if i != held:  # pairs are sorted: each first sample is loaded once
-            held, first = int(i), _checked(load(int(i)), int(i))
-        second = _checked(load(int(j)), int(j))
-        if first.shape != second.shape:
-            raise CardioDiTError(
-                f"Samples {i} and {j} have the sizes {first.shape} and {second.shape}; only images of one size can be "
-                "compared."
-            )
-        values[number] = ms_ssim(_chosen_frames(first), _chosen_frames(second))
-    return _summary(values, drawn, count, first.shape)
+    recent: OrderedDict[int, np.ndarray] = OrderedDict()
+    shape: tuple[int, ...] = ()
+
+    def frames_of(index: int) -> np.ndarray:
+        nonlocal shape
+        if index not in recent:
+            image = _checked(load(index), index)
+            if shape and image.shape != shape:
+                raise CardioDiTError(
+                    f"Sample {index} has the size {image.shape}, and those before it have {shape}; only images of one "
+                    "size can be compared."
+                )
+            shape, recent[index] = image.shape, _chosen_frames(image)
+            while len(recent) > max(2, KEPT // recent[index].nbytes):
+                recent.popitem(last=False)
+        recent.move_to_end(index)
+        return recent[index]
+
+    for number, (i, j) in enumerate(drawn.tolist()):
+        values[number] = ms_ssim(frames_of(i), frames_of(j))
+    return _summary(values, drawn, count, shape)
 
 
 def ms_ssim(first: np.ndarray, second: np.ndarray) -> float:
