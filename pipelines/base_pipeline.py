@@ -40,6 +40,7 @@ from cardiodit.pipelines.inputs import (
 from cardiodit.pipelines.lora import DenoiserLoraMixin
 from cardiodit.pipelines.output import VolumePipelineOutput, describe_model, make_records
 from cardiodit.pipelines.scheduler_utils import SchedulerStep, check_scheduler, check_scheduler_folder, set_timesteps
+from cardiodit.schedulers.solvers import clean_estimate
 
 OUTPUT_TYPES = ("volumes", "np", "pt", "latent")
 Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -65,6 +66,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     default_steps = 25
     _callback_tensor_inputs = ["latents"]
     _current_timestep: int | None = None
+    _estimate: torch.Tensor | None = None  # of the clean latents, by the step before, for self-conditioned models
     _control: Control | None = None
     _control_record: dict[str, Any] = {}  # how the samples are steered, for their records
     _without_audit: str | None = None
@@ -234,7 +236,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
             first_sample: index of the first sample of `seed`, to continue an earlier call.
             generator: one generator or one per sample, as in diffusers, instead of a seed.
             latents: initial noise `(B, C, *latent size)`, instead of drawing it.
-            eta: DDIM's share of fresh noise, 0 to 1.
+            eta: DDIM's share of fresh noise, or that of pc and pc_heun, 0 to 1.
             decode_batch_size: slices (cine) or volumes decoded at once; larger is faster on a large GPU.
             output_type: "volumes" (tensor on the CPU, `(B, H, W, D, T)` or `(B, H, W, D)`), "np" (the same as an
                 array), "pt" (tensor in the model's layout, `(B, C, D, H, W, T)` or `(B, C, H, W, D)`, on the device) or
@@ -332,6 +334,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     ) -> torch.Tensor:
         timesteps = self.scheduler.timesteps  # on the CPU, since a scheduler that reads one would wait for the device
         on_device = upload(timesteps, latents.device)
+        self._estimate = None
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as progress:
             for index, timestep in enumerate(timesteps):
@@ -339,11 +342,13 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
                     break
                 self._current_timestep, moment = int(timestep), on_device[index]
                 prediction = self._predict(scheduler_step.start(timestep, latents), moment, labels, index)
+                if self.denoiser.config.get("self_conditioning"):
+                    self._estimate = clean_estimate(self.scheduler, prediction, timestep, latents)
                 latents = scheduler_step(prediction, index, timestep, latents)
                 if callback is not None:
                     latents = (callback(self, index, moment, {"latents": latents}) or {}).get("latents", latents)
                 progress.update()
-        self._current_timestep = None
+        self._current_timestep = self._estimate = None
         return latents
 
     def _predict(
@@ -375,6 +380,8 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         arguments = {} if self._control is None else self._control.arguments(inputs, times, step, empty_condition)
         if labels is not None:
             arguments["class_labels"] = labels
+        if self._estimate is not None:
+            arguments["self_condition"] = self._estimate
         with self.denoiser.cache_context(cache):
             sample = self.denoiser(inputs, times, return_dict=False, **arguments)[0]
         if self.denoiser.config.get("learn_sigma"):
@@ -445,7 +452,7 @@ class LatentVolumePipeline(VolumePipeline):
         return (1,) * (len(self.denoiser.axis_names) - len(factors)) + factors
 
     def _to_voxels(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
-        return self._decode_batches(latents / self.vae.config.scaling_factor, batch_size)
+        return self._decode_batches(self.vae.unscale_latents(latents), batch_size)
 
     def decoding_batches(self, size: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Return the number of pieces in which a latent of this size is decoded, and the size of a piece."""

@@ -87,7 +87,7 @@ def estimate_sampling(
     volumes = batch * voxels * 4  # float32; decoded pieces are joined and then limited to [-1, 1]: three of them
     held = 4 * latents.nbytes + (steering.held if steering else 0)  # sample, prediction, a multistep solver's memory
     passes = 1 + (guidance_scale != 1.0) + (steering is not None and condition_guidance_scale != 1.0)
-    calls = math.ceil(num_samples / batch) * steps * passes
+    calls = math.ceil(num_samples / batch) * steps * getattr(pipe.scheduler, "order", 1) * passes
     decoding = Decoding(pipe, size, decode_batch_size) if isinstance(pipe, LatentVolumePipeline) else None
     models = [pipe.denoiser, *([pipe.vae] if decoding else []), *([steering.adapter] if steering else [])]
     return Estimate(

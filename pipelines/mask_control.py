@@ -104,7 +104,8 @@ class MaskControlMixin(LatentVolumePipeline):
         each = self._named_masks(masks, settings)
         condition = self._condition(each, settings)
         steps = self._check_steps(settings.get("num_inference_steps"))
-        first, end = (round(share * steps) for share in guidance)
+        calls = steps * getattr(self.scheduler, "order", 1)
+        first, end = (round(share * calls) for share in guidance)
         with torch.no_grad():
             self._control = self._make_control(condition, conditioning_scale, (first, end), condition_guidance_scale)
         del condition  # as large as several volumes

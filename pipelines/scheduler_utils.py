@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -15,7 +15,15 @@ from cardiodit._util.foreign_files import read_object
 from cardiodit._util.gpu import upload
 from cardiodit.errors import CardioDiTError, reading
 from cardiodit.models.loading import check_config
-from cardiodit.schedulers.solvers import FLOW, MOST_TIMESTEPS, SOLVERS, ddim_step, prediction_of, use_exact_betas
+from cardiodit.schedulers.solvers import (
+    FLOWS,
+    MOST_TIMESTEPS,
+    SOLVERS,
+    avoid_zero_signal,
+    ddim_step,
+    prediction_of,
+    use_exact_betas,
+)
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 DRAWING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
@@ -48,7 +56,7 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
             f"{name} has no prediction_type, so it cannot sample a model trained for {prediction_type}. "
             f"Use cardiodit.change_solver(pipe.scheduler, ...) to choose one of {', '.join(SOLVERS)}."
         )
-    if found != prediction_type and FLOW in (found, prediction_type):
+    if found != prediction_type and not {found, prediction_type}.isdisjoint(FLOWS):
         raise CardioDiTError(
             f"The scheduler ({name}) is for models that predict {found}, but this one was trained for "
             f"{prediction_type}. Models trained by flow matching need diffusers' FlowMatchEulerDiscreteScheduler, "
@@ -74,10 +82,12 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int) -> None:
     """
     advice = "Correct its config, or choose another solver."
     with reading(f"{type(scheduler).__name__}'s noise schedule", advice=advice):
-        if prediction_of(scheduler) == FLOW:  # from 1 to 1/K as published; diffusers' own end at 1/T
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            # from 1 to 1/K as published; diffusers' own sigmas end at 1/T
             scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], device="cpu")
             return
         use_exact_betas(scheduler)
+        avoid_zero_signal(scheduler)
         scheduler.set_timesteps(steps, device="cpu")
     if scheduler.timesteps[-1] >= 0:
         return

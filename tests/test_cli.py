@@ -30,6 +30,7 @@ from cardiodit.imaging.phantom import GROUPS
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.imaging.volume import AXES
 from cardiodit.schedulers import SOLVERS
+from cardiodit.schedulers.flow_scheduler import FLOW_SOLVERS
 from cardiodit.schedulers.prdit_scheduler import NOISE_AND_IMAGE_SOLVERS
 
 from .prepared_python import python
@@ -132,6 +133,7 @@ def test_choices_in_the_help_are_those_of_the_package() -> None:
     assert tuple(GROUPS) == subcommand.PHANTOM_GROUPS
     assert tuple(SOLVERS) == sample.SOLVERS
     assert tuple(NOISE_AND_IMAGE_SOLVERS) == sample.PRDIT_SOLVERS
+    assert tuple(FLOW_SOLVERS) == sample.FLOW_SOLVERS
     assert tuple(AXES) == subcommand.AXES
     assert tuple(TILING) == subcommand.TILING
 

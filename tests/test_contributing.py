@@ -19,7 +19,7 @@ from cardiodit.imaging.cohorts import COHORTS
 from cardiodit.imaging.manifest import read_manifest
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.systems import find_system, registered
-from cardiodit.training.objectives import LabelledSamples, Noising, NoisyDataset
+from cardiodit.training.noisy_samples import LabelledSamples, Noising, NoisyDataset
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()

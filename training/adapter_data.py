@@ -21,7 +21,8 @@ from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.conditions import Conditions, as_model_sees
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.latent_data import numbers_of
-from cardiodit.training.objectives import Batch, LabelledSamples, SamplesByVisit
+from cardiodit.training.noisy_samples import LabelledSamples, SamplesByVisit
+from cardiodit.training.objectives import Batch
 from cardiodit.training.settings import ConditionSettings, ControlNetSettings, TGCASettings
 
 

@@ -11,20 +11,20 @@ from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_voxel_transformer
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 from cardiodit.models.loading import bounded_model
-from cardiodit.models.transformer_prdit import REFINER, PRDiTTransformerModel
+from cardiodit.models.transformer_prdit import REFINER, PRDiTTransformerModel, plain_config
 from cardiodit.training.harness.command_line import Request
 from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.image_data import preprocessing_of
-from cardiodit.training.objectives import NoiseAndImage
+from cardiodit.training.objectives import Objective
 from cardiodit.training.settings import PRDiTSettings
 
 # What trained weights depend on, besides the objective. Size, spacing and averaging may differ, so that a model of
 # low resolution can start one of a high resolution.
-SHAPE_KEYS = ("patch_size", "in_channels", "num_attention_heads", "attention_head_dim")
+SHAPE_KEYS = ("patch_size", "tile_size", "in_channels", "num_attention_heads", "attention_head_dim")
 PREPROCESSING_KEYS = ("intensity", "limits_of", "orient")
 
 
-def tuned_model(request: Request[PRDiTSettings], objective: NoiseAndImage) -> PRDiTTransformerModel | None:
+def tuned_model(request: Request[PRDiTSettings], objective: Objective) -> PRDiTTransformerModel | None:
     """Return the model of `--init_from`, trained on volumes of any size; None without that option."""
     name = request.options.init_from
     if name is None:
@@ -44,7 +44,7 @@ def tuned_model(request: Request[PRDiTSettings], objective: NoiseAndImage) -> PR
 
 def model_for(
     request: Request[PRDiTSettings],
-    objective: NoiseAndImage,
+    objective: Objective,
     tuned: PRDiTTransformerModel | None,
     size: Sequence[int],
     steps: Preprocessing,
@@ -54,11 +54,17 @@ def model_for(
     if tuned is None:
         torch.manual_seed(generator_for(seed_for(settings.training.seed, "weights"), 0).initial_seed())
         with bounded_model():
-            model = PRDiTTransformerModel(sample_size=size, **settings.model, **objective.model_config)
+            model = new_model(request, objective, size, steps)
     else:
         model = tuned
         model.grid_of(size)
         model.register_to_config(sample_size=tuple(size))
+    if model.base is not None:
+        model.base.requires_grad_(settings.training.train_base)
+    elif settings.training.train_base:
+        raise CardioDiTError(
+            "train_base is for super-resolution (model.super_resolution above 1), and this model has no base."
+        )
     if not model.has_refiner:
         if stage1 is not None:
             raise CardioDiTError(
@@ -79,7 +85,27 @@ def model_for(
     return model
 
 
-def check_compatible(other: PRDiTTransformerModel, name: str, objective: NoiseAndImage, steps: Preprocessing) -> None:
+def new_model(
+    request: Request[PRDiTSettings], objective: Objective, size: Sequence[int], steps: Preprocessing
+) -> PRDiTTransformerModel:
+    """Make the configured model; one of super-resolution contains the model of the lower resolution (`--base`)."""
+    section, name = dict(request.settings.model), request.options.base
+    if (section["super_resolution"] > 1) != (name is not None):
+        raise CardioDiTError(
+            "Super-resolution needs both model.super_resolution above 1, by which the volumes are larger, and --base, "
+            "the model of the smaller volumes."
+        )
+    if name is None:
+        return PRDiTTransformerModel(sample_size=size, **section, **objective.model_config)
+    base = open_voxel_transformer(name)
+    check_compatible(base, name, objective, steps)
+    config = {**plain_config(base), "sample_size": [length // section["super_resolution"] for length in size]}
+    model = PRDiTTransformerModel(sample_size=size, base_config=config, **section, **objective.model_config)
+    model.base.load_state_dict(base.state_dict())
+    return model
+
+
+def check_compatible(other: PRDiTTransformerModel, name: str, objective: Objective, steps: Preprocessing) -> None:
     """Raise an error if a model was trained with other noise, grey values or axes."""
     problems = Problems(f"The model {name} was trained with other noise or other volumes than this config's")
     for conflict in objective.conflicts(other.config):
@@ -119,9 +145,10 @@ def is_refined(key: str) -> bool:
 
 
 def identity_of_local(model: PRDiTTransformerModel) -> str | None:
-    """Return a hash of the weights that stage 2 does not train; None for a model of stage 1."""
-    if not model.has_refiner:
+    """Return a hash of the weights that stages 2 and 3 do not train; None for a model that is trained whole."""
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    if not frozen:
         return None
     digest = hashlib.sha256()
-    add_weights(digest, {key: value for key, value in model.state_dict().items() if not is_refined(key)})
+    add_weights(digest, {key: value for key, value in model.state_dict().items() if key in frozen})
     return f"sha256:{digest.hexdigest()[:16]}"

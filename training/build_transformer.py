@@ -24,13 +24,17 @@ ADAPTER = "default"
 Settings = DiTSettings | UNetSettings
 
 
-def objective_from(section: Mapping[str, Any] | Section, tuned: Any = None) -> Objective:
-    """Return the objective that a `diffusion` section describes; a section of an earlier version names none.
+def objective_from(
+    section: Mapping[str, Any] | Section,
+    tuned: Any = None,
+    classes: Mapping[str, type[Objective]] = LATENT_OBJECTIVES,
+) -> Objective:
+    """Return the objective that a `diffusion` or `process` section describes; one of an earlier version names none.
 
     A model that is fine-tuned keeps predicting what it was trained to predict.
     """
     keys = dict(section.items())
-    kind = LATENT_OBJECTIVES[keys.pop("objective", next(iter(LATENT_OBJECTIVES)))]
+    kind = classes[keys.pop("objective", next(iter(classes)))]
     objective = kind(**{**keys, **({} if tuned is None else kind.kept_from(tuned.config))})
     if tuned is not None and (conflicts := objective.conflicts(tuned.config)):
         raise CardioDiTError(

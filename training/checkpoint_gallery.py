@@ -14,9 +14,9 @@ from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.pictures import MODEL_WINDOW, write_captioned, write_gif
 from cardiodit.pipelines.base_pipeline import VolumePipeline
 from cardiodit.pipelines.load import make_pipeline, open_pipeline
-from cardiodit.schedulers import NoiseAndImageScheduler
 from cardiodit.systems import Stage, load, stages_by_script, system_of
 from cardiodit.training.build_transformer import objective_from
+from cardiodit.training.objectives import VOXEL_OBJECTIVES
 
 FRAMES_SHOWN = 2  # of each checkpoint's cine, the first and the middle one
 SLICES_SHOWN = 8  # of each checkpoint's volume
@@ -69,7 +69,7 @@ def open_latent_checkpoint(run: Path, folder: Path, vae: str | Path | None, base
 
 def open_prdit_checkpoint(run: Path, folder: Path, vae: str | Path | None, base: str | Path | None) -> VolumePipeline:
     _refuse(run, vae=vae, base=base)
-    scheduler = NoiseAndImageScheduler(**_settings_of(run)["process"])
+    scheduler = objective_from(_settings_of(run)["process"], classes=VOXEL_OBJECTIVES).sampling_scheduler()
     return make_pipeline(None, open_voxel_transformer(_weights(folder, "transformer")), scheduler)
 
 

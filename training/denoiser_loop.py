@@ -14,15 +14,19 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from cardiodit._util.gpu import PRECISIONS, channels_last
+from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.deepspeed import optimizer_state
 from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.schedule import seed_for
 from cardiodit.training.harness.state import Average, Checkpointable, Network, decay_groups, reshard
-from cardiodit.training.objectives import Batch, LabelledSamples, NoisyDataset, Objective, ValidationDataset
+from cardiodit.training.noisy_samples import LabelledSamples, NoisyDataset, ValidationDataset
+from cardiodit.training.objectives import Batch, Objective
 from cardiodit.training.settings import MEMORIZING, AveragedTraining
 
 CleanOf = Callable[[Batch], torch.Tensor]
 FEWEST = 8  # volumes of each set, for a gap that may end a run
+SELF_CONDITIONED = "validation_loss_self_conditioned"  # the loss of a model that is given its own estimate
 NORMAL_95 = 1.645  # quantile of the normal distribution
 
 
@@ -71,6 +75,8 @@ class Denoiser:
         networks = [Network(name, module, adapter_only) for name, module in modules.items()]
         averages = [Average(f"{name}_ema", modules[name], ema, adapter_only) for name, ema in self.emas.items()]
         best = [Average(name, modules[name], ema, adapter_only) for name, ema in self.emas.items()] or networks
+        configs: list[Any] = [module.config for module in modules.values()]
+        self.is_self_conditioned = any(config.get("self_conditioning") for config in configs)
         self.best = as_saved(best)
         state = optimizer_state("optimizer", optimized, self.optimizer)
         run.register([*as_saved([*networks, *averages]), state], [(self.optimizer, training.learning_rate)])
@@ -113,17 +119,26 @@ def train_denoiser(
         members: training samples as they are, for the generalisation gap.
     """
     training: Any = run.settings
+    estimates = seed_for(training.seed, "self_conditioning")
     loader, fixed = run.loader(noisy), run.validation_loader(validation)
     fixed_members = None if members is None else run.validation_loader(validation.with_samples(members))
     may_stop = training.stop_when == MEMORIZING
     if may_stop and (members is None or min(len(members), len(validation.samples)) < FEWEST):
         raise CardioDiTError(f"stop_when: memorizing needs at least {FEWEST} training and {FEWEST} validation volumes.")
+    chooses = "validation_loss"
+    if training.validation_metric == "self_conditioned":
+        if not denoiser.is_self_conditioned:
+            raise CardioDiTError("validation_metric: self_conditioned needs a model with self_conditioning.")
+        chooses = SELF_CONDITIONED
     validate_every = run.schedule.every(training.validation_epochs, training.validation_steps)
     preview_every = run.schedule.every(training.preview_epochs, training.preview_steps) if preview else 0
     for _, batches in run.steps(loader):
         total = torch.zeros((), device=run.accelerator.device)
+        # One draw per step, so that every process and every batch of the step does the same.
+        drawn = torch.rand((), generator=generator_for(estimates, run.step))
+        with_estimate = denoiser.is_self_conditioned and bool(drawn < 0.5)
         for batch in run.accumulating(denoiser.model, batches):
-            loss = objective.losses(denoiser.model, clean_of(batch), batch).mean()
+            loss = objective.losses(denoiser.model, clean_of(batch), batch, with_estimate).mean()
             run.backward(loss)
             total += loss.detach() / len(batches)
         denoiser.update(run)
@@ -132,6 +147,8 @@ def train_denoiser(
             with denoiser.averaged():
                 value, losses = validate(run, denoiser.model, objective, fixed, clean_of)
                 values = {"validation_loss": value}
+                if denoiser.is_self_conditioned:
+                    values[SELF_CONDITIONED] = validate(run, denoiser.model, objective, fixed, clean_of, True)[0]
                 if members is not None and fixed_members is not None:
                     _, own = validate(run, denoiser.model, objective, fixed_members, clean_of)
                     values |= generalisation_gap(own, losses, len(members))
@@ -140,7 +157,7 @@ def train_denoiser(
                     "stop_when: memorizing needs a positive loss, which learned variances do not have."
                 )
             is_memorizing = may_stop and values["generalisation_gap_low"] > training.memorizing_gap
-            run.validated(values, denoiser.best, by="validation_loss", may_be_best=not is_memorizing)
+            run.validated(values, denoiser.best, by=chooses, may_be_best=not is_memorizing)
             if is_memorizing:
                 run.end_early()
                 run.say(
@@ -154,7 +171,12 @@ def train_denoiser(
 
 @torch.no_grad()
 def validate(
-    run: Run, model: torch.nn.Module, objective: Objective, loader: DataLoader, clean_of: CleanOf
+    run: Run,
+    model: torch.nn.Module,
+    objective: Objective,
+    loader: DataLoader,
+    clean_of: CleanOf,
+    with_estimate: bool = False,
 ) -> tuple[float, torch.Tensor]:
     """Return the mean loss over fixed noise and times, over all processes, and the mean loss of each volume."""
     model.eval()
@@ -162,7 +184,7 @@ def validate(
     each = torch.zeros(data.real, device=run.accelerator.device)
     sums = torch.zeros(2, device=run.accelerator.device)
     for batch in map(run.to_device, loader):
-        losses = objective.losses(model, clean_of(batch), batch)
+        losses = objective.losses(model, clean_of(batch), batch, with_estimate)
         sums += torch.stack([(losses * batch["weight"]).sum(), batch["weight"].sum()])
         is_real = batch["weight"] > 0
         each[batch["place"][is_real]] = losses[is_real].float()

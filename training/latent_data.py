@@ -26,7 +26,8 @@ from cardiodit.latents import (
 )
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.training.harness.schedule import seed_for
-from cardiodit.training.objectives import Batch, LabelledSamples, SamplesByVisit
+from cardiodit.training.noisy_samples import LabelledSamples, SamplesByVisit
+from cardiodit.training.objectives import Batch
 
 SCALE_SAMPLES = 16  # latents by which the scaling factor is checked
 SCALE_TOLERANCE = 0.3  # deviation from the standard deviation of 1
@@ -180,8 +181,11 @@ def check_scale(cohort: Cohort, vae: VQModel) -> None:
     """Raise an error unless latents times the scaling factor have a standard deviation near 1."""
     device = next(vae.parameters()).device
     some = islice((cohort.training.source[i] for i in range(len(cohort.training.source))), SCALE_SAMPLES)
-    right = measure_scale(encode(vae, volume[None].to(device)) if cohort.online else volume for volume in some)
-    held = vae.config.scaling_factor
+    latents = (encode(vae, volume[None].to(device)) if cohort.online else volume[None] for volume in some)
+    if vae.config.latents_mean is not None:
+        latents = (vae.scale_latents(latent) for latent in latents)
+    right = measure_scale(latents)
+    held = vae.config.scaling_factor if vae.config.latents_mean is None else 1.0
     if abs(held / right - 1) > SCALE_TOLERANCE:
         how = (
             "encode them (cardiodit encode) and run cardiodit scale-factor on the result"

@@ -6,21 +6,17 @@ scheduler that samples with it, and checks that a trained model belongs to it. T
 `LATENT_OBJECTIVES`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from torch.utils.data import Dataset, Subset
 
-from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.schedulers import NoiseAndImageScheduler, cosine_betas, make_scheduler
-from cardiodit.schedulers.solvers import FLOW, MOST_TIMESTEPS
-from cardiodit.training.harness.schedule import SampleOrder, seed_for
-from cardiodit.training.latent_augmentation import LatentAugmentation
+from cardiodit.schedulers.flow_scheduler import FLOW, FLOW_TO_DATA
+from cardiodit.schedulers.solvers import MOST_TIMESTEPS, split_prediction, zero_terminal_betas
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "smooth_l1": F.smooth_l1_loss,
@@ -28,7 +24,11 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "l1": F.l1_loss,
 }
 Prediction = Literal["v_prediction", "epsilon", "sample"]
+Loss = Literal["smooth_l1", "mse", "l1"]
+Direction = Literal["data_to_noise", "noise_to_data"]
 LOG_VARIANCE_RANGE = (-20.0, 5.0)
+SMALLEST_RATIO = 1e-8  # of signal to noise, by which weights are divided
+SMALLEST_TIME = 1e-5  # of flow matching, for the same reason
 
 Batch = dict[str, Any]
 
@@ -41,6 +41,7 @@ class Objective:
         noise_power: 1 draws all times equally often; with larger numbers, the share of times up to t is (t / T)^power.
     """
 
+    offset_noise_strength = 0.0  # of noise that is the same in a whole channel
     model_config: dict[str, Any]  # what the config of a model that was trained with it must say
 
     def __init__(self, num_train_timesteps: int, noise_power: float = 1.0) -> None:
@@ -83,14 +84,38 @@ class Objective:
         """Make the scheduler that samples with a model trained this way."""
         raise NotImplementedError
 
-    def losses(self, model: torch.nn.Module, clean: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the loss of each sample `(B,)`; `clean` `(B, C, *size)` is as the model sees it, latents scaled."""
+    def clean_from(self, predicted: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Return the clean samples that a prediction implies, for self-conditioning."""
+        raise CardioDiTError(f"The objective {type(self).__name__} cannot train self-conditioned models.")
+
+    def weights(self, time: torch.Tensor) -> torch.Tensor | None:
+        """Return the weight of each sample's loss `(B,)`; None weights all equally."""
+        return None
+
+    def losses(
+        self, model: torch.nn.Module, clean: torch.Tensor, batch: Batch, with_estimate: bool = False
+    ) -> torch.Tensor:
+        """Return the loss of each sample `(B,)`.
+
+        Args:
+            model: the model, called like a transformer.
+            clean: samples `(B, C, *size)` as the model sees them, latents scaled.
+            batch: their noise, times and conditions.
+            with_estimate: first let a self-conditioned model estimate the clean samples, and give it the estimate.
+        """
         noise, time = batch["noise"], batch["timestep"]
         inputs = {name: batch[key] for name, key in MODEL_INPUTS.items() if key in batch}
         if "condition" in inputs:
             inputs["condition"] = inputs["condition"].float()  # masks are loaded as uint8
-        predicted = model(self.corrupt(clean, noise, time), time, return_dict=False, **inputs)[0].float()
-        return self.error(predicted, self.target(clean, noise, time)).flatten(1).mean(dim=1)
+        noisy = self.corrupt(clean, noise, time)
+        if with_estimate:
+            with torch.no_grad():
+                first = model(noisy, time, return_dict=False, **inputs)[0].float()
+                inputs["self_condition"] = self.clean_from(first, noisy, time)
+        predicted = model(noisy, time, return_dict=False, **inputs)[0].float()
+        losses = self.error(predicted, self.target(clean, noise, time)).flatten(1).mean(dim=1)
+        weights = self.weights(time)
+        return losses if weights is None else losses * weights
 
     def conflicts(self, model_config: Any) -> list[str]:
         """Return a phrase for each entry by which a trained model shows that it had another objective."""
@@ -112,14 +137,24 @@ class Denoising(Objective):
         prediction_type: what the model predicts: the velocity v, the noise or the clean sample.
         loss: loss function between prediction and target.
         noise_power: see `Objective`.
+        huber_beta: error at which smooth_l1 changes from quadratic to linear.
+        min_snr_gamma: weight steps by their signal-to-noise ratio, limited to this number (Hang et al.,
+            arXiv:2303.09556), such as 5; 0 weights all equally.
+        offset_noise_strength: standard deviation of noise that is the same everywhere in a channel, added to the noise
+            of a training sample, such as 0.1; 0 adds none.
+        zero_terminal_snr: let the last step be pure noise, as where sampling starts (Lin et al., arXiv:2305.08891).
     """
 
     def __init__(
         self,
         num_train_timesteps: int = 300,
         prediction_type: Prediction = "v_prediction",
-        loss: Literal["smooth_l1", "mse", "l1"] = "smooth_l1",
+        loss: Loss = "smooth_l1",
         noise_power: float = 1.0,
+        huber_beta: float = 1.0,
+        min_snr_gamma: float = 0.0,
+        offset_noise_strength: float = 0.0,
+        zero_terminal_snr: bool = False,
     ) -> None:
         super().__init__(num_train_timesteps, noise_power)
         if prediction_type not in get_args(Prediction):  # such as the base of an adapter, trained by flow matching
@@ -127,9 +162,24 @@ class Denoising(Objective):
                 f"A model that predicts {prediction_type!r} cannot be trained, or steered by an adapter, with the "
                 f"objective `denoising`, which is for {', '.join(get_args(Prediction))}."
             )
-        self.prediction_type, self.loss = prediction_type, loss
+        if zero_terminal_snr and prediction_type == "epsilon":
+            raise CardioDiTError(
+                "zero_terminal_snr does not go with prediction_type epsilon: pure noise, the last step, tells nothing "
+                "about the sample. Use v_prediction or sample."
+            )
+        if zero_terminal_snr and min_snr_gamma:
+            raise CardioDiTError(
+                "min_snr_gamma does not go with zero_terminal_snr: it weights pure noise, the step at which sampling "
+                "starts, with 0, so that it is never learned. Choose one of them."
+            )
+        check_loss(loss, huber_beta, min_snr_gamma)
+        if offset_noise_strength < 0:
+            raise CardioDiTError(f"offset_noise_strength={offset_noise_strength} must not be negative.")
+        self.prediction_type, self.loss, self.huber_beta = prediction_type, loss, huber_beta
+        self.min_snr_gamma, self.offset_noise_strength = min_snr_gamma, offset_noise_strength
         self.model_config = {"prediction_type": prediction_type}
-        self.betas = cosine_betas(num_train_timesteps)
+        betas = cosine_betas(num_train_timesteps)
+        self.betas = zero_terminal_betas(betas) if zero_terminal_snr else betas
         self.scheduler: DDPMScheduler = make_scheduler("ddpm", num_train_timesteps, self.betas, prediction_type)
 
     @classmethod
@@ -150,23 +200,47 @@ class Denoising(Objective):
         if predicted.shape[1] == 2 * target.shape[1]:
             mean, log_variance = predicted.chunk(2, dim=1)
             return gaussian_nll(mean, log_variance, target)
-        return LOSSES[self.loss](predicted, target, reduction="none")
+        return error_of(self.loss, self.huber_beta, predicted, target)
+
+    def clean_from(self, predicted: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        alpha = self._alphas(time).view(-1, *(1,) * (noisy.ndim - 1)).to(noisy.dtype)
+        return split_prediction(self.prediction_type, predicted[:, : noisy.shape[1]], noisy, alpha)[0]
+
+    def weights(self, time: torch.Tensor) -> torch.Tensor | None:
+        if not self.min_snr_gamma:
+            return None
+        alpha = self._alphas(time)
+        ratio = alpha / (1 - alpha)
+        limited = ratio.clamp(max=self.min_snr_gamma)
+        return {
+            "v_prediction": limited / (ratio + 1),
+            "epsilon": limited / ratio.clamp(min=SMALLEST_RATIO),
+            "sample": limited,
+        }[self.prediction_type]
+
+    def _alphas(self, time: torch.Tensor) -> torch.Tensor:
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(time.device)
+        return self.scheduler.alphas_cumprod[time]
 
     def sampling_scheduler(self) -> Any:
         return make_scheduler("dpm++", self.num_train_timesteps, self.betas, self.prediction_type)
 
 
 class FlowMatching(Objective):
-    """Prediction of the velocity ε − x0 on the straight line x_t = (1 − t)·x0 + t·ε, as CardioDiT and VolDiT do now.
+    """Prediction of the velocity on the straight line between noise and data, as CardioDiT and VolDiT do now.
 
-    The model is given t · num_train_timesteps. Lipman et al., arXiv:2210.02747; times as in Esser et al.,
-    arXiv:2403.03206, section 3.1.
+    With the direction data_to_noise, x_t = (1 − t)·x0 + t·ε and the velocity is ε − x0; with noise_to_data, as in
+    PRDiT, x_t = (1 − t)·ε + t·x0 and it is x0 − ε. The model is given t · num_train_timesteps. Lipman et al.,
+    arXiv:2210.02747; times as in Esser et al., arXiv:2403.03206, section 3.1.
 
     Args:
-        num_train_timesteps: time of pure noise, as the model sees it.
+        num_train_timesteps: largest time, as the model sees it.
         sample_method: distribution of training times; logit_normal trains the middle more often.
         logit_mean, logit_std: mean and standard deviation of logit(t) with logit_normal.
         loss: loss function between prediction and target.
+        huber_beta: error at which smooth_l1 changes from quadratic to linear.
+        min_snr_gamma: weight times by their signal-to-noise ratio, limited to this number; 0 weights all equally.
+        direction: in which direction time runs: data_to_noise, as CardioDiT and VolDiT, or noise_to_data, as PRDiT.
     """
 
     def __init__(
@@ -175,11 +249,17 @@ class FlowMatching(Objective):
         sample_method: Literal["logit_normal", "uniform"] = "logit_normal",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
-        loss: Literal["smooth_l1", "mse", "l1"] = "smooth_l1",
+        loss: Loss = "smooth_l1",
+        huber_beta: float = 1.0,
+        min_snr_gamma: float = 0.0,
+        direction: Direction = "data_to_noise",
     ) -> None:
         super().__init__(num_train_timesteps)
-        self.sample_method, self.logit_mean, self.logit_std, self.loss = sample_method, logit_mean, logit_std, loss
-        self.model_config = {"prediction_type": FLOW}
+        check_loss(loss, huber_beta, min_snr_gamma)
+        self.sample_method, self.logit_mean, self.logit_std = sample_method, logit_mean, logit_std
+        self.loss, self.huber_beta, self.min_snr_gamma = loss, huber_beta, min_snr_gamma
+        self.ends_in_data = direction == "noise_to_data"
+        self.model_config = {"prediction_type": FLOW_TO_DATA if self.ends_in_data else FLOW}
 
     def draw_time(self, generator: torch.Generator) -> torch.Tensor:
         return self.time_at(torch.rand((), generator=generator, dtype=torch.float64))
@@ -191,17 +271,71 @@ class FlowMatching(Objective):
         return (share * self.num_train_timesteps).float()
 
     def corrupt(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        t = (time / self.num_train_timesteps).view(-1, *(1,) * (clean.ndim - 1)).to(clean.dtype)
-        return (1 - t) * clean + t * noise
+        t = self._share(time, clean)
+        first, last = (noise, clean) if self.ends_in_data else (clean, noise)
+        return (1 - t) * first + t * last
 
     def target(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        return noise - clean
+        return clean - noise if self.ends_in_data else noise - clean
 
     def error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return LOSSES[self.loss](predicted, target, reduction="none")
+        return error_of(self.loss, self.huber_beta, predicted, target)
+
+    def clean_from(self, predicted: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        t = self._share(time, noisy)
+        return noisy + (1 - t) * predicted if self.ends_in_data else noisy - t * predicted
+
+    def weights(self, time: torch.Tensor) -> torch.Tensor | None:
+        if not self.min_snr_gamma:
+            return None
+        noise = time / self.num_train_timesteps
+        noise = (1 - noise if self.ends_in_data else noise).clamp(min=SMALLEST_TIME)
+        ratio = ((1 - noise) / noise).square()
+        return ratio.clamp(max=self.min_snr_gamma) / ratio.clamp(min=SMALLEST_RATIO)
+
+    def _share(self, time: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return (time / self.num_train_timesteps).view(-1, *(1,) * (like.ndim - 1)).to(like.dtype)
 
     def sampling_scheduler(self) -> Any:
-        return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps)
+        return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, invert_sigmas=self.ends_in_data)
+
+
+class VoxelFlowMatching(FlowMatching):
+    """Flow matching of voxels as published for PRDiT: from noise to data, at uniform times, with a squared error.
+
+    The arguments are documented in `FlowMatching`.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        sample_method: Literal["logit_normal", "uniform"] = "uniform",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        loss: Loss = "mse",
+        huber_beta: float = 1.0,
+        min_snr_gamma: float = 0.0,
+        direction: Direction = "noise_to_data",
+    ) -> None:
+        super().__init__(
+            num_train_timesteps, sample_method, logit_mean, logit_std, loss, huber_beta, min_snr_gamma, direction
+        )
+
+
+def check_loss(loss: str, huber_beta: float, min_snr_gamma: float) -> None:
+    """Raise an error for settings of a loss that contradict each other."""
+    if huber_beta <= 0:
+        raise CardioDiTError(f"huber_beta={huber_beta} must be a positive number.")
+    if huber_beta != 1.0 and loss != "smooth_l1":
+        raise CardioDiTError(f"huber_beta={huber_beta} belongs to the loss smooth_l1, and the loss is {loss}.")
+    if min_snr_gamma < 0:
+        raise CardioDiTError(f"min_snr_gamma={min_snr_gamma} must not be negative; 0 weights all steps equally.")
+
+
+def error_of(loss: str, huber_beta: float, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the error of each voxel."""
+    extra = {"beta": huber_beta} if loss == "smooth_l1" else {}
+    return LOSSES[loss](predicted, target, reduction="none", **extra)
 
 
 def gaussian_nll(mean: torch.Tensor, log_variance: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -245,147 +379,5 @@ class NoiseAndImage(Objective):
 
 # The objectives that a config of a latent denoiser can choose (`diffusion.objective`); the first is the default.
 LATENT_OBJECTIVES: dict[str, type[Objective]] = {"denoising": Denoising, "flow_matching": FlowMatching}
-
-
-# --- Samples with their noise and time ---
-
-
-class Source(Protocol):
-    """Latents from files, or volumes that are encoded while training."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> torch.Tensor: ...
-
-
-class SamplesByVisit(Protocol):
-    """Training samples by visit number: dictionaries with `sample`, `subject` and what else a model is given."""
-
-    def __getitem__(self, visit: int) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class LabelledSamples:
-    """Samples with what is known about them.
-
-    Args:
-        source: tensors by index.
-        subjects: subject of each tensor.
-        labels: class number of each tensor, if there are labels.
-        conditions: masks of each tensor, if an adapter is trained.
-    """
-
-    source: Source
-    subjects: Sequence[str]
-    labels: Sequence[int] | None = None
-    conditions: Source | None = None
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Batch:
-        item: Batch = {"sample": self.source[index], "subject": self.subjects[index]}
-        if self.labels is not None:
-            item["label"] = torch.tensor(self.labels[index])
-        if self.conditions is not None:
-            item["condition"] = self.conditions[index]
-        return item
-
-    def shuffled(self, seed: int) -> "ShuffledSamples":
-        return ShuffledSamples(self, SampleOrder(len(self), seed))
-
-
-@dataclass(frozen=True)
-class ShuffledSamples:
-    """Samples by visit number, each once per epoch."""
-
-    samples: LabelledSamples
-    order: SampleOrder
-
-    def __getitem__(self, visit: int) -> Batch:
-        return self.samples[self.order[visit]]
-
-
-@dataclass(frozen=True)
-class Noising:
-    """Draw noise and times for samples from the seed and a sample's number alone.
-
-    Args:
-        objective: draws the times.
-        seed: the run's seed.
-        shape: shape of the noise `(C, *size)` if it is not the sample's, as for volumes that are still to be encoded.
-        null_label: stands for a label that was dropped; None if labels are never dropped.
-        label_dropout: share of labels to drop; None for models without labels, for which nothing is drawn.
-    """
-
-    objective: Objective
-    seed: int
-    shape: tuple[int, ...] | None = None
-    null_label: int | None = None
-    label_dropout: float | None = None
-
-    def noise_for(self, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(sample.shape if self.shape is None else self.shape, generator=generator)
-
-
-class NoisyDataset(Dataset):
-    """Training samples by visit number, each with its noise and time."""
-
-    def __init__(
-        self, samples: SamplesByVisit, noising: Noising, augmentation: LatentAugmentation | None = None
-    ) -> None:
-        self.samples = samples
-        self.noising = noising
-        self.augmentation = None if augmentation is None or augmentation.is_none else augmentation
-        self.seed = seed_for(noising.seed, "noise")
-
-    def __getitem__(self, visit: int) -> Batch:
-        item, noising = self.samples[visit], self.noising
-        generator = generator_for(self.seed, visit)
-        item["timestep"] = noising.objective.draw_time(generator)
-        if noising.label_dropout is not None:
-            is_dropped = torch.rand((), generator=generator) < noising.label_dropout
-            if "label" in item and noising.null_label is not None and is_dropped:
-                item["label"] = torch.tensor(noising.null_label)
-        if self.augmentation is not None:
-            item["augmentation"] = self.augmentation.draw(noising.seed, visit)
-        item["noise"] = noising.noise_for(item["sample"], generator)
-        return item
-
-
-class ValidationDataset(Dataset):
-    """Validation samples: every sample at several noise levels, with the same noise at every validation.
-
-    Times are stratified, one from each of `levels` equal parts of the training distribution, so that the mean over a
-    few of them varies little. The set is padded to a multiple of `multiple` by samples of weight 0, so that all
-    processes get equally many.
-    """
-
-    def __init__(
-        self, samples: "LabelledSamples | Subset[Batch]", noising: Noising, levels: int, multiple: int
-    ) -> None:
-        self.samples = samples
-        self.noising = noising
-        self.levels = levels
-        self.multiple = multiple
-        self.real = len(samples) * levels
-        self.size = -(-self.real // multiple) * multiple
-        self.seed = seed_for(noising.seed, "validation")
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, place: int) -> Batch:
-        index, level = divmod(place % self.real, self.levels)
-        generator = generator_for(self.seed, place % self.real)
-        item = self.samples[index]
-        share = (level + torch.rand((), generator=generator, dtype=torch.float64)) / self.levels
-        item["timestep"] = self.noising.objective.time_at(share)
-        item["noise"] = self.noising.noise_for(item["sample"], generator)
-        return {**item, "weight": torch.tensor(float(place < self.real)), "place": torch.tensor(place % self.real)}
-
-    def with_samples(self, others: LabelledSamples) -> "ValidationDataset":
-        """Return the same times and noises for equally many other samples, evenly spaced; few ones occur repeatedly."""
-        places = torch.linspace(0, len(others) - 1, len(self.samples)).round().int().tolist()
-        chosen = Subset(others, places)  # type: ignore[arg-type,var-annotated]  # it only needs to be indexed
-        return ValidationDataset(chosen, self.noising, self.levels, self.multiple)
+# The same for voxels (`process.objective`).
+VOXEL_OBJECTIVES: dict[str, type[Objective]] = {"noise_and_image": NoiseAndImage, "flow_matching": VoxelFlowMatching}

@@ -29,7 +29,7 @@ from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.models.unet_medlord import MedLoRDUNetModel
 from cardiodit.training.latent_augmentation import LatentAugmentation
-from cardiodit.training.objectives import LATENT_OBJECTIVES, NoiseAndImage
+from cardiodit.training.objectives import LATENT_OBJECTIVES, VOXEL_OBJECTIVES
 from cardiodit.training.vqgan_losses import LossSettings
 
 MEMORIZING = "memorizing"
@@ -69,6 +69,7 @@ class Training:
     lr_warmup_steps: int | None = option(None, "length of this rise in optimizer steps; overrides lr_warmup_epochs")
     lr_min_ratio: float = option(0.01, "final learning rate of the cosine schedule, as a fraction of learning_rate")
     lr_gamma: float = option(0.9999, EXPONENTIAL)
+    lr_step_gamma: float | None = option(None, "the same factor for every optimizer step; overrides lr_gamma")
     adam_beta1: float = option(0.9, "decay rate of Adam's first moment")
     adam_beta2: float = option(0.999, "decay rate of Adam's second moment")
     weight_decay: float = option(0.0, DECAY)
@@ -206,7 +207,7 @@ class VQGANSettings:
     dimensions: Literal[3, 4] = option(4, "4 for cine, encoded slice by slice (CardioDiT), 3 for 3D volumes (VolDiT)")
     model: Section = settings_of(
         VQModel,
-        omit=("scaling_factor", "spacing", "frame_time", "preprocessing"),
+        omit=("scaling_factor", "latents_mean", "latents_std", "spacing", "frame_time", "preprocessing"),
         kinds={"downsample_parameters": Any, "upsample_parameters": Any},
     )
     discriminator: Section = settings_of(
@@ -233,6 +234,11 @@ class AveragedTraining(Training):
     )
     validation_timesteps: Count = option(
         4, "number of noise levels at which the loss of each validation volume is computed"
+    )
+    validation_metric: Literal["unconditioned", "self_conditioned"] = option(
+        "unconditioned",
+        "validation loss that chooses the best weights of a self-conditioned model: without or with its own estimate; "
+        "both are logged",
     )
     stop_when: Literal["finished", "memorizing"] = option(
         "finished",
@@ -434,6 +440,9 @@ class PRDiTDataSettings(DataSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PRDiTTraining(PreviewedTraining):
+    train_base: bool = option(
+        False, "of a super-resolution model, also train the base that it corrects, as published with a rate of 1e-7"
+    )
     learning_rate: float = option(1e-4, PEAK_RATE)
     num_train_epochs: Count = option(1000, EPOCHS)
     preview_inference_steps: Count = option(100, SAMPLER_STEPS)
@@ -446,13 +455,13 @@ class PRDiTSettings:
     model: Section = settings_of(
         PRDiTTransformerModel,
         omit=(
-            *("sample_size", "in_channels", "spacing", "preprocessing"),
+            *("sample_size", "in_channels", "spacing", "preprocessing", "base_config"),
             *("prediction_type", "num_train_timesteps", "noise_scale", "training_precision"),
         ),
         defaults={"num_layers": 0},
         kinds={"num_layers": int},
     )
-    process: Section = settings_of(NoiseAndImage)
+    process: Section = settings_of_one(VOXEL_OBJECTIVES, "objective", "what the model is trained to do")
     data: PRDiTDataSettings = PRDiTDataSettings()
     training: PRDiTTraining = PRDiTTraining()
 

@@ -31,7 +31,8 @@ from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.state import Network
 from cardiodit.training.latent_augmentation import CHECKED, LatentAugmentation, check_augmentation
 from cardiodit.training.latent_data import check_scale, encode, read_cohort, training_samples, with_null_labels
-from cardiodit.training.objectives import Batch, Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.noisy_samples import Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.objectives import Batch
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
 from cardiodit.training.settings import DiTSettings, build_augmentation
 from cardiodit.training.upstream_config import translate_dit
@@ -126,7 +127,7 @@ def train(request: Request[Any], run: Run) -> None:
 
     def latents_of(batch: Batch) -> torch.Tensor:
         latents = encode(vae, batch["sample"]) if cohort.online else batch["sample"]
-        latents = latents * vae.config.scaling_factor
+        latents = vae.scale_latents(latents)
         drawn = batch.get("augmentation")
         return latents if drawn is None else augmentation(latents, drawn, training.seed)
 

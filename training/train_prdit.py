@@ -16,19 +16,14 @@ from cardiodit.hub.load import open_voxel_transformer
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
 from cardiodit.training.build_prdit import identity_of_local, model_for, tuned_model
+from cardiodit.training.build_transformer import objective_from
 from cardiodit.training.denoiser_loop import Denoiser, train_denoiser
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
 from cardiodit.training.image_data import SliceDataset, data_config, preprocessing_of, read_volumes, say_oddities
-from cardiodit.training.objectives import (
-    Batch,
-    LabelledSamples,
-    NoiseAndImage,
-    Noising,
-    NoisyDataset,
-    ValidationDataset,
-)
+from cardiodit.training.noisy_samples import LabelledSamples, Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.objectives import VOXEL_OBJECTIVES, Batch
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
 from cardiodit.training.settings import PRDiTSettings, build_augmentation
 
@@ -58,6 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="for stage 2, the local denoiser: its folder, a run of stage 1, or org/name on the Hub",
     )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="for super-resolution (model.super_resolution), the model of the lower resolution that is corrected: its "
+        "folder, a run, or org/name on the Hub",
+    )
     add_upload_options(parser)
 
 
@@ -65,7 +66,7 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
     settings, training = request.settings, request.settings.training
 
     # The objective, the data, the transformer.
-    objective = NoiseAndImage(**settings.process)
+    objective = objective_from(settings.process, classes=VOXEL_OBJECTIVES)
     tuned = tuned_model(request, objective)
     volumes, held_out = read_volumes(run, request, preprocessing_of(request, tuned))
     size = volumes.shapes[0][1:]
@@ -103,7 +104,7 @@ def train(request: Request[PRDiTSettings], run: Run) -> None:
     def write(folder: Path) -> None:
         as_pipeline(open_voxel_transformer(run.folder / "best")).save_pretrained(folder)
 
-    finish_pipeline(run, upload, write, earlier_stage=request.options.stage1)
+    finish_pipeline(run, upload, write, earlier_stage=request.options.stage1 or request.options.base)
 
 
 if __name__ == "__main__":

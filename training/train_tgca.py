@@ -28,7 +28,8 @@ from cardiodit.training.denoiser_loop import Denoiser, train_denoiser
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
-from cardiodit.training.objectives import Batch, Denoising, Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.noisy_samples import Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.objectives import Batch, Denoising
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline
 from cardiodit.training.settings import TGCASettings
 
@@ -98,10 +99,9 @@ def train(request: Request[Any], run: Run, make_adapter: Callable[..., Any], fre
     shuffled = MaskDropout(samples.shuffled(training.seed), settings.conditions, training.seed)
     noisy = NoisyDataset(shuffled, noising)
     validation = ValidationDataset(held_out, noising, training.validation_timesteps, run.samples_a_pass)
-    scale = pipe.vae.config.scaling_factor
 
     def latents_of(batch: Batch) -> torch.Tensor:
-        return batch["sample"] * scale
+        return pipe.vae.scale_latents(batch["sample"])
 
     modules = {**({system.component: base} if freed else {}), system.adapter_component: model.adapter}
     both = torch.nn.ModuleList([model.adapter, base])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cardiodit.convert.dit_config import DiTConfig, DiTTraining, read_dit_config
 from cardiodit.convert.medlord_config import (
     ControlNetConfig,
     UNetConfig,
@@ -15,20 +16,15 @@ from cardiodit.convert.medlord_config import (
     read_controlnet_config,
     read_unet_config,
 )
-from cardiodit.convert.upstream_config import (
-    DiTConfig,
-    DiTTraining,
-    Run,
-    VQGANConfig,
-    read_dit_config,
-    read_vqgan_config,
-)
+from cardiodit.convert.upstream_config import Run, VQGANConfig, read_vqgan_config
 from cardiodit.errors import CardioDiTError
 
 Plain = dict[str, Any]
 PRECISIONS = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16", "fp32": "no", "float32": "no"}
 # Their keys that would change training and that we do not support.
-UNSUPPORTED = ("min_snr_gamma", "offset_noise_strength", "use_bucket_sampler", "latent_stats_path", "alpha_pool")
+UNSUPPORTED = ("latent_stats_path", "phase_dir", "latent_time_pad_multiple")
+MICROBATCHES = "grad_accum_microbatch"
+BATCHES = (None, "fixed", MICROBATCHES)
 
 
 def translate_vqgan(path: Path, raw: Plain) -> Plain | None:
@@ -74,6 +70,8 @@ def vqgan_settings(config: VQGANConfig) -> Plain:
         "decay": params.decay,
         "epsilon": params.epsilon,
         "dropout": params.dropout,
+        "quantize_latents": config.quantized,
+        "dead_code_threshold": params.dead_code_threshold,
     }
     losses = {
         "perceptual_weight": training.perceptual_weight,
@@ -87,6 +85,7 @@ def vqgan_settings(config: VQGANConfig) -> Plain:
         **_shared(training),
         "discriminator_learning_rate": training.disc_lr,
         "lr_gamma": training.lr_gamma,
+        "lr_step_gamma": training.lr_update_gamma,
     }
     plain: Plain = {
         "model": model,
@@ -169,28 +168,25 @@ def _averaged(training: UNetTraining) -> Plain:
 def dit_settings(config: DiTConfig) -> Plain:
     params, training = config.params, config.training
     _refuse(config)
-    hidden, heads = params.hidden_size, params.num_heads
-    model = {
-        "patch_size": params.patch,
-        "in_channels": params.in_channels,
-        "num_layers": params.depth,
-        "num_attention_heads": heads,
-        "attention_head_dim": hidden // heads,
-        "mlp_ratio": params.mlp_ratio,
-        "class_dropout_prob": params.class_dropout_prob,
-        "learn_sigma": params.learn_sigma,
-        "dropout": params.dropout,
-        "sample_size": params.input_size,
-    }
     betas = training.betas or (None, None)
+    kept = training.keep_last_n_checkpoints
     run = {
         **_shared(training),
+        "max_train_steps": training.target_optimizer_updates or training.total_updates,
+        "checkpointing_steps": training.checkpoint_optimizer_updates,
+        "checkpoints_total_limit": kept if kept is not None and kept > 0 else None,
+        "lr_warmup_steps": training.warmup_updates,
         "use_ema": training.use_ema,
         "ema_decay": training.ema_decay,
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
+        "validation_metric": training.validation_primary_metric,
     }
-    if training.warmup_epochs is not None or training.min_lr_ratio is not None:
+    if training.batch_strategy == MICROBATCHES:
+        batches = (training.grad_accum_steps or 1) * (training.batch_size or 1)
+        run |= {"train_batch_size": 1, "gradient_accumulation_steps": batches}
+    of_cosine = (training.warmup_epochs, training.warmup_updates, training.min_lr_ratio)
+    if training.rate_schedule == "cosine_warmup" or (training.rate_schedule is None and of_cosine != (None,) * 3):
         run["lr_scheduler"] = "cosine"
     elif training.lr_gamma is not None:
         run |= {"lr_scheduler": "exponential", "lr_gamma": training.lr_gamma, "lr_warmup_epochs": 0}
@@ -198,14 +194,32 @@ def dit_settings(config: DiTConfig) -> Plain:
         {
             "dimensions": len(params.input_size),
             "label_column": "label" if params.num_classes else None,
-            "model": model,
-            "diffusion": {
-                "num_train_timesteps": config.scheduler.num_train_timesteps,
-                "prediction_type": config.scheduler.prediction_type,
-            },
+            "model": params.of_model,
+            "diffusion": _diffusion(config),
+            "augmentation": {"flip_probability": 0.5} if training.augment_latents else None,
             "training": run,
         }
     )
+
+
+def _diffusion(config: DiTConfig) -> Plain:
+    """Return the settings of the objective."""
+    scheduler, training = config.scheduler, config.training
+    shared = {
+        "num_train_timesteps": scheduler.num_train_timesteps,
+        "loss": training.loss,
+        "huber_beta": training.huber_beta if training.loss in (None, "smooth_l1") else None,
+        "min_snr_gamma": training.min_snr_gamma,
+    }
+    if config.is_flow:
+        names = ("sample_method", "logit_mean", "logit_std")
+        return {"objective": "flow_matching", **shared, **{name: getattr(scheduler, name) for name in names}}
+    return {
+        **shared,
+        "prediction_type": scheduler.prediction_type,
+        "zero_terminal_snr": scheduler.zero_terminal_snr,
+        "offset_noise_strength": training.offset_noise_strength,
+    }
 
 
 def _shared(training: Run) -> Plain:
@@ -229,6 +243,11 @@ def _shared(training: Run) -> Plain:
 def _preprocessing(training: Run) -> Plain:
     """Return CardioDiT's preset with the sizes of the file."""
     plane = training.roi_size
+    if isinstance(training.target_frames, str) or training.time_pad_multiple is not None:
+        raise CardioDiTError(
+            "target_frames: native and time_pad_multiple keep the frames of each file, and here a VQ-GAN trains on "
+            "cines of equal length: give target_frames as a number."
+        )
     frames = training.target_frames or (plane[2] if plane is not None and len(plane) == 3 else None)
     size = None if plane is None else [*plane[:2], training.target_z]
     return {"preset": "cardiodit", "size": size, "frames": frames}
@@ -237,12 +256,18 @@ def _preprocessing(training: Run) -> Plain:
 def _refuse(config: DiTConfig) -> None:
     training: DiTTraining = config.training
     unsupported = [name for name in UNSUPPORTED if getattr(training, name) not in (None, False, 0, 0.0)]
-    if config.params.spacing is not None:
-        unsupported.append("spacing")
+    if training.use_bucket_sampler or training.batch_strategy not in BATCHES:
+        unsupported.append("batches of different shapes (use_bucket_sampler, batch_strategy)")
     if unsupported:
         raise CardioDiTError(
             f"{config.file}: {', '.join(unsupported)} would change training and is not supported. Remove it from the "
             "file to train without it."
+        )
+    if training.normalize_latents:
+        print(
+            f"{config.file}: normalize_latents is a property of the VQ model here, which `cardiodit scale-factor "
+            "--per_channel` writes into its config.",
+            file=sys.stderr,
         )
 
 

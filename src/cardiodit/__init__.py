@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from cardiodit.pipelines.load import open_pipeline
     from cardiodit.privacy.audit import audit
-    from cardiodit.schedulers import NoiseAndImageScheduler, change_solver, make_scheduler
+    from cardiodit.schedulers import FlowScheduler, NoiseAndImageScheduler, change_solver, make_scheduler
 
 __version__ = "0.1.0.dev0"
 
@@ -49,6 +49,7 @@ __all__ = [
     "CopyDetector",
     "DiT3DTransformerModel",
     "DiT4DTransformerModel",
+    "FlowScheduler",
     "Geometry",
     "HeartSegmenter",
     "Intensity",
@@ -85,6 +86,7 @@ _SAVED_CLASSES = {
     "CopyDetector": "cardiodit.models.copy_detector",
     "DiT3DTransformerModel": "cardiodit.models.transformer_dit",
     "DiT4DTransformerModel": "cardiodit.models.transformer_dit",
+    "FlowScheduler": "cardiodit.schedulers",
     "HeartSegmenter": "cardiodit.models.segmenter",
     "MedLoRDControlNetModel": "cardiodit.models.controlnet_medlord",
     "MedLoRDControlPipeline": "cardiodit.pipelines",

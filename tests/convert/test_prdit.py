@@ -212,8 +212,8 @@ def without(weights: Weights, *names: str) -> Weights:
         ),
         (lambda w: without(w, "t_embedder.mlp.0.weight"), "holds no PRDiT: t_embedder.mlp.0.weight missing among its"),
         (
-            lambda w: {**w, "coarse.mlp_denoise.linear_final.weight": torch.zeros(512, 512)},
-            "another variant of PRDiT: it predicts 512 values for each patch of 512",
+            lambda w: {**w, "coarse.mlp_denoise.linear_final.weight": torch.zeros(500, 512)},
+            "another variant of PRDiT: it predicts 500 values for each patch of 512",
         ),
         (
             lambda w: {**w, "coarse.mlp_denoise.linear_final.weight": torch.zeros(1024, 1000)},
@@ -374,7 +374,8 @@ def test_a_yaml_without_sizes_leaves_them_to_the_weights(tmp_path: Path, capsys:
         ({"model": {"name": "PRDiT-XS/8/4"}}, "depth: 4 by the config, 1 by the weights"),
         ({"model": {"name": "PRDiT-XS/8/1", "out_channels": 1}}, "out_channels: 1 by the config, 2 by the weights"),
         ({"model": {"name": "PRDiT-XS/8/1", "num_heads": 12}}, "num_heads: 12 by the config, 6 by the weights"),
-        ({"model": {"name": "PRDiT-B/16/0-s16"}}, "model.name is 'PRDiT-B/16/0-s16', which is not a model that can"),
+        ({"model": {"name": "PRDiT-B/16/0-x16"}}, "model.name is 'PRDiT-B/16/0-x16', which is not a model that can"),
+        ({"model": {"name": "PRDiT-XS/8/1-s4"}}, "stride: 4 by the config, 8 by the weights"),
         (
             {"model": {"name": "PRDiT-XS/8/1"}, "arch": "PRDiT-S/8/1"},
             "contradicts itself: arch is PRDiT-S/8/1, model.name is",

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cardiodit.convert.upstream_config import read_dit_config, read_vqgan_config
+from cardiodit.convert.dit_config import read_dit_config
+from cardiodit.convert.upstream_config import read_vqgan_config
 from cardiodit.errors import CardioDiTError
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
@@ -164,7 +165,8 @@ def test_compact_dit() -> None:
 def test_expanded_dit(write: Any) -> None:
     config = read_dit_config(write(EXPANDED_DIT))
     assert config.params.mlp_ratio == 4.0
-    assert config.params.dropout == 0.1
+    assert config.params.of_model["dropout"] == 0.1 and "attention_dropout" not in config.params.of_model
+    assert config.params.of_model["projection_dropout"] == 0.0
     assert config.scheduler.prediction_type == "epsilon"
     assert config.training.scale_factor == 4.364003
     assert (config.training.base_lr, config.training.betas) == (1e-4, (0.9, 0.95))
@@ -261,13 +263,10 @@ DIT_MISTAKES = [
     ("dit.params.patch_size", [1, 4, 4], ["patch_size has 3 numbers", "input_size has 4"]),
     ("dit.params.patch_size", [1, 3, 4, 2], ["[1, 3, 4, 2]", "does not divide", "[2, 8, 8, 4]"]),
     ("dit.params.num_heads", 5, ["hidden_size 64", "num_heads 5"]),
-    ("dit.params.self_conditioning", True, ["dit.params.self_conditioning", "self-conditioning is not supported"]),
-    ("dit.params.temporal_pe", "rope", ["dit.params.temporal_pe", "'rope'", "absolute"]),
-    ("dit.params.attn_drop", 0.1, ["attn_drop 0.1", "mlp_drop 0.2"]),
-    ("dit.scheduler.zero_terminal_snr", True, ["dit.scheduler.zero_terminal_snr", "zero signal"]),
+    ("dit.self_conditioning", True, ["self_conditioning is True in training and False in the model"]),
+    ("dit.params.temporal_pe", "rope3d", ["dit.params.temporal_pe", "'rope3d'", "'absolute'"]),
     ("dit.scheduler.schedule", "linear", ["dit.scheduler.schedule", "'linear'", "'cosine'"]),
     ("dit.scheduler.prediction_type", "flow", ["dit.scheduler.prediction_type", "'flow'", "'epsilon'"]),
-    ("dit.normalize_latents", True, ["dit.normalize_latents", "one factor"]),
     ("dit.scale_factor", [1.0], ["dit.scale_factor", "a number or null", "[1.0]"]),
 ]
 
@@ -275,8 +274,6 @@ DIT_MISTAKES = [
 @pytest.mark.parametrize(("key", "value", "words"), DIT_MISTAKES)
 def test_mistakes_in_a_dit_config(write: Any, key: str, value: Any, words: list[str]) -> None:
     config = changed(golden("cardiodit/dit.yaml"), key, value)
-    if key == "dit.params.attn_drop":
-        config = changed(config, "dit.params.mlp_drop", 0.2)
     with pytest.raises(CardioDiTError) as caught:
         read_dit_config(write(config))
     for word in ["config.yaml", *words]:
@@ -292,12 +289,13 @@ def test_a_missing_key(write: Any) -> None:
 
 def test_mistakes_in_the_expanded_schema_name_its_sections(write: Any) -> None:
     config = yaml.safe_load(EXPANDED_DIT)
-    with pytest.raises(CardioDiTError, match=r"model.params.qk_norm is not a known key"):
-        read_dit_config(write(changed(config, "model.params.qk_norm", True)))
-    with pytest.raises(CardioDiTError, match=r"training.normalize_latents is True"):
-        read_dit_config(write(changed(config, "training.normalize_latents", True)))
-    with pytest.raises(CardioDiTError, match=r"scheduler_type is not a known key; did you mean 'scheduler'"):
-        read_dit_config(write(changed(config, "scheduler_type", "flow_matching")))
+    with pytest.raises(CardioDiTError, match=r"model.params.qk_nrm is not a known key"):
+        read_dit_config(write(changed(config, "model.params.qk_nrm", True)))
+    with pytest.raises(CardioDiTError, match=r"training.normalize_latents must be true or false"):
+        read_dit_config(write(changed(config, "training.normalize_latents", "yes")))
+    with pytest.raises(CardioDiTError, match=r"scheduler_typ is not a known key; did you mean 'scheduler_type'"):
+        read_dit_config(write(changed(config, "scheduler_typ", "flow_matching")))
+    assert read_dit_config(write(changed(config, "scheduler_type", "flow_matching"))).prediction_type == "flow"
 
 
 @pytest.mark.parametrize("content", [EXPANDED_DIT, (GOLDEN / "cardiodit/dit.yaml").read_text()])

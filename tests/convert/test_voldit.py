@@ -16,7 +16,7 @@ from cardiodit.convert.cardiodit import load_transformer, load_vq_model
 from cardiodit.convert.voldit import convert_voldit
 from cardiodit.errors import CardioDiTError
 from cardiodit.models import DiT3DTransformerModel, VQModel3D
-from cardiodit.models.transformer_dit import sincos_positions
+from cardiodit.models.positions import sincos_positions
 from cardiodit.pipelines.pipeline_voldit import VolDiTControlPipeline, VolDiTPipeline
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "voldit"

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cardiodit import CardioDiTError, DiT3DTransformerModel, DiT4DTransformerModel
-from cardiodit.models.transformer_dit import kept_positions, patchify, sincos_positions, unpatchify
+from cardiodit.models.positions import kept_positions, sincos_positions
+from cardiodit.models.transformer_dit import patchify, unpatchify
 
 
 def test_patchify_orders_tokens_and_features_as_published() -> None:

@@ -179,7 +179,7 @@ def test_unknown_solvers_and_schedules() -> None:
         change_solver(NoiseAndImageScheduler(), "ddim")
     with pytest.raises(CardioDiTError, match="'linear'"):
         change_solver(DDIMScheduler(), "dpm++")
-    with pytest.raises(CardioDiTError, match="FlowMatchEulerDiscreteScheduler"):
+    with pytest.raises(CardioDiTError, match="trained by flow matching; choose one of euler, heun, rk4, pc, pc_heun"):
         change_solver(FlowMatchEulerDiscreteScheduler(), "dpm++")
 
 

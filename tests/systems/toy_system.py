@@ -25,7 +25,8 @@ from cardiodit.training.denoiser_loop import Denoiser, train_denoiser
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.run import Run
 from cardiodit.training.image_data import SliceDataset, data_config, read_volumes
-from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.noisy_samples import LabelledSamples, Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.objectives import Denoising
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
 from cardiodit.training.settings import DataSettings, PreviewedTraining, build_augmentation, build_preprocessing
 

@@ -155,8 +155,8 @@ def test_the_authors_training_keys_have_their_meaning(tmp_path: Path) -> None:
     assert (training.num_train_epochs, training.gradient_accumulation_steps, training.learning_rate) == (7, 4, 3e-4)
     assert (training.lr_scheduler, training.lr_warmup_epochs, training.lr_min_ratio) == ("cosine", 2, 0.1)
     assert (training.mixed_precision, training.validation_epochs, training.ema_decay) == ("bf16", 5, 0.99)
-    raw["dit"] |= {"min_snr_gamma": 5.0}
-    with pytest.raises(CardioDiTError, match="min_snr_gamma would change training"):
+    raw["dit"] |= {"phase_dir": "phases"}
+    with pytest.raises(CardioDiTError, match="phase_dir would change training"):
         read_dit("--config", config(tmp_path, yaml.safe_dump(raw)))
 
 

@@ -12,7 +12,8 @@ from cardiodit import VQModel4D
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.denoiser_loop import generalisation_gap
 from cardiodit.training.latent_augmentation import LatentAugmentation, check_augmentation, shifted
-from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, ValidationDataset
+from cardiodit.training.noisy_samples import LabelledSamples, Noising, ValidationDataset
+from cardiodit.training.objectives import Denoising
 
 from .conftest import lines_of
 

@@ -12,15 +12,8 @@ from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
 from cardiodit.pipelines.scheduler_utils import SchedulerStep, set_timesteps
 from cardiodit.training.harness.schedule import DistributedSampler
-from cardiodit.training.objectives import (
-    Denoising,
-    FlowMatching,
-    LabelledSamples,
-    Noising,
-    NoisyDataset,
-    ValidationDataset,
-    gaussian_nll,
-)
+from cardiodit.training.noisy_samples import LabelledSamples, Noising, NoisyDataset, ValidationDataset
+from cardiodit.training.objectives import Denoising, FlowMatching, gaussian_nll
 
 SHAPE = (4, 2, 4, 4, 2)
 PATIENTS = LabelledSamples([torch.full(SHAPE, float(i)) for i in range(5)], list("abcde"), [0, 1, 2, 0, 1])
@@ -157,7 +150,7 @@ def test_noisy_steps_may_be_visited_more_often() -> None:
 
 # --- Flow matching ---
 
-FLOW = load_file(Path(__file__).parents[1] / "fixtures/golden/flow/expected.safetensors")
+FLOW = load_file(Path(__file__).parents[1] / "fixtures/golden/cardiodit_flow/dit_expected.safetensors")
 
 
 def test_flow_matching_is_as_published() -> None:

@@ -21,7 +21,8 @@ from cardiodit.imaging.manifest import read_manifest
 from cardiodit.training import train_dit, train_prdit
 from cardiodit.training.harness.schedule import DistributedSampler
 from cardiodit.training.harness.state import WEIGHTS
-from cardiodit.training.objectives import Denoising, LabelledSamples, Noising, NoisyDataset
+from cardiodit.training.noisy_samples import LabelledSamples, Noising, NoisyDataset
+from cardiodit.training.objectives import Denoising
 
 from ..conftest import begin_two, copy_chests
 from ..prepared_python import python

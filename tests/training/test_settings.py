@@ -21,12 +21,32 @@ STAGES = {
 
 
 # Keys that earlier versions did not have
-EVERYWHERE = {"checkpointing_minutes": None}
-STOPS = {"stop_when": "finished", "memorizing_gap": 0.1}
+EVERYWHERE = {"checkpointing_minutes": None, "lr_step_gamma": None}
+STOPS = {"stop_when": "finished", "memorizing_gap": 0.1, "validation_metric": "unconditioned"}
+POSITIONS = {
+    "position_mode": "absolute",
+    "position_steps": None,
+    "max_sample_size": None,
+    "position_time_scale": 1.0,
+    "phase_schema": "frames",
+    "qk_norm": False,
+    "self_conditioning": False,
+}
+DROPOUTS = dict.fromkeys(("attention_dropout", "projection_dropout", "mlp_dropout"))
+PROCESS = {"huber_beta": 1.0, "min_snr_gamma": 0.0, "offset_noise_strength": 0.0, "zero_terminal_snr": False}
 NEW = {
-    "train_dit": {"diffusion": {"objective": "denoising"}, "model": {"attention_dropout": None}, "training": STOPS},
+    "train_vqgan": {"model": {"quantize_latents": True, "dead_code_threshold": None}},
+    "train_dit": {
+        "diffusion": {"objective": "denoising", **PROCESS},
+        "model": {**DROPOUTS, **POSITIONS},
+        "training": STOPS,
+    },
     "train_tgca": {"conditions": {"key_dropout_prob": 0.0}, "training": STOPS},
-    "train_prdit": {"training": STOPS},
+    "train_prdit": {
+        "model": {"tile_size": 8, "super_resolution": 1},
+        "process": {"objective": "noise_and_image"},
+        "training": {**STOPS, "train_base": False},
+    },
 }
 NO_CHANGE = {"shift": 0, "noise": 0.0, "flip_probability": 0.0, "cycle_probability": 0.0}
 NEW_SECTIONS = {"train_dit": {"augmentation": NO_CHANGE}}

@@ -157,6 +157,72 @@ def test_flow_matching_from_the_config_to_samples(train_a_dit: Callable) -> None
         train_a_dit("tuned", "--init_from", str(run))
 
 
+NEWEST = {
+    "position_mode": "axial_rope",
+    "qk_norm": True,
+    "self_conditioning": True,
+    "position_steps": [3.0, 1.0, 1.0, 2.0],
+    "mlp_dropout": 0.1,
+}
+
+
+def test_the_newest_model_from_the_config_to_samples(train_a_dit: Callable) -> None:
+    """Rotary positions, self-conditioning and zero-terminal SNR; it also samples more slices and frames."""
+    settings: dict[str, Any] = {"model": NEWEST, "diffusion": {"zero_terminal_snr": True, "offset_noise_strength": 0.1}}
+    by_estimate = {"validation_metric": "self_conditioned", "max_train_steps": 40}
+    run = train_a_dit("newest", **settings, training=by_estimate)
+    losses = list(lines_of(run).values())
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    both = [lines_of(run, f"validation_loss{name}") for name in ("", "_self_conditioned")]
+    assert both[0].keys() == both[1].keys() and both[0] != both[1]
+    assert json.loads((run / "best/state.json").read_text())["measure"] == "validation_loss_self_conditioned"
+    pipe = open_pipeline(run / "pipeline")
+    assert pipe.transformer.config.mlp_dropout == 0.1 and pipe.scheduler.config.trained_betas[-1] == 1.0
+    whole, split = (pipe(num_inference_steps=4, num_samples=n, seed=0, first_sample=2 - n) for n in (2, 1))
+    assert np.allclose(whole.volumes[1], split.volumes[0], atol=1e-5)
+    first = pipe(num_inference_steps=4, seed=0, output_type="latent").volumes
+    pipe.transformer.register_to_config(self_conditioning=False)
+    with pytest.raises(Exception, match="shape|size"):
+        pipe(num_inference_steps=4, seed=0)  # its first layer also takes the estimate
+    pipe.transformer.register_to_config(self_conditioning=True)
+    assert torch.equal(pipe(num_inference_steps=4, seed=0, output_type="latent").volumes, first)
+    longer = pipe(num_inference_steps=2, depth=pipe.transformer.config.sample_size[0] + 1, seed=0).volumes
+    assert longer.shape[3] == pipe.transformer.config.sample_size[0] + 1
+
+
+def test_estimates_are_drawn_by_the_step_alone(train_a_dit: Callable) -> None:
+    """Two batches per step in one process make the same choice, so that other batch sizes give the same losses."""
+    of_one = train_a_dit(
+        "one", model=NEWEST | {"mlp_dropout": 0.0}, training={"max_train_steps": 6, "train_batch_size": 4}
+    )
+    split = {"max_train_steps": 6, "train_batch_size": 2, "gradient_accumulation_steps": 2}
+    of_two = train_a_dit("two", model=NEWEST | {"mlp_dropout": 0.0}, training=split)
+    first, second = lines_of(of_one), lines_of(of_two)
+    assert first == pytest.approx(second, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"diffusion": {"zero_terminal_snr": True, "prediction_type": "epsilon"}},
+            "does not go with prediction_type epsilon",
+        ),
+        (
+            {"diffusion": {"zero_terminal_snr": True, "min_snr_gamma": 5.0}},
+            "min_snr_gamma does not go with zero_terminal",
+        ),
+        ({"diffusion": {"huber_beta": 0.5, "loss": "mse"}}, "huber_beta=0.5 belongs to the loss smooth_l1"),
+        ({"diffusion": {"objective": "flow_matching", "offset_noise_strength": 0.1}}, "belongs to objective denoising"),
+        ({"diffusion": {"objective": "flow_matching"}, "model": {"learn_sigma": True}}, "learn_sigma needs a process"),
+        ({"training": {"validation_metric": "self_conditioned"}}, "needs a model with self_conditioning"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused_by_name(train_a_dit: Callable, changes: dict, words: str) -> None:
+    with pytest.raises(CardioDiTError, match=words):
+        train_a_dit("run", **changes)
+
+
 def test_a_labelled_model_that_is_tuned_without_labels_gets_its_null_label(train_a_dit: Callable) -> None:
     """Sampling without labels uses it, too; and every weight has a gradient, without which DDP stops."""
     base = train_a_dit("base", training={"max_train_steps": 2})
@@ -179,7 +245,7 @@ def test_a_config_chooses_the_objective(train_a_dit: Callable, tmp_path: Path, m
     for pipe in (open_pipeline(run / "pipeline"), open_checkpoint(run, run / "checkpoint-12")):
         assert pipe.transformer.config.prediction_type == pipe.scheduler.config.prediction_type == "sample"
         assert pipe.scheduler.config.num_train_timesteps == 40
-    with pytest.raises(CardioDiTError, match=r"diffusion.loss is not a known key \(known: num_train_timesteps, obj"):
+    with pytest.raises(CardioDiTError, match="diffusion.loss belongs to objective denoising or flow_matching, and obj"):
         train_a_dit("other", diffusion={**diffusion, "loss": "mse"})
     with pytest.raises(CardioDiTError, match=r"diffusion.objective must be 'denoising' or .*'clean_sample', found 'f'"):
         train_a_dit("other", diffusion={"objective": "f"})

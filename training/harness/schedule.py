@@ -102,6 +102,8 @@ class Schedule:
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.settings.lr_scheduler == "exponential":
+            if self.settings.lr_step_gamma is not None:
+                return self.settings.lr_step_gamma**step
             return self.settings.lr_gamma ** math.floor(step / self.epoch)
         if self.settings.lr_scheduler == "cosine":
             done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))

@@ -220,7 +220,7 @@ class Reader:
         values = {}
         for key, value in raw.items():
             if key not in known:
-                raise self.error(_join(at, key), f"is not a known key{_nearest(key, list(known))}")
+                raise self.error(_join(at, key), _unknown(kind, key, raw, list(known)))
             values[key] = self.value(hints[key], value, _join(at, key))
             self.check_allowed(values[key], known[key].metadata, _join(at, key))
         for name, f in known.items():
@@ -328,6 +328,19 @@ def _describe(kind: Any) -> str:
 
 def _join(at: str, key: Any) -> str:
     return f"{at}.{key}" if at else str(key)
+
+
+def _unknown(kind: type, key: Any, raw: dict, known: list[str]) -> str:
+    """Describe a key that a section does not have, but perhaps another of its alternatives."""
+    others = [
+        name
+        for name, other in (kind.alternatives.items() if issubclass(kind, Section) else ())
+        if key in {f.name for f in fields(other)}  # type: ignore[arg-type]
+    ]
+    if others:
+        chosen = raw.get(kind.chosen_by, next(iter(kind.alternatives)))  # type: ignore[attr-defined]
+        return f"belongs to {kind.chosen_by} {' or '.join(others)}, and {kind.chosen_by} is {chosen}"  # type: ignore[attr-defined]
+    return f"is not a known key{_nearest(key, known)}"
 
 
 def _nearest(key: Any, known: list[str]) -> str:

@@ -20,6 +20,7 @@ from cardiodit.errors import CardioDiTError
 
 SOLVERS = ("ddpm", "ddim", "dpm++", "unipc")  # of `cardiodit.schedulers`, which would import torch for `--help`
 PRDIT_SOLVERS = ("hot", "euler")
+FLOW_SOLVERS = ("heun", "rk4", "pc", "pc_heun")
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -52,9 +53,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--num_inference_steps", type=int, help="number of denoising steps (25; PRDiT: 100)")
     parser.add_argument(
         "--solver",
-        choices=(*SOLVERS, *PRDIT_SOLVERS),
-        help="sampling method; hot and euler are for PRDiT, the others for latent models. Default: the one saved with "
-        "the model",
+        choices=(*SOLVERS, *PRDIT_SOLVERS, *FLOW_SOLVERS),
+        help="sampling method; hot and euler are for PRDiT; euler, heun, rk4, pc and pc_heun for models trained by "
+        "flow matching; the others for other latent models. Default: the one saved with the model",
     )
     parser.add_argument(
         "--guidance_scale", type=float, default=1.0, help="classifier-free guidance scale; 1 disables it (%(default)s)"
@@ -130,7 +131,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--eta",
         type=float,
         default=0.0,
-        help="noise that the solver ddim adds in each step: 0 for none, 1 for as much as DDPM (%(default)s)",
+        help="noise that the solver ddim adds in each step, 0 for none, 1 for as much as DDPM; or the share of the "
+        "noise that pc and pc_heun renew (%(default)s)",
     )
     parser.add_argument(
         "--decode_batch_size", type=int, default=1, help="number of slices to decode at once (%(default)s)"

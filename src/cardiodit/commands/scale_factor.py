@@ -20,12 +20,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="use only N files, evenly spread over the manifest; default: all"
     )
+    parser.add_argument(
+        "--per_channel",
+        action="store_true",
+        help="write mean and standard deviation of each channel instead, by which latents are then normalised; the "
+        "scaling factor becomes 1",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from cardiodit.hub.load import folder_of, open_vae
-    from cardiodit.latents import LatentCohort, identity_of_vae, measure_scale, write_scale
+    from cardiodit.latents import LatentCohort, channel_statistics, identity_of_vae, measure_scale, write_scale
 
     if arguments.limit is not None and arguments.limit < 1:
         raise CardioDiTError(f"--limit {arguments.limit}: must be at least 1.")
@@ -38,7 +44,17 @@ def run(arguments: argparse.Namespace) -> None:
     vae = open_vae(folder)
     cohort = LatentCohort.open(arguments.latents, identity_of_vae(vae))
     number = min(arguments.limit or len(cohort), len(cohort))
-    value = measure_scale(cohort[i * len(cohort) // number] for i in range(number))
+    latents = (cohort[i * len(cohort) // number] for i in range(number))
+    if arguments.per_channel:
+        mean, deviation = channel_statistics(latents)
+        write_scale(folder, 1.0, (mean, deviation))
+        channels = ", ".join(f"{m:.4g} ± {d:.4g}" for m, d in zip(mean, deviation, strict=True))
+        print(
+            f"{folder / 'config.json'}: latents are normalised per channel ({channels}), measured on {number} of "
+            f"{len(cohort)} files, and scaling_factor is 1."
+        )
+        return
+    value = measure_scale(latents)
     write_scale(folder, value)
     print(
         f"scaling_factor of {folder / 'config.json'}: {vae.config.scaling_factor:.6g} before, now {value:.6g}, "

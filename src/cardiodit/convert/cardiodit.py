@@ -11,27 +11,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from cardiodit import __version__
 from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.hashing import sha256_of
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
+from cardiodit.convert.dit_config import DiTConfig, DiTParams, read_dit_config
 from cardiodit.convert.medlord_config import UNetConfig
-from cardiodit.convert.upstream_config import (
-    DiTConfig,
-    DiTParams,
-    VQGANConfig,
-    read_dit_config,
-    read_vqgan_config,
-)
+from cardiodit.convert.upstream_config import VQGANConfig, read_vqgan_config
 from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.models import DiT4DTransformerModel, VQModel4D
 from cardiodit.models.autoencoder_vq import VQModel
 from cardiodit.models.discriminator import PatchDiscriminator
 from cardiodit.models.loading import bounded_model
-from cardiodit.models.transformer_dit import DiTTransformerModel, sincos_positions
+from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.pipelines.pipeline_cardiodit import CardioDiTPipeline
 from cardiodit.schedulers import cosine_betas, make_scheduler
+from cardiodit.schedulers.solvers import zero_terminal_betas
 
 Autoencoder = TypeVar("Autoencoder", bound=VQModel)
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -51,6 +48,7 @@ TRANSFORMER_NAMES = {
     r"class_embed": r"y_embedder.embedding_table",
     r"transformer_blocks\.(\d+)\.attn\.to_[qkv]": r"blocks.\1.attn.qkv",
     r"transformer_blocks\.(\d+)\.attn\.to_out\.0": r"blocks.\1.attn.proj",
+    r"transformer_blocks\.(\d+)\.attn\.norm_([qk])": r"blocks.\1.attn.\2_norm",
     r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj": r"blocks.\1.mlp.fc1",
     r"transformer_blocks\.(\d+)\.ff\.net\.2": r"blocks.\1.mlp.fc2",
     r"transformer_blocks\.(\d+)\.modulation": r"blocks.\1.adaLN_modulation.1",
@@ -61,6 +59,8 @@ FUSED = ".qkv."
 QKV = re.compile(r"\.attn\.to_([qkv])\.")
 POSITIONS = "pos_embed"
 LABELS = "y_embedder.embedding_table.weight"  # VolDiT has the table even without labels
+# Statistics of the latents in a checkpoint, and their names in our VQ model's config.
+STATISTICS = {"latent_mean": "latents_mean", "latent_std": "latents_std"}
 NO_SPACING = "No voxel spacing was given (mm): volumes sampled from this model will have no scanner coordinates."
 
 Stage2Config = DiTConfig | UNetConfig
@@ -124,12 +124,10 @@ def convert_stages(
             f"channels (embedding_dim), {config.file} takes {config.params.in_channels} (in_channels)."
         )
     check_geometry(**geometry)
-    scaling_factor = choose_scale_factor(scale_factor, config)
     with new_folder(Path(output_dir)) as folder:
         vq_checkpoint, checkpoint = read_checkpoint(stage1[0]), read_checkpoint(stage2[0])
-        vae = build_vq_model(
-            vq_checkpoint, vq_config, stage1[2], scaling_factor=scaling_factor, **geometry, **vae_config
-        )
+        scaling = scaling_of(scale_factor, config, checkpoint)
+        vae = build_vq_model(vq_checkpoint, vq_config, stage1[2], **scaling, **geometry, **vae_config)
         denoiser = stage2[2](checkpoint, config)
         pipeline, other_checkpoints = assemble(vae, denoiser, build_scheduler(config), config)
         pipeline.save_pretrained(folder)
@@ -181,10 +179,12 @@ def build_vq_model(checkpoint: Checkpoint, config: VQGANConfig, kind: type[Autoe
         decay=params.decay,
         epsilon=params.epsilon,
         dropout=params.dropout,
-        codebook_warm_counts=False,
+        codebook_warm_counts=params.dead_code_threshold is not None,
         codebook_data_init=False,
         codebook_restart=False,
         codebook_sync=False,
+        quantize_latents=config.quantized,
+        dead_code_threshold=params.dead_code_threshold,
         **extra,
     )
     model.quantizer.num_updates.fill_(1)  # trained codes must not be initialised from data again
@@ -215,28 +215,21 @@ def build_transformer(
             f"{config.file}: input_size has {len(params.input_size)} numbers, but a model with {axes} "
             "axes was expected."
         )
-    optional: dict[str, Any] = {"prediction_type": config.scheduler.prediction_type}
-    if params.dropout is not None:
-        optional["dropout"] = params.dropout
     model = construct(
         kind,
         config.file,
-        sample_size=params.input_size,
-        patch_size=params.patch,
-        in_channels=params.in_channels,
-        num_layers=params.depth,
-        num_attention_heads=params.num_heads,
-        attention_head_dim=params.hidden_size // params.num_heads,
-        mlp_ratio=params.mlp_ratio,
+        **params.of_model,
         num_classes=params.num_classes,
-        class_dropout_prob=params.class_dropout_prob,
-        learn_sigma=params.learn_sigma,
-        **optional,
+        prediction_type=config.prediction_type,
     )
-    weights, grid = normalised(checkpoint.weights(ema), params), model.grid_of(params.input_size)
-    positions = {POSITIONS: torch.Size((1, math.prod(grid), params.hidden_size))}
+    weights = normalised(checkpoint.weights(ema), params)
+    if model.config.position_mode == "axial_rope":
+        weights.pop(POSITIONS, None)  # stored by older versions, and not used
+        return load_weights(model, weights, transformer_name, checkpoint, config.file)
+    table = model.positions.stored_table(params.hidden_size)
+    positions = {POSITIONS: torch.Size((1, *table.shape))}
     model = load_weights(model, weights, transformer_name, checkpoint, config.file, positions)
-    check_positions(weights[POSITIONS], grid, checkpoint)
+    check_positions(weights[POSITIONS], table, checkpoint)
     return model
 
 
@@ -253,12 +246,17 @@ def construct(kind: type[Model], config: str, **arguments: Any) -> Model:
 
 
 def build_scheduler(config: Stage2Config) -> Any:
-    """Create our default solver with the exact noise schedule of the published models."""
+    """Create our default solver with the exact process of the published models."""
     steps = config.scheduler.num_train_timesteps
+    if isinstance(config, DiTConfig) and config.is_flow:
+        return FlowMatchEulerDiscreteScheduler(steps)
+    betas = cosine_betas(steps, is_exact=isinstance(config, UNetConfig))
+    if config.scheduler.zero_terminal_snr:
+        betas = zero_terminal_betas(betas)
     return make_scheduler(
         solver="dpm++",
         num_train_timesteps=steps,
-        betas=cosine_betas(steps, is_exact=isinstance(config, UNetConfig)),
+        betas=betas,
         prediction_type=config.scheduler.prediction_type,
     )
 
@@ -324,7 +322,8 @@ def normalised(weights: Weights, params: DiTParams) -> Weights:
     if params.num_classes == 0 and len(weights.get(LABELS, ())) == (params.class_dropout_prob > 0):
         weights.pop(LABELS, None)
     patches = weights.get("x_embedder.proj.weight")
-    if patches is not None and patches.shape[1:] == (params.in_channels, *params.patch):
+    channels = params.in_channels * (2 if params.self_conditioning else 1)
+    if patches is not None and patches.shape[1:] == (channels, *params.patch):
         weights["x_embedder.proj.weight"] = patches.flatten(1)
     return weights
 
@@ -347,23 +346,43 @@ def check_names(expected: dict[str, torch.Size], weights: Weights, checkpoint: C
         )
 
 
-def check_positions(table: torch.Tensor, grid: tuple[int, ...], checkpoint: Checkpoint) -> None:
+def check_positions(stored: torch.Tensor, table: torch.Tensor, checkpoint: Checkpoint) -> None:
     """Raise if the stored positions differ from those that our models compute."""
-    difference = (table[0].float() - sincos_positions(grid, table.shape[-1])).abs().max()
+    difference = (stored[0].float() - table).abs().max()
     if not difference <= 1e-4:
         raise CardioDiTError(
-            f"{checkpoint.file}: this checkpoint was trained with other positions (its pos_embed differs "
-            f"by up to {difference:.2g} from the sine-cosine positions of the grid {list(grid)}). Check "
-            "input_size and patch_size in its config; positions scaled by a 'spacing' cannot be converted."
+            f"{checkpoint.file}: this checkpoint was trained with other positions (its pos_embed differs by up to "
+            f"{difference:.2g} from those that the config describes). Check input_size, patch_size, spacing and "
+            "max_input_size in its config."
         )
 
 
 # --- Settings of the user ---
 
 
-def choose_scale_factor(given: float | None, config: Stage2Config) -> float:
-    """Return the scale factor that was given, or else the config's."""
-    configured = config.training.scale_factor
+def scaling_of(given: float | None, config: Stage2Config, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the entries of the VQ model's config that say how latents were scaled in training."""
+    entries = checkpoint.entries
+    is_normalised = entries.get("normalize_latents", getattr(config.training, "normalize_latents", False))
+    if isinstance(is_normalised, bool) and is_normalised != getattr(config.training, "normalize_latents", False):
+        raise CardioDiTError(
+            f"{checkpoint.file} was trained with normalize_latents {is_normalised}, and {config.file} says the "
+            "opposite. Use the config that the checkpoint was trained with."
+        )
+    scaling: dict[str, Any] = {"scaling_factor": choose_scale_factor(given, config, entries.get("scale_factor"))}
+    if not is_normalised:
+        return scaling
+    if missing := [name for name in STATISTICS if not torch.is_tensor(entries.get(name))]:
+        raise CardioDiTError(
+            f"{config.file} says that latents were normalised per channel, but {checkpoint.file} lacks the statistics "
+            f"{' and '.join(missing)}. Give the training checkpoint that holds them, such as best_model.pth."
+        )
+    return scaling | {ours: entries[name].flatten().tolist() for name, ours in STATISTICS.items()}
+
+
+def choose_scale_factor(given: float | None, config: Stage2Config, trained: Any = None) -> float:
+    """Return the scale factor that was given, or else the checkpoint's, or else the config's."""
+    configured = trained if isinstance(trained, float | int) else config.training.scale_factor
     value = configured if given is None else given
     if value is None:
         raise CardioDiTError(

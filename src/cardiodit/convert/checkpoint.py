@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit._util.foreign_files import check_file
+from cardiodit._util.foreign_files import check_file, read_object
 from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError, reading, reason_of
 
@@ -24,12 +24,15 @@ SUFFIX = ".safetensors"
 CONVERTED_FROM = "converted_from_sha256"  # metadata key of a converted file
 STATE_DICT_ENTRIES = ("state_dict", "model_state_dict", "model")  # where checkpoints keep their weights
 
-# NumPy numbers, such as a best loss, are plain data. NumPy 1 and 2 use different names for their constructor.
+# NumPy numbers, such as a best loss, and arrays, such as the state of a random generator, are plain data. NumPy 1 and 2
+# use different names for their constructors.
 NUMPY_NUMBERS: list[Any] = [
     *[(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+    *[(np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
     *[
+        np.ndarray,
         np.dtype,
-        *(type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")),
+        *(type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint32", "bool")),
     ],
 ]
 
@@ -155,7 +158,7 @@ def read_checkpoint(path: str | PathLike, stand_ins: bool = False) -> Checkpoint
         stand_ins: replace objects that safe loading rejects, such as a config's, by `StandIn`, so that the tensors can
             be read.
     """
-    path = Path(path)
+    path = _pointed_at(Path(path))
     is_zip = _check_file(path)
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
@@ -170,6 +173,18 @@ def read_checkpoint(path: str | PathLike, stand_ins: bool = False) -> Checkpoint
     if not isinstance(entries, dict):
         raise CardioDiTError(f"{path.name} holds a {type(entries).__name__}, not the entries of a training checkpoint.")
     return Checkpoint(path, entries, replaced)
+
+
+def _pointed_at(path: Path) -> Path:
+    """Return the checkpoint that the authors' last_checkpoint.json names in its folder; other files as they are."""
+    if path.suffix != ".json":
+        return path
+    target = read_object(path).get("target")
+    if not isinstance(target, str) or Path(target).name != target:
+        raise CardioDiTError(
+            f"{path.name} does not name a checkpoint in its folder ('target'): found {str(target)[:80]!r}."
+        )
+    return path.with_name(target)
 
 
 def convert_weights(checkpoint: Path, output: Path) -> Path:

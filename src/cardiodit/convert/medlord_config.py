@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit._util.typed_yaml import Count, Reader, read_yaml, restricted
+from cardiodit.convert.dit_config import SchedulerParams
 from cardiodit.convert.upstream_config import (
     Run,
-    SchedulerParams,
     model_section,
     repeat,
     values_of,

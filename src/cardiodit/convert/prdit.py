@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from diffusers import FlowMatchEulerDiscreteScheduler
+
 from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.typed_yaml import read_yaml
 from cardiodit.convert.cardiodit import (
@@ -24,8 +26,9 @@ from cardiodit.convert.cardiodit import (
 from cardiodit.convert.checkpoint import Checkpoint, Weights, is_table_of_tensors, read_checkpoint, some
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
-from cardiodit.models.transformer_prdit import TILE, PRDiTTransformerModel
+from cardiodit.models.transformer_prdit import NOISE_AND_IMAGE, TILE, PRDiTTransformerModel, plain_config
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
+from cardiodit.schedulers.flow_scheduler import FLOW_TO_DATA
 from cardiodit.schedulers.prdit_scheduler import NoiseAndImageScheduler
 
 Size = tuple[int, int, int]
@@ -33,9 +36,14 @@ KeyPath = tuple[str, ...]
 
 # Hidden width and heads by the size in a model's name, PRDiT-{size}/{patch}/{depth}.
 SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (1152, 16)}
-NAME = re.compile(rf"PRDiT-({'|'.join(SIZES)})/(\d+)/(\d+)")
+NAME = re.compile(rf"PRDiT-(?:SR-)?({'|'.join(SIZES)})/(\d+)/(\d+)(?:-s(\d+))?")
 MODEL_KEYS = ("model", "model_name", "arch", "architecture")
 VOLUME_KEYS = ("image_size", "img_size", "input_size", "sample_size", "volume_size", "resolution")
+SIZE_OF_BASE = "base_image_size"  # of a super-resolution model
+BASE = "base."  # of the weights of the model that it corrects
+# Prefixes of its own weights, and of those of a local denoiser, which it is.
+OWN = {"t_embedder_sr.": "t_embedder.", "sr.": "coarse."}
+TILES = (8, 4, 16)  # 4 and 16 only in models whose patches do not overlap
 
 # The authors' names of our modules, which are given as patterns.
 NAMES = {
@@ -72,6 +80,7 @@ class PRDiTConfig:
         name: name of the model, PRDiT-{size}/{patch}/{depth}.
         size: voxels along the axes of the training volumes.
         num_heads, in_channels, out_channels: attention heads and channels of the network.
+        base_size: of a super-resolution model, voxels along the axes of the smaller volumes.
     """
 
     source: str
@@ -80,6 +89,7 @@ class PRDiTConfig:
     num_heads: int | None = None
     in_channels: int | None = None
     out_channels: int | None = None
+    base_size: Size | None = None
 
     def merged(self, other: "PRDiTConfig") -> "PRDiTConfig":
         """Return the values of both configs, or raise if they contradict each other."""
@@ -104,6 +114,8 @@ class Widths:
     in_channels: int
     num_layers: int
     mlp_ratio: float
+    tile_size: int
+    heads: int
 
 
 def convert_prdit(
@@ -145,7 +157,7 @@ def convert_prdit(
             spacing=spacing,
             preprocessing=None if steps is None else steps.to_dict(),
         )
-        PRDiTPipeline(transformer, NoiseAndImageScheduler()).save_pretrained(folder)
+        PRDiTPipeline(transformer, scheduler_for(transformer)).save_pretrained(folder)
         write_record(folder, checkpoint, ema)
     if checkpoint.replaced:
         print(
@@ -164,7 +176,16 @@ def convert_prdit(
 def build_prdit(checkpoint: Checkpoint, config: PRDiTConfig, ema: bool = True, **extra: Any) -> PRDiTTransformerModel:
     """Build the model; `extra` holds config keys that do not follow from the weights, such as `sample_size`."""
     weights = checkpoint.weights(ema)
-    widths = widths_of(weights, checkpoint)
+    if any(name.startswith(BASE) for name in weights):
+        return build_super_resolution(weights, checkpoint, config, **extra)
+    return build_denoiser(weights, checkpoint, config, **extra)
+
+
+def build_denoiser(
+    weights: Weights, checkpoint: Checkpoint, config: PRDiTConfig, **extra: Any
+) -> PRDiTTransformerModel:
+    """Build a model of stage 1 or 2."""
+    widths = widths_of(weights, checkpoint, config.in_channels)
     heads = choose_heads(widths, config, checkpoint)
     model = construct(
         PRDiTTransformerModel,
@@ -175,9 +196,64 @@ def build_prdit(checkpoint: Checkpoint, config: PRDiTConfig, ema: bool = True, *
         num_attention_heads=heads,
         attention_head_dim=widths.hidden_size // heads,
         mlp_ratio=widths.mlp_ratio,
+        tile_size=widths.tile_size,
+        prediction_type=NOISE_AND_IMAGE if widths.heads == 2 else FLOW_TO_DATA,
         **extra,
     )
     return load_weights(model, weights, lambda name: transformer_name(name, NAMES), checkpoint, config.source)
+
+
+def build_super_resolution(
+    weights: Weights, checkpoint: Checkpoint, config: PRDiTConfig, sample_size: Size, **extra: Any
+) -> PRDiTTransformerModel:
+    """Build a model of stage 3: a whole model of smaller volumes, and a local denoiser that corrects it."""
+    factor = 0 if config.base_size is None else sample_size[0] // config.base_size[0]
+    if config.base_size is None or tuple(length * factor for length in config.base_size) != tuple(sample_size):
+        raise CardioDiTError(
+            f"{checkpoint.file} is a super-resolution model for volumes of {_by(sample_size)} voxels, and its config "
+            f"says that its base is for {config.base_size and _by(config.base_size)}: expected data.{SIZE_OF_BASE}, of "
+            "which the size is a multiple. Give the YAML of its training (--cfg)."
+        )
+    of_base = {name.removeprefix(BASE): value for name, value in weights.items() if name.startswith(BASE)}
+    base = build_denoiser(of_base, checkpoint, config, sample_size=config.base_size)
+    own = {_own_name(name): value for name, value in weights.items() if not name.startswith(BASE)}
+    widths = widths_of(own, checkpoint, config.in_channels)
+    model = construct(
+        PRDiTTransformerModel,
+        config.source,
+        sample_size=sample_size,
+        patch_size=widths.patch_size,
+        in_channels=widths.in_channels,
+        num_layers=0,
+        num_attention_heads=1,
+        attention_head_dim=widths.hidden_size,
+        tile_size=widths.tile_size,
+        super_resolution=factor,
+        base_config=plain_config(base),
+        **extra,
+    )
+    everything = {**own, **{BASE + name: value for name, value in of_base.items()}}
+
+    def author_name(name: str) -> str:
+        prefix = BASE if name.startswith(BASE) else ""
+        return prefix + transformer_name(name.removeprefix(prefix), NAMES)
+
+    return load_weights(model, everything, author_name, checkpoint, config.source)
+
+
+def _own_name(name: str) -> str:
+    """Return the name in a local denoiser of one of the own weights of a super-resolution model."""
+    for prefix, local in OWN.items():
+        if name.startswith(prefix):
+            return local + name.removeprefix(prefix)
+    return name
+
+
+def scheduler_for(model: PRDiTTransformerModel) -> Any:
+    """Create the default solver of a model's process."""
+    if model.config.prediction_type == NOISE_AND_IMAGE:
+        return NoiseAndImageScheduler()
+    return FlowMatchEulerDiscreteScheduler(model.config.num_train_timesteps, invert_sigmas=True)
 
 
 # --- Content of the checkpoint ---
@@ -193,7 +269,7 @@ def with_model_entry(checkpoint: Checkpoint, ema: bool) -> Checkpoint:
     return Checkpoint(checkpoint.path, entries, checkpoint.replaced)
 
 
-def widths_of(weights: Weights, checkpoint: Checkpoint) -> Widths:
+def widths_of(weights: Weights, checkpoint: Checkpoint, in_channels: int | None = None) -> Widths:
     """Derive the settings of the model from the shapes of its weights."""
     if missing := [name for name in (TIME, HEAD) if name not in weights or weights[name].ndim != 2]:
         hint = f" Objects of {some(list(checkpoint.replaced))} in it were not opened." if checkpoint.replaced else ""
@@ -201,16 +277,25 @@ def widths_of(weights: Weights, checkpoint: Checkpoint) -> Widths:
             f"{checkpoint.file} holds no PRDiT: {some(missing)} missing among its {len(weights)} weights.{hint}"
         )
     hidden_size, (features, width) = len(weights[TIME]), weights[HEAD].shape
-    channels = features // (2 * TILE**3)
-    patch = round((width / max(channels, 1)) ** (1 / 3))
-    if channels * 2 * TILE**3 != features or channels * patch**3 != width:
+    found = [
+        (features // (heads * tile**3), tile, heads, patch)
+        for tile in TILES
+        for heads in (2, 1)
+        if features % (heads * tile**3) == 0
+        for patch in [round((width * heads * tile**3 / features) ** (1 / 3))]
+        if features * patch**3 == width * heads * tile**3 and (patch == tile or patch >= tile == TILE)
+    ]
+    if not found:
         raise CardioDiTError(
             f"{checkpoint.file} holds another variant of PRDiT: it predicts {features} values for each patch of "
-            f"{width} voxels. Expected {2 * TILE**3} per channel: the noise and the image of {TILE}³ voxels."
+            f"{width} voxels. Expected {TILE}³ per channel (flow matching), or twice as many: the noise and the image; "
+            "or 4³ or 16³ with patches of that size."
         )
+    fitting = [option for option in found if option[0] == in_channels] or found
+    channels, tile, heads, patch = min(fitting)  # the fewest channels
     blocks = {match[1] for name in weights if (match := BLOCK.match(name))}
     inner = len(weights[EMBED]) if EMBED in weights else 4 * hidden_size
-    return Widths(hidden_size, patch, channels, len(blocks), inner / hidden_size)
+    return Widths(hidden_size, patch, channels, len(blocks), inner / hidden_size, tile, heads)
 
 
 def choose_heads(widths: Widths, config: PRDiTConfig, checkpoint: Checkpoint) -> int:
@@ -230,7 +315,8 @@ def choose_heads(widths: Widths, config: PRDiTConfig, checkpoint: Checkpoint) ->
         ("patch", int(name[2]) if name else None, widths.patch_size),
         ("depth", int(name[3]) if name else None, widths.num_layers),
         ("in_channels", config.in_channels, widths.in_channels),
-        ("out_channels", config.out_channels, 2 * widths.in_channels),
+        ("stride", int(name[4]) if name and name[4] else None, widths.tile_size),
+        ("out_channels", config.out_channels, widths.heads * widths.in_channels),
         ("num_heads", config.num_heads, heads),
     ]
     problems = Problems(f"The weights in {checkpoint.file} are not those of the model that {config.source} describes")
@@ -307,6 +393,7 @@ def find_settings(config: Any, source: str) -> PRDiTConfig:
         num_heads=search(lambda path: path[-1] == "num_heads", _parse_count),
         in_channels=search(lambda path: path[-1] == "in_channels", _parse_count),
         out_channels=search(lambda path: path[-1] == "out_channels", _parse_count),
+        base_size=search(lambda path: path[-1] == SIZE_OF_BASE, _parse_size),
     )
 
 

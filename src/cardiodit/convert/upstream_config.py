@@ -1,9 +1,11 @@
-"""Typed reading of the YAML configs of CardioDiT's and VolDiT's authors, in their compact and expanded schemas.
+"""Typed reading of the YAML configs of CardioDiT's and VolDiT's autoencoders, in their compact and expanded schemas.
 
 The dataclasses mirror the files: each section is a class and each key a typed field; a field without a default is
 required.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
@@ -17,6 +19,9 @@ PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each
 Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding)
 # By the section of the compact schema; MedLoRD's stage 2 has only the expanded one.
 STAGES = {"stage1": "stage 1 (VQ-GAN)", "dit": "stage 2 (transformer)", "unet": "MedLoRD stage 2 (U-Net)"}
+Ignored = dict[str, Any] | None  # a section
+INTERPOLATION = re.compile(r"\$\{([^${}]*)\}")
+MOST_INTERPOLATIONS = 20  # one inside another
 
 
 # --- Stage 1: the VQ-GAN ---
@@ -44,6 +49,7 @@ class VQParams:
     act: str = restricted("RELU", "relu", because="the autoencoder has ReLU activations")
     output_act: str | None = restricted(None, because="the decoder ends without an activation")
     ddp_sync: bool | None = None
+    dead_code_threshold: float | None = None
     use_checkpointing: bool = False
 
     @property
@@ -122,10 +128,12 @@ class Run:
     ema_decay: float | None = None
     ema_warmup_steps: int | None = None
     roi_size: tuple[Count, ...] | None = None
-    target_frames: Count | None = None
+    target_frames: Count | str | None = None  # "native" keeps the frames of each file
+    time_pad_multiple: Count | None = None
     target_z: Count | None = None
     spatial_permute: tuple[int, ...] | None = None
     use_persistent: bool | None = None
+    cache_dir: str | None = None
     scale_factor: float | None = None
     limit: Count | None = None
 
@@ -133,6 +141,7 @@ class Run:
 @dataclass(frozen=True, kw_only=True)
 class VQGANRun(Run):
     disc_lr: float | None = None
+    lr_update_gamma: float | None = None  # per optimizer step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,108 +160,21 @@ class VQGANConfig:
     perceptual: PerceptualParams
     jukebox: JukeboxParams
     is_medlord: bool = False
-
-
-# --- Stage 2: the diffusion transformer ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiTParams:
-    """Parameters of the transformer."""
-
-    input_size: tuple[Count, ...]
-    patch_size: Count | tuple[Count, ...]
-    in_channels: Count
-    hidden_size: Count
-    depth: Count
-    num_heads: Count
-    mlp_ratio: float = 4.0
-    class_dropout_prob: float = 0.0
-    num_classes: int = 0
-    learn_sigma: bool = False
-    flash_attention: bool = False
-    attn_drop: float | None = None
-    mlp_drop: float | None = None
-    spacing: tuple[float, ...] | None = None  # scales the positions, which are compared when a checkpoint is loaded
-    self_conditioning: bool = restricted(False, because="self-conditioning is not supported")
-    temporal_pe: str = restricted("absolute", because="only absolute sine-cosine positions are supported")
-
-    @property
-    def patch(self) -> tuple[int, ...]:
-        """Patch size along each axis."""
-        return repeat(self.patch_size, len(self.input_size))
-
-    @property
-    def dropout(self) -> float | None:
-        """Dropout of attention and MLP; None if the file does not set it."""
-        return self.attn_drop if self.mlp_drop is None else self.mlp_drop
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerParams:
-    schedule: str = restricted("cosine", because="only the published squared-cosine schedule is supported")
-    num_train_timesteps: Count = 300
-    prediction_type: str = restricted("v_prediction", "epsilon", "sample", because="no other prediction is supported")
-    zero_terminal_snr: bool = restricted(False, because="the published schedule does not end at zero signal")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiTTraining(Run):
-    """All training keys of a stage 2 file, in either schema."""
-
-    betas: tuple[float, ...] | None = None
-    min_snr_gamma: float | None = None
-    offset_noise_strength: float | None = None
-    preload_latents: bool | None = None
-    use_bucket_sampler: bool | None = None
-    latent_stats_path: str | None = None
-    phase_dir: str | None = None
-    alpha_pool: str | None = None
-    self_conditioning: bool = restricted(False, because="self-conditioning is not supported")
-    normalize_latents: bool = restricted(False, because="latents are scaled by one factor, not channel by channel")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    lr: float | None = None
-    weight_decay: float | None = None
-    warmup_epochs: int | None = None
-    min_lr_ratio: float | None = None
-    betas: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Config of stage 2."""
-
-    file: str
-    params: DiTParams
-    scheduler: SchedulerParams
-    training: DiTTraining
-
-
-# --- VolDiT's adapter ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class TGCAParams:
-    """Parameters of the adapter, by default as published."""
-
-    condition_channels: Count = 1
-    inject_layers: int | tuple[int, ...] | None = None
-    finetune_last_n_blocks: int = 0
-
-
-@dataclass(frozen=True)
-class TGCAConfig:
-    """Config of the adapter."""
-
-    file: str
-    keys: tuple[str, ...]
-    params: TGCAParams
+    quantized: bool = True
 
 
 # --- Layouts of the files ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeOnly:
+    """Sections that only the authors' own code needs."""
+
+    wandb: Ignored = None
+    run_schema: Ignored = None
+    latent_preprocessing: Ignored = None
+    safety: Ignored = None
+    data: Ignored = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,11 +193,10 @@ class _Stage1(VQGANTraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CompactVQGAN:
+class _CompactVQGAN(CodeOnly):
     stage1: _Stage1
     discriminator: _Discriminator | None = None
     perceptual_network: _Perceptual = _Perceptual()
-    wandb: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,47 +224,67 @@ class _Losses(LossWeights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ExpandedVQGAN:
+class _Encoding:
+    """How their code encodes volumes for stage 2."""
+
+    target_z: Count | None = None
+    quantized: bool = True
+    geometry_policy: str | None = None
+    phase_endpoint: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ExpandedVQGAN(CodeOnly):
     model: _VQModel
     discriminator: _Discriminator | None = None
     training: VQGANRun = VQGANRun()
     optim: _VQOptim = _VQOptim()  # MedLoRD's learning rates
     losses: _Losses = _Losses()
-    wandb: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _DiT(DiTTraining):
-    params: DiTParams
-    scheduler: SchedulerParams = SchedulerParams()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CompactDiT:
-    dit: _DiT
-    wandb: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _DiTModel:
-    params: DiTParams
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ExpandedDiT:
-    model: _DiTModel
-    scheduler: SchedulerParams = SchedulerParams()
-    training: DiTTraining = DiTTraining()
-    optim: Optim = Optim()
-    wandb: dict[str, Any] | None = None
+    encoding: _Encoding = _Encoding()
 
 
 # --- Reading ---
 
 
+def read_their_yaml(path: str | PathLike) -> dict[str, Any]:
+    """Read a YAML file and resolve its interpolations: `${a.key}` and `${oc.env:NAME,default}`, nested or not.
+
+    What cannot be resolved stays as it is: it is a path or a name that only the authors' code needs.
+    """
+    raw = read_yaml(path)
+    return _resolved(raw, raw)
+
+
+def _resolved(value: Any, root: dict[str, Any], depth: int = 0) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolved(item, root, depth) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, root, depth) for item in value]
+    match = INTERPOLATION.search(value) if isinstance(value, str) and depth < MOST_INTERPOLATIONS else None
+    if match is None:
+        return value
+    found = _interpolated(match[1], root)
+    if match[0] == value:
+        return value if found is None else _resolved(found, root, depth + 1)
+    if found is None or isinstance(found, dict | list):
+        return value
+    return _resolved(value[: match.start()] + str(found) + value[match.end() :], root, depth + 1)
+
+
+def _interpolated(name: str, root: dict[str, Any]) -> Any:
+    """Return the value of the innermost `${name}`; None if there is none."""
+    if name.startswith("oc.env:"):
+        variable, _, default = name.removeprefix("oc.env:").partition(",")
+        return os.environ.get(variable.strip(), default.strip() or None)
+    found: Any = root
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
 def read_vqgan_config(path: str | PathLike) -> VQGANConfig:
     """Read a stage 1 file in either schema."""
-    raw, file = read_yaml(path), Path(path).name
+    raw, file = read_their_yaml(path), Path(path).name
     section = model_section(raw, file, expected="stage1")
     if section == "stage1":
         compact = Reader(file).section(_CompactVQGAN, raw, "")
@@ -360,6 +301,7 @@ def read_vqgan_config(path: str | PathLike) -> VQGANConfig:
         losses, run = expanded.losses, values_of(expanded.training, VQGANRun)
         rates = {"base_lr": expanded.optim.lr_g, "disc_lr": expanded.optim.lr_d}
         run |= {name: rate for name, rate in rates.items() if rate is not None}
+        run["target_z"] = run["target_z"] or expanded.encoding.target_z
         config = VQGANConfig(
             file=file,
             params=expanded.model.params,
@@ -368,52 +310,10 @@ def read_vqgan_config(path: str | PathLike) -> VQGANConfig:
             perceptual=losses.perceptual_params or losses.params.perceptual_params,
             jukebox=losses.jukebox_params or losses.params.jukebox_params,
             is_medlord="optim" in raw,
+            quantized=expanded.encoding.quantized,
         )
     _check_levels(config.params, f"{file}: {section}.params")
     return config
-
-
-def read_dit_config(path: str | PathLike) -> DiTConfig:
-    """Read a stage 2 file in either schema."""
-    raw, file = read_yaml(path), Path(path).name
-    section = model_section(raw, file, expected="dit")
-    if section == "dit":
-        dit = Reader(file).section(_CompactDiT, raw, "").dit
-        config = DiTConfig(file, dit.params, dit.scheduler, DiTTraining(**values_of(dit, DiTTraining)))
-    else:
-        expanded = Reader(file).section(_ExpandedDiT, raw, "")
-        # `optim` overrides `training`; its learning rate is called `base_lr` in the compact schema.
-        optim = {key: value for key, value in values_of(expanded.optim, Optim).items() if value is not None}
-        if "lr" in optim:
-            optim["base_lr"] = optim.pop("lr")
-        training = DiTTraining(**{**values_of(expanded.training, DiTTraining), **optim})
-        config = DiTConfig(file, expanded.model.params, expanded.scheduler, training)
-    _check_shape(config.params, f"{file}: {section}.params")
-    return config
-
-
-def read_tgca_config(path: str | PathLike) -> TGCAConfig:
-    """Read the parameters of an adapter's file; its training keys are ignored."""
-    raw, file = read_yaml(path), Path(path).name
-    section = raw.get("tgca")
-    if not isinstance(section, dict):
-        raise CardioDiTError(
-            f"{file} has the sections {', '.join(map(str, raw)) or '(none)'}; an adapter's config has a section 'tgca'."
-        )
-    given = section.get("params") or {}
-    if not isinstance(given, dict):
-        raise CardioDiTError(f"{file}: tgca.params must be a section.")
-    known = {f.name for f in fields(TGCAParams)}
-    params = Reader(file).section(
-        TGCAParams, {key: value for key, value in given.items() if key in known}, "tgca.params"
-    )
-    keys = section.get("condition_keys") or [f"mask{i}" for i in range(params.condition_channels)]
-    if not isinstance(keys, list) or len(keys) != params.condition_channels:
-        raise CardioDiTError(
-            f"{file}: tgca.condition_keys {keys} must name as many masks as condition_channels, "
-            f"{params.condition_channels}."
-        )
-    return TGCAConfig(file, tuple(map(str, keys)), params)
 
 
 def values_of(section: Any, kind: type) -> dict[str, Any]:
@@ -468,25 +368,3 @@ def _check_levels(params: VQParams, where: str) -> None:
         for entry in entries if width else ():
             if len(entry) != width or any(isinstance(item, tuple) and len(item) != 3 for item in entry):
                 raise CardioDiTError(f"{where}.{name} holds {entry}; expected {width} items, each a number or three.")
-
-
-def _check_shape(params: DiTParams, where: str) -> None:
-    if len(params.patch) != len(params.input_size):
-        raise CardioDiTError(
-            f"{where}.patch_size has {len(params.patch)} numbers, input_size has {len(params.input_size)}; "
-            "expected one for each axis."
-        )
-    if any(size % patch for size, patch in zip(params.input_size, params.patch, strict=True)):
-        raise CardioDiTError(
-            f"{where}.patch_size {list(params.patch)} does not divide input_size {list(params.input_size)}; "
-            "each axis must be a multiple of its patch."
-        )
-    if None not in (params.attn_drop, params.mlp_drop) and params.attn_drop != params.mlp_drop:
-        raise CardioDiTError(
-            f"{where}: attn_drop {params.attn_drop} and mlp_drop {params.mlp_drop} differ, but the "
-            "transformer has one dropout for both. Make them equal; dropout only matters in training."
-        )
-    if params.hidden_size % params.num_heads:
-        raise CardioDiTError(
-            f"{where}.hidden_size {params.hidden_size} is not a multiple of num_heads {params.num_heads}."
-        )

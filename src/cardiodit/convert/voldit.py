@@ -10,7 +10,7 @@ import torch
 
 from cardiodit.convert.cardiodit import build_transformer, construct, convert_stages, load_weights, transformer_name
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
-from cardiodit.convert.upstream_config import DiTConfig, TGCAConfig, read_dit_config, read_tgca_config
+from cardiodit.convert.dit_config import DiTConfig, TGCAConfig, read_dit_config, read_tgca_config
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import PRESETS
 from cardiodit.models import DiT3DTransformerModel, VQModel3D

@@ -1,6 +1,6 @@
 """Latents of a cohort: the files, the encoder that writes them, and the data set that a transformer is trained on."""
 
-from cardiodit.latents.dataset import LatentCohort, measure_scale, read_mask, write_scale
+from cardiodit.latents.dataset import LatentCohort, channel_statistics, measure_scale, read_mask, write_scale
 from cardiodit.latents.encoder import Counts, check_geometries, encode_cohort, encode_volume, preprocessing_for
 from cardiodit.latents.file import (
     LatentHeader,
@@ -16,6 +16,7 @@ __all__ = [
     "Counts",
     "LatentCohort",
     "LatentHeader",
+    "channel_statistics",
     "check_geometries",
     "encode_cohort",
     "encode_volume",

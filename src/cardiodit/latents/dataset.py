@@ -203,10 +203,30 @@ def measure_scale(tensors: Iterable[torch.Tensor]) -> float:
     return 1 / deviation
 
 
-def write_scale(vae_folder: Path, value: float) -> None:
-    """Write the scaling factor into the config of a VQ model's folder."""
+def write_scale(vae_folder: Path, value: float, statistics: tuple[list[float], list[float]] | None = None) -> None:
+    """Write the scaling factor, and mean and deviation of each channel, into the config of a VQ model's folder."""
     path = Path(vae_folder) / "config.json"
     config = read_object(path)
     config["scaling_factor"] = value
+    config["latents_mean"], config["latents_std"] = statistics or (None, None)
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def channel_statistics(tensors: Iterable[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Return mean and population standard deviation of each channel of latents `(C, ...)`, as `measure_scale` does."""
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for tensor in tensors:
+        values = tensor.double().flatten(1)
+        new_count, new_mean = values.shape[1], values.mean(dim=1)
+        difference, total = new_mean - mean, count + new_count
+        squares = squares + (values - new_mean[:, None]).square().sum(dim=1)
+        squares = squares + difference.square() * count * new_count / total
+        mean, count = mean + difference * new_count / total, total
+    deviation = (squares / max(count, 1)).sqrt()
+    if not deviation.ndim or not bool((torch.isfinite(deviation) & (deviation > 0)).all()):
+        raise CardioDiTError(
+            f"The standard deviations of the channels of {count} latent positions are {deviation.tolist()}: a VQ model "
+            "whose latents are constant in a channel or not finite is broken."
+        )
+    return mean.tolist(), deviation.tolist()

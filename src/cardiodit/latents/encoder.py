@@ -49,7 +49,7 @@ def encode_volume(
     dtype: torch.dtype = torch.float32,
     tiling: str = "auto",
 ) -> torch.Tensor:
-    """Return the quantised latents of a volume in float32, not multiplied by the scaling factor.
+    """Return the latents of a volume in float32, not scaled; quantised unless the VQ model's config says otherwise.
 
     The result depends only on the arguments and the device, not on other volumes or on what the process has
     configured, so that latents encoded in training equal those of `cardiodit encode` to the bit.
@@ -76,7 +76,7 @@ def encode_volume(
 
 
 def _codes(vae: VQModel, batch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Look up the codes: the straight-through output of the quantiser differs from them by a rounding."""
+    """Look up the codes, if latents are quantised: the straight-through output differs from them by a rounding."""
     with torch.autocast(vae.device.type, dtype, enabled=dtype != torch.float32):
         encoded = vae.encode(batch.to(vae.device)).latents
     if not torch.isfinite(encoded).all():
@@ -84,6 +84,8 @@ def _codes(vae: VQModel, batch: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
             f"The VQ model produced values that are not finite (in {dtype}). Encode in float32; if that does not "
             "help, its weights are broken."
         )
+    if not vae.config.quantize_latents:
+        return encoded.float()
     return vae.quantizer.embed(vae.quantizer(encoded.float(), may_learn=False).indices).float()
 
 

@@ -33,6 +33,7 @@ from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.models import VQModel3D, VQModel4D
 
 SCHEMA = 1
+OF_DENOISING = ("scaling_factor", "latents_mean", "latents_std")  # keys of a VQ model that change no latent
 TENSOR = "latents"
 CHECKSUM = "checksum"
 GAP = "?"
@@ -274,10 +275,10 @@ def _checksum(values: dict[str, Any], latents: torch.Tensor) -> int:
 
 
 def identity_of_vae(vae: VQModel4D | VQModel3D) -> str:
-    """Hash the weights and the config of a VQ model, without its scaling factor, which changes no latent."""
+    """Hash the weights and the config of a VQ model, without the scaling of its latents."""
     parameters = inspect.signature(type(vae).__init__).parameters.values()
     defaults = {parameter.name: parameter.default for parameter in parameters}
-    config = {key: value for key, value in vae.config.items() if key != "scaling_factor" and not key.startswith("_")}
+    config = {key: value for key, value in vae.config.items() if key not in OF_DENOISING and not key.startswith("_")}
     digest = hashlib.sha256(f"{type(vae).__name__} {identity_of(_non_defaults(config, defaults))}".encode())
     add_weights(digest, vae.state_dict())
     return digest.hexdigest()

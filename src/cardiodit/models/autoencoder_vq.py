@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from cardiodit._util.gpu import upload
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.codebook import EMACodebook, QuantizerOutput
 from cardiodit.models.loading import StrictModelMixin
@@ -22,6 +23,7 @@ PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each axis
 Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding in the decoder)
 
 TILE_LATENTS, STRIDE_LATENTS = 40, 24  # two tiles an axis at the published 64; an overlap of 16 latents
+STATISTICS_EPS = 1e-8  # added to standard deviations, as published
 
 
 def slices_of(volume: torch.Tensor) -> torch.Tensor:
@@ -79,6 +81,13 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         spacing: voxel size of the training volumes in mm along H, W, D; None if unknown.
         frame_time: seconds between frames; None if unknown or for static volumes.
         preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`.
+        latents_mean: mean of each channel of the training latents, by which latents are normalised before they are
+            multiplied by `scaling_factor`; None for no normalisation.
+        latents_std: their standard deviation.
+        quantize_latents: train denoisers on quantised latents, and quantise what they generate before it is decoded;
+            false trains them on the encoder's output.
+        dead_code_threshold: usage count below which a code moves to one of the first vectors of the batch, such as 0.5
+            in CardioDiT's newest code; None leaves dead codes to `codebook_restart`.
     """
 
     axis_names: tuple[str, str, str]
@@ -113,6 +122,10 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         spacing: tuple[float, float, float] | None = None,
         frame_time: float | None = None,
         preprocessing: dict[str, Any] | None = None,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        quantize_latents: bool = True,
+        dead_code_threshold: float | None = None,
     ) -> None:
         from monai.networks.nets.vqvae import Decoder, Encoder  # takes a second to import
 
@@ -121,6 +134,12 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         if len(num_res_channels) != levels:
             raise CardioDiTError(
                 f"num_res_channels={list(num_res_channels)} must have as many numbers as channels={list(channels)}."
+            )
+        if (latents_mean is None) != (latents_std is None) or any(
+            len(values) != embedding_dim for values in (latents_mean, latents_std) if values is not None
+        ):
+            raise CardioDiTError(
+                f"latents_mean and latents_std must both have one number for each of the {embedding_dim} channels."
             )
         self.down = per_level(downsample_parameters, levels, numbers=4)
         self.up = per_level(upsample_parameters, levels, numbers=5)
@@ -152,11 +171,34 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
             data_init=codebook_data_init,
             restart_dead=codebook_restart,
             sync=codebook_sync,
+            dead_code_threshold=dead_code_threshold,
         )
         self.gradient_checkpointing = False
         self.use_slicing = False
         self.enable_tiling()  # sets the tile sizes
         self.use_tiling = False
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents `(B, C, ...)` as a denoiser sees them: normalised per channel, and scaled."""
+        statistics = self._statistics(latents)
+        if statistics is not None:
+            latents = (latents - statistics[0]) / statistics[1]
+        return latents * self.config.scaling_factor
+
+    def unscale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Undo `scale_latents`."""
+        latents = latents / self.config.scaling_factor
+        statistics = self._statistics(latents)
+        return latents if statistics is None else latents * statistics[1] + statistics[0]
+
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return mean and standard deviation of the channels, broadcastable to latents; None without them."""
+        mean, deviation = self.config.latents_mean, self.config.latents_std
+        if mean is None or deviation is None:
+            return None
+        both = torch.tensor([mean, [value + STATISTICS_EPS for value in deviation]], dtype=latents.dtype)
+        both = upload(both, latents.device).view(2, -1, *(1,) * (latents.ndim - 2))
+        return both[0], both[1]
 
     @property
     def scale_factors(self) -> tuple[int, int, int]:
@@ -224,13 +266,15 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
     def decode(
         self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
-        """Decode latents, quantising them first unless `force_not_quantize`. The codebook never learns from this.
+        """Decode latents, quantised before unless `force_not_quantize`, or `quantize_latents` of the config is false.
+
+        The codebook never learns from this.
 
         Give latents in float32 also to a model in half precision: rounding them first changes one code in a hundred.
         """
         self._check_axes(h)
         commit_loss = None
-        if not force_not_quantize:
+        if not force_not_quantize and self.config.quantize_latents:
             quantized = self.quantizer(h, may_learn=False)
             h, commit_loss = quantized.latents, quantized.commitment_loss
         sample = self._by_batch(self._decode, h.to(self.dtype))

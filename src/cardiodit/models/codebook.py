@@ -67,6 +67,8 @@ class EMACodebook(nn.Module):
         restart_dead: move codes that are rarely chosen to vectors of the current batch.
         sync: share statistics and draws between processes, so that their codebooks stay identical.
         seed: random seed; every draw depends only on it and on the number of updates.
+        dead_code_threshold: move codes whose count falls below it to the first vectors of the batch, as in CardioDiT's
+            newest code; None for no such rule.
     """
 
     ema_sums: Tensor
@@ -85,6 +87,7 @@ class EMACodebook(nn.Module):
         restart_dead: bool = True,
         sync: bool = True,
         seed: int = 0,
+        dead_code_threshold: float | None = None,
     ) -> None:
         super().__init__()
         if num_embeddings > MOST_CODES:
@@ -98,6 +101,7 @@ class EMACodebook(nn.Module):
         self.restart_dead = restart_dead
         self.sync = sync
         self.seed = seed
+        self.dead_code_threshold = dead_code_threshold
         self.accumulate = False
         self._collected: list[tuple[Tensor, Tensor]] = []  # vectors (N, C) and their codes (N,) since the last update
         self._counted: tuple[int, int] | None = None  # state of `num_updates` when it was read
@@ -198,11 +202,22 @@ class EMACodebook(nn.Module):
         self._counted, self._updates = (id(self.num_updates), self.num_updates._version), updates
         self.ema_counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.ema_sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        if self.dead_code_threshold is not None:
+            self._replace_dead(flat, self.dead_code_threshold)
         total = self.ema_counts.sum()
         smoothed = (self.ema_counts + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
         self.weight.copy_(self.ema_sums / smoothed.unsqueeze(1))
         if self.restart_dead:
             self._restart_dead(flat)
+
+    def _replace_dead(self, flat: Tensor, threshold: float) -> None:
+        """Move codes with too low a count to the first vectors of the batch (of the first process), in their order."""
+        dead = self.ema_counts < threshold  # (K,)
+        vectors = flat[(dead.cumsum(0) - 1).clamp(0, len(flat) - 1)]
+        if self._is_distributed():
+            vectors = self._sum_over_processes(vectors * float(dist.get_rank() == 0))
+        self.ema_counts.copy_(torch.where(dead, torch.full_like(self.ema_counts, threshold), self.ema_counts))
+        self.ema_sums.copy_(torch.where(dead.unsqueeze(1), vectors * threshold, self.ema_sums))
 
     def _restart_dead(self, flat: Tensor) -> None:
         """Move codes that are rarely chosen to vectors of this batch.

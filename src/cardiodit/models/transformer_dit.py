@@ -7,7 +7,7 @@ number of axes.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -23,9 +23,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from cardiodit._compat import context_parallel_plan, register_block
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import DenoiserMixin
+from cardiodit.models.positions import Rotation, TokenPositions, rotate
 
 TIME_FEATURES = 256
-PREDICTION_TYPES = ("v_prediction", "epsilon", "sample", "flow")
+QK_NORM_EPS = 1e-5
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample", "flow", "flow_to_data")
 
 CostPart = tuple[Callable[[], object], float]  # a piece of a forward pass, and how often it runs in one
 
@@ -49,52 +51,6 @@ def unpatchify(tokens: torch.Tensor, grid: Sequence[int], patch: Sequence[int]) 
     return volume.reshape(*volume.shape[:2], *(g * p for g, p in zip(grid, patch, strict=True)))
 
 
-def sincos_positions(
-    grid: Sequence[int],
-    dim: int,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Return fixed sine-cosine positions of all tokens of a grid with any number of axes.
-
-    Each axis gets an equal, even number of features, rounded up: first all sines, then all cosines of the positions
-    0, 1, …; features beyond `dim` are cut off. Returns (tokens, dim), last axis fastest.
-    """
-    half = math.ceil(dim / (2 * len(grid)))
-    frequencies = torch.tensor([10000 ** (-i / half) for i in range(half)], device=device)
-    features = []
-    for axis, length in enumerate(grid):
-        angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
-        features.append(expand_axis(torch.cat([angles.sin(), angles.cos()], dim=-1), axis, grid))
-    return torch.cat(features, dim=-1).flatten(0, -2)[:, :dim].to(dtype)
-
-
-def kept_positions(
-    make: Callable[..., torch.Tensor], grid: Sequence[int], dim: int, like: torch.Tensor
-) -> torch.Tensor:
-    """Return `make(grid, dim, device, dtype)` on the device and in the dtype of a tensor, made once for each grid.
-
-    Making positions copies from the CPU to the device, which would wait for the device in every forward pass.
-    """
-    if type(torch.empty(0, device=like.device)) is not torch.Tensor or like.is_meta or torch.compiler.is_compiling():
-        return make(grid, dim, like.device, like.dtype)  # tensors without values must not be kept
-    return _made_positions(make, tuple(grid), dim, like.device, like.dtype)
-
-
-@lru_cache(maxsize=8)
-def _made_positions(
-    make: Callable[..., torch.Tensor], grid: tuple[int, ...], dim: int, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return make(grid, dim, device, dtype)
-
-
-def expand_axis(features: torch.Tensor, axis: int, grid: Sequence[int]) -> torch.Tensor:
-    """Repeat the features (length, width) of one axis over the other axes of the grid: (*grid, width)."""
-    shape = [length if a == axis else 1 for a, length in enumerate(grid)]
-    return features.view(*shape, -1).expand(*grid, -1)
-
-
 def modulate(tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Adaptive LayerNorm (DiT, section 3.2): tokens (B, L, C), shift and scale (B, C)."""
     normalised = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
@@ -113,12 +69,17 @@ class DiTAttnProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: "DiTAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, attn: "DiTAttention", hidden_states: torch.Tensor, rotation: Rotation | None = None
+    ) -> torch.Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (by_head(x, attn.heads) for x in (query, key, value))  # (B, L, H, D)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         hidden_states = dispatch_attention_fn(
             query,
             key,
@@ -148,6 +109,7 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
         dropout: float = 0.0,
         qkv_bias: bool = True,
         attention_dropout: float | None = None,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -156,11 +118,15 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
         self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
         self.to_k = nn.Linear(dim, dim, bias=qkv_bias)
         self.to_v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.norm_q, self.norm_k = (
+            nn.LayerNorm(dim // heads, eps=QK_NORM_EPS) if qk_norm else nn.Identity() for _ in range(2)
+        )
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(dropout)])
         self.processor = DiTAttnProcessor()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.processor(self, hidden_states)
+    def forward(self, hidden_states: torch.Tensor, rotation: Rotation | None = None) -> torch.Tensor:
+        # A processor of another author need not know of rotations.
+        return self.processor(self, hidden_states, *(() if rotation is None else (rotation,)))
 
 
 class DiTBlock(nn.Module):
@@ -173,16 +139,22 @@ class DiTBlock(nn.Module):
         mlp_ratio: float,
         dropout: float = 0.0,
         activation: str = "gelu",
-        attention_dropout: float | None = None,
+        attention_dropout: float = 0.0,
+        projection_dropout: float = 0.0,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         inner = int(dim * mlp_ratio)
         self.modulation = nn.Linear(dim, 6 * dim)
-        self.attn = DiTAttention(dim, heads, dropout, attention_dropout=attention_dropout)
+        self.attn = DiTAttention(dim, heads, projection_dropout, attention_dropout=attention_dropout, qk_norm=qk_norm)
         self.ff = FeedForward(dim, inner_dim=inner, dropout=dropout, activation_fn=activation, final_dropout=True)
 
     def forward(
-        self, hidden_states: torch.Tensor, conditioning: torch.Tensor, control: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor,
+        control: torch.Tensor | None = None,
+        rotation: Rotation | None = None,
     ) -> torch.Tensor:
         """Transform tokens (B, L, C).
 
@@ -190,10 +162,11 @@ class DiTBlock(nn.Module):
             hidden_states: tokens (B, L, C).
             conditioning: embedding of time and label (B, C).
             control: adapter output that is added before attention (B, L, C).
+            rotation: cosine and sine by which queries and keys turn.
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(conditioning)).chunk(6, dim=-1)
         modulated = modulate(hidden_states, shift_a, scale_a)
-        attended = self.attn(modulated if control is None else modulated + control)
+        attended = self.attn(modulated if control is None else modulated + control, rotation)
         hidden_states = torch.addcmul(hidden_states, gate_a.unsqueeze(1), attended)
         transformed = self.ff(modulate(hidden_states, shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m.unsqueeze(1), transformed)
@@ -231,6 +204,21 @@ class DiTTransformerModel(DenoiserMixin):
         attention_dropout: dropout probability of attention weights; default: `dropout`, as published. Only with 0 does
             torch use cuDNN's attention, the fastest on recent GPUs.
         training_precision: precision of the training, "float32", "bfloat16" or "float16"; None if unknown.
+        position_mode: how tokens are told where they are. absolute: a sine-cosine table is added to them; axial_rope:
+            queries and keys turn by the position along every axis (rope4d in CardioDiT); time_rope: they turn by the
+            time of their frame, and a table places them in space; interpolated, interpolated_rescaled: the table's
+            last quarter is the time; phase: the phase of the heart beat is added to the table.
+        position_steps: distance between neighbouring tokens along each axis, such as voxel spacing times patch size
+            divided by the smallest of these products; default: 1 along each axis.
+        max_sample_size: largest size of latents; smaller ones then get the central positions, and larger ones are
+            refused. Default: positions start at 0, and any size is accepted.
+        position_time_scale: factor of the times of frames in positions that depend on time.
+        phase_schema: meaning of a phase: frames (counted from 0, where 1 is the last frame) or cycle (periodic).
+        qk_norm: normalise queries and keys of each head (layer normalisation).
+        self_conditioning: also give the model its own estimate of the clean latents from the step before (Chen et al.,
+            arXiv:2208.04202); in training, half of the steps first compute such an estimate.
+        projection_dropout: dropout probability of the output of attention; default: `dropout`.
+        mlp_dropout: dropout probability in both layers of the MLPs; default: `dropout`.
     """
 
     axis_names: tuple[str, ...] = ()
@@ -243,7 +231,9 @@ class DiTTransformerModel(DenoiserMixin):
     _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "class_embed", "modulation", "proj_out"]
     _keep_in_fp32_modules = ["time_embed"]
     # Tokens are split over processes before the first block and gathered after the head.
-    _cp_plan = context_parallel_plan({"transformer_blocks.0": {"hidden_states": 3}}, "proj_out")
+    _cp_plan = context_parallel_plan(
+        {"transformer_blocks.0": {"hidden_states": 3}, "rotation_in": {"input": 3}}, "proj_out"
+    )
 
     @register_to_config
     def __init__(
@@ -263,6 +253,15 @@ class DiTTransformerModel(DenoiserMixin):
         prediction_type: str = "v_prediction",
         attention_dropout: float | None = None,
         training_precision: str | None = None,
+        position_mode: str = "absolute",
+        position_steps: tuple[float, ...] | None = None,
+        max_sample_size: tuple[int, ...] | None = None,
+        position_time_scale: float = 1.0,
+        phase_schema: str = "frames",
+        qk_norm: bool = False,
+        self_conditioning: bool = False,
+        projection_dropout: float | None = None,
+        mlp_dropout: float | None = None,
     ) -> None:
         super().__init__()
         sample_size = self._per_axis("sample_size", sample_size, self.published_sample_size)
@@ -271,21 +270,41 @@ class DiTTransformerModel(DenoiserMixin):
             raise CardioDiTError(f"class_names has {len(class_names)} names for num_classes={num_classes} labels.")
         if prediction_type not in PREDICTION_TYPES:
             raise CardioDiTError(f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}.")
+        if learn_sigma and prediction_type.startswith("flow"):
+            raise CardioDiTError("learn_sigma needs a process with a variance to learn, which flow matching has not.")
         self.register_to_config(sample_size=sample_size, patch_size=self.patch_size)
-        self.grid_of(sample_size)  # fails early if the patch does not divide the size
         hidden_size = num_attention_heads * attention_head_dim
+        if max_sample_size is not None:
+            max_sample_size = self._per_axis("max_sample_size", max_sample_size, ())
+        self.positions = TokenPositions(
+            mode=position_mode,
+            trained_grid=self.grid_of(sample_size),  # fails early if the patch does not divide the size
+            steps=tuple(position_steps or (1.0,) * len(self.axis_names)),
+            largest_grid=None if max_sample_size is None else self.grid_of(max_sample_size),
+            time_scale=position_time_scale,
+            phase_schema=phase_schema,
+        )
+        self.positions.check(hidden_size, attention_head_dim, has_frames="frames" in self.axis_names)
+        self._check_size(sample_size)
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         voxels = math.prod(self.patch_size)
 
-        self.patch_embed = nn.Linear(in_channels * voxels, hidden_size)
+        self.patch_embed = nn.Linear(in_channels * voxels * (2 if self_conditioning else 1), hidden_size)
+        self.rotation_in = nn.Identity()  # where the tokens' angles are split over processes
         self.time_proj = Timesteps(TIME_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(TIME_FEATURES, hidden_size)
         self.class_embed = None
         if num_classes > 0:
             null_rows = 1 if class_dropout_prob > 0 else 0
             self.class_embed = nn.Embedding(num_classes + null_rows, hidden_size)
+        given = {
+            "dropout": mlp_dropout,
+            "attention_dropout": attention_dropout,
+            "projection_dropout": projection_dropout,
+        }
+        dropouts: dict[str, Any] = {name: dropout if value is None else value for name, value in given.items()}
         self.transformer_blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_attention_heads, mlp_ratio, dropout, attention_dropout=attention_dropout)
+            DiTBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm=qk_norm, **dropouts)
             for _ in range(num_layers)
         )
         self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size)
@@ -345,6 +364,8 @@ class DiTTransformerModel(DenoiserMixin):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
         block_controls: Sequence[torch.Tensor | None] | None = None,
+        self_condition: torch.Tensor | None = None,
+        phase: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the training target (`prediction_type`) from noisy latents.
 
@@ -354,6 +375,10 @@ class DiTTransformerModel(DenoiserMixin):
             class_labels: integers `(B,)`, where `null_label` means none; without them no label is added.
             return_dict: return a `Transformer2DModelOutput` (default) or a tuple.
             block_controls: output of an adapter (`TGCAAdapterModel`): `(B, L, hidden)` or None for each block.
+            self_condition: estimate of the clean latents, like `hidden_states`, for models with `self_conditioning`;
+                zeros by default.
+            phase: phase of the heart beat at each frame, `(L)` or `(B, L)`, see `times_of_phase`; default: evenly
+                spaced frames.
 
         Returns:
             `sample`, with the shape of `hidden_states`; with `learn_sigma` twice the channels, the prediction first.
@@ -369,14 +394,20 @@ class DiTTransformerModel(DenoiserMixin):
                 f"{tuple(hidden_states.shape)}."
             )
         grid = self.grid_of(hidden_states.shape[2:])
+        self._check_size(hidden_states.shape[2:])
         conditioning = self._condition(hidden_states, timestep, class_labels)
 
-        tokens = self.patch_embed(patchify(hidden_states, self.patch_size))  # (B, L, hidden)
-        tokens = tokens + kept_positions(sincos_positions, grid, tokens.shape[-1], tokens)
+        tokens = self.patch_embed(patchify(self._with_estimate(hidden_states, self_condition), self.patch_size))
+        added = self.positions.added(grid, tokens, phase)  # tokens are (B, L, hidden)
+        tokens = tokens if added is None else tokens + added
+        angles = self.positions.angles(grid, self.config.attention_head_dim, tokens, phase)
+        rotation: tuple[Rotation, ...] = ()
+        if angles is not None:
+            angles = self.rotation_in(angles)[:, :, None]
+            rotation = ((angles.cos(), angles.sin()),)
         for number, block in enumerate(self.transformer_blocks):
-            inputs = (
-                (tokens, conditioning) if block_controls is None else (tokens, conditioning, block_controls[number])
-            )
+            control = None if block_controls is None else block_controls[number]
+            inputs = (tokens, conditioning, control, *rotation)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *inputs)
             else:
@@ -386,6 +417,26 @@ class DiTTransformerModel(DenoiserMixin):
 
         sample = unpatchify(tokens, grid, self.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _with_estimate(self, hidden_states: torch.Tensor, estimate: torch.Tensor | None) -> torch.Tensor:
+        """Append the estimate of the clean latents as further channels, if the model takes one."""
+        if not self.config.self_conditioning:
+            if estimate is not None:
+                raise CardioDiTError(
+                    "self_condition was given, but this model was trained without it (self_conditioning is false)."
+                )
+            return hidden_states
+        estimate = torch.zeros_like(hidden_states) if estimate is None else estimate.to(hidden_states.dtype)
+        return torch.cat([hidden_states, estimate], dim=1)
+
+    def _check_size(self, size: Sequence[int]) -> None:
+        """Raise an error for latents above the largest size, for which there are no positions."""
+        largest = self.config.max_sample_size
+        if largest is not None and any(n > most for n, most in zip(size, largest, strict=True)):
+            raise CardioDiTError(
+                f"Latents of {tuple(size)} exceed the largest size of this model, max_sample_size {tuple(largest)} "
+                f"along {', '.join(self.axis_names)}."
+            )
 
     @apply_forward_hook
     def embed_time(self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """PRDiT: a diffusion transformer on voxels, without an autoencoder.
 
-A local denoiser processes overlapping patches independently; a transformer, the refiner, adds information from the
-whole volume. Both predict the noise and the clean volume of the central tile of each patch, and their predictions are
-added up.
+A local denoiser processes patches, which may overlap, independently; a transformer, the refiner, adds information from
+the whole volume. Both predict the central tile of each patch: its noise and its clean voxels, or its velocity (flow
+matching). Their predictions are added up. With super-resolution, a local denoiser corrects the prediction of a whole
+model at a lower resolution.
 """
 
 import math
@@ -20,19 +21,19 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from cardiodit._compat import context_parallel_plan
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.loading import DenoiserMixin
+from cardiodit.models.positions import expand_axis, kept_positions
 from cardiodit.models.transformer_dit import (
     TIME_FEATURES,
     CostPart,
     DiTBlock,
     block_cost,
-    expand_axis,
-    kept_positions,
     modulate,
     unpatchify,
 )
 
-TILE = 8  # voxels along each axis that a token predicts
-PREDICTION_TYPE = "noise_and_image"
+TILE = 8  # voxels along each axis that a token predicts, by default
+NOISE_AND_IMAGE = "noise_and_image"
+PREDICTION_TYPES = (NOISE_AND_IMAGE, "flow_to_data", "flow")
 PROCESS = ("num_train_timesteps", "noise_scale")  # config keys that the model shares with its scheduler
 CHUNK = 4096  # tokens whose patches are in memory at once
 PROBE_TOKENS = 512  # tokens whose patches are timed for an estimate
@@ -113,18 +114,19 @@ class PatchEmbedding(nn.Module):
 class OverlappingPatches:
     """The patches around all tiles of a volume, read a few at a time.
 
-    All patches together hold patch³/8³ times the voxels of the volume.
+    All patches together hold patch³/tile³ times the voxels of the volume.
 
     Args:
         volume: `(B, C, H, W, D)`; it is reflected at its borders.
         patch: voxels of a patch along each axis.
+        tile: voxels between neighbouring patches, which is what each predicts.
     """
 
-    def __init__(self, volume: torch.Tensor, patch: int) -> None:
-        margin = (patch - TILE) // 2
+    def __init__(self, volume: torch.Tensor, patch: int, tile: int = TILE) -> None:
+        margin = (patch - tile) // 2
         windows = F.pad(volume, (margin,) * 6, mode="reflect") if margin else volume
         for axis in (2, 3, 4):
-            windows = windows.unfold(axis, patch, TILE)
+            windows = windows.unfold(axis, patch, tile)
         self.windows = windows  # (B, C, *grid, patch, patch, patch), a view
         self.grid = tuple(windows.shape[2:5])
 
@@ -137,16 +139,16 @@ class OverlappingPatches:
 
 
 class PRDiTTransformerModel(DenoiserMixin):
-    """Predict noise and clean volume, `(B, 2·C, H, W, D)`, from a noisy volume `(B, C, H, W, D)`.
+    """Predict noise and clean volume, `(B, 2·C, H, W, D)`, or a velocity, from a noisy volume `(B, C, H, W, D)`.
 
     With `num_layers=0` the model is the local denoiser alone, which is trained first (stage 1); the refiner then learns
-    the residual (stage 2). All sides of a volume must be multiples of 8 and may differ.
+    the residual (stage 2). All sides of a volume must be multiples of the tile and may differ.
 
     Args:
         sample_size: size of the training volumes in voxels along height, width and depth; other sizes may be used at
             any call.
-        patch_size: edge length of a patch in voxels, of which the central 8 are predicted; an even number. Patches
-            overlap if it is larger than 8.
+        patch_size: edge length of a patch in voxels, of which the central `tile_size` are predicted. Patches overlap if
+            it is larger; an even number.
         in_channels: channels of the volume.
         num_layers: number of transformer blocks of the refiner; 0 for the local denoiser alone (stage 1).
         num_attention_heads: number of attention heads of the refiner, whose hidden size is `num_attention_heads *
@@ -155,10 +157,14 @@ class PRDiTTransformerModel(DenoiserMixin):
         mlp_ratio: size of the hidden layer of the refiner's MLPs relative to its hidden size.
         spacing: voxel size of the training volumes in mm along height, width and depth; None if unknown.
         preprocessing: preprocessing of the training volumes, as returned by `Preprocessing.to_dict()`; None if unknown.
-        prediction_type: training target of the model; only "noise_and_image" is supported.
+        prediction_type: training target of the model: "noise_and_image", or "flow_to_data" or "flow" (flow matching).
         num_train_timesteps: timesteps of the diffusion process (`NoiseAndImageScheduler`).
-        noise_scale: standard deviation of the noise of the diffusion process.
+        noise_scale: standard deviation of the noise of the diffusion process, not of flow matching.
         training_precision: precision of the training, "float32", "bfloat16" or "float16"; None if unknown.
+        tile_size: voxels along each axis that a patch predicts.
+        super_resolution: by which number the volume is larger than that of the model whose prediction is corrected
+            (stage 3); 1 for a model that is not one of super-resolution.
+        base_config: config of that model, which is a part of this one; its size is that of the smaller volume.
     """
 
     axis_names = ("height", "width", "depth")
@@ -184,20 +190,38 @@ class PRDiTTransformerModel(DenoiserMixin):
         mlp_ratio: float = 4.0,
         spacing: tuple[float, ...] | None = None,
         preprocessing: dict[str, Any] | None = None,
-        prediction_type: str = PREDICTION_TYPE,
+        prediction_type: str = NOISE_AND_IMAGE,
         num_train_timesteps: int = 1000,
         noise_scale: float = 0.5,
         training_precision: str | None = None,
+        tile_size: int = TILE,
+        super_resolution: int = 1,
+        base_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if prediction_type != PREDICTION_TYPE:
-            raise CardioDiTError(f"prediction_type={prediction_type!r}: this model predicts {PREDICTION_TYPE!r}.")
-        if patch_size < TILE or patch_size % 2:
-            raise CardioDiTError(f"patch_size={patch_size} must be an even number of at least {TILE}.")
-        self.grid_of(sample_size)  # fails early if a side is not a multiple of 8
+        if prediction_type not in PREDICTION_TYPES:
+            raise CardioDiTError(
+                f"prediction_type={prediction_type!r}: this model predicts {' or '.join(map(repr, PREDICTION_TYPES))}."
+            )
+        if tile_size % 2 or patch_size < tile_size or patch_size % 2:
+            raise CardioDiTError(
+                f"patch_size={patch_size} must be an even number of at least {tile_size}, and so must tile_size."
+            )
+        if (super_resolution > 1) != (base_config is not None):
+            raise CardioDiTError(
+                "super_resolution above 1 needs a model of the lower resolution (base_config), and no other has one."
+            )
+        if base_config is not None and (num_layers or prediction_type != NOISE_AND_IMAGE):
+            raise CardioDiTError(
+                "A super-resolution model is a local denoiser on top of its base (num_layers 0), and both predict "
+                "noise and image; flow matching has no such stage."
+            )
+        self.base = None if base_config is None else PRDiTTransformerModel(**base_config)
+        self.grid_of(sample_size)  # fails early if a side is not a multiple of the tile
         self.register_to_config(sample_size=tuple(sample_size))
         hidden_size = num_attention_heads * attention_head_dim
-        width, out_features = in_channels * patch_size**3, 2 * in_channels * TILE**3
+        width, heads = in_channels * patch_size**3, 2 if prediction_type == NOISE_AND_IMAGE else 1
+        out_features = heads * in_channels * tile_size**3
 
         self.time_proj = Timesteps(TIME_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = nn.Linear(TIME_FEATURES, hidden_size)
@@ -232,12 +256,12 @@ class PRDiTTransformerModel(DenoiserMixin):
     @property
     def token_size(self) -> tuple[int, ...]:
         """Voxels per token along each axis."""
-        return (TILE,) * len(self.axis_names)
+        return (self.config.tile_size,) * len(self.axis_names)
 
     @property
     def margin(self) -> int:
         """Voxels of a patch on either side of its central tile."""
-        return (self.config.patch_size - TILE) // 2
+        return (self.config.patch_size - self.config.tile_size) // 2
 
     @property
     def has_refiner(self) -> bool:
@@ -260,22 +284,29 @@ class PRDiTTransformerModel(DenoiserMixin):
         """Return the token grid for volumes of this size, or raise if the size is not supported."""
         if len(size) != len(self.axis_names):
             raise CardioDiTError(f"Expected a size along {', '.join(self.axis_names)}, got {tuple(size)}.")
-        for name, length in zip(self.axis_names, size, strict=True):
-            if length % TILE or length < TILE:
+        tile, factor = self.config.tile_size, self.config.super_resolution
+        if self.base is not None:
+            if any(length % factor for length in size):
                 raise CardioDiTError(
-                    f"The volume has {length} voxels along {name}, which must be a multiple of {TILE}."
+                    f"The volume has {tuple(size)} voxels, which super_resolution={factor} must divide."
+                )
+            self.base.grid_of([length // factor for length in size])
+        for name, length in zip(self.axis_names, size, strict=True):
+            if length % tile or length < tile:
+                raise CardioDiTError(
+                    f"The volume has {length} voxels along {name}, which must be a multiple of {tile}."
                 )
             if length <= self.margin:
                 raise CardioDiTError(
                     f"The volume has {length} voxels along {name}, too few for patches of {self.config.patch_size}, "
-                    f"which extend {self.margin} voxels beyond either side of their central {TILE}."
+                    f"which extend {self.margin} voxels beyond either side of their central {tile}."
                 )
-        return tuple(length // TILE for length in size)
+        return tuple(length // tile for length in size)
 
     def forward(
         self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predict noise and clean volume from a noisy volume.
+        """Predict the training target from a noisy volume.
 
         Args:
             hidden_states: noisy volumes `(B, C, H, W, D)`; the size may differ from that in training.
@@ -283,7 +314,7 @@ class PRDiTTransformerModel(DenoiserMixin):
             return_dict: return a `Transformer2DModelOutput` (default) or a tuple.
 
         Returns:
-            `sample` `(B, 2·C, H, W, D)`: the noise, followed by the clean volume.
+            `sample`: the noise, followed by the clean volume, `(B, 2·C, H, W, D)`; or the velocity `(B, C, H, W, D)`.
         """
         if hidden_states.ndim != 5 or hidden_states.shape[1] != self.config.in_channels:
             raise CardioDiTError(
@@ -292,15 +323,25 @@ class PRDiTTransformerModel(DenoiserMixin):
             )
         grid = self.grid_of(hidden_states.shape[2:])
         time = self.embed_time(hidden_states, timestep)
-        patches = OverlappingPatches(hidden_states, self.config.patch_size)
+        patches = OverlappingPatches(hidden_states, self.config.patch_size, self.config.tile_size)
         numbers = self.tokens_in(torch.arange(math.prod(grid), device=hidden_states.device)[None])[0]
 
-        predicted, tokens = self.by_patch(patches, numbers, time)  # (B, L, 2·C·8³), (B, L, hidden)
+        predicted, tokens = self.by_patch(patches, numbers, time)  # (B, L, values), (B, L, hidden)
         if self.has_refiner:
             positions = kept_positions(fourier_positions, grid, tokens.shape[-1], tokens)[numbers]
             predicted = predicted + self._refine(tokens + positions, self.refiner_time(time))
         sample = unpatchify(self.tokens_out(predicted), grid, self.token_size)
+        if self.base is not None:
+            sample = sample + self._upsampled(hidden_states, timestep)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _upsampled(self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        """Return the prediction of the base for the volume at its resolution, enlarged."""
+        size, factor = hidden_states.shape[2:], self.config.super_resolution
+        small = F.interpolate(hidden_states, [length // factor for length in size], mode="nearest")
+        noise, image = self.base(small, timestep).sample.chunk(2, dim=1)  # type: ignore[misc]
+        noise = F.interpolate(noise, size, mode="nearest")
+        return torch.cat([noise, F.interpolate(image, size, mode="trilinear", align_corners=False)], dim=1)
 
     def embed_time(self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
         """Return the time embedding of each sample, (B, hidden)."""
@@ -322,7 +363,7 @@ class PRDiTTransformerModel(DenoiserMixin):
         return torch.cat(predicted, dim=1), torch.cat(tokens or predicted[:1], dim=1)
 
     def _refine(self, tokens: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, L, hidden) → (B, L, 2·C·8³)."""
+        """Tokens (B, L, hidden) → (B, L, predicted values)."""
         for block in self.transformer_blocks:
             tokens = self._run(block, tokens, conditioning)
         shift, scale = self.modulation_out(F.silu(conditioning)).chunk(2, dim=-1)
@@ -342,10 +383,17 @@ class PRDiTTransformerModel(DenoiserMixin):
         length = math.prod(self.grid_of(latents.shape[2:]))
         width = self.config.num_attention_heads * self.config.attention_head_dim
         numbers = torch.arange(min(length, PROBE_TOKENS), device=latents.device)
-        patches = OverlappingPatches(torch.zeros_like(latents), self.config.patch_size)
+        patches = OverlappingPatches(torch.zeros_like(latents), self.config.patch_size, self.config.tile_size)
         time = self.embed_time(latents, 0)
         parts: list[CostPart] = [(lambda: self.by_patch(patches, numbers, time), length / len(numbers))]
         if self.has_refiner:
             tokens = torch.zeros(len(latents), length, width, device=latents.device, dtype=self.dtype)
             parts.append(block_cost(self.transformer_blocks, tokens))
+        if self.base is not None:
+            parts.append((lambda: self._upsampled(latents, 0), 1.0))
         return parts
+
+
+def plain_config(model: PRDiTTransformerModel) -> dict[str, Any]:
+    """Return a model's config as the base of a super-resolution model holds it."""
+    return {key: value for key, value in model.config.items() if not key.startswith("_")}

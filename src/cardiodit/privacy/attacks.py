@@ -17,6 +17,8 @@ from cardiodit.evaluation.metrics.estimate import Estimate, jackknife_interval
 from cardiodit.evaluation.volume_sets import Item, load
 from cardiodit.imaging.preprocessing import Preprocessing, as_tensor
 from cardiodit.privacy.statistics import GROUPS, Attack, attack_of
+from cardiodit.schedulers.flow_scheduler import FLOW_TO_DATA, FLOWS
+from cardiodit.schedulers.solvers import prediction_of
 
 NEIGHBOURS = 50  # nearest samples whose mean distance normalizes that to the nearest one
 DRAWS = 2  # noises at each noise level
@@ -106,7 +108,7 @@ class LossMeter:
         total = int(pipe.scheduler.config.num_train_timesteps)
         self.times = [int((level + 0.5) / levels * total) for level in range(levels)]
         self.shares = [time / total for time in self.times]
-        self.is_flow = "FlowMatch" in type(pipe.scheduler).__name__
+        self.is_flow = prediction_of(pipe.scheduler) in FLOWS
         if not self.is_flow and not any(hasattr(pipe.scheduler, name) for name in ("targets", "alphas_cumprod")):
             raise CardioDiTError(
                 f"The denoising loss of a {type(pipe.scheduler).__name__} cannot be measured, so that attacks with the "
@@ -142,7 +144,7 @@ class LossMeter:
         if vae is not None:
             from cardiodit.latents.encoder import encode_volume
 
-            clean = encode_volume(vae, volume)[None].to(device) * vae.config.scaling_factor
+            clean = vae.scale_latents(encode_volume(vae, volume)[None].to(device))
         extra = {} if label is None else {"class_labels": torch.tensor([label], device=device)}
         losses = np.empty((len(self.times), DRAWS))
         for place, time in enumerate(self.times):
@@ -163,6 +165,8 @@ class LossMeter:
             return scheduler.add_noise(clean, noise, times), scheduler.targets(clean, noise)
         if self.is_flow:
             share = (times / scheduler.config.num_train_timesteps).view(-1, *[1] * (clean.ndim - 1))
+            if prediction_of(scheduler) == FLOW_TO_DATA:
+                return (1 - share) * noise + share * clean, clean - noise
             return (1 - share) * clean + share * noise, noise - clean
         kept = scheduler.alphas_cumprod.to(clean.device)[times].view(-1, *[1] * (clean.ndim - 1))
         noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise

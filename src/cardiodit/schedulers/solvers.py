@@ -21,6 +21,7 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit.errors import CardioDiTError
+from cardiodit.schedulers.flow_scheduler import FLOW, FLOW_SOLVERS, FLOW_TO_DATA, FLOWS, FlowScheduler
 
 SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
@@ -31,7 +32,7 @@ SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     ),
     "unipc": (UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"}),
 }
-FLOW = "flow"  # prediction type of models that are trained by flow matching
+SMALLEST_SIGNAL = 2.0**-24  # ᾱ of pure noise for solvers that divide by it, as in diffusers' own rescaling
 COSINE_OFFSET = 0.008
 
 MOST_TIMESTEPS = 100_000  # of a noise schedule; the published ones have 300 and 1000
@@ -63,8 +64,15 @@ def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
     Example: `pipe.scheduler = change_solver(pipe.scheduler, "ddim")`.
     """
     config, name = scheduler.config, type(scheduler).__name__
-    if prediction_of(scheduler) == FLOW:
-        raise CardioDiTError(f"A model trained by flow matching is sampled with {name}; it has no other solver yet.")
+    if (kind := prediction_of(scheduler)) in FLOWS:
+        if solver == "euler":
+            return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, invert_sigmas=kind == FLOW_TO_DATA)
+        if solver in FLOW_SOLVERS:
+            return FlowScheduler(config.num_train_timesteps, solver, str(kind), config.get("error_target", 1.0))
+        raise CardioDiTError(
+            f"There is no solver {solver!r} for models trained by flow matching; choose one of euler, "
+            f"{', '.join(FLOW_SOLVERS)}."
+        )
     own_solvers = getattr(scheduler, "solvers", None)
     if solver not in (known := own_solvers or SOLVERS):
         raise CardioDiTError(f"There is no solver {solver!r} for a {name}; choose one of {', '.join(known)}.")
@@ -82,7 +90,7 @@ def change_solver(scheduler: SchedulerMixin, solver: str) -> SchedulerMixin:
 def prediction_of(scheduler: SchedulerMixin) -> str | None:
     """Return what a scheduler expects the model to predict."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return FLOW
+        return FLOW_TO_DATA if scheduler.config.invert_sigmas else FLOW
     return scheduler.config.get("prediction_type")
 
 
@@ -110,6 +118,34 @@ def use_exact_betas(scheduler: SchedulerMixin) -> None:
     betas = torch.tensor(scheduler.config.get("trained_betas") or [], dtype=torch.float64)
     if len(betas) and not torch.equal(betas.float().double(), betas):
         scheduler.betas, scheduler.alphas, scheduler.alphas_cumprod = betas, 1 - betas, (1 - betas).cumprod(0)
+
+
+def zero_terminal_betas(betas: Sequence[float]) -> list[float]:
+    """Return betas whose last step is pure noise, by shifting √ᾱ (Lin et al., arXiv:2305.08891, algorithm 1)."""
+    signal = (1 - torch.tensor(betas, dtype=torch.float32)).cumprod(0).sqrt()
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas_cumprod = signal.square()
+    alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+    return (1 - alphas).tolist()
+
+
+def avoid_zero_signal(scheduler: SchedulerMixin) -> None:
+    """Give pure noise a tiny signal where a solver takes the logarithm of the signal."""
+    takes_logarithms = isinstance(scheduler, DPMSolverMultistepScheduler | UniPCMultistepScheduler)
+    if takes_logarithms and scheduler.alphas_cumprod[-1] == 0:
+        scheduler.alphas_cumprod[-1] = SMALLEST_SIGNAL
+
+
+def clean_estimate(
+    scheduler: SchedulerMixin, prediction: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor
+) -> torch.Tensor:
+    """Return the clean sample that a prediction at a timestep implies; the timestep stays on the CPU."""
+    kind = prediction_of(scheduler)
+    if kind in FLOWS:
+        time = float(timestep) / scheduler.config.num_train_timesteps
+        return sample - time * prediction if kind == FLOW else sample + (1 - time) * prediction
+    alpha = scheduler.alphas_cumprod[int(timestep)].to(sample.dtype)
+    return split_prediction(str(kind), prediction, sample, alpha)[0]
 
 
 def ddim_step(

@@ -93,15 +93,20 @@ def _architecture(model: "Model", axes: str, network_row: Callable[[Mapping[str,
 
 def _sampler(model: "Model") -> Rows:
     config = model.scheduler
-    process = _flow(config) if "beta_schedule" not in config else _noise_schedule(config)
+    process = _noise_schedule(config) if "beta_schedule" in config else flow_rows(config)
     spacing = f", spacing `{config['timestep_spacing']}`" if "timestep_spacing" in config else ""
     return {
         "Solver": f"`{config['_class_name']}`{_solver_settings(config)}",
         **process,
         "Steps": f"{model.default_steps} by default{spacing}",
         "Guidance": "`guidance_scale` 1 (none) by default" if model.labels else "none",
-        "Scaling factor of the latents": f"{model.networks['vae'].get('scaling_factor', 1.0):.6g}",
+        "Scaling factor of the latents": _scaling(model.networks["vae"]),
     }
+
+
+def _scaling(vae: Mapping[str, Any]) -> str:
+    normalised = " after normalisation of each channel" if vae.get("latents_mean") else ""
+    return f"{vae.get('scaling_factor', 1.0):.6g}{normalised}"
 
 
 def _noise_schedule(config: Mapping[str, Any]) -> Rows:
@@ -112,14 +117,17 @@ def _noise_schedule(config: Mapping[str, Any]) -> Rows:
     }
 
 
-def _flow(config: Mapping[str, Any]) -> Rows:
+def flow_rows(config: Mapping[str, Any]) -> Rows:
+    """Return the rows of a scheduler of flow matching, diffusers' or ours."""
+    ends_in_data = config.get("invert_sigmas") or config.get("prediction_type") == "flow_to_data"
     return {
+        "Solver": f"`{config['_class_name']}`{_solver_settings(config)}",
         "Process": f"flow matching, times from 0 to {config['num_train_timesteps']}",
-        "Prediction": "`flow`, the velocity from data to noise",
+        "Prediction": "the velocity from noise to data" if ends_in_data else "`flow`, the velocity from data to noise",
     }
 
 
 def _solver_settings(config: Mapping[str, Any]) -> str:
-    names = ("algorithm_type", "solver_type", "solver_order", "variance_type")
+    names = ("solver", "algorithm_type", "solver_type", "solver_order", "variance_type")
     settings = [f"{name.replace('_', ' ')} {config[name]}" for name in names if config.get(name) is not None]
     return f" ({', '.join(settings)})" if settings else ""

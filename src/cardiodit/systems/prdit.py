@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cardiodit.systems.latent_dit import blocks
+from cardiodit.systems.latent_dit import blocks, flow_rows
 from cardiodit.systems.registry import CardTexts, Rows, Stage, System
 
 if TYPE_CHECKING:
     from cardiodit.hub.card.model_facts import Model
 
-TILE = 8  # voxels along each side of the part of a patch that is predicted
 SOLVERS = {"hot": "a stochastic predictor-corrector", "euler": "Euler steps"}
 SETTINGS = "cardiodit.training.settings:PRDiTSettings"
 OPEN = "cardiodit.training.checkpoint_gallery:open_prdit_checkpoint"
@@ -20,16 +19,24 @@ def has_refiner(config: Mapping[str, Any]) -> bool:
     return bool(config.get("num_layers"))
 
 
+def is_super_resolution(config: Mapping[str, Any]) -> bool:
+    return (config.get("super_resolution") or 1) > 1
+
+
 def has_no_refiner(config: Mapping[str, Any]) -> bool:
-    return not has_refiner(config)
+    return not has_refiner(config) and not is_super_resolution(config)
 
 
 def method(model: "Model") -> str:
-    if has_refiner(model.denoiser):
+    if is_super_resolution(model.denoiser):
+        parts = (
+            "A whole model denoises the volume at a lower resolution, and a local denoiser on patches at full "
+            "resolution corrects its enlarged prediction."
+        )
+    elif has_refiner(model.denoiser):
         parts = (
             "A local denoiser processes overlapping patches independently, and a transformer, the refiner, adds what "
-            "depends on the whole volume. Both predict noise and clean volume at once, and their predictions are "
-            "summed."
+            "depends on the whole volume. Their predictions are summed."
         )
     else:
         parts = (
@@ -46,10 +53,11 @@ def architecture(model: "Model") -> Rows:
     from cardiodit.hub.card.model_words import times
 
     config = model.denoiser
-    patch, tokens = config["patch_size"], math.prod(n // TILE for n in config["sample_size"])
-    overlap = f"neighbours overlap by {patch - TILE} voxels" if patch > TILE else "without overlap"
+    patch, tile = config["patch_size"], config.get("tile_size", 8)
+    tokens = math.prod(n // tile for n in config["sample_size"])
+    overlap = f"neighbours overlap by {patch - tile} voxels" if patch > tile else "without overlap"
     return {
-        "Patches": f"{times([patch] * 3)} voxels, {overlap}; the central {times([TILE] * 3)} of each are predicted",
+        "Patches": f"{times([patch] * 3)} voxels, {overlap}; the central {times([tile] * 3)} of each are predicted",
         "Local denoiser": "gated MLPs on each patch independently",
         "Refiner": f"{blocks(config)}, {tokens} tokens" if has_refiner(config) else "none (stage 1)",
     }
@@ -57,6 +65,8 @@ def architecture(model: "Model") -> Rows:
 
 def sampler(model: "Model") -> Rows:
     config = model.scheduler
+    if "noise_scale" not in config:
+        return {**flow_rows(config), "Steps": f"{model.default_steps} by default", "Guidance": "none"}
     solver = config["solver"]
     others = ", ".join(f"`{name}` ({words})" for name, words in SOLVERS.items() if name != solver)
     return {
@@ -82,6 +92,7 @@ SYSTEM = System(
     stages=(
         Stage("train_prdit", "Stage 1, the local denoiser", "transformer", SETTINGS, True, has_no_refiner, OPEN),
         Stage("train_prdit", "Stage 2, the refiner", "transformer", SETTINGS, True, has_refiner, OPEN),
+        Stage("train_prdit", "Stage 3, super-resolution", "transformer", SETTINGS, True, is_super_resolution, OPEN),
     ),
     card=CardTexts(
         method=method,
