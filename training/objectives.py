@@ -360,8 +360,9 @@ class NoiseAndImage(Objective):
         solver: Literal["hot", "euler"] = "hot",
     ) -> None:
         super().__init__(num_train_timesteps)
-        self.model_config = {"num_train_timesteps": num_train_timesteps, "noise_scale": noise_scale}
         self.scheduler = NoiseAndImageScheduler(num_train_timesteps, noise_scale, solver)
+        names = ("prediction_type", "num_train_timesteps", "noise_scale")
+        self.model_config = {name: self.scheduler.config[name] for name in names}
 
     def corrupt(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         return self.scheduler.add_noise(clean, noise, time)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cardiodit.errors import CardioDiTError
 from cardiodit.models.adapter_tgca import fingerprint_of
 from cardiodit.pipelines.load import make_pipeline, open_pipeline
 from cardiodit.systems import system_of
@@ -77,6 +78,11 @@ def train(request: Request[Any], run: Run, make_adapter: Callable[..., Any], fre
     pipe = open_pipeline(options.base)
     base = pipe.denoiser
     system = system_of(run.record.stage, denoiser=base)
+    if base.config.get("self_conditioning"):
+        raise CardioDiTError(
+            "An adapter cannot be trained on a self-conditioned base: the base would steer itself by its own estimate. "
+            "Train the base without self_conditioning."
+        )
     cohorts = read_cohorts((options.training_ids, options.validation_ids), pipe.vae)
     masks = read_masks(cohorts, conditions_of(settings), pipe.voxels_per_latent)
     samples, held_out = (labelled_samples(*pair, settings.label_column, base) for pair in zip(cohorts, masks))
@@ -93,7 +99,10 @@ def train(request: Request[Any], run: Run, make_adapter: Callable[..., Any], fre
 
     # The base's own objective; the samples, their noise, and masks of which some are dropped.
     timesteps = pipe.scheduler.config.num_train_timesteps
-    objective = Denoising(timesteps, base.config.prediction_type, settings.loss, training.noise_power)
+    is_pure_noise = (pipe.scheduler.config.get("trained_betas") or [0.0])[-1] == 1.0
+    objective = Denoising(
+        timesteps, base.config.prediction_type, settings.loss, training.noise_power, zero_terminal_snr=is_pure_noise
+    )
     dropout = base.config.class_dropout_prob if samples.labels is not None else 0.0
     noising = Noising(objective, training.seed, null_label=base.null_label, label_dropout=dropout)
     shuffled = MaskDropout(samples.shuffled(training.seed), settings.conditions, training.seed)

@@ -17,6 +17,7 @@ from cardiodit.cli import main
 from cardiodit.convert import convert_cardiodit, load_transformer, load_vq_model
 from cardiodit.convert.checkpoint import read_checkpoint
 from cardiodit.convert.upstream_config import read_their_yaml
+from cardiodit.convert.voldit import convert_voldit
 from cardiodit.latents import channel_statistics
 from cardiodit.models import DiT3DTransformerModel
 from cardiodit.training.objectives import Denoising, FlowMatching
@@ -295,3 +296,14 @@ def test_contradictions_are_refused(tmp_path: Path, of: str, change: Callable, w
     with pytest.raises(CardioDiTError, match=words):
         convert_rope(tmp_path / "model", tmp_path, change, of)
     assert not (tmp_path / "model").exists()
+
+
+def test_no_adapter_of_theirs_steers_such_a_base(tmp_path: Path) -> None:
+    old = GOLDEN / "voldit"
+    with pytest.raises(CardioDiTError, match="The adapter cannot be converted: .* and dit.yaml describes another one"):
+        convert_voldit(
+            *(old / "vqgan_best_model.pth", old / "vqgan.yaml", VOLDIT / "dit_best_model.pth", VOLDIT / "dit.yaml"),
+            tmp_path / "model",
+            tgca_ckpt=old / "tgca_best_model.pth",
+            tgca_cfg=old / "tgca.yaml",
+        )

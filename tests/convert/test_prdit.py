@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from cardiodit.cli import main
 from cardiodit.convert.cardiodit import fused_shape, transformer_name
@@ -19,8 +20,21 @@ from cardiodit.convert.prdit import NAMES, SIZES, convert_prdit
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.pipelines.pipeline_prdit import PRDiTPipeline
+from cardiodit.training.objectives import VoxelFlowMatching
 
-from ..prdit_cases import CASES, Weights, by_rule, case, case_weights, config, expected, save, shapes, small_weights
+from ..prdit_cases import (
+    CASES,
+    GOLDEN,
+    Weights,
+    by_rule,
+    case,
+    case_weights,
+    config,
+    expected,
+    save,
+    shapes,
+    small_weights,
+)
 
 
 def model_of(folder: Path) -> PRDiTTransformerModel:
@@ -400,3 +414,74 @@ def test_two_configs_that_contradict_each_other(tmp_path: Path) -> None:
     ckpt = save(tmp_path / "a.pt", small_weights())
     with pytest.raises(CardioDiTError, match=r"a.pt says size \(32, 32, 32\), but lidc.yaml says \(64, 64, 64\)"):
         convert_prdit(ckpt, tmp_path / "model", cfg=tmp_path / "lidc.yaml")
+
+
+# --- Flow matching, large patches, super-resolution ---
+
+FLOW_CASES = ("overlap", "s4")
+
+
+def flow_case(name: str) -> dict[str, Any]:
+    return json.loads((GOLDEN / f"prdit_flow/case_{name}.json").read_text())
+
+
+def flow_expected(name: str) -> Weights:
+    return load_file(GOLDEN / f"prdit_flow/expected_{name}.safetensors")
+
+
+def flow_pipeline(name: str, folder: Path) -> PRDiTPipeline:
+    """The recorded model, saved as the authors do and converted by the command."""
+    recorded = flow_case(name)
+    weights = {key: by_rule(key, shape) for key, shape in recorded["keys"].items()}
+    ckpt = save(folder / "best.pt", weights, config=recorded["config"], epoch="best")
+    assert main(["convert", "prdit", "--ckpt", str(ckpt), "--output_dir", str(folder / name)]) == 0
+    pipe = PRDiTPipeline.from_pretrained(folder / name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", [*FLOW_CASES, "local"])
+@torch.no_grad()
+def test_flow_models(name: str, tmp_path: Path) -> None:
+    recorded, golden, pipe = flow_case(name), flow_expected(name), flow_pipeline(name, tmp_path)
+    model, process = pipe.transformer, VoxelFlowMatching()
+    assert model.config.prediction_type == "flow_to_data" and pipe.scheduler.config.invert_sigmas
+    assert model.config.tile_size == recorded["architecture"]["stride"]
+    assert_matches(golden["t"] * 1000, golden["model_timestep"])
+    assert_matches(model(golden["input"], golden["model_timestep"]).sample, golden["sample"])
+    noisy = process.corrupt(golden["data"], golden["noise"], golden["model_timestep"])
+    assert_matches(noisy, golden["noisy"])
+    assert_matches(process.target(golden["data"], golden["noise"], golden["model_timestep"]), golden["target"])
+    batch = {"noise": golden["noise"], "timestep": golden["model_timestep"]}
+    assert_matches(process.losses(model, golden["data"], batch), golden["loss"])
+    half = torch.full((len(noisy),), 500.0)
+    between = process.corrupt(golden["data"], golden["noise"], half)
+    estimate = process.clean_from(model(between, half).sample, between, half)
+    assert_matches(estimate, golden["data_estimate_half"])
+    if name in FLOW_CASES:
+        for part in model.refiner_parts():
+            for parameter in part.parameters():
+                parameter.zero_()
+        assert_matches(model(golden["input"], golden["model_timestep"]).sample, golden["coarse"])
+
+
+@torch.no_grad()
+def test_super_resolution(tmp_path: Path) -> None:
+    recorded, golden, pipe = flow_case("sr"), flow_expected("sr"), flow_pipeline("sr", tmp_path)
+    model = pipe.transformer
+    assert (model.config.super_resolution, tuple(model.config.sample_size)) == (2, (32, 32, 32))
+    assert tuple(model.base.config.sample_size) == (recorded["base_image_size"],) * 3
+    whole = model(golden["input"], golden["timestep"]).sample
+    assert_matches(whole, golden["sample"])
+    assert_matches(model._upsampled(golden["input"], golden["timestep"]), golden["base_upsampled"])
+    assert_matches(whole - golden["base_upsampled"], golden["correction"])
+    assert pipe(num_inference_steps=2, seed=0).volumes.shape == (1, 32, 32, 32)
+
+
+def test_super_resolution_needs_the_size_of_its_base(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recorded = flow_case("sr")
+    weights = {key: by_rule(key, shape) for key, shape in recorded["keys"].items()}
+    del recorded["config"]["data"]["base_image_size"]
+    ckpt = save(tmp_path / "best.pt", weights, config=recorded["config"])
+    code, said = run_convert(ckpt, tmp_path / "model", capsys)
+    assert code == 1 and "expected data.base_image_size" in said

@@ -191,3 +191,56 @@ def test_the_scheduler_of_flow_matching_takes_the_published_steps() -> None:
         velocity = (before - after) * 6
         torch.testing.assert_close(step(velocity, k, time, before), after, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(after, FLOW["euler_last_clean"], rtol=1e-4, atol=1e-5)  # the last step ends on x0
+
+
+# --- Golden values of the newest code ---
+
+ROPE = load_file(Path(__file__).parents[1] / "fixtures/golden/cardiodit_rope4d/dit_expected.safetensors")
+
+
+def test_the_zero_terminal_process_and_its_losses_are_as_published() -> None:
+    clean, noise, time = ROPE["scaled_latents"], ROPE["offset_noise"], ROPE["timestep"]
+    for name, settings in {
+        "mse": {"loss": "mse"},
+        "l1": {"loss": "l1"},
+        "huber": {},
+        "huber_beta_0p25": {"huber_beta": 0.25},
+    }.items():
+        process = Denoising(1000, zero_terminal_snr=True, **settings)  # type: ignore[arg-type]
+        torch.testing.assert_close(process.corrupt(clean, noise, time), ROPE["noisy"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(process.target(clean, noise, time), ROPE["velocity"], rtol=1e-5, atol=1e-6)
+        found = process.losses(Oracle(ROPE["prediction"]), clean, {"noise": noise, "timestep": time}).mean()
+        torch.testing.assert_close(found, ROPE[f"loss_{name}"][0], rtol=1e-5, atol=0)
+
+
+def test_min_snr_weights_are_as_published() -> None:
+    """Their process ends at zero signal, where we refuse the combination; so the weights are compared by themselves."""
+    for kind, name in (("v_prediction", ""), ("epsilon", "_epsilon")):
+        process = Denoising(1000, kind, min_snr_gamma=5.0)  # type: ignore[arg-type]
+        process.scheduler.alphas_cumprod = ROPE["alphas_cumprod"]
+        weights = process.weights(ROPE["min_snr_timesteps"])
+        torch.testing.assert_close(weights, ROPE[f"min_snr_weights_gamma5{name}"], rtol=1e-5, atol=1e-6)
+    flow = FlowMatching(min_snr_gamma=5.0)
+    weights = flow.weights(FLOW["min_snr_times"] * 1000)
+    torch.testing.assert_close(weights, FLOW["min_snr_weights_gamma5"], rtol=1e-4, atol=1e-6)
+    backwards = FlowMatching(min_snr_gamma=5.0, direction="noise_to_data").weights(1000 - FLOW["min_snr_times"] * 1000)
+    torch.testing.assert_close(backwards, weights, rtol=1e-2, atol=1e-5)  # times near 1000 lose digits
+    weighted = FlowMatching(min_snr_gamma=5.0, loss="mse")
+    batch = {"noise": FLOW["noise"], "timestep": FLOW["model_timestep"]}
+    found = weighted.losses(Oracle(FLOW["prediction"]), FLOW["scaled_latents"], batch).mean()
+    torch.testing.assert_close(found, FLOW["loss_mse_min_snr5"][0], rtol=1e-5, atol=0)
+
+
+def test_offset_noise_is_the_same_in_a_channel_and_drawn_by_the_seed() -> None:
+    sample = torch.zeros(3, 4, 4, 4, 4)
+    plain, shifted = (Noising(Denoising(offset_noise_strength=strength), 0) for strength in (0.0, 2.0))
+    noises = [noising.noise_for(sample, generator_for(0, 0)) for noising in (plain, shifted, shifted)]
+    assert torch.equal(noises[1], noises[2])
+    shift = (noises[1] - noises[0]).flatten(1)
+    assert shift.std(dim=1).max() < 1e-6 and len(set(shift[:, 0].tolist())) == 3 and shift.abs().max() > 0.5
+
+
+def test_a_sample_prediction_is_weighted_by_the_ratio_itself() -> None:
+    process = Denoising(prediction_type="sample", min_snr_gamma=5.0)
+    ratio = process.scheduler.alphas_cumprod / (1 - process.scheduler.alphas_cumprod)
+    torch.testing.assert_close(process.weights(torch.arange(300)), ratio.clamp(max=5.0))

@@ -10,13 +10,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from cardiodit import PRDiTPipeline, PRDiTTransformerModel
+from cardiodit import PRDiTPipeline, PRDiTTransformerModel, change_solver
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging import read_nifti, write_nifti
 from cardiodit.imaging.intensity import to_model
 from cardiodit.training import train_prdit
 from cardiodit.training.build_prdit import is_refined
+from cardiodit.training.checkpoint_gallery import open_checkpoint
 from cardiodit.training.objectives import NoiseAndImage
 
 from ..conftest import copy_chests
@@ -222,3 +223,52 @@ def test_the_loss_is_that_of_the_publication() -> None:
 
 def test_no_step_waits_for_the_device(train: Train, local: Path, waits_of: Callable) -> None:
     assert waits_of(lambda training: train("waits", "--stage1", str(local), **REFINED, training=training)) == []
+
+
+# --- Flow matching and super-resolution ---
+
+FLOW = {"objective": "flow_matching"}
+
+
+def test_flow_matching_in_both_stages_and_every_solver(train: Train) -> None:
+    """Patches that do not overlap, of 4 voxels; the refiner starts from the local denoiser of the same process."""
+    small = {"patch_size": 4, "tile_size": 4}
+    local = train("flow-local", process=FLOW, model=small)
+    losses = list(lines_of(local).values())
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    run = train("flow", "--stage1", str(local), **merged(REFINED, {"process": FLOW, "model": small}))
+    pipe = PRDiTPipeline.from_pretrained(run / "pipeline")
+    assert pipe.transformer.config.prediction_type == "flow_to_data" and pipe.scheduler.config.invert_sigmas
+    for solver in ("euler", "heun", "rk4", "pc", "pc_heun"):
+        pipe.scheduler = change_solver(pipe.scheduler, solver)
+        assert torch.isfinite(pipe(num_inference_steps=2, seed=0).volumes).all()
+    gallery = open_checkpoint(run, run / "checkpoint-12")
+    assert gallery.scheduler.config.invert_sigmas
+    with pytest.raises(CardioDiTError, match="process.prediction_type is noise_and_image here and flow_to_data there"):
+        train("mixed", "--stage1", str(local), **merged(REFINED, {"model": small}))
+
+
+def test_super_resolution_corrects_a_frozen_base_and_can_then_train_it(train: Train, local: Path) -> None:
+    """Its base at half the size; before training, it predicts what the base predicts."""
+    sizes = {"data": {"preprocessing": {"size": [32, 32, 32], "fit": "resize"}}}
+    settings = {"model": {"super_resolution": 2}, **sizes}
+    base = train("base", data={"preprocessing": {"size": [16, 16, 16], "fit": "resize"}})
+    run = train("sharp", "--base", str(base), **settings)
+    model = PRDiTPipeline.from_pretrained(run / "pipeline").transformer
+    trained = weights_of(base / "best" / "transformer")
+    inside = {
+        name.removeprefix("base."): value for name, value in model.state_dict().items() if name.startswith("base.")
+    }
+    assert inside.keys() == trained.keys() and all(torch.equal(inside[name], trained[name]) for name in trained)
+    assert model.config.super_resolution == 2 and model.local.proj_out.weight.abs().max() > 0
+    whole = train(
+        "whole", "--init_from", str(run), **merged(settings, {"training": {"train_base": True, "max_train_steps": 2}})
+    )
+    moved = PRDiTPipeline.from_pretrained(whole / "pipeline").transformer.state_dict()
+    assert not torch.equal(moved["base.local.proj_out.weight"], trained["local.proj_out.weight"])
+    with pytest.raises(CardioDiTError, match="needs both model.super_resolution above 1"):
+        train("no-base", **settings)
+    with pytest.raises(CardioDiTError, match="train_base is for super-resolution"):
+        train("no-sharp", training={"train_base": True})
+    with pytest.raises(CardioDiTError, match="process.prediction_type is flow_to_data here"):
+        train("flow-sharp", "--base", str(base), **settings, process=FLOW)

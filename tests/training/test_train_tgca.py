@@ -143,6 +143,19 @@ def test_a_run_goes_on_to_the_bit(train_an_adapter: Callable[..., Path]) -> None
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_self_conditioned_base_takes_no_adapter(
+    steerable: Any, train_an_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, _ = steerable
+    transformer = DiT4DTransformerModel.from_pretrained(base / "transformer")
+    estimating = DiT4DTransformerModel(**{**transformer.config, "self_conditioning": True})
+    CardioDiTPipeline(VQModel4D.from_pretrained(base / "vae"), estimating, make_scheduler()).save_pretrained(
+        tmp_path / "x"
+    )
+    with pytest.raises(CardioDiTError, match="cannot be trained on a self-conditioned base"):
+        train_an_adapter("estimating", "--base", str(tmp_path / "x"))
+
+
 def test_freed_blocks_are_trained_and_no_others(train_an_adapter: Callable[..., Path], steerable: Any) -> None:
     run = train_an_adapter(adapter={"finetune_last_n_blocks": 1})
     before = load_file(steerable[0] / "transformer" / WEIGHTS)

@@ -61,6 +61,12 @@ def convert_voldit(
     ) -> tuple[VolDiTPipeline | VolDiTControlPipeline, dict[str, Checkpoint]]:
         if tgca_ckpt is None or adapter_config is None:
             return VolDiTPipeline(vae, transformer, scheduler), {}
+        training = dit_config.training
+        if dit_config.is_flow or dit_config.params.self_conditioning or training.normalize_latents:
+            raise CardioDiTError(
+                "The adapter cannot be converted: the authors' adapters steer bases trained by denoising, without "
+                f"self-conditioning or normalised latents, and {dit_config.file} describes another one."
+            )
         checkpoint = read_checkpoint(tgca_ckpt)
         transformer = fine_tuned_base(transformer, checkpoint, adapter_config, dit_config)
         adapter = build_adapter(checkpoint, adapter_config, transformer)
