@@ -15,8 +15,8 @@ from cardiodit._util.foreign_files import read_object
 from cardiodit._util.gpu import upload
 from cardiodit.errors import CardioDiTError, reading
 from cardiodit.models.loading import check_config
+from cardiodit.schedulers.flow_scheduler import FLOWS
 from cardiodit.schedulers.solvers import (
-    FLOWS,
     MOST_TIMESTEPS,
     SOLVERS,
     avoid_zero_signal,

@@ -1,6 +1,7 @@
 """`cardiodit doctor`: every check runs, measures and reports; one that fails does not stop the others."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def test_every_check_is_made_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "SMALL", TINY)
+    start = partial(doctor.mp.start_processes, start_method="forkserver")  # from the one that all tests share
+    monkeypatch.setattr(doctor.mp, "spawn", start)
     assert main(["doctor", "--device", "cpu", "--rounds", "1", "--output_dir", str(tmp_path)]) == 0
     findings = {finding["check"]: finding for finding in json.loads((tmp_path / "doctor.json").read_text())}
     assert list(findings) == list(CHECKS)

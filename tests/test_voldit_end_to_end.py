@@ -51,7 +51,7 @@ def run(*words: object) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with chests, both stages and an adapter."""
     folder = tmp_path_factory.mktemp("voldit")
-    images = [copy_chests(folder / f"chests-{seed}", num=2 - seed, seed=seed, size=SIZE) for seed in (0, 1)]
+    images = [copy_chests(folder / f"chests-{seed}", num=2, seed=seed, size=SIZE) for seed in (0, 1)]
     coder = train(train_vqgan, folder, "vqgan", VQGAN, images)
     latents = folder / "latents"
     run("encode", "--ids", *images, "--vae", coder, "--output_dir", latents, "--condition_keys", "mask")
@@ -120,9 +120,9 @@ def test_a_table_of_masks_becomes_volumes_that_lie_where_the_masks_do(trained: P
     run("sample", model, "--masks", tmp_path / "masks.csv", "--output_dir", tmp_path / "s", "--num_inference_steps", 2)
     made, _ = sorted((tmp_path / "s").glob("*.nii.gz"))
     volume, source = read_nifti(made), read_nifti(cases[0].image)
-    # 32 × 32 × 24 voxels around the middle of the file's 40 × 40 × 24: the same places in the scanner.
+    # 32 × 32 × 24 voxels around the middle of the file's 32 × 32 × 32: the same places in the scanner.
     shift = np.eye(4)
-    shift[:2, 3] = 4
+    shift[2, 3] = 4
     assert np.allclose(volume.geometry.affine, source.geometry.affine @ shift, atol=1e-3)
     assert volume.geometry.in_scanner and volume.voxels.dtype == np.int16
     with (trained / "latents/chests-0/manifest.csv").open() as file:

@@ -330,7 +330,7 @@ def denoiser_steps(
 
     flops = operations(make, forward)
     status, result, numbers = timed(patient, {"eager": step}, passes * flops)
-    model.compile_repeated_blocks(fullgraph=True, backend="inductor" if patient.is_cuda else "aot_eager")
+    model.compile_repeated_blocks(fullgraph=True, backend="inductor" if patient.is_cuda else "eager")
     try:
         compiled = timed(patient, {"compiled": step}, passes * flops)
     except Exception as error:  # a missing compiler, an unsupported GPU

@@ -44,11 +44,12 @@ SMALLER = {
     ("--num_samples", "8"): ("--num_samples", "2"),
     ("--checkpoints", "500"): ("--checkpoints", "1"),
     ("1000", "500"): ("2", "1"),
+    ("--segmenter", "phantom-segmenter"): ("--max_volumes", "2"),  # it runs in tests/evaluation/test_evaluate.py
 }
 EXTRAS = {
     "sample": ["--num_inference_steps", "2"],
     "demo": ["--num_samples", "2"],
-    "evaluate": ["--max_volumes", "2"],
+    "evaluate": ["--features_size", "16", "16", "4"],
     "publish": ["--without_audit", "Phantoms are nobody."],
 }
 FACTS: dict[str, Any] = {

@@ -41,7 +41,7 @@ def written(
 ) -> Path:
     """The folder of an audit from the command line."""
     folder = tmp_path_factory.mktemp("audit")
-    options = ["--training", str(cohorts["training"]), "--held_out", str(cohorts["held_out"]), "--planted", "2"]
+    options = ["--training", str(cohorts["training"]), "--held_out", str(cohorts["held_out"]), "--planted", "1"]
     options += ["--synthetic", str(samples), "--output_dir", str(folder), "--preprocessing", str(steps_file)]
     assert main(["audit", *options, "--detector", "pixels", "random", "--signed_by", "A. Auditor"]) == 0
     return folder

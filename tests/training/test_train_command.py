@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
+from ..prepared_python import python
 from .conftest import lines_of, said_by, wait_for_step
 
 ACCELERATE = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "use_cpu": True}
 
 
-def start(*arguments: str, folder: Path) -> subprocess.Popen:
-    command = [str(Path(sys.executable).with_name("cardiodit")), "train", *arguments]
+def start(*arguments: str, folder: Path, interpreter: str = sys.executable) -> subprocess.Popen:
+    command = [interpreter, str(Path(sys.executable).with_name("cardiodit")), "train", *arguments]
     caught: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return subprocess.Popen(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, **caught)
 
@@ -40,7 +41,8 @@ def test_an_error_is_its_sentence_alone(dit_arguments: Callable, tmp_path: Path)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(ACCELERATE))
     arguments = dit_arguments("run", "--depth", "x")
     here, launched = (
-        start(*options, "dit", *arguments, folder=tmp_path) for options in ([], ["--config_file", "one.yaml"])
+        start(*options, "dit", *arguments, folder=tmp_path, interpreter=interpreter)
+        for interpreter, options in ((python(), []), (sys.executable, ["--config_file", "one.yaml"]))
     )
     for process in (here, launched):
         printed = said_by(process)

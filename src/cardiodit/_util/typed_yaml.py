@@ -183,10 +183,18 @@ def read_yaml(path: str | PathLike) -> dict[str, Any]:
     return raw
 
 
+def load_yaml(text: str) -> Any:
+    """Do as `yaml.safe_load` does, ten times as fast; what is wrong is told by the slow parser, which says it better."""
+    try:
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return yaml.safe_load(text)
+
+
 def _parse(text: str, file: str) -> Any:
     """Parse YAML; tabs, which YAML does not allow but a published config contains, are read as spaces."""
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         for width in (2, 4, 8) if "\t" in text else ():
             try:

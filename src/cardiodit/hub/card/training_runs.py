@@ -9,7 +9,7 @@ import yaml
 
 from cardiodit._util.foreign_files import read_object
 from cardiodit._util.hashing import sha256_of
-from cardiodit._util.typed_yaml import read_yaml
+from cardiodit._util.typed_yaml import load_yaml, read_yaml
 from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.hub.card.model_facts import Model, contains_weights
 from cardiodit.hub.card.model_words import table
@@ -118,7 +118,7 @@ class TrainingRun:
     @property
     def is_lora(self) -> bool:
         """True if the run trained a LoRA adapter, which is merged into the weights of the pipeline."""
-        return bool((yaml.safe_load(self.config).get("training") or {}).get("lora_rank"))
+        return bool((load_yaml(self.config).get("training") or {}).get("lora_rank"))
 
     def _origin(self, folder: Path) -> dict[str, str]:
         made = self.made(folder)
