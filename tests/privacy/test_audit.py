@@ -175,7 +175,7 @@ def test_distances_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     references = search.References(rng.standard_normal((30, 3, 8)).astype(np.float32))
     queries = rng.standard_normal((7, 2, 3, 8)).astype(np.float32)
     whole = references.distances(lambda i: queries[i], 7)
-    monkeypatch.setattr(search, "QUERIES", 2)
+    monkeypatch.setattr(search, "ROWS", 50)
     monkeypatch.setattr(search, "BLOCK", 50)
     assert np.allclose(whole, references.distances(lambda i: queries[i], 7), atol=1e-5)
     unit = search.unit(queries - references.mean)

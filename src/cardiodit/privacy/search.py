@@ -28,7 +28,7 @@ from cardiodit.privacy.detectors import DetectorConfig, open_detector
 
 FORMAT = 1  # of the cache
 BLOCK = 32_000_000  # numbers in a block of distances between rows
-QUERIES, REFERENCES = 16, 512  # volumes in a block, at most
+ROWS, REFERENCES = 4608, 512  # rows of queries and reference volumes in a block, at most
 SCALE_FROM = 200  # training volumes whose nearest other ones set the scale of a distance
 ALONE = 1e-12
 
@@ -197,10 +197,14 @@ class References:
 
     def _undivided(self, query_rows: Callable[[int], np.ndarray], count: int) -> np.ndarray:
         found = np.empty((count, len(self.rows)), np.float32)
-        for start in range(0, count, QUERIES):
-            queries = np.stack([query_rows(i) for i in range(start, min(count, start + QUERIES))])
+        start = 0
+        while start < count:
+            first = query_rows(start)
+            end = min(count, start + _queries_at_once(first))
+            queries = np.stack([first, *map(query_rows, range(start + 1, end))])
             slices, wholes = self._distances(queries)
-            found[start : start + len(queries)] = np.minimum(slices / self.scales[0], wholes / self.scales[1])
+            found[start:end] = np.minimum(slices / self.scales[0], wholes / self.scales[1])
+            start = end
         return found
 
     def _distances(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,8 +219,9 @@ class References:
         block = max(1, min(REFERENCES, BLOCK // (q * v * k * own_k)))
         for start in range(0, n, block):
             part = self.rows[start : start + block] - (self.mean if is_whole else mean)
-            best = (by_slice @ unit(part).reshape(-1, f).T).reshape(q, v * k, -1, own_k).max(axis=(1, 3))
-            slices[:, start : start + block] = 1 - best
+            pairs = by_slice @ unit(part).reshape(-1, f).T
+            best = pairs.reshape(q, v * k, -1).max(axis=1)  # along rows of memory, which is much faster than both at once
+            slices[:, start : start + block] = 1 - best.reshape(q, -1, own_k).max(axis=2)
             if by_whole is not None:
                 whole = by_whole @ unit(part.reshape(len(part), -1)).T
                 wholes[:, start : start + block] = 1 - whole.reshape(q, v, -1).max(axis=1)
@@ -227,14 +232,20 @@ class References:
         count = min(SCALE_FROM, len(self.rows))
         chosen = np.linspace(0, len(self.rows) - 1, count).round().astype(int)
         nearest: list[np.ndarray] = []
-        for start in range(0, count, QUERIES):
-            part = chosen[start : start + QUERIES]
+        at_once = _queries_at_once(self.rows[:1])
+        for start in range(0, count, at_once):
+            part = chosen[start : start + at_once]
             both = self._distances(self.rows[part][:, None])
             for each in both:
                 each[np.arange(len(part)), part] = np.inf
             nearest.append(np.stack([each.min(axis=1) for each in both]))
         medians = np.median(np.concatenate(nearest, axis=1), axis=1)
         return tuple(float(m) if math.isfinite(m) and m > ALONE else 1.0 for m in medians)  # type: ignore[return-value]
+
+
+def _queries_at_once(rows: np.ndarray) -> int:
+    """Return how many queries of this shape `(variants, slices, f)` are compared at once."""
+    return max(1, ROWS // (rows.shape[0] * rows.shape[1]))
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
