@@ -78,7 +78,7 @@ def _mismatches(folder: Path, report: dict[str, Any], home: Path) -> Iterator[st
             "weights: other training, rounding or conversion makes another model."
         )
     trained_on = known_cohort(home)
-    if trained_on is not None and not trained_on.fits(audited["cohort"]):
+    if trained_on is not None and trained_on.match(audited["cohort"]) is None:
         yield (
             f"The audit searched another cohort than the one that the model was trained on ({trained_on.source} "
             f"records {trained_on.identity[:16]}). Audit with the training manifest."

@@ -238,7 +238,8 @@ def _identify(settings: AuditSettings, sets: Sequence[VolumeSet], steps: Preproc
         vae = open_vae(folder)
     known = identities.cohort_identities(cases, steps, vae)
     trained_on = identities.known_cohort(folder, settings.run)
-    if trained_on is not None and not trained_on.fits(known):
+    checked_against = None if trained_on is None else trained_on.match(known)
+    if trained_on is not None and checked_against is None:
         raise CardioDiTError(
             f"{settings.training} is not what {settings.model} was trained on: {trained_on.source} records the data "
             f"{trained_on.identity[:16]}, and these images are {known[0][:16]}"
@@ -252,7 +253,7 @@ def _identify(settings: AuditSettings, sets: Sequence[VolumeSet], steps: Preproc
         "revision": revision,
         "samples_are_of_these_weights": sampled is not None and sampled == revision,
         "cohort": known,
-        "cohort_checked_against": None if trained_on is None else trained_on.source,
+        "cohort_checked_against": checked_against,
     }
 
 

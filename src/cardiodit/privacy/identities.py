@@ -21,7 +21,10 @@ from cardiodit.latents.file import SCHEMA, identity_of, identity_of_source, iden
 from cardiodit.pipelines.output import HASHED, revision_of_folders
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+STAGE = "\n### Stage "  # heading of a training run in a card
 IN_CARD = re.compile(r"\| Identity of the training data \| `([0-9a-f]{16})` \|")
+VOLUMES = re.compile(r"\| Volumes trained on \| (.+) \|")
+ROUNDED = "| Weights in this folder | differ"
 
 
 def identity_of_weights(folder: Path) -> str:
@@ -46,13 +49,23 @@ def are_alike(first: str, second: str) -> bool:
 
 @dataclass(frozen=True)
 class KnownCohort:
-    """The identity of the cohort that a model was trained on, and where it was found; it may be cut short."""
+    """The identity of the cohort that a model was trained on, and where it was found; it may be cut short.
+
+    Latents are identified by the VQ model's weights too. If those were changed after training, as by rounding, no
+    latents are those of stage 2 any more; then the images of stage 1 count, if both stages had equally many.
+    """
 
     identity: str
     source: str
+    stage1: str | None = None
 
-    def fits(self, identities: Sequence[str]) -> bool:
-        return any(identity.startswith(self.identity) for identity in identities)
+    def match(self, identities: Sequence[str]) -> str | None:
+        """Return by what these identities are known to be the cohort's; None if they are not."""
+        if any(identity.startswith(self.identity) for identity in identities):
+            return self.source
+        if self.stage1 is not None and any(identity.startswith(self.stage1) for identity in identities):
+            return f"stage 1 in {self.source}, as the VQ model was changed after stage 2"
+        return None
 
 
 def known_cohort(model: Path, run: Path | None = None) -> KnownCohort | None:
@@ -66,8 +79,14 @@ def known_cohort(model: Path, run: Path | None = None) -> KnownCohort | None:
             raise CardioDiTError(f"The run {run} does not record its training data. Leave --run out.")
         return KnownCohort(str(identity), "the training run")
     card = model / "README.md"
-    found = IN_CARD.findall(card.read_text(encoding="utf-8")) if card.is_file() else []
-    return KnownCohort(found[-1], "the model card") if found else None
+    stages = card.read_text(encoding="utf-8").split(STAGE) if card.is_file() else []
+    found = [(stage, identity[1]) for stage in stages if (identity := IN_CARD.search(stage))]
+    if not found:
+        return None
+    (first, images), (last, identity) = found[0], found[-1]
+    counts = [VOLUMES.search(stage) for stage in (first, last)]
+    is_same_size = counts[0] and counts[1] and counts[0][1] == counts[1][1]
+    return KnownCohort(identity, "the model card", images if ROUNDED in first and is_same_size else None)
 
 
 def cohort_identities(cases: Sequence[Case], steps: Preprocessing, vae: Any = None) -> list[str]:

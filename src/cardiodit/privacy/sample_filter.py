@@ -100,7 +100,7 @@ def open_filter(
     report, file = read_audit(path), path / REPORT if path.is_dir() else path
     steps = _preprocessing(report, pipe, file)
     trained_on = known_cohort(model_folder(model))
-    if trained_on is not None and not trained_on.fits(report["model"]["cohort"]):
+    if trained_on is not None and trained_on.match(report["model"]["cohort"]) is None:
         raise CardioDiTError(
             f"{file} is the audit of another training cohort than that of {model} ({trained_on.source} records "
             f"{trained_on.identity[:16]}). Give the audit of this model."
