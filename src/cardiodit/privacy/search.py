@@ -222,7 +222,7 @@ class References:
             pairs = by_slice @ unit(part).reshape(-1, f).T
             best = pairs.reshape(q, v * k, -1).max(
                 axis=1
-            )  # along rows of memory, which is much faster than both at once
+            )  # both axes at once take much longer
             slices[:, start : start + block] = 1 - best.reshape(q, -1, own_k).max(axis=2)
             if by_whole is not None:
                 whole = by_whole @ unit(part.reshape(len(part), -1)).T
