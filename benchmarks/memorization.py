@@ -195,7 +195,7 @@ def frechet_to_held_out(folder: Path, samples: Path) -> float:
 
 # --- Planted copies ---
 
-PLANTED_COHORTS = {"planted-training": (80, 10), "planted-held_out": (100, 11), "planted-unseen": (60, 12)}
+PLANTED_COHORTS = {"planted-training": (80, 10), "planted-held_out": (300, 11), "planted-unseen": (300, 12)}
 COPIED = 20  # training hearts of which copies of every kind are hidden
 
 

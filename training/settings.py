@@ -82,8 +82,8 @@ class Training:
     )
     compile: bool = option(
         False,
-        "apply torch.compile to the transformer blocks: takes minutes at the start, then trains faster; has no effect "
-        "on a VQ-GAN or segmenter",
+        "apply torch.compile to the model's blocks: takes minutes at the start, then trains faster; has no effect on a "
+        "segmenter",
     )
     allow_tf32: bool = option(
         True, "multiply matrices in TF32 on NVIDIA GPUs, which is faster and less precise than float32"

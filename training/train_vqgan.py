@@ -75,6 +75,10 @@ def train(request: Request[VQGANSettings], run: Run) -> None:
     if training.gradient_checkpointing:
         model.enable_gradient_checkpointing()
 
+    if training.compile:
+        model.compile_repeated_blocks(fullgraph=True)
+        critic.compile(fullgraph=True)
+
     # What is trained and kept.
     betas = (training.adam_beta1, training.adam_beta2)
     fused = device.type == "cuda" or None

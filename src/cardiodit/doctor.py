@@ -224,7 +224,7 @@ def check_attention(patient: Patient) -> Result:
 
 
 def check_stage_1(patient: Patient) -> Result:
-    """Take a step of the VQ-GAN with its critic."""
+    """Take a step of the VQ-GAN with its critic, eager and compiled."""
     vae = VQModel4D(**patient.sizes.vae).to(patient.device).train()
     critic = PatchDiscriminator().to(patient.device).train()
     losses = GeneratorLoss(LossSettings(perceptual_weight=0.0))
@@ -245,8 +245,12 @@ def check_stage_1(patient: Patient) -> Result:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    def compile_both(**how: Any) -> None:
+        vae.compile_repeated_blocks(**how)
+        critic.compile(**how)
+
     flops = operations(partial(VQModel4D, **patient.sizes.vae), lambda model: model(torch.empty(patient.sizes.image)))
-    return timed(patient, {"eager": step}, 3 * flops)
+    return eager_and_compiled(patient, step, 3 * flops, compile_both)
 
 
 def check_stage_2(patient: Patient) -> Result:
@@ -329,10 +333,15 @@ def denoiser_steps(
         model(torch.empty(shape), torch.empty(1, dtype=torch.long), **more)
 
     flops = operations(make, forward)
-    status, result, numbers = timed(patient, {"eager": step}, passes * flops)
-    model.compile_repeated_blocks(fullgraph=True, backend="inductor" if patient.is_cuda else "eager")
+    return eager_and_compiled(patient, step, passes * flops, model.compile_repeated_blocks)
+
+
+def eager_and_compiled(patient: Patient, step: Step, flops: float, compile_models: Callable[..., None]) -> Result:
+    """Time a step of so many operations before and after its models are compiled."""
+    status, result, numbers = timed(patient, {"eager": step}, flops)
+    compile_models(fullgraph=True, backend="inductor" if patient.is_cuda else "eager")
     try:
-        compiled = timed(patient, {"compiled": step}, passes * flops)
+        compiled = timed(patient, {"compiled": step}, flops)
     except Exception as error:  # a missing compiler, an unsupported GPU
         return "note", f"{result}; cannot be compiled: {sentence_of(error)}", numbers
     return status, f"{result}; {compiled[1]}", {**numbers, **compiled[2]}
@@ -371,24 +380,18 @@ def check_precision(patient: Patient) -> Result:
 
 
 def check_resuming(patient: Patient) -> Result:
-    """Train both stages in miniature; interrupt stage 2, resume it, and compare the weights with a whole run's."""
+    """Train both stages in miniature; interrupt each, resume it, and compare the weights with a whole run's."""
     with TemporaryDirectory() as folder:
         here = Path(folder)
         ids = [write_cohort(here / split, num=2, seed=seed, size=(32, 32, 2, 4)) for seed, split in enumerate("ab")]
-        run = partial(_train, here, ids, patient)
-        run(train_vqgan, "vqgan", 2, *VQGAN_OPTIONS)
+        differing = _differing(here, partial(_train, here, ids, patient, train_vqgan, options=VQGAN_OPTIONS), "vqgan")
         vae = VQModel4D.from_pretrained(here / "vqgan" / "best" / "vae")
         volumes = [
             prepare_case(case, Preprocessing.from_dict(vae.config.preprocessing)) for case in read_manifest(ids[0])
         ]
         write_scale(here / "vqgan" / "best" / "vae", measure_scale(encode_volume(vae, v.tensor()) for v in volumes))
         more = ("--vae", str(here / "vqgan"), *DIT_OPTIONS)
-        digests = []
-        for name, stops in (("whole", [4]), ("resumed", [2, 4])):
-            for stop in stops:
-                run(train_dit, name, stop, *more)
-            digests.append(Checkpoint(here / name / "checkpoint-4").state()["files"])
-    differing = [name for name, digest in digests[0].items() if digests[1].get(name) != digest]
+        differing += _differing(here, partial(_train, here, ids, patient, train_dit, options=more), "dit")
     if differing:
         return "failed", f"a resumed run differs from a whole one in {', '.join(differing)}", {"equal": False}
     return "ok", "a resumed run equals a whole one to the bit (--deterministic)", {"equal": True}
@@ -405,13 +408,25 @@ DIT_OPTIONS = (
 )
 
 
-def _train(here: Path, ids: list[Path], patient: Patient, script: Any, name: str, steps: int, *more: str) -> None:
+def _differing(here: Path, train: Callable[..., None], name: str) -> list[str]:
+    """Return the weights that differ between a run of four steps and one that stopped after two of them."""
+    digests = []
+    for run, stops in ((name, [4]), (f"{name}-resumed", [2, 4])):
+        for stop in stops:
+            train(name=run, steps=stop)
+        digests.append(Checkpoint(here / run / "checkpoint-4").state()["files"])
+    return [file for file, digest in digests[0].items() if digests[1].get(file) != digest]
+
+
+def _train(
+    here: Path, ids: list[Path], patient: Patient, script: Any, name: str, steps: int, options: tuple[str, ...]
+) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     common = ("--training_ids", str(ids[0]), "--validation_ids", str(ids[1]), "--output_dir", str(here))
     often = ("--checkpointing_steps", "2", "--validation_steps", "4", "--report_to", "none", "--deterministic")
     cpu = () if patient.is_cuda else ("--cpu",)
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        script.main([*common, "--run_name", name, "--max_train_steps", str(steps), *often, *cpu, *more])
+        script.main([*common, "--run_name", name, "--max_train_steps", str(steps), *often, *cpu, *options])
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

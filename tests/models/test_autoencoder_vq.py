@@ -193,6 +193,19 @@ def test_gradient_checkpointing_changes_no_gradient(make_vae) -> None:
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients))
 
 
+def test_residual_units_compile_as_one_graph(any_vae) -> None:
+    size = (1, 1, 16, 16, 8)
+    sample, gradients = torch.randn(size, generator=torch.Generator().manual_seed(0)), []
+    for is_compiled in (False, True):
+        if is_compiled:
+            any_vae.compile_repeated_blocks(fullgraph=True, backend="eager")
+        any_vae.zero_grad()
+        any_vae(sample).sample.square().mean().backward()
+        gradients.append([p.grad.clone() for p in any_vae.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.compiler.reset()
+
+
 def test_training_learns_a_picture_and_moves_the_codebook(make_vae) -> None:
     vae = make_vae().train()
     image = torch.linspace(-1, 1, 16).view(1, 1, 16, 1, 1).expand(2, 1, 16, 16, 8).contiguous()

@@ -40,6 +40,27 @@ def test_a_run_leaves_a_model_that_knows_its_data(train_a_vqgan: Callable) -> No
     assert best["value"] == min(lines_of(run, "validation_l1").values())
 
 
+def test_a_compiled_run_learns_the_same(train_a_vqgan: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autoencoder and critic; torch's tracer runs, but no C++ compiler."""
+    compiled, original = [], torch.nn.Module.compile
+
+    def trace(self: torch.nn.Module, *arguments: object, **how: object) -> None:
+        compiled.append(type(self).__name__)
+        original(self, *arguments, **{**how, "backend": "eager"})
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    short = {"max_train_steps": 4, "validation_steps": 4}
+    losses = {"adversarial_start_epoch": 0, "adversarial_ramp_epochs": 1}
+    plain = train_a_vqgan("plain", training=short, losses=losses)
+    assert not compiled
+    run = train_a_vqgan("compiled", training={**short, "compile": True}, losses=losses)
+    assert compiled.count("VQVAEResidualUnit") == 4 and "PatchDiscriminator" in compiled
+    for key in ("loss", "discriminator", "validation_l1"):
+        assert lines_of(run, key) == pytest.approx(lines_of(plain, key), rel=1e-4) and lines_of(run, key), key
+    assert not any("_orig_mod" in name for name, _ in open_vae(run).named_parameters())
+    torch.compiler.reset()
+
+
 def test_mixed_voxel_sizes_are_told_before_hours_are_spent(
     train_a_vqgan: Callable, cohorts: Cohorts, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

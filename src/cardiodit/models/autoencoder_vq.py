@@ -289,6 +289,14 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         output = DecoderOutput(sample=decoded, commit_loss=quantized.commitment_loss)
         return output if return_dict else (output.sample, output.commit_loss)
 
+    def compile_repeated_blocks(self, *arguments: Any, **settings: Any) -> None:
+        """Compile the residual units of encoder and decoder; the convolutions between them are single operations."""
+        from monai.networks.nets.vqvae import VQVAEResidualUnit
+
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            if isinstance(block, VQVAEResidualUnit):
+                block.compile(*arguments, **settings)
+
     def _by_batch(self, coder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Apply `coder` to the whole batch, or with slicing to one item at a time."""
         if self.use_slicing and len(x) > 1:
