@@ -220,9 +220,7 @@ class References:
         for start in range(0, n, block):
             part = self.rows[start : start + block] - (self.mean if is_whole else mean)
             pairs = by_slice @ unit(part).reshape(-1, f).T
-            best = pairs.reshape(q, v * k, -1).max(
-                axis=1
-            )  # both axes at once take much longer
+            best = pairs.reshape(q, v * k, -1).max(axis=1)  # both axes at once take much longer
             slices[:, start : start + block] = 1 - best.reshape(q, -1, own_k).max(axis=2)
             if by_whole is not None:
                 whole = by_whole @ unit(part.reshape(len(part), -1)).T
