@@ -36,10 +36,11 @@ setup(
         "cardiodit": [
             *(
                 f"{folder}/*.{end}"
-                for folder in ("_util/html", "viewer", "evaluation/report", "privacy")
+                for folder in ("_util/html", "viewer", "evaluation/report", "privacy", "energy")
                 for end in PAGE_FILES
             ),
             "hub/*.md",
+            "energy/*.csv",
             "py.typed",
             *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),
             *(f"checkpoints/**/*.{ending}" for ending in ("json", "safetensors", "md")),

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit import DiT4DTransformerModel
 from cardiodit._util.gpu import set_kernels
-from cardiodit.doctor import PEAKS
+from cardiodit.energy.forecast import known_gpu
 from cardiodit.training.objectives import Denoising
 
 PUBLISHED: dict[str, Any] = {"num_layers": 12, "sample_size": (6, 64, 64, 8)}
@@ -113,7 +113,8 @@ def measure(settings: dict[str, Any], case: Case, device: str, rounds: int, back
         seconds.append((time.perf_counter() - start) / 3)
     taken = statistics.median(seconds)
     tflops = 3 * forward_flops(settings) * case.batch / taken / 1e12
-    peak = next((peak for name, peak in PEAKS.items() if name in machine()), None)
+    device = known_gpu(machine())
+    peak = device.tflops if device else None
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
     used = tflops / peak if peak else None
     return Result(**asdict(case), milliseconds=1000 * taken, samples_per_second=case.batch / taken, tflops=tflops,

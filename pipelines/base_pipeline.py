@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit._util.gpu import upload
-from cardiodit.energy import EnergyMeter
+from cardiodit.energy import Energy, EnergyMeter, two_digits
 from cardiodit.errors import CardioDiTError, reading
 from cardiodit.hub.bundled_models import find_pipeline
 from cardiodit.hub.registration import LIBRARY, own_components, public_library
@@ -285,7 +285,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
             "output_type": output_type,
             **self._control_record,
             "seconds": round((time.perf_counter() - started) / num_samples, 3),
-            "energy_kwh": float(f"{meter.read().kwh / num_samples:.3g}"),
+            **_energy_of_sample(meter.read(), num_samples),
         }
         names = self.denoiser.config.get("class_names")
         given_labels = [None] * num_samples if class_labels is None or labels is None else labels.tolist()
@@ -408,6 +408,16 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     def _to_file_order(self, volumes: torch.Tensor) -> torch.Tensor:
         """Permute `(B, *voxels)` into the order of files: H, W, D and, for cine, T."""
         return volumes
+
+
+def _energy_of_sample(energy: Energy, count: int) -> dict[str, Any]:
+    """Return the energy of each of several samples, and what it emits where the electricity comes from."""
+    kwh = {"energy_kwh": two_digits(energy.kwh / count)}
+    try:
+        records = import_module("cardiodit.energy.records")  # not by `from`: its table does not fit in an exported file
+    except ImportError:
+        return kwh
+    return {**kwh, "energy": records.energy_of_sample(energy, count)}
 
 
 def _audit_gate() -> Any:

@@ -170,6 +170,8 @@ def test_train_names_the_stages_and_their_modules(capsys) -> None:
 
 def test_every_device_option_means_the_same_default() -> None:
     for parser in subcommands(build_parser()):
+        if parser.prog.startswith("cardiodit energy"):  # where it is one of a table, and nothing runs on it
+            continue
         for action in parser._actions:
             if "--device" in action.option_strings:
                 assert action.default is None and "default: " in action.help and "GPU" in action.help, parser.prog

@@ -33,6 +33,7 @@ def test_two_hearts_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture)
         *(f"samples/seed0-0000{i}{ending}" for i in (0, 1) for ending in (".nii.gz", ".gif")),
         *(f"parts/seed0-0000{i}.nii.gz" for i in (0, 1)),
         *("samples/samples.jsonl", "sheet-1-dilated.png", "sheet-2-hypertrophic.png", "hearts.gif", "hearts.html"),
+        "energy.jsonl",
     }
     heart, parts = (nibabel.load(out / folder / "seed0-00000.nii.gz") for folder in ("samples", "parts"))
     assert heart.shape == parts.shape == (64, 64, 8, 16)

@@ -112,7 +112,8 @@ def test_images_are_encoded_to_the_same_latents(tmp_path: Path) -> None:
     given = ("--ids", RUN / "images/training/manifest.csv", "--vae", RUN / "runs/vqgan", "--condition_keys", "mask")
     run("encode", *given, "--output_dir", made, "--device", "cpu")
     names = sorted(str(path.relative_to(stored)) for path in stored.rglob("*.*"))
-    assert sorted(str(path.relative_to(made)) for path in made.rglob("*.*")) == names
+    new = {"energy.jsonl"}
+    assert sorted({str(path.relative_to(made)) for path in made.rglob("*.*")} - new) == names
     assert (made / "manifest.csv").read_text() == (stored / "manifest.csv").read_text()
     for path in stored.glob("*.safetensors"):
         with safe_open(path, "pt") as old, safe_open(made / path.name, "pt") as new:
@@ -249,6 +250,9 @@ def test_the_model_index_lists_the_same_results(evaluated: Path) -> None:
 def assert_same_card(found: Path, expected: Path) -> None:
     """Compare cards: the same metadata, networks, sizes and numbers; the prose may change."""
     new, old = (path.read_text(encoding="utf-8") for path in (found, expected))
+    old = old.replace(
+        "emissions: 0.002104\n", "emissions: 0.0021\n"
+    )  # emissions now have two digits, as they are known
     blocks = [yaml.safe_load(text.split("---\n")[1]) for text in (new, old)]
     assert blocks[0] == blocks[1]
     assert [line for line in old.splitlines() if line.startswith("#")] == [

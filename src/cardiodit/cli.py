@@ -15,6 +15,7 @@ from cardiodit.commands import (
     demo,
     doctor,
     encode,
+    energy,
     evaluate,
     export,
     models,
@@ -43,6 +44,7 @@ COMMANDS = (
     view,
     evaluate,
     audit,
+    energy,
     convert,
     models,
     export,
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        code = arguments.run(arguments) or 0
+        code = _run(arguments) or 0
         leave_group()
         return code
     except KeyboardInterrupt:
@@ -68,6 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print_error(error, "cardiodit", getattr(arguments, "debug", False))
         return 1
+
+
+def _run(arguments: argparse.Namespace) -> int | None:
+    if not hasattr(arguments, "measured_in"):
+        return arguments.run(arguments)
+    from cardiodit.energy.records import measured_command
+
+    with measured_command(arguments):
+        return arguments.run(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,8 +25,9 @@ from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit._util.gpu import PEAKS, channels_last, set_kernels
+from cardiodit._util.gpu import channels_last, set_kernels
 from cardiodit.energy import EnergyMeter
+from cardiodit.energy.forecast import known_gpu
 from cardiodit.errors import sentence_of
 from cardiodit.imaging import Preprocessing, prepare_case, read_manifest
 from cardiodit.imaging.phantom import write_cohort
@@ -133,7 +134,8 @@ class Patient:
     def peak_tflops(self) -> float | None:
         """The dense bf16 peak of the GPU, if it is known."""
         name = torch.cuda.get_device_name(self.device) if self.is_cuda else ""
-        return next((peak for known, peak in PEAKS.items() if known in name), None)
+        device = known_gpu(name)
+        return None if device is None else device.tflops
 
     def measure(self, step: Step) -> Numbers:
         """Return the median time of a step in milliseconds and its peak memory in GiB."""

@@ -12,6 +12,7 @@ import pytest
 
 from cardiodit._util.sample_records import merge_sample_lists
 from cardiodit.cli import main
+from cardiodit.energy.records import read_records
 from cardiodit.errors import CardioDiTError
 from cardiodit.pipelines.sampling_job import SamplingJob, consecutive, missing_samples, sample_many
 
@@ -101,7 +102,8 @@ def test_processes_share_and_the_result_is_the_same(
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count(".nii.gz") == 4
     assert main([*arguments, "--output_dir", str(tmp_path / "one")]) == 0
-    assert [path.name for path in (tmp_path / "two").glob("*.jsonl")] == ["samples.jsonl"]  # merged
+    assert [path.name for path in (tmp_path / "two").glob("samples*.jsonl")] == ["samples.jsonl"]  # merged
+    assert sorted(record["process"] for record in read_records(tmp_path / "two")) == [0, 1]
     one, two = voxels(tmp_path / "one"), voxels(tmp_path / "two")
     assert set(one) == set(two) and len(one) == 4
     for name in one:

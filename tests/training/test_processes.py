@@ -175,6 +175,13 @@ def test_two_processes_go_on_with_the_checkpoint_of_one(runs: Runs, kind: str) -
     assert [s["processes"] for s in json.loads((run / "run.json").read_text())["sessions"]] == [1, 2]
 
 
+def test_the_energy_of_both_processes_is_recorded(runs: Runs) -> None:
+    """Neither can have been busy for longer than the run took; both together were."""
+    (session,) = json.loads((runs.folder / "copies" / "run.json").read_text())["sessions"]
+    own = session["energy"]["kwh_of"]["cpu"] * 3.6e6 / 10  # core seconds
+    assert own > 0 and not session["energy"]["is_at_least"] and "forecast" in session
+
+
 @pytest.mark.parametrize("kind", ["copies", "shards"])
 def test_one_process_goes_on_with_the_checkpoint_of_two(runs: Runs, kind: str) -> None:
     runs.cut(kind, f"{kind}-then-alone")

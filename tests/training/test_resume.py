@@ -51,6 +51,10 @@ def test_a_killed_run_goes_on_to_the_bit(dit_arguments: Callable, train_a_dit: C
         assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
     record = json.loads((killed / "run.json").read_text())
     assert record["status"] == "finished" and len(record["sessions"]) == 3
+    killed_once, killed_twice, last = record["sessions"]
+    for session in (killed_once, killed_twice):  # what they used up to their last checkpoint is kept
+        assert "seconds" not in session and session["energy"]["kwh"] > 0 and session["last_step"] % 7 == 0
+    assert last["seconds"] > 0 and last["forecast"]["ratio"] > 0
 
 
 def test_the_autoencoder_goes_on_to_the_bit_too(train_a_vqgan: Callable) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 import yaml
 
 from cardiodit._util.typed_yaml import Reader, field_types, options_of, read_yaml
+from cardiodit.energy.electricity import add_place
 from cardiodit.errors import DEBUG, CardioDiTError
 
 Settings = TypeVar("Settings")
@@ -70,10 +72,15 @@ def read_command_line(
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         raise CardioDiTError(_unknown_option(unknown[0], parser))
+    if options.estimate:
+        options.output_dir = Path(tempfile.mkdtemp(prefix="cardiodit-estimate-"))
+        options.push_to_hub = False
     given = _config(options.config, translate)
     overrides = {key: getattr(options, key) for key in flags if getattr(options, key) is not None}
     for key, text in overrides.items():
         _put(given, key, _yaml_value(text))
+    if options.estimate:
+        _put(given, "training.report_to", "none")
     names = [options.config.name if options.config else "the config"]
     if overrides:
         names.append("the command line")
@@ -109,6 +116,18 @@ def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_t
             help="fine-tune this model: a training run, a pipeline or model folder, or org/name on the Hub",
         )
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there is a GPU")
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="take a few steps, forecast the time and energy of the whole run on this machine, and save nothing",
+    )
+    parser.add_argument(
+        "--estimate_device",
+        metavar="NAME",
+        help="with --estimate: also forecast them on a device of the table of `cardiodit energy forecast`, such as "
+        "a100-80, from counted operations",
+    )
+    add_place(parser.add_argument_group("energy", "measured, and recorded in run.json"))
     parser.add_argument(DEBUG, action="store_true", help="if training fails, print the traceback too")
 
 

@@ -1,6 +1,7 @@
 """A training run: its processes, its folder, its steps, its checkpoints and how it resumes."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ from cardiodit.training.harness.checkpoints import (
     write_checkpoint,
 )
 from cardiodit.training.harness.command_line import Request
+from cardiodit.training.harness.estimate import Estimated, estimated_steps
 from cardiodit.training.harness.metrics import Metrics
 from cardiodit.training.harness.processes import CTRL_C, SignalHandler, gather_objects, share, start_accelerator
 from cardiodit.training.harness.run_record import RunRecord
@@ -108,14 +110,20 @@ class Run:
         self._signals.__enter__()
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> bool:
         self._signals.__exit__()
         self._writer.shutdown()  # what is being written is finished, also after an error
+        if self.request.options.estimate:
+            shutil.rmtree(self.request.options.output_dir, ignore_errors=True)
+        if kind is Estimated:
+            leave_group()
+            return True
         if kind is not None and self.is_main:
-            self.record.end("interrupted" if self._signals.received == CTRL_C else "failed", self.step)
+            self.record.end("interrupted" if self._signals.received == CTRL_C else "failed", self.step, is_whole=False)
         if self._signals.received == CTRL_C and (self.was_interrupted or kind is not None):
             # What fails after Ctrl-C, such as the connection to a process that has ended, fails because of it.
             raise KeyboardInterrupt(*(["a checkpoint was saved"] if self.was_interrupted else [])) from None
+        return False
 
     # --- Start ---
 
@@ -251,11 +259,14 @@ class Run:
         Meanwhile, the batches of the next step are loaded, and the first one is moved to the device; `accumulating`
         moves the others one ahead of their use, so that no more than two batches of a step are on the device.
         """
-        batches = iter(loader)
+        batches, began = iter(loader), self.step
 
         def fetch() -> list[Batch]:
             first, *others = (next(batches) for _ in range(self.settings.gradient_accumulation_steps))
             return [self.to_device(first), *others]
+
+        if self.request.options.estimate:
+            yield from estimated_steps(self, fetch)
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-step") as ahead:
             coming = ahead.submit(fetch) if self.step < self.schedule.steps and not self.ended_early else None
@@ -266,9 +277,10 @@ class Run:
                 self._waited = time.perf_counter() - self._began
                 is_last = self.step + 1 == self.schedule.steps
                 coming = None if is_last else ahead.submit(fetch)
-                self._prepare_step()
+                self.prepare_step()
                 yield self.step, fetched
                 self.step += 1
+                self.record.forecast(self.step - began, self.schedule.steps - began)
                 if self.accelerator.num_processes == 1:  # several stop when all have heard of it
                     self._stop = self._stop or self._signals.received
                 is_due = self._is_time_to_save or self.step % self.settings.checkpointing_steps == 0
@@ -283,7 +295,7 @@ class Run:
         self._signals.in_step = False
         self.metrics.finish()
 
-    def _prepare_step(self) -> None:
+    def prepare_step(self) -> None:
         """Seed torch's global generator, from which dropout and perceptual slices are drawn, and set the rates."""
         draw = self.step * self.accelerator.num_processes + self.accelerator.process_index
         torch.manual_seed(generator_for(seed_for(self.settings.seed, "step"), draw).initial_seed())
@@ -411,6 +423,7 @@ class Run:
 
     def save_checkpoint(self) -> None:
         self.settle()
+        self.record.note_energy(self.step)
         self._saved, self._is_time_to_save = time.monotonic(), False
         scaler = self.accelerator.scaler
         info = {"samples_a_step": self.samples_a_step, "scaler": scaler.state_dict() if scaler else None}

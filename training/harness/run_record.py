@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,11 +18,18 @@ from accelerate import Accelerator
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.foreign_files import read_object
 from cardiodit._util.typed_yaml import read_yaml, to_yaml
-from cardiodit.energy import EnergyMeter
+from cardiodit.energy import Energy, EnergyMeter, sum_energies
+from cardiodit.energy.electricity import choose_electricity, footprint_of
+from cardiodit.energy.records import Comparison
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness.command_line import Request
+from cardiodit.training.harness.processes import gather_objects
 
 CONFIG, RECORD = "config.yaml", "run.json"
+PLACE = ("country", "pue", "months")  # options that say where the electricity comes from
+FORECAST_STEPS = (
+    20  # steps from which the energy of a session is forecast, after the first, which allocates and compiles
+)
 PACKAGES = ("cardiodit", "torch", "diffusers", "accelerate", "huggingface-hub", "safetensors", "monai", "numpy", "peft")
 # Keys that may change when a run resumes: they change neither the samples nor the loss.
 CHANGEABLE = (
@@ -50,7 +57,11 @@ class RunRecord:
         self.stage = stage
         self.accelerator = accelerator
         self.began = time.time()
+        self.electricity = choose_electricity(*(getattr(request.options, name, None) for name in PLACE))
         self.meter = EnergyMeter(accelerator.device)
+        self._of_others: list[Energy] = []  # of the other processes, when they last met
+        self._after_first_step = 0.0  # kWh
+        self._forecast: Comparison | None = None
 
     def claim(self, samples: int, data: Mapping[str, Any], samples_a_step: int) -> None:
         """Claim the folder for this run, or check that it belongs to it."""
@@ -106,19 +117,56 @@ class RunRecord:
                 f"{self.accelerator.num_processes} processes, they give {before}."
             )
 
-    def end(self, status: str, step: int) -> None:
-        """Record how this session ended and how long it took."""
-        held = self._read()
-        if not self.accelerator.is_main_process or held is None:
-            return
-        energy, processes = self.meter.read(), self.accelerator.num_processes
-        held["sessions"][-1] |= {
-            "seconds": round(time.time() - self.began, 1),
-            "last_step": step,
-            "energy_kwh": float(f"{energy.kwh * processes:.4g}"),  # all processes do the same work
-            "energy_method": energy.method if processes == 1 else f"{energy.method}, times {processes} processes",
-        }
-        self._write({**held, "status": status, "ended": _now()})
+    def note_energy(self, step: int) -> None:
+        """Record the energy so far, so that a run that is killed keeps it up to its last checkpoint.
+
+        All processes call it, since each measures its own.
+        """
+        self._of_others = gather_objects([self.meter.read()], self.accelerator)[1:]
+        self._update({"last_step": step, **self._energy(is_whole=True)})
+
+    def forecast(self, done: int, total: int) -> None:
+        """Forecast the energy of this session from its first steps; all processes call it after each step.
+
+        Args:
+            done, total: steps of this session.
+        """
+        counted = min(FORECAST_STEPS, (total - 1) // 2)
+        if done == 1:
+            self._after_first_step = self.meter.read().kwh
+        elif counted and done == 1 + counted:
+            own = self.meter.read().kwh
+            own += (own - self._after_first_step) / counted * (total - done)
+            self._forecast = Comparison(sum(gather_objects([own], self.accelerator)), 0.0, f"steps 2 to {done}")
+            self._update({"forecast": self._forecast.to_dict()})
+
+    def end(self, status: str, step: int, is_whole: bool = True) -> None:
+        """Record how this session ended, how long it took and what it used.
+
+        Args:
+            status: "finished", "interrupted" or "failed".
+            step: steps done.
+            is_whole: whether all processes call it; otherwise those of the others count as when they last met.
+        """
+        if is_whole:
+            self._of_others = gather_objects([self.meter.read()], self.accelerator)[1:]
+        changes = {"seconds": round(time.time() - self.began, 1), "last_step": step, **self._energy(is_whole)}
+        if self._forecast and status == "finished":
+            changes["forecast"] = replace(self._forecast, measured=changes["energy"]["kwh"]).to_dict()
+        self._update(changes, status=status, ended=_now())
+
+    def _energy(self, is_whole: bool) -> dict[str, Any]:
+        energy = sum_energies([self.meter.read(), *self._of_others])
+        footprint = footprint_of(energy, self.electricity, datetime.fromtimestamp(self.began, UTC)).to_dict()
+        footprint["is_at_least"] |= not is_whole and self.accelerator.num_processes > 1
+        return {"energy_kwh": footprint["kwh"], "energy_method": energy.method, "energy": footprint}
+
+    def _update(self, changes: Mapping[str, Any], **more: Any) -> None:
+        """Change what the record says of this session, and of the run."""
+        held = self._read() if self.accelerator.is_main_process else None
+        if held is not None:
+            held["sessions"][-1] |= changes
+            self._write({**held, **more})
 
     @property
     def seconds(self) -> float:

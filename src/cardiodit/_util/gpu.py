@@ -10,23 +10,6 @@ import torch
 
 from cardiodit._util.foreign_files import available_memory
 
-# Dense bf16 TFLOP/s as stated by the manufacturers; the first entry contained in the GPU's name is used.
-PEAKS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "B200": 2250,
-    "A100": 312,
-    "A40": 150,
-    "A10G": 70,
-    "A10": 125,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "no": "float32"}  # accelerate's names
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cardiodit.commands.subcommand import DEVICE_HELP, add_command, add_preprocessing, join_processes
+from cardiodit.commands.subcommand import DEVICE_HELP, add_command, add_electricity, add_preprocessing, join_processes
 
 INCOMPLETE = 3  # as of `cardiodit evaluate`
 RELEASES = ("weights", "samples", "service")
@@ -118,6 +118,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--processes", type=int, default=1, help="worker processes; does not change the report (%(default)s)"
     )
     parser.add_argument("--device", help=f"{DEVICE_HELP} and only one process")
+    add_electricity(parser)
     parser.set_defaults(run=run)
 
 

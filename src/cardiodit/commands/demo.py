@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.subcommand import add_command
+from cardiodit.commands.subcommand import add_command, add_electricity
 from cardiodit.errors import CardioDiTError
 
 
@@ -24,6 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed; each seed gives different hearts (%(default)s)"
     )
+    add_electricity(parser)
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cardiodit.commands.subcommand import DTYPES, PRESETS, TILING, TILING_HELP, add_command, join_processes
+from cardiodit.commands.subcommand import (
+    DTYPES,
+    PRESETS,
+    TILING,
+    TILING_HELP,
+    add_command,
+    add_electricity,
+    join_processes,
+)
 from cardiodit.errors import CardioDiTError
 
 
@@ -70,6 +78,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="precision in which the VQ model runs (%(default)s)"
     )
+    add_electricity(parser)
     parser.set_defaults(run=run, resumes=True)
 
 

@@ -4,7 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from cardiodit.commands.subcommand import DEVICE_HELP, add_command, add_preprocessing, device_or_default
+from cardiodit.commands.subcommand import (
+    DEVICE_HELP,
+    add_command,
+    add_electricity,
+    add_preprocessing,
+    device_or_default,
+)
 
 INCOMPLETE = 3  # exit code if some volumes could not be evaluated; 2 is argparse's for invalid options
 EXIT_CODES = f"""exit code:
@@ -69,6 +75,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--device", help=f"{DEVICE_HELP} and only one process. Another device changes the numbers by rounding"
     )
+    add_electricity(parser)
     parser.set_defaults(run=run, resumes=True)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.subcommand import add_command
+from cardiodit.commands.subcommand import add_command, add_electricity
 from cardiodit.errors import CardioDiTError
 
 
@@ -51,6 +51,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--workers", type=int, default=1, help="number of worker processes; does not change the result (%(default)s)"
     )
+    add_electricity(parser)
     parser.set_defaults(run=run)
 
 

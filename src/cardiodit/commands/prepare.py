@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from textwrap import wrap
 
-from cardiodit.commands.subcommand import CT_PRESETS, TIME_UNITS, add_command
+from cardiodit.commands.subcommand import CT_PRESETS, TIME_UNITS, add_command, add_electricity
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -87,6 +87,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--workers", type=int, default=1, help="number of worker processes; does not change the result (%(default)s)"
     )
+    add_electricity(parser)
     parser.set_defaults(run=run)
 
 

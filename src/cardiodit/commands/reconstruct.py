@@ -5,7 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cardiodit.commands.subcommand import DEVICE_HELP, PRESETS, TILING, TILING_HELP, add_command, device_or_default
+from cardiodit.commands.subcommand import (
+    DEVICE_HELP,
+    PRESETS,
+    TILING,
+    TILING_HELP,
+    add_command,
+    add_electricity,
+    device_or_default,
+)
 from cardiodit.errors import CardioDiTError
 
 if TYPE_CHECKING:
@@ -44,6 +52,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--tiling", choices=TILING, default="auto", help=TILING_HELP)
     parser.add_argument("--device", help=DEVICE_HELP)
+    add_electricity(parser)
     parser.set_defaults(run=run)
 
 

@@ -14,6 +14,7 @@ from cardiodit.commands.subcommand import (
     TILING,
     TILING_HELP,
     add_command,
+    add_electricity,
     join_processes,
 )
 from cardiodit.errors import CardioDiTError
@@ -21,6 +22,7 @@ from cardiodit.errors import CardioDiTError
 SOLVERS = ("ddpm", "ddim", "dpm++", "unipc")  # of `cardiodit.schedulers`, which would import torch for `--help`
 PRDIT_SOLVERS = ("hot", "euler")
 FLOW_SOLVERS = ("heun", "rk4", "pc", "pc_heun")
+PASSES = ("num_inference_steps", "guidance_scale", "condition_guidance_scale")  # decide how often the denoiser runs
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -163,8 +165,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--estimate",
         action="store_true",
-        help="only estimate the memory and time that sampling would take on this machine",
+        help="only estimate the memory, time and energy that sampling would take on this machine",
     )
+    parser.add_argument(
+        "--estimate_device",
+        metavar="NAME",
+        help="with --estimate: also forecast time and energy on a device of the table of `cardiodit energy forecast`, "
+        "such as a100-80, h100, t4 or cpu",
+    )
+    add_electricity(parser)
     parser.set_defaults(run=run, resumes=True)
 
 
@@ -193,7 +202,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
     """Generate the missing samples and return how many were generated."""
-    from cardiodit._util.sample_records import merge_sample_lists
+    from cardiodit._util.sample_records import merge_sample_lists, read_sample_list
+    from cardiodit.energy.records import Comparison
     from cardiodit.pipelines.sampling_job import SamplingJob, sample_many
 
     _check_mask_control(pipe, arguments)
@@ -208,21 +218,41 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
         settings |= {name: getattr(arguments, name) for name in ("conditioning_scale", "condition_guidance_scale")}
         settings["control_guidance_start"], settings["control_guidance_end"] = arguments.control_guidance
     _set_tiling(pipe, arguments, masks)
+    forecast = _forecast(pipe, arguments, masks)
     job = SamplingJob(
         arguments.seed, arguments.first_sample, count, labels, settings, masks, _open_filter(pipe, arguments)
     )
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
-    generated = 0
+    generated = []
     for path in sample_many(pipe, folder, job, arguments.batch_size, *share):
         print(path, flush=True)
-        generated += 1
+        generated.append(path.name)
+    if forecast is not None and generated:
+        records = read_sample_list(folder)
+        measured = sum(records[name]["energy_kwh"] for name in generated)
+        arguments.comparison = Comparison(len(generated) * forecast.energy.kwh, measured, forecast.energy.method)
     state.wait_for_everyone()
     if state.is_main_process and folder.is_dir():
         merge_sample_lists(folder)
         if job.filter is not None:
             _print_dropped(folder, job)
-    return generated
+    return len(generated)
+
+
+def _forecast(pipe: Any, arguments: argparse.Namespace, masks: Any) -> Any:
+    """Forecast one volume on this device, to be compared with what is measured; None if the table lacks the device."""
+    import torch
+
+    from cardiodit.energy.forecast import DEVICES, forecast_work, known_gpu
+    from cardiodit.pipelines.estimate import sampling_work
+
+    where = pipe._execution_device
+    device = known_gpu(torch.cuda.get_device_name(where)) if where.type == "cuda" else DEVICES.get(where.type)
+    if device is None:
+        return None
+    passes = {name: getattr(arguments, name) for name in PASSES}
+    return forecast_work(sampling_work(pipe, **passes, **_largest_size(pipe, arguments, masks)), device)
 
 
 def _open_filter(pipe: Any, arguments: argparse.Namespace) -> Any:
@@ -367,8 +397,11 @@ def _open(arguments: argparse.Namespace, device: Any) -> Any:
 
 
 def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
-    from cardiodit.pipelines.estimate import estimate_sampling
+    from cardiodit.energy.electricity import choose_electricity, footprint_of, format_duration
+    from cardiodit.energy.forecast import find_device, forecast_work
+    from cardiodit.pipelines.estimate import estimate_sampling, sampling_work
 
+    device = find_device(arguments.estimate_device) if arguments.estimate_device else None
     masks = None
     if arguments.masks:
         _check_mask_control(pipe, arguments)
@@ -379,5 +412,13 @@ def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
     if pipe.mask_adapter is not None:
         settings["batch_size"] = 1  # each volume has its own mask
     _set_tiling(pipe, arguments, masks)
-    estimate = estimate_sampling(pipe, **settings, **_largest_size(pipe, arguments, masks))
-    print(f"{settings['num_samples']} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")
+    size = _largest_size(pipe, arguments, masks)
+    estimate = estimate_sampling(pipe, **settings, **size)
+    count, used = settings["num_samples"], choose_electricity()
+    print(f"{count} samples on {pipe._execution_device}: {estimate}. Nothing was sampled.")
+    print(f"Energy, with the power measured in a short trial: {footprint_of(estimate.energy, used)}.")
+    if device is not None:
+        passes = {name: settings[name] for name in PASSES}
+        forecast = forecast_work(sampling_work(pipe, **passes, **size) * count, device)
+        footprint = footprint_of(forecast.energy, used)
+        print(f"On {device.title}: about {format_duration(forecast.seconds)}, {footprint} ({forecast.energy.method}).")

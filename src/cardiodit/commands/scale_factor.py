@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.subcommand import add_command
+from cardiodit.commands.subcommand import add_command, add_electricity
 from cardiodit.errors import CardioDiTError
 
 
@@ -26,6 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="write mean and standard deviation of each channel instead, by which latents are then normalised; the "
         "scaling factor becomes 1",
     )
+    add_electricity(parser, "latents")
     parser.set_defaults(run=run)
 
 

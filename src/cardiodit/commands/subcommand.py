@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from cardiodit._util.launch import check_launch, meeting
+from cardiodit.energy.electricity import add_place
 from cardiodit.errors import DEBUG, CardioDiTError
 
 CT_PRESETS = (
@@ -105,6 +106,18 @@ def add_preprocessing(parser: argparse.ArgumentParser, known: str) -> argparse._
 
 
 DEVICE_HELP = "device, such as cpu, cuda, cuda:1 or mps; default: a GPU if there is one"
+
+
+def add_electricity(parser: argparse.ArgumentParser, measured_in: str | None = "output_dir") -> None:
+    """Add options that say where the electricity comes from, and have the command's energy measured and recorded.
+
+    Args:
+        measured_in: option whose folder holds the record (of a file: its folder); None for no record.
+    """
+    group = parser.add_argument_group("energy", "measured, and recorded in energy.jsonl" if measured_in else None)
+    add_place(group)
+    if measured_in:
+        parser.set_defaults(measured_in=measured_in, measured_as=parser.prog.rpartition(" ")[2])
 
 
 def device_or_default(name: str | None) -> str:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from cardiodit import __version__
+from cardiodit.energy import EnergyMeter
+from cardiodit.energy.electricity import Footprint, choose_electricity, footprint_of
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import (
     VolumeStats,
@@ -122,6 +125,7 @@ class Evaluation:
 def evaluate(settings: EvaluationSettings) -> Evaluation:
     """Compare generated volumes with real ones, and write the report in all its forms."""
     _check(settings)
+    meter, began = EnergyMeter(settings.device), datetime.now(UTC)
     switched_on = [name for name in ("critic", RADIOMICS) if getattr(settings, name)]
     metrics = choose_metrics(settings.metrics, options=switched_on)
     real = open_real(settings.real).drawn(settings.max_volumes, settings.seed)
@@ -187,7 +191,8 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
             "problems": [problem.to_dict() for side in every_set for problem in side.problems],
         }
     )
-    files = _write(settings.output_dir, report, sets, steps)
+    footprint = footprint_of(meter.read(), choose_electricity(), began)
+    files = _write(settings.output_dir, report, sets, steps, footprint)
     return Evaluation(report, files, sum(measured.was_cached for side in sets for measured in side.measured))
 
 
@@ -404,7 +409,8 @@ def _describe_set(side: MeasuredSet) -> dict[str, Any]:
         "units": None if stats.units is None else list(stats.units),
         "identity": side.identity,
     }
-    return {**description, "made_by": side.volumes.made_by} if side.volumes.made_by else description
+    more = {"made_by": side.volumes.made_by, "energy": side.volumes.energy}
+    return {**description, **{key: value for key, value in more.items() if value}}
 
 
 def _curves(sets: Sequence[MeasuredSet], closes: bool) -> list[dict[str, Any]]:
@@ -467,13 +473,15 @@ def _to_nearest(distances: np.ndarray) -> np.ndarray:
     return np.where(finite, near, 0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)
 
 
-def _write(folder: Path, report: dict[str, Any], sets: Sequence[MeasuredSet], steps: Preprocessing) -> list[Path]:
+def _write(
+    folder: Path, report: dict[str, Any], sets: Sequence[MeasuredSet], steps: Preprocessing, footprint: Footprint
+) -> list[Path]:
     from cardiodit.evaluation.report.page import write_page
 
     write_report(report, folder / REPORT)
     write_text(table(report), folder / TABLE)
     write_text(model_index_yaml(report), folder / MODEL_INDEX)
-    write_page(report, _shown_volumes(report, sets, steps), folder / PAGE)
+    write_page(report, _shown_volumes(report, sets, steps), folder / PAGE, footprint)
     return [folder / name for name in (REPORT, TABLE, MODEL_INDEX, PAGE)]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from cardiodit._util.foreign_files import read_object
 from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
+from cardiodit.energy.records import mean_of_samples
 from cardiodit.errors import CardioDiTError, reading
 from cardiodit.imaging.dicom import OTHER_BEAT
 from cardiodit.imaging.geometry import Triple
@@ -82,6 +83,7 @@ class VolumeSet:
         name: "real", "synthetic" or "training".
         problems: files that should be volumes and cannot be read.
         made_by: what the records of all samples agree on.
+        energy: mean energy and emissions of a sample, if all recorded them.
         preprocessing: of the training volumes of the samples' model; None if unknown.
         notes: for the reader of the report.
     """
@@ -90,6 +92,7 @@ class VolumeSet:
     items: list[Item]
     problems: list[Problem] = field(default_factory=list)
     made_by: dict[str, Any] = field(default_factory=dict)
+    energy: dict[str, Any] | None = None
     preprocessing: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -342,6 +345,7 @@ def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
         items,
         sorted(problems, key=lambda problem: problem.file),
         made_by=_agreed(list(records.values())),
+        energy=mean_of_samples(list(records.values())),
         preprocessing=_preprocessing(folder, records.values()),
         notes=_notes_on_filter(folder, len(records)),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cardiodit._util.html import render_page, write_page_file
+from cardiodit.energy.electricity import Footprint
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.registry import GROUPS
 from cardiodit.evaluation.report.charts import curve_figure, histogram_figure, metric_chart
@@ -21,7 +22,7 @@ from cardiodit.evaluation.report.numbers import (
 )
 from cardiodit.evaluation.report.players import Media, group_volumes, player_contents
 from cardiodit.evaluation.report.report_file import SCHEMA, current_metrics, recall_beside
-from cardiodit.evaluation.report.summary import hearts_of, summary, verdict
+from cardiodit.evaluation.report.summary import energy_sentences, hearts_of, summary, verdict
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 Report = Mapping[str, Any]
@@ -49,13 +50,14 @@ UNITS = {  # suffixes of names
 }
 
 
-def write_page(report: Report, media: Media, path: Path) -> None:
+def write_page(report: Report, media: Media, path: Path, footprint: Footprint | None = None) -> None:
     """Write the page atomically.
 
     Args:
         report: as in `report.json`.
         media: ids of the volumes to play, with functions that load them: `(H, W, D, T)` or `(H, W, D)` in [-1, 1].
         path: the HTML file.
+        footprint: energy of this evaluation, which differs from run to run and is therefore not in the report.
     """
     if report.get("schema") != SCHEMA:
         raise CardioDiTError(
@@ -71,6 +73,7 @@ def write_page(report: Report, media: Media, path: Path) -> None:
         title=f"{counts['synthetic']} synthetic volumes compared with {counted(counts['real'], 'real volume')}",
         facts=_facts(report["sets"]),
         summary=summary(report),
+        energy=energy_sentences(report["sets"]["synthetic"].get("energy"), footprint),
         problems=report["problems"],
         metrics=[
             (title, [_metric_row(metric, report) for metric in members])

@@ -4,6 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cardiodit.energy.electricity import (
+    GRAMS_A_KILOMETRE,
+    MANY,
+    Footprint,
+    electricity_from_dict,
+    format_grams,
+    format_kilometres,
+)
 from cardiodit.evaluation.report.numbers import counted, is_number, readable
 from cardiodit.evaluation.report.report_file import current_metrics
 
@@ -161,3 +169,24 @@ def _verb(count: int, verb: str) -> str:
 def _listed(names: list[str]) -> str:
     more = len(names) - MOST_NAMES
     return "; ".join(names[:MOST_NAMES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def energy_sentences(samples: Mapping[str, Any] | None, evaluation: Footprint | None) -> list[str]:
+    """Say what the samples and this evaluation cost the climate, as far as it is known.
+
+    Args:
+        samples: mean over the samples, as they recorded it.
+        evaluation: what this evaluation used.
+    """
+    sentences = []
+    if samples:
+        low, high = (format_grams(end, "") for end in samples["co2_grams_range"])
+        where = electricity_from_dict(samples["electricity"]).source if samples["electricity"] else "several places"
+        sentences.append(
+            f"Generating a volume took {samples['kwh']:g} kWh on average, {format_grams(samples['co2_grams'])} ({low} "
+            f"to {high}); {MANY:,} volumes: {format_grams(MANY * samples['co2_grams'])}, "
+            f"{format_kilometres(MANY * samples['co2_grams'] / GRAMS_A_KILOMETRE)} by car. Electricity: {where}."
+        )
+    if evaluation:
+        sentences.append(f"This evaluation took {evaluation}. Measured: {evaluation.energy.method}.")
+    return sentences

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from cardiodit.energy.electricity import MANY, format_grams
+from cardiodit.energy.meter import two_digits
 from cardiodit.hub.card import model_words
-from cardiodit.hub.card.emissions import Emissions, grams
+from cardiodit.hub.card.emissions import Emissions
 from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.owner_facts import HUB_ID, OTHER, OwnerFacts, help_of, stated, to_state
 from cardiodit.hub.card.previews import Previews
@@ -14,7 +16,6 @@ from cardiodit.hub.card.training_runs import TrainingRun, missing_stages
 BEATING = "A cine is one heartbeat: arrhythmia, breathing and the duration of the beat are not modelled."
 STILL = "Volumes are static: motion is not modelled."
 CITATION = "The publication that the model follows (above), and cardiodit (`CITATION.cff` in its repository)."
-MANY = 10_000  # volumes, as the studies of the carbon footprint of medical image generators count them
 
 
 def sections(
@@ -97,7 +98,7 @@ def _energy(emissions: Emissions, facts: OwnerFacts, previews: Previews | None) 
         for title in emissions.unknown
     ]
     parts.append(f"Hardware: {emissions.hardware}." if emissions.hardware else "")
-    parts.append(f"Electricity from: {facts.country}." if facts.country else stated(facts, "country"))
+    parts.append(f"Electricity from: {emissions.place}." if emissions.place else stated(facts, "country"))
     parts.append(_cost_of_one_volume(emissions, previews))
     parts.append(
         "Encoding, evaluation and discarded trials are not counted. The figure depends strongly on the source of the "
@@ -117,8 +118,8 @@ def _cost_of_one_volume(emissions: Emissions, previews: Previews | None) -> str:
     if kwh is None:
         return f"{cost}; its energy was not recorded."
     return (
-        f"{cost}, {kwh:.3g} kWh or {grams(emissions.grams_of(kwh))} at the same rate: "
-        f"{grams(emissions.grams_of(kwh) * MANY)} for {MANY:,} volumes."
+        f"{cost}, {two_digits(kwh):g} kWh or {format_grams(emissions.grams_of(kwh))} at the same rate: "
+        f"{format_grams(emissions.grams_of(kwh) * MANY)} for {MANY:,} volumes."
     )
 
 

@@ -10,6 +10,7 @@ import yaml
 from cardiodit._util.foreign_files import read_object
 from cardiodit._util.hashing import sha256_of
 from cardiodit._util.typed_yaml import load_yaml, read_yaml
+from cardiodit.energy import two_digits
 from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.hub.card.model_facts import Model, contains_weights
 from cardiodit.hub.card.model_words import table
@@ -61,10 +62,30 @@ class TrainingRun:
     @property
     def energy(self) -> float | None:
         """Energy in kWh over all sessions; None if an older version of the package did not record it."""
-        ended = [s for s in self.sessions if "seconds" in s]
-        if not ended or any("energy_kwh" not in s for s in ended):
+        if not any("seconds" in s or "energy_kwh" in s for s in self.sessions):
             return None
-        return float(sum(s["energy_kwh"] for s in ended))
+        if any("energy_kwh" not in s for s in self.sessions if "seconds" in s):
+            return None
+        return float(sum(s.get("energy_kwh", 0.0) for s in self.sessions))
+
+    @property
+    def energy_reach(self) -> tuple[float, float] | None:
+        """Multiples of the energy between which the true value lies; None if they were not recorded."""
+        recorded = [s["energy"] for s in self.sessions if "energy" in s]
+        if not self.energy or len(recorded) < sum("energy_kwh" in s for s in self.sessions):
+            return None
+        low, high = (float(sum(each["kwh_range"][end] for each in recorded)) for end in (0, 1))
+        return low / self.energy, high / self.energy
+
+    @property
+    def electricity(self) -> list[dict[str, Any]]:
+        """Where the electricity of each session came from, as far as it was recorded."""
+        return [s["energy"]["electricity"] for s in self.sessions if "energy" in s]
+
+    @property
+    def is_at_least(self) -> bool:
+        """True if some of the energy is unknown."""
+        return bool(self.killed) or any(s["energy"]["is_at_least"] for s in self.sessions if "energy" in s)
 
     @property
     def energy_method(self) -> str:
@@ -72,7 +93,7 @@ class TrainingRun:
 
     @property
     def killed(self) -> int:
-        """Number of sessions that were killed, so that their time and energy are unknown."""
+        """Number of sessions that were killed; their time and their energy after the last checkpoint are unknown."""
         return sum("seconds" not in s for s in self.sessions)
 
     def describe(self, folder: Path) -> str:
@@ -143,9 +164,8 @@ class TrainingRun:
     def energy_in_words(self) -> str:
         if self.energy is None:
             return "not recorded"
-        return (
-            f"{'at least ' if self.killed else ''}{self.energy:.4g} kWh ({self.energy_method or 'method not recorded'})"
-        )
+        least = "at least " if self.is_at_least else ""
+        return f"{least}{two_digits(self.energy):g} kWh ({self.energy_method or 'method not recorded'})"
 
     def _duration(self) -> str:
         seconds, count = sum(s.get("seconds", 0.0) for s in self.sessions), len(self.sessions)
