@@ -151,10 +151,11 @@ def scaled_costs(pipe: VolumePipeline, sizes: Sequence[float], width: float = 1.
         width: factor of the number of attention heads, or of the channels of a U-Net.
     """
     costs: dict[str, Cost] = {}
+    names = pipe.denoiser.axis_names
+    scaled = ("height", "width") if "frames" in names else names
     for factor in sizes:
         latent = [
-            max(token, round(factor * n / token) * token) if name in ("height", "width") or "frames" not in names else n
-            for names in [pipe.denoiser.axis_names]
+            max(token, round(factor * n / token) * token) if name in scaled else n
             for name, n, token in zip(names, pipe.denoiser.config.sample_size, pipe.denoiser.token_size, strict=True)
         ]
         voxels = [n * scale for n, scale in zip(latent, pipe.voxels_per_latent, strict=True)]
@@ -173,9 +174,7 @@ def scaled_costs(pipe: VolumePipeline, sizes: Sequence[float], width: float = 1.
 
 def _widened(config: Any, width: float) -> dict[str, Any]:
     """Return a denoiser's config with so many times the heads or channels."""
-    changed = dict(config)
-    if width == 1.0:
-        return changed
+    changed = {key: value for key, value in config.items() if not key.startswith("_")}  # lists of keys left at default
     if "num_attention_heads" in changed:
         changed["num_attention_heads"] = max(1, round(width * changed["num_attention_heads"]))
     elif "block_out_channels" in changed:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cardiodit import DiT4DTransformerModel
+from cardiodit import DiT4DTransformerModel, NoiseAndImageScheduler, PRDiTPipeline, PRDiTTransformerModel
 from cardiodit.cli import main
 from cardiodit.commands import energy
 from cardiodit.energy.forecast import (
@@ -19,7 +19,7 @@ from cardiodit.energy.forecast import (
     known_gpu,
 )
 from cardiodit.errors import CardioDiTError
-from cardiodit.pipelines.estimate import sampling_work
+from cardiodit.pipelines.estimate import sampling_work, scaled_costs
 
 
 def test_operations_are_counted_by_kind() -> None:
@@ -94,6 +94,16 @@ def test_the_work_of_a_sample_grows_with_steps_and_guidance(make_pipe: Callable)
     assert step > 0 and three.convolution - one.convolution < one.convolution  # decoded once
     guided = sampling_work(pipe, 3, guidance_scale=2.0)
     assert guided.tflop - three.tflop == pytest.approx(1.5 * (three.tflop - one.tflop))
+
+
+def test_a_wider_denoiser_and_a_larger_volume_take_more_work() -> None:
+    """Also where the config holds only defaults, which diffusers would keep."""
+    model = PRDiTTransformerModel(sample_size=(16, 16, 16), patch_size=8, num_layers=1, attention_head_dim=16)
+    pipe = PRDiTPipeline(model, NoiseAndImageScheduler())
+    normal, large = scaled_costs(pipe, (1.0, 2.0, 2.01))  # the third size is rounded to the second
+    (wide,) = scaled_costs(pipe, (1.0,), width=2.0)
+    assert (normal.size, large.size) == ("16 × 16 × 16", "32 × 32 × 32") and normal.decoding.tflop == 0
+    assert large.step.tflop > 7 * normal.step.tflop and wide.step.tflop > 1.5 * normal.step.tflop
 
 
 def test_the_command_prints_kwh_grams_and_kilometres(
