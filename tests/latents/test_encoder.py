@@ -59,7 +59,7 @@ def edited_rows(manifest: Path, **columns: str) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.match("energy*.jsonl")}
 
 
 def encode(manifest: Path, vae: Any, folder: Path, **settings: Any) -> tuple[Counts, str]:

@@ -35,7 +35,7 @@ def encode(manifest: Path, vae: Any, folder: Path, **settings: Any) -> Counts:
 
 
 def contents(manifest: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in manifest.parent.iterdir()}
+    return {path.name: path.read_bytes() for path in manifest.parent.iterdir() if not path.match("energy*.jsonl")}
 
 
 def places(manifest: Path) -> list[Path]:
