@@ -193,7 +193,7 @@ def _decoding_work(pipe: VolumePipeline, size: Sequence[int]) -> Work:
 
 
 def _passes(pipe: VolumePipeline, guidance_scale: float, condition_guidance_scale: float) -> int:
-    """Return how often the denoiser runs in a step: with guidance, and with solvers of a higher order, several times."""
+    """Return how often the denoiser runs in a step: several times with guidance, and with solvers of higher order."""
     is_guided_by_masks = isinstance(pipe, MaskControlMixin) and condition_guidance_scale != 1.0
     return getattr(pipe.scheduler, "order", 1) * (1 + (guidance_scale != 1.0) + is_guided_by_masks)
 

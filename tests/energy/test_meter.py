@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -150,16 +151,10 @@ def test_processes_add_up() -> None:
 
 
 def test_a_meter_that_nobody_holds_stops_looking() -> None:
-    import threading
-
-    def watches() -> int:
-        return sum(thread.name == "energy" for thread in threading.enumerate())
-
-    before, measured = watches(), EnergyMeter()
-    assert watches() == before + 1
+    before = set(threading.enumerate())
+    measured = EnergyMeter()
+    (watch,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "energy")
+    assert watch.is_alive()
     del measured
-    for _ in range(100):
-        if watches() <= before:
-            break
-        time.sleep(0.01)
-    assert watches() <= before
+    watch.join(5)
+    assert not watch.is_alive()
