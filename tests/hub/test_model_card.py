@@ -10,6 +10,9 @@ from huggingface_hub.repocard import metadata_load
 
 from cardiodit import VolDiTPipeline, VQModel3D, make_scheduler
 from cardiodit.cli import main
+from cardiodit.energy import Energy
+from cardiodit.energy.electricity import choose_electricity, footprint_of
+from cardiodit.energy.meter import EnergyPart
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.card.owner_facts import LICENCES, REQUIRED, TO_BE_STATED, OwnerFacts, read_facts
 from cardiodit.hub.model_card import TEMPLATE, headings, is_as_made, to_be_stated, write_card
@@ -83,6 +86,30 @@ def test_energy_becomes_grams(model: Path, runs: list[Path], facts: Path) -> Non
     assert metadata_load(model / "README.md")["co2_eq_emissions"]["emissions"] == 3600
     text = (model / "README.md").read_text()
     assert "world average" in text and "5 kWh" in text and "3.6 kg CO2-equivalent" in text
+
+
+def test_the_place_that_runs_recorded_is_used(model: Path, tmp_path: Path) -> None:
+    """Two stages of 2 kWh (1 to 4) in a German data centre: 4 kWh × 1.25 × 380.95 g = 1.9 kg."""
+    energy = Energy((EnergyPart("cpu", 2.0, 1.0, 4.0, "CPU time"),))
+    record = footprint_of(energy, choose_electricity("DEU", 1.25)).to_dict()
+    session = {"versions": {}, "hardware": "CPU", "processes": 1, "seconds": 5.0, "energy_kwh": 2.0}
+    sessions = [{**session, "energy_method": "CPU time", "energy": record}]
+    runs = [write_run(tmp_path / "runs" / stage, stage, sessions=sessions) for stage in ("train_vqgan", "train_dit")]
+    write_card(model, runs)
+    emissions = metadata_load(model / "README.md")["co2_eq_emissions"]
+    assert emissions["emissions"] == 1900 and emissions["geographical_location"] == "Germany"
+    text = (model / "README.md").read_text()
+    assert "381 g CO2-equivalent per kWh (Germany, mean of 2023), times 1.25 for the data centre (PUE)" in text
+    assert "that is 1.9 kg CO2-equivalent; the true value lies between 480 g and 5.7 kg" in text
+    write_card(model, runs, OwnerFacts(carbon_intensity=100.0))  # the owner knows better
+    assert metadata_load(model / "README.md")["co2_eq_emissions"]["emissions"] == 500
+
+
+def test_the_country_of_the_owner_gives_its_figure(model: Path, runs: list[Path]) -> None:
+    write_card(model, runs, OwnerFacts(country="Iceland"))
+    assert metadata_load(model / "README.md")["co2_eq_emissions"]["emissions"] == 140  # 5 kWh at 27.68 g
+    write_card(model, runs, OwnerFacts(country="my cellar"))
+    assert "480 g CO2-equivalent per kWh (the world average" in (model / "README.md").read_text()
 
 
 def test_unrecorded_energy_is_marked_as_missing(model: Path, runs: list[Path], facts: Path, tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ import pytest
 from PIL import Image
 
 from cardiodit._util.html import templates
+from cardiodit.energy import Energy
+from cardiodit.energy.electricity import choose_electricity, footprint_of
+from cardiodit.energy.meter import EnergyPart
+from cardiodit.energy.records import mean_of_samples
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.report.page import TEMPLATE, title_and_unit, write_page
 from cardiodit.evaluation.report.players import MOST_FRAMES, MOST_TILES, evenly_spaced, mosaic
@@ -25,6 +29,23 @@ def contents(path: Path) -> dict[str, Any]:
     match = re.search(r'<script id="contents" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
     assert match
     return json.loads(match[1])
+
+
+def test_the_page_tells_what_samples_and_evaluation_cost(report: dict[str, Any], media: Media, tmp_path: Path) -> None:
+    """36 g a volume, as a published study found, are 3,300 km of driving for 10,000 of them."""
+    record = footprint_of(Energy((EnergyPart("gpu", 0.1, 0.09, 0.11, "counter"),)), choose_electricity("360")).to_dict()
+    sets = {
+        **report["sets"],
+        "synthetic": {**report["sets"]["synthetic"], "energy": mean_of_samples([{"energy": record}])},
+    }
+    own = footprint_of(Energy((EnergyPart("cpu", 0.02, 0.01, 0.04, "CPU time"),)), choose_electricity("FRA"))
+    write_page({**report, "sets": sets}, media, tmp_path / "with.html", own)
+    text = (tmp_path / "with.html").read_text()
+    assert "Generating a volume took 0.1 kWh on average, 36 g CO2-equivalent" in text
+    assert "10,000 volumes: 360 kg CO2-equivalent, 3,300 km by car" in text
+    assert "This evaluation took about 0.02 kWh" in text and "56 g/kWh (France" in text
+    write_page(report, media, tmp_path / "without.html")  # of an earlier version
+    assert 'id="energy"' not in (tmp_path / "without.html").read_text()
 
 
 @pytest.mark.parametrize(
