@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cardiodit.cli import main
+from cardiodit.energy import forecast
 from cardiodit.energy.records import mean_of_samples, read_records
 
 
@@ -47,6 +48,15 @@ def test_the_forecast_is_compared_with_what_was_measured(sampled: Path) -> None:
     measured = sum(json.loads(line)["energy_kwh"] for line in lines)
     assert forecast["measured_kwh"] == pytest.approx(measured, rel=0.06) and forecast["kwh"] > 0
     assert forecast["ratio"] == pytest.approx(forecast["kwh"] / forecast["measured_kwh"], rel=0.1)
+
+
+def test_a_model_that_cannot_be_forecast_samples_all_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(forecast, "FakeTensorMode", None)  # as with a version of torch that lacks it
+    assert sample(model, tmp_path / "out") == 0
+    (record,) = read_records(tmp_path / "out")
+    assert "forecast" not in record and "The energy is not forecast: A forecast" in capsys.readouterr().err
 
 
 def test_each_sample_knows_its_emissions(sampled: Path) -> None:

@@ -17,7 +17,7 @@ from cardiodit.commands.subcommand import (
     add_electricity,
     join_processes,
 )
-from cardiodit.errors import CardioDiTError
+from cardiodit.errors import CardioDiTError, reason_of
 
 SOLVERS = ("ddpm", "ddim", "dpm++", "unipc")  # of `cardiodit.schedulers`, which would import torch for `--help`
 PRDIT_SOLVERS = ("hot", "euler")
@@ -252,7 +252,11 @@ def _forecast(pipe: Any, arguments: argparse.Namespace, masks: Any) -> Any:
     if device is None:
         return None
     passes = {name: getattr(arguments, name) for name in PASSES}
-    return forecast_work(sampling_work(pipe, **passes, **_largest_size(pipe, arguments, masks)), device)
+    try:
+        return forecast_work(sampling_work(pipe, **passes, **_largest_size(pipe, arguments, masks)), device)
+    except Exception as error:  # a model whose operations cannot be counted without values can still sample
+        print(f"The energy is not forecast: {reason_of(error)}.", file=sys.stderr)
+        return None
 
 
 def _open_filter(pipe: Any, arguments: argparse.Namespace) -> Any:
