@@ -99,6 +99,16 @@ def test_a_command_that_fails_after_work_records_it(
     assert record["status"] == "failed" and record["energy"]["kwh"] > 0
 
 
+def test_a_record_that_cannot_be_written_is_no_failure(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert sample(model, tmp_path / "out") == 0
+    (tmp_path / "out" / "energy.jsonl").unlink()
+    (tmp_path / "out" / "energy.jsonl").mkdir()  # as in a folder of somebody else's, which may only be read
+    assert sample(model, tmp_path / "out", "--num_samples", "2") == 0
+    assert "The energy of this command was not recorded" in capsys.readouterr().err
+
+
 def test_totals_over_folders(sampled: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "runs" / "dit"
     run.mkdir(parents=True)

@@ -28,7 +28,7 @@ from cardiodit.energy.electricity import (
     used_electricity,
 )
 from cardiodit.energy.meter import Energy, EnergyMeter, two_digits
-from cardiodit.errors import CardioDiTError, reading
+from cardiodit.errors import CardioDiTError, reading, reason_of
 
 RECORDS, RUN = "energy.jsonl", "run.json"
 
@@ -89,9 +89,12 @@ def measured_command(arguments: argparse.Namespace) -> Iterator[None]:
         raise
     if getattr(arguments, "estimate", False) or not folder.is_dir():
         return
-    footprint = record("finished")
+    try:
+        sentence = f"Energy: {record('finished')}. Recorded in {folder / RECORDS}."
+    except (CardioDiTError, OSError) as error:  # the command has done its work, perhaps in somebody else's folder
+        sentence = f"The energy of this command was not recorded in {folder}: {reason_of(error)}."
     if process_rank() == 0:
-        print(f"Energy: {footprint}. Recorded in {folder / RECORDS}.", file=sys.stderr, flush=True)
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _changed(folder: Path) -> int | None:
