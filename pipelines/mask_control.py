@@ -183,11 +183,6 @@ class MaskControlMixin(LatentVolumePipeline):
     def _make_control(
         self, condition: torch.Tensor, scale: float, steps: tuple[int, int], guidance_scale: float
     ) -> MaskControl:
-        if getattr(self.denoiser, "_parallel_config", None) is not None:
-            raise CardioDiTError(
-                "Masks cannot steer a transformer whose tokens are split over processes (enable_parallelism). Sample "
-                "with masks on one device per volume: accelerate launch -m cardiodit.cli sample … shares the samples."
-            )
         size = [n // f for n, f in zip(condition.shape[2:], self.voxels_per_latent, strict=True)]
         denoiser, adapter = self.denoiser, self.mask_adapter
         grid = denoiser.grid_of(size)

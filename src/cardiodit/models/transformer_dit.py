@@ -232,7 +232,8 @@ class DiTTransformerModel(DenoiserMixin):
     _keep_in_fp32_modules = ["time_embed"]
     # Tokens are split over processes before the first block and gathered after the head.
     _cp_plan = context_parallel_plan(
-        {"transformer_blocks.0": {"hidden_states": 3}, "rotation_in": {"input": 3}}, "proj_out"
+        {"transformer_blocks.0": {"hidden_states": 3}, "rotation_in": {"input": 3}, "control_in": {"input": 3}},
+        "proj_out",
     )
 
     @register_to_config
@@ -290,7 +291,8 @@ class DiTTransformerModel(DenoiserMixin):
         voxels = math.prod(self.patch_size)
 
         self.patch_embed = nn.Linear(in_channels * voxels * (2 if self_conditioning else 1), hidden_size)
-        self.rotation_in = nn.Identity()  # where the tokens' angles are split over processes
+        # Where the tokens' angles, and what an adapter adds to them, are split over processes
+        self.rotation_in, self.control_in = nn.Identity(), nn.Identity()
         self.time_proj = Timesteps(TIME_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(TIME_FEATURES, hidden_size)
         self.class_embed = None
@@ -407,6 +409,7 @@ class DiTTransformerModel(DenoiserMixin):
             rotation = ((angles.cos(), angles.sin()),)
         for number, block in enumerate(self.transformer_blocks):
             control = None if block_controls is None else block_controls[number]
+            control = None if control is None else self.control_in(control)
             inputs = (tokens, conditioning, control, *rotation)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *inputs)
