@@ -367,9 +367,7 @@ def test_context_parallelism_over_two_processes_gives_the_same_result(tmp_path: 
     """Ulysses attention; ring attention needs kernels that return log-sums, which torch has for GPUs only."""
     arguments = inputs(model, 1)
     tokens = math.prod(model.grid_of(model.config.sample_size))
-    if isinstance(
-        model, DiT3DTransformerModel | DiT4DTransformerModel
-    ):  # steered by an adapter, which leaves out one of the blocks
+    if isinstance(model, DiT3DTransformerModel | DiT4DTransformerModel):  # steered in one block
         width = model.config.num_attention_heads * model.config.attention_head_dim
         control = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(5))
         arguments["block_controls"] = [None, control, *[None] * (model.config.num_layers - 2)]
