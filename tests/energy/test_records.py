@@ -119,6 +119,6 @@ def test_totals_over_folders(sampled: Path, tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "dit: training: 2 kWh, 900 g CO2-equivalent" in printed and f"{sampled.name}: sample" in printed
     assert "Together: at least 2 kWh, 900 g CO2-equivalent (500 g to 2 kg), 8.4 km by car." in printed
-    assert "1 training sessions did not record" in printed
+    assert "Training sessions without recorded energy: 1." in printed
     assert main(["energy", "total", str(tmp_path / "nothing")]) == 1
     assert "No energy is recorded" in capsys.readouterr().err

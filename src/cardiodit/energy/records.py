@@ -163,4 +163,4 @@ def total_of(folders: Sequence[Path]) -> list[str]:
         f"Together: {least}{two_digits(kwh):g} kWh, {format_grams(grams)} ({format_grams(low, '')} to "
         f"{format_grams(high, '')}), {format_kilometres(grams / GRAMS_A_KILOMETRE)} by car."
     )
-    return lines + ([f"{silent} training sessions did not record their energy."] if silent else [])
+    return lines + ([f"Training sessions without recorded energy: {silent}."] if silent else [])
