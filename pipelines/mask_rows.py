@@ -10,7 +10,7 @@ from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.intensity import Intensity
 from cardiodit.imaging.label_order import check_orders, order_of_row
-from cardiodit.imaging.manifest import Case, order_of_case, read_case, read_table
+from cardiodit.imaging.manifest import Case, beat_of_case, order_of_case, read_case, read_table
 from cardiodit.imaging.masks import read_label_map
 from cardiodit.imaging.nifti import read_nifti
 from cardiodit.imaging.preprocessing import Preprocessing
@@ -83,7 +83,7 @@ def prepared_masks(
     # Preprocessing of masks depends on the grid alone; any intensity mapping will do.
     steps = replace(steps, intensity=Intensity(0, 1))
     order = order_of_case(case, first, steps)
-    prepared = steps(replace(first, voxels=first.voxels.astype(np.float32)), order)
+    prepared = steps(replace(first, voxels=first.voxels.astype(np.float32)), order, beat_of_case(case, steps))
     return {key: prepared.apply_to_mask(volume) for key, volume in volumes.items()}, prepared.volume.geometry
 
 

@@ -16,6 +16,7 @@ from cardiodit._util.typed_yaml import (
     settings_of_one,
 )
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.alignment import BeatAlignment
 from cardiodit.imaging.augmentation import Augmentation
 from cardiodit.imaging.intensity import Intensity
 from cardiodit.imaging.preprocessing import PRESETS, Preprocessing
@@ -128,7 +129,8 @@ PREPROCESSING: Section = settings_of(
     Preprocessing,
     defaults=dict.fromkeys([f.name for f in fields(Preprocessing)]),  # None: as the preset, or the file, has it
     kinds={
-        "cycle": Literal["resample", "repeat"],
+        "cycle": Literal["resample", "repeat", "linear", "fourier", "piecewise", "dtw"],
+        "alignment": BeatAlignment | None,
         "fit": Literal["crop", "resize"],
         "limits_of": Literal["file", "view"],
         "spacing": tuple[float | None, ...],

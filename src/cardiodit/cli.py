@@ -10,6 +10,7 @@ from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit._util.launch import leave_group
 from cardiodit.commands import (
     audit,
+    beat_template,
     card,
     convert,
     demo,
@@ -36,6 +37,7 @@ COMMANDS = (
     demo,
     phantom,
     prepare,
+    beat_template,
     reconstruct,
     encode,
     scale_factor,

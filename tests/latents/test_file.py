@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from cardiodit import CardioDiTError, VQModel4D
 from cardiodit.imaging import Geometry, Intensity, Preprocessing, Volume
+from cardiodit.imaging.alignment import Beat
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.latents import (
     LatentHeader,
@@ -169,6 +170,8 @@ def test_the_identity_of_a_source_depends_on_voxels_and_geometry() -> None:
 )
 def test_a_changed_source_has_another_identity(volume: Volume, order: StorageOrder) -> None:
     assert identity_of_source(volume, order) != identity_of_source(VOLUME, StorageOrder())
+    beats = [Beat((0, 1, 2, 3, frame)) for frame in (4, 5)]
+    assert len({identity_of_source(VOLUME, StorageOrder(), beat) for beat in (None, *beats)}) == 3
 
 
 # --- Damage ---

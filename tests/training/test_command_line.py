@@ -160,6 +160,35 @@ def test_the_authors_training_keys_have_their_meaning(tmp_path: Path) -> None:
         read_dit("--config", config(tmp_path, yaml.safe_dump(raw)))
 
 
+def test_the_authors_newest_schema(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    flow = read_dit("--config", str(GOLDEN / "cardiodit_flow" / "dit.yaml")).settings
+    assert (flow.diffusion.objective, flow.diffusion.logit_mean, flow.diffusion.loss) == (
+        "flow_matching",
+        0.5,
+        "smooth_l1",
+    )
+    assert flow.model.position_steps == pytest.approx((10 / 8, 54.4 / 8, 54.4 / 8, 1.0))
+    assert flow.model.self_conditioning and flow.model.position_mode == "absolute"
+    training = flow.training
+    assert (training.max_train_steps, training.checkpointing_steps, training.lr_warmup_steps) == (300_000, 10_000, 5000)
+    assert (training.lr_scheduler, training.mixed_precision) == ("cosine", "bf16")
+    voldit = read_dit("--config", str(GOLDEN / "voldit_flow" / "dit.yaml")).settings
+    assert voldit.model.position_steps == (1.0, 1.0, 1.786) and voldit.dimensions == 3
+    assert voldit.augmentation.flip_probability == 0.5 and voldit.training.lr_warmup_epochs == 100
+    assert "cardiodit scale-factor --per_channel" in capsys.readouterr().err
+    raw = yaml.safe_load((GOLDEN / "cardiodit_rope4d" / "dit.yaml").read_text())
+    raw["training"] |= {"batch_strategy": "grad_accum_microbatch", "validation_primary_metric": "self_conditioned"}
+    rope = read_dit("--config", config(tmp_path, yaml.safe_dump(raw))).settings
+    assert (rope.model.position_mode, rope.model.qk_norm, rope.model.max_sample_size) == (
+        "axial_rope",
+        True,
+        (4, 12, 8, 9),
+    )
+    assert (rope.diffusion.zero_terminal_snr, rope.diffusion.offset_noise_strength) == (True, 0.1)
+    assert (rope.training.train_batch_size, rope.training.gradient_accumulation_steps) == (1, 8)
+    assert rope.training.validation_metric == "self_conditioned"
+
+
 def test_swapped_stages_are_told_apart() -> None:
     with pytest.raises(CardioDiTError, match="Were the two configs swapped"):
         read_dit("--config", str(GOLDEN / "cardiodit" / "vqgan.yaml"))

@@ -60,6 +60,7 @@ def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
         assert {key: now[section].pop(key) for key in keys} == keys
     if "data" in now:
         assert now["data"]["augmentation"].pop("rotation_axes") == [2]
+        assert now["data"]["preprocessing"].pop("alignment") is None
     for section, keys in NEW_SECTIONS.get(stage, {}).items():
         assert now.pop(section) == keys
     if stage == "train_dit":

@@ -15,6 +15,7 @@ from typing import Any
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.foreign_files import read_text
 from cardiodit.errors import CardioDiTError, Problems, reading
+from cardiodit.imaging.alignment import KEYFRAMES, Beat
 from cardiodit.imaging.nifti import read_labels, read_nifti
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
@@ -24,6 +25,7 @@ from cardiodit.imaging.volume import Volume
 PATH_COLUMNS = ("image", "mask", "ed_mask", "es_mask", "volumes")
 LONGEST_TABLE = 2**29  # bytes
 READING_COLUMNS = ("frame_time", "ed_frame", "slices")  # these change how an image is read
+BEAT_COLUMNS = ("ms_frame", "pf_frame", "md_frame", "curve")  # so do these, where beats are aligned
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,30 @@ def check_disjoint(**splits: Iterable[Case]) -> None:
 
 def reading_columns(case: Case) -> dict[str, str]:
     """Return the cells that change how a case's image is read; part of cache keys and identities."""
-    return {column: case.row.get(column, "") for column in READING_COLUMNS}
+    of_beat = [column for column in BEAT_COLUMNS if case.row.get(column)]
+    of_beat += ["es_frame"] if of_beat else []  # by itself it only says what was labelled
+    return {column: case.row.get(column, "") for column in (*READING_COLUMNS, *of_beat)}
 
 
 def read_case(case: Case) -> Volume:
     """Read the image as stored, with the manifest's `frame_time` if it has one."""
     return read_nifti(case.image, frame_time=case.number("frame_time"))
+
+
+def beat_of_case(case: Case, steps: Preprocessing) -> Beat | None:
+    """Return the keyframes (`ed_frame`, `ms_frame`, …) and the `curve` that a row states, numbers between spaces.
+
+    None if the preprocessing aligns no beats by them.
+    """
+    if steps.cycle not in ("piecewise", "dtw"):
+        return None
+    frames = [case.frame(f"{name.lower()}_frame") for name in KEYFRAMES]
+    keyframes = tuple(frame for frame in frames if frame is not None)
+    try:
+        curve = tuple(map(float, case.row.get("curve", "").split()))
+    except ValueError as error:
+        raise CardioDiTError(f"The curve of {case.image} must be numbers between spaces.") from error
+    return Beat(keyframes if len(keyframes) == len(frames) else None, curve or None)
 
 
 def order_of_case(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
@@ -174,7 +194,7 @@ def prepare_case(case: Case, steps: Preprocessing) -> Prepared:
     """Return the image as a model sees it, from base to apex, beginning at the manifest's `ed_frame`."""
     volume = read_case(case)
     try:
-        return steps(volume, order_of_case(case, volume, steps))
+        return steps(volume, order_of_case(case, volume, steps), beat_of_case(case, steps))
     except CardioDiTError as error:
         raise CardioDiTError(f"{case.image} cannot be prepared. {error}") from error
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from cardiodit._util.typed_yaml import Reader, to_yaml
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging.alignment import METHODS, Beat, BeatAlignment, FramePlan, plan_frames
 from cardiodit.imaging.geometry import Geometry, Triple
 from cardiodit.imaging.intensity import Intensity, Range, to_model, to_source
 from cardiodit.imaging.orientation import StorageOrder, order_of_cine, order_of_ct
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 FILL = -1.0  # value outside the field of view, in the model's units: black, or air
 MOST_NAMED = 5  # images in a note
-CYCLES = ("resample", "repeat")
+CYCLES = ("resample", "repeat", *METHODS)
 FITS = ("crop", "resize")
 LIMITS_OF = ("file", "view")
 
@@ -45,7 +46,8 @@ class Preprocessing:
         size: number of voxels along H, W, D to crop or pad to, around the centre; None (null in YAML) keeps the file's.
         frames: number of frames per heartbeat; 1 for 3D volumes.
         cycle: how a beat gets this number of frames: "resample" interpolates it periodically, "repeat" repeats it and
-            cuts it off, as CardioDiT was published.
+            cuts it off, as CardioDiT was published; "linear" and "fourier" interpolate evenly, "piecewise" between
+            keyframes of the manifest, and "dtw" warps it to a template.
         intensity: intensities that become -1 and 1.
         fit: how volumes get their `size`: "crop" (or pad), or "resize" the whole field of view.
         orient: first reorder and flip the axes so that all volumes have the same orientation; slices of cines then run
@@ -54,6 +56,7 @@ class Preprocessing:
             in the field of "view", which is given by `spacing` and `size`, without padding.
         pool: average cubes of this edge length at the end, so that `size / pool` voxels of `spacing * pool` mm remain.
             A larger `spacing` instead would interpolate over a wider neighbourhood, before intensities are clipped.
+        alignment: for "piecewise" and "dtw", where keyframes lie and how beats are warped, see `BeatAlignment`.
     """
 
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -65,6 +68,7 @@ class Preprocessing:
     orient: bool = True
     limits_of: str = "file"
     pool: int = 1
+    alignment: BeatAlignment | None = None
 
     def __post_init__(self) -> None:
         for name in ("spacing", "size"):
@@ -79,23 +83,36 @@ class Preprocessing:
         for name, allowed in (("cycle", CYCLES), ("fit", FITS), ("limits_of", LIMITS_OF)):
             if getattr(self, name) not in allowed:
                 raise CardioDiTError(f"{name}={getattr(self, name)!r} of the preprocessing must be one of {allowed}.")
+        if self.cycle in METHODS and self.frames is None:
+            raise CardioDiTError(f"cycle={self.cycle!r} of the preprocessing needs the number of frames.")
+        if self.alignment is not None and self.cycle not in ("piecewise", "dtw"):
+            raise CardioDiTError(
+                f"The alignment of the preprocessing is for piecewise and dtw, and cycle={self.cycle!r}."
+            )
         if self.fit == "resize" and self.spacing != (None, None, None):
             raise CardioDiTError(
                 'The preprocessing has both a spacing and fit="resize", which determines the spacing itself. '
                 'Remove the spacing, or use fit="crop".'
             )
 
-    def __call__(self, volume: Volume, order: StorageOrder | None = None) -> "Prepared":
-        """Preprocess a volume as read from a file; `order` defaults to that of `order_of`."""
+    def __call__(self, volume: Volume, order: StorageOrder | None = None, beat: Beat | None = None) -> "Prepared":
+        """Preprocess a volume as read from a file.
+
+        Args:
+            volume: the volume.
+            order: how its axes map to ours; default: that of `order_of`.
+            beat: keyframes and curve of the file's frames, by which beats are aligned.
+        """
         order = order or self.order_of(volume)
         stored, volume = volume, order.apply(volume)
         plans = self._plans(volume)
         viewed = take_inside(volume.voxels, plans)
         limits = self.intensity.limits(viewed if self.limits_of == "view" else volume.voxels)
-        scaled = fill_outside(to_model(self.change_frames(viewed), limits), plans, FILL)
+        timing = self._frame_plan(volume, (beat or Beat()).rolled(order.first_frame))
+        scaled = fill_outside(to_model(self.change_frames(viewed, timing=timing), limits), plans, FILL)
         scaled, plans = average_cubes(scaled, self.pool), [plan.pooled(self.pool) for plan in plans]
         source = Source(stored.voxels.shape, stored.voxels.dtype.str, stored.geometry, order, limits)
-        return Prepared(Volume(scaled, self._geometry(volume, plans)), source, tuple(plans), self)
+        return Prepared(Volume(scaled, self._geometry(volume, plans)), source, tuple(plans), self, timing)
 
     def geometry_of(self, volume: Volume, order: StorageOrder) -> Geometry:
         """Return the geometry that the preprocessed volume will have, without computing its voxels."""
@@ -108,8 +125,8 @@ class Preprocessing:
 
     def _geometry(self, volume: Volume, plans: Sequence[AxisPlan]) -> Geometry:
         frame_time = volume.geometry.frame_time
-        if frame_time is not None and self.frames is not None and self.cycle == "resample" and volume.is_cine:
-            frame_time *= volume.voxels.shape[3] / self.frames
+        if frame_time is not None and self.frames is not None and self.cycle != "repeat" and volume.is_cine:
+            frame_time *= volume.voxels.shape[3] / self.frames  # of an aligned beat, the mean over its frames
         return volume.geometry.reindexed(index_map(plans)).with_frame_time(frame_time)
 
     def order_of(
@@ -124,7 +141,14 @@ class Preprocessing:
             return StorageOrder()
         return order_of_cine(volume, labels, end_diastole, slices) if volume.is_cine else order_of_ct(volume)
 
-    def change_frames(self, voxels: np.ndarray, labels: bool = False) -> np.ndarray:
+    def _frame_plan(self, volume: Volume, beat: Beat) -> FramePlan | None:
+        """Plan the frames of an aligned beat; None for the other cycles and for volumes."""
+        if self.cycle not in METHODS or self.frames is None or not volume.is_cine:
+            return None
+        alignment = self.alignment or BeatAlignment()
+        return plan_frames(self.cycle, volume.voxels.shape[3], self.frames, alignment, beat.keyframes, beat.curve)
+
+    def change_frames(self, voxels: np.ndarray, labels: bool = False, timing: FramePlan | None = None) -> np.ndarray:
         """Convert `(H, W, D, N)` to `(H, W, D, frames)`; a 3D volume passes unchanged if one frame or none is set."""
         if self.frames is None or (self.frames == 1 and voxels.ndim == 3):
             return voxels
@@ -134,6 +158,8 @@ class Preprocessing:
             )
         if self.cycle == "repeat":
             return repeat_beat(voxels, self.frames)
+        if timing is not None:
+            return timing.apply(voxels, labels)
         return resample_beat(voxels, self.frames, labels)
 
     def _plans(self, volume: Volume) -> list[AxisPlan]:
@@ -158,6 +184,7 @@ class Preprocessing:
             # Omitted at their defaults, so that configs and hashes from before these settings existed stay the same.
             **({} if self.limits_of == "file" else {"limits_of": self.limits_of}),
             **({} if self.pool == 1 else {"pool": self.pool}),
+            **({} if self.alignment is None else {"alignment": to_yaml(asdict(self.alignment))}),
         }
 
     @classmethod
@@ -172,6 +199,9 @@ class Preprocessing:
                 "Was it saved by a newer version of cardiodit?"
             )
         given = {k: v.to_dict() if isinstance(v, Intensity) else to_yaml(v) for k, v in values.items()}
+        alignment: Any = given.get("alignment")
+        if isinstance(alignment, BeatAlignment):
+            given["alignment"] = to_yaml(asdict(alignment))
         known_axes = {key: value for key, value in given.items() if value is not None or key not in ("spacing", "size")}
         return Reader("The preprocessing").section(cls, known_axes, "")
 
@@ -216,12 +246,14 @@ class Prepared:
         source: properties of the file.
         plans: how the grid of each spatial axis was made.
         preprocessing: the settings that were applied.
+        timing: how the frames of an aligned beat were made.
     """
 
     volume: Volume
     source: Source
     plans: tuple[AxisPlan, ...]
     preprocessing: Preprocessing
+    timing: FramePlan | None = None
 
     def tensor(self) -> "torch.Tensor":
         """Return `(1, D, H, W, T)` for a cine, `(1, H, W, D)` for a CT."""
@@ -232,7 +264,7 @@ class Prepared:
         self._check_grid(labels)
         voxels = take_inside(self.source.order.apply(labels).voxels, self.plans, labels=True)
         if voxels.ndim == 4:
-            voxels = self.preprocessing.change_frames(voxels, labels=True)
+            voxels = self.preprocessing.change_frames(voxels, labels=True, timing=self.timing)
         return fill_outside(voxels, self.plans, 0)
 
     def _check_grid(self, labels: Volume) -> None:
@@ -273,6 +305,8 @@ class Prepared:
 
     def _restore_frames(self, voxels: np.ndarray, frames: int) -> np.ndarray:
         """Return the `frames` of the file; a cycle that was cut short cannot be restored."""
+        if self.timing is not None:
+            return self.timing.inverse(voxels)
         if self.preprocessing.cycle != "repeat":
             return resample_beat(voxels, frames) if frames != voxels.shape[3] else voxels
         if frames > voxels.shape[3]:

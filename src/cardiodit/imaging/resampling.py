@@ -94,7 +94,7 @@ class AxisPlan:
         if labels:
             nearest = np.clip(np.floor(self.positions[inside] + 0.5).astype(int), 0, self.source - 1)
             return _pick(voxels, nearest, axis)
-        return _weigh(self.weights(), voxels, axis)
+        return weighted(self.weights(), voxels, axis)
 
 
 def plan_axis(source: int, spacing: float | None, target: float | None, size: int | None, resize: bool) -> AxisPlan:
@@ -205,7 +205,7 @@ def resample_beat(voxels: np.ndarray, frames: int, labels: bool = False) -> np.n
         return _pick(voxels, nearest, voxels.ndim - 1)
     from scipy.sparse import csr_array
 
-    return _weigh(csr_array(periodic_weights(source, frames)), voxels, voxels.ndim - 1)
+    return weighted(csr_array(periodic_weights(source, frames)), voxels, voxels.ndim - 1)
 
 
 def repeat_beat(voxels: np.ndarray, frames: int) -> np.ndarray:
@@ -248,7 +248,7 @@ def _pick(voxels: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
     return voxels.T.take(indices, axis=voxels.ndim - 1 - axis).T
 
 
-def _weigh(weights: "csr_array", voxels: np.ndarray, axis: int) -> np.ndarray:
+def weighted(weights: "csr_array | np.ndarray", voxels: np.ndarray, axis: int) -> np.ndarray:
     """Return weighted sums along an axis, in float32.
 
     The first axis of a NIfTI file is the fastest. Working in that order, a piece at a time, keeps memory access local.

@@ -16,7 +16,7 @@ from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_ma
 from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.geometry import Geometry, Triple, common_spacing, mm_of
 from cardiodit.imaging.label_order import ACDC_ORDER, ORDER, OURS, check_orders, order_of_row, parse_order
-from cardiodit.imaging.manifest import PATH_COLUMNS, Case, order_of_case, write_manifest
+from cardiodit.imaging.manifest import PATH_COLUMNS, Case, beat_of_case, order_of_case, write_manifest
 from cardiodit.imaging.masks import read_label_map
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.orientation import StorageOrder
@@ -286,7 +286,8 @@ class CohortEncoder:
         try:
             volume = read_case(case)
             order = order_of_case(case, volume, self.steps)
-            source = identity_of_source(volume, order)
+            beat = beat_of_case(case, self.steps)
+            source = identity_of_source(volume, order, beat)
             name = source[:KEY_LENGTH]
             geometry, slices = self.steps.geometry_of(volume, order), self.steps.slices_of(volume, order)
             if problem := other_voxel_size(self.vae, geometry):
@@ -296,7 +297,7 @@ class CohortEncoder:
             known: dict[str, Any] = {"geometry": geometry, "slices": slices, "masks": masks, "latent": name}
             if status == KEPT:
                 return Outcome(row, status, source, shape, **known)
-            prepared = self.steps(volume, order)
+            prepared = self.steps(volume, order, beat)
             latents = encode_volume(self.vae, prepared.tensor(), self.batch_size, self.dtype, self.tiling).cpu()
         except (CardioDiTError, OSError) as error:
             prefix = "" if str(case.image) in str(error) else f"{case.image} cannot be encoded. "
@@ -347,7 +348,7 @@ class CohortEncoder:
             path = self.folder.path / files[key]
             if _is_readable_mask(path):
                 continue
-            prepared = prepared or self.steps(volume, order)
+            prepared = prepared or self.steps(volume, order, beat_of_case(case, self.steps))
             voxels = prepared.apply_to_mask(labels)
             if voxels.shape != prepared.volume.voxels.shape:
                 raise CardioDiTError(

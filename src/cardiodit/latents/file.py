@@ -14,7 +14,7 @@ import math
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +28,7 @@ from cardiodit._util.foreign_files import check_file
 from cardiodit._util.hashing import add_weights
 from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.imaging import Geometry, Preprocessing, Volume
+from cardiodit.imaging.alignment import Beat
 from cardiodit.imaging.checks import content_of
 from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.models import VQModel3D, VQModel4D
@@ -292,14 +293,18 @@ def identity_of_steps(steps: Preprocessing) -> str:
     return identity_of(_non_defaults(settings, defaults))
 
 
-def identity_of_source(volume: Volume, order: StorageOrder) -> str:
-    """Hash the stored voxels, their geometry and their storage order, but not the file's name or compression."""
+def identity_of_source(volume: Volume, order: StorageOrder, beat: Beat | None = None) -> str:
+    """Hash the stored voxels, their geometry and their storage order, but not the file's name or compression.
+
+    With `beat` also the frames and numbers by which the beat is aligned.
+    """
     return identity_of(
         {
             "voxels": content_of(volume.voxels),
             "dtype": volume.voxels.dtype.str,
             "geometry": volume.geometry.to_dict(),
             "order": [order.axes, order.flips, order.first_frame],
+            **({} if beat is None else {"beat": asdict(beat)}),
         }
     )
 

@@ -15,7 +15,7 @@ from cardiodit.hub.bundled_models import find_model, pipeline_of_run
 from cardiodit.hub.card.model_facts import find_weights
 from cardiodit.hub.card.training_runs import RECORD, read_run
 from cardiodit.imaging.cache import identity_of_files
-from cardiodit.imaging.manifest import Case, order_of_case, prepare_case, read_case
+from cardiodit.imaging.manifest import Case, beat_of_case, order_of_case, prepare_case, read_case
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.latents.file import SCHEMA, identity_of, identity_of_source, identity_of_steps, identity_of_vae
 from cardiodit.pipelines.output import HASHED, revision_of_folders
@@ -113,7 +113,7 @@ def _latent_header(case: Case, steps: Preprocessing, vae: Any) -> dict[str, Any]
     else:
         size = (height // factors[0], width // factors[1], depth // factors[2])
     return {
-        "source": identity_of_source(volume, order_of_case(case, volume, steps)),
+        "source": identity_of_source(volume, order_of_case(case, volume, steps), beat_of_case(case, steps)),
         "geometry": prepared.geometry.to_dict(),
         "shape": [vae.config.embedding_dim, *size],
         "frames": frames,

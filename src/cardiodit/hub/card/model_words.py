@@ -170,4 +170,6 @@ def _beat(steps: Preprocessing) -> str:
         return ""
     if steps.cycle == "repeat":
         return f"The beat's frames repeated and cut to {steps.frames}."
+    if steps.cycle != "resample":
+        return f"One beat aligned to {steps.frames} frames ({steps.cycle})."
     return f"One beat resampled periodically to {steps.frames} frames."
