@@ -130,7 +130,7 @@ PREPROCESSING: Section = settings_of(
     defaults=dict.fromkeys([f.name for f in fields(Preprocessing)]),  # None: as the preset, or the file, has it
     kinds={
         "cycle": Literal["resample", "repeat", "linear", "fourier", "piecewise", "dtw"],
-        "alignment": BeatAlignment | None,
+        "alignment": type(settings_of(BeatAlignment)) | None,
         "fit": Literal["crop", "resize"],
         "limits_of": Literal["file", "view"],
         "spacing": tuple[float | None, ...],
@@ -150,6 +150,8 @@ def build_preprocessing(section: Section) -> Preprocessing:
     preset, intensity = overrides.pop("preset", None), overrides.get("intensity")
     if preset is not None and preset not in PRESETS:
         raise CardioDiTError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    if overrides.get("alignment") is not None:
+        overrides["alignment"] = dict(overrides["alignment"].items())
     start = PRESETS[preset] if preset else Preprocessing()
     if intensity is not None:
         low, high = intensity.low, intensity.high

@@ -246,7 +246,7 @@ def test_the_template_of_a_cohort_becomes_a_preprocessing(tmp_path: Path, capsys
     ]
     assert main(command) == 0
     section = yaml.safe_load((tmp_path / "t.yaml").read_text())
-    steps = Preprocessing.from_dict({"frames": 16, "cycle": "dtw", **section})
+    steps = Preprocessing.from_dict({**Preprocessing().to_dict(), "frames": 16, "cycle": "dtw", **section})
     assert steps.alignment is not None and steps.alignment.template_keyframes == pytest.approx(ENDS, rel=1e-5)
     assert main(command) == 1 and "already exists" in capsys.readouterr().err
     (tmp_path / "m.csv").write_text("\n".join([*lines[:2], "c.nii.gz,0,4,9,13,20,"]) + "\n")

@@ -199,9 +199,6 @@ class Preprocessing:
                 "Was it saved by a newer version of cardiodit?"
             )
         given = {k: v.to_dict() if isinstance(v, Intensity) else to_yaml(v) for k, v in values.items()}
-        alignment: Any = given.get("alignment")
-        if isinstance(alignment, BeatAlignment):
-            given["alignment"] = to_yaml(asdict(alignment))
         known_axes = {key: value for key, value in given.items() if value is not None or key not in ("spacing", "size")}
         return Reader("The preprocessing").section(cls, known_axes, "")
 
