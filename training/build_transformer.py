@@ -98,7 +98,8 @@ def check_fits(model: Any, cohort: Cohort) -> None:
             f"The model takes latents of {model.config.in_channels} channels, these have {cohort.shape[0]}: "
             "they come from another VQ model than the one that it was trained with."
         )
-    model.grid_of(cohort.shape[1:])  # raises an error for an axis that the patch does not divide
+    for shape in {cohort.shape, *(cohort.shapes or ())}:
+        model.grid_of(shape[1:])  # raises an error for an axis that the patch does not divide
 
 
 def add_adapter(model: Any, training: DiTTraining) -> None:

@@ -120,8 +120,9 @@ def train_denoiser(
     """
     training: Any = run.settings
     estimates = seed_for(training.seed, "self_conditioning")
-    loader, fixed = run.loader(noisy), run.validation_loader(validation)
-    fixed_members = None if members is None else run.validation_loader(validation.with_samples(members))
+    one_by_one = getattr(training, "batch_strategy", "fixed") == "bucket"  # validation samples differ in size
+    loader, fixed = run.loader(noisy), run.validation_loader(validation, one_by_one)
+    fixed_members = None if members is None else run.validation_loader(validation.with_samples(members), one_by_one)
     may_stop = training.stop_when == MEMORIZING
     if may_stop and (members is None or min(len(members), len(validation.samples)) < FEWEST):
         raise CardioDiTError(f"stop_when: memorizing needs at least {FEWEST} training and {FEWEST} validation volumes.")

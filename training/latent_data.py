@@ -25,7 +25,7 @@ from cardiodit.latents import (
     preprocessing_for,
 )
 from cardiodit.models.autoencoder_vq import VQModel
-from cardiodit.training.harness.schedule import seed_for
+from cardiodit.training.harness.schedule import BucketOrder, seed_for
 from cardiodit.training.noisy_samples import LabelledSamples, SamplesByVisit
 from cardiodit.training.objectives import Batch
 
@@ -42,6 +42,7 @@ class Cohort:
         classes: class names in the order of their numbers.
         shape: shape of a latent `(C, *size)`.
         online: whether the tensors are volumes that are encoded while training.
+        shapes: shape of each training latent, if they differ; `shape` is then the largest along each axis.
         identities: hashes of the data and the VQ model, for the run's record.
     """
 
@@ -51,6 +52,7 @@ class Cohort:
     shape: tuple[int, ...]
     online: bool
     identities: dict[str, str]
+    shapes: tuple[tuple[int, ...], ...] | None = None
 
 
 def read_cohort(
@@ -62,6 +64,7 @@ def read_cohort(
     classes: Sequence[str] | None = None,
     spacing: Triple | None = None,
     report: Callable[[str], None] = print,
+    any_size: bool = False,
 ) -> Cohort:
     """Read both manifests. Volumes whose voxel size is not the VQ model's are an error.
 
@@ -74,6 +77,7 @@ def read_cohort(
         classes: class names of a model that is fine-tuned; other labels are errors.
         spacing: voxel size in mm to resample images to.
         report: receives notes, one sentence each.
+        any_size: allow latents of different sizes.
     """
     online = {path: "latent" not in read_table(path, ())[0][1] for path in (training_ids, validation_ids)}
     if len(set(online.values())) > 1:
@@ -86,9 +90,16 @@ def read_cohort(
         raise CardioDiTError("--spacing is for images; latents have the voxel size that `cardiodit encode` gave them.")
     if depth is not None and not is_online:
         raise CardioDiTError("--depth is for images; latents have the slices that `cardiodit encode` gave them.")
+    if any_size and is_online:
+        raise CardioDiTError(
+            "batch_strategy: bucket is for stored latents (`cardiodit encode --any_size`), and the manifests list "
+            "images."
+        )
     made_by = identity_of_vae(vae)
     steps = _preprocessing(vae, depth, spacing) if is_online else None
-    read = partial(_volumes, steps=steps) if steps else partial(LatentCohort.open, vae_identity=made_by)
+    read = (
+        partial(_volumes, steps=steps) if steps else partial(LatentCohort.open, vae_identity=made_by, any_size=any_size)
+    )
     sources = try_all(partial(read, training_ids), partial(read, validation_ids))
     cases = [source.cases for source in sources]
     check_disjoint(training=cases[0], validation=cases[1])
@@ -102,6 +113,8 @@ def read_cohort(
         report(note)
     names = _classes(cases[0], label_column, classes)
     shapes = [_shape(source, vae, is_online, path) for source, path in zip(sources, online)]
+    if any_size:
+        shapes = [tuple(max(lengths) for lengths in zip(*shapes, strict=True))] * 2
     if shapes[0] != shapes[1]:
         raise CardioDiTError(f"Latents for training are {shapes[0]} and for validation {shapes[1]}: they must agree.")
     training, validation = (
@@ -116,7 +129,8 @@ def read_cohort(
         "training_data": sources[0].identity,
         "validation_data": sources[1].identity,
     }
-    return Cohort(training, validation, tuple(names), shapes[0], is_online, identities)
+    each = tuple(header.shape for header in sources[0].headers) if any_size else None
+    return Cohort(training, validation, tuple(names), shapes[0], is_online, identities, each)
 
 
 def with_null_labels(cohort: Cohort, model: Any) -> Cohort:
@@ -158,9 +172,11 @@ class AugmentedSamples:
         return {**item, "sample": image}
 
 
-def training_samples(cohort: Cohort, augmentation: Augmentation, vae: VQModel, seed: int) -> SamplesByVisit:
+def training_samples(
+    cohort: Cohort, augmentation: Augmentation, vae: VQModel, seed: int, buckets: BucketOrder | None = None
+) -> SamplesByVisit:
     """Return the shuffled training samples; images are augmented if the settings say so, and latents cannot be."""
-    samples = cohort.training.shuffled(seed)
+    samples = cohort.training.shuffled(seed, buckets)
     if not augmentation.is_active:
         return samples
     if not cohort.online:

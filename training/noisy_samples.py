@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from cardiodit._util.randomness import generator_for
-from cardiodit.training.harness.schedule import SampleOrder, seed_for
+from cardiodit.training.harness.schedule import BucketOrder, SampleOrder, seed_for
 from cardiodit.training.latent_augmentation import LatentAugmentation
 from cardiodit.training.objectives import Batch, Objective
 
@@ -54,16 +54,17 @@ class LabelledSamples:
             item["condition"] = self.conditions[index]
         return item
 
-    def shuffled(self, seed: int) -> "ShuffledSamples":
-        return ShuffledSamples(self, SampleOrder(len(self), seed))
+    def shuffled(self, seed: int, buckets: BucketOrder | None = None) -> "ShuffledSamples":
+        """Return the samples by visit number; in the order of `buckets` if they differ in shape."""
+        return ShuffledSamples(self, SampleOrder(len(self), seed) if buckets is None else buckets)
 
 
 @dataclass(frozen=True)
 class ShuffledSamples:
-    """Samples by visit number, each once per epoch."""
+    """Samples by visit number, each once per epoch, or a few times to fill up buckets."""
 
     samples: LabelledSamples
-    order: SampleOrder
+    order: SampleOrder | BucketOrder
 
     def __getitem__(self, visit: int) -> Batch:
         return self.samples[self.order[visit]]

@@ -279,6 +279,10 @@ class DiTTraining(PreviewedTraining):
     num_train_epochs: Count = option(3000, EPOCHS)
     lr_scheduler: LearningRateSchedule = option("cosine", SCHEDULE)
     lr_warmup_epochs: float = option(100.0, WARMUP)
+    batch_strategy: Literal["fixed", "bucket"] = option(
+        "fixed",
+        "fixed: all latents have one size; bucket: those of a step have one size, and steps of all sizes are shuffled",
+    )
     lora_rank: int = option(
         0, "train only a LoRA adapter of this rank on top of the model in --init_from; 0 trains all weights"
     )

@@ -28,6 +28,7 @@ from cardiodit.training.denoiser_loop import Denoiser, train_denoiser
 from cardiodit.training.harness.command_line import Request, read_command_line
 from cardiodit.training.harness.processes import run_script
 from cardiodit.training.harness.run import Run
+from cardiodit.training.harness.schedule import BucketOrder
 from cardiodit.training.harness.state import Network
 from cardiodit.training.latent_augmentation import CHECKED, LatentAugmentation, check_augmentation
 from cardiodit.training.latent_data import check_scale, encode, read_cohort, training_samples, with_null_labels
@@ -98,8 +99,10 @@ def train(request: Request[Any], run: Run) -> None:
         known_classes,
         None if options.spacing is None else tuple(options.spacing),
         run.say,
+        any_size=training.batch_strategy == "bucket",
     )
-    run.open(samples=len(cohort.training), data=cohort.identities)
+    buckets = None if cohort.shapes is None else BucketOrder(cohort.shapes, run.samples_a_step, training.seed)
+    run.open(samples=len(cohort.training) if buckets is None else len(buckets), data=cohort.identities)
     upload = Upload.begin(run, options)
     vae.to(run.accelerator.device)
     check_scale(cohort, vae)
@@ -119,9 +122,9 @@ def train(request: Request[Any], run: Run) -> None:
     # The samples and their noise.
     has_labels = cohort.training.labels is not None
     dropout = model.config.class_dropout_prob if has_labels else 0.0
-    noising = Noising(objective, training.seed, cohort.shape, model.null_label, dropout)
+    noising = Noising(objective, training.seed, cohort.shape if cohort.online else None, model.null_label, dropout)
     image_augmentation = build_augmentation(settings.image_augmentation)
-    samples = training_samples(cohort, image_augmentation, vae, training.seed)
+    samples = training_samples(cohort, image_augmentation, vae, training.seed, buckets)
     noisy = NoisyDataset(samples, noising, augmentation)
     validation = ValidationDataset(cohort.validation, noising, training.validation_timesteps, run.samples_a_pass)
 

@@ -24,7 +24,6 @@ PRECISIONS = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf
 # Their keys that would change training and that we do not support.
 UNSUPPORTED = ("latent_stats_path", "phase_dir", "latent_time_pad_multiple")
 MICROBATCHES = "grad_accum_microbatch"
-BATCHES = (None, "fixed", MICROBATCHES)
 
 
 def translate_vqgan(path: Path, raw: Plain) -> Plain | None:
@@ -181,6 +180,7 @@ def dit_settings(config: DiTConfig) -> Plain:
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "validation_metric": training.validation_primary_metric,
+        "batch_strategy": "bucket" if training.use_bucket_sampler or training.batch_strategy == "bucket" else None,
     }
     if training.batch_strategy == MICROBATCHES:
         batches = (training.grad_accum_steps or 1) * (training.batch_size or 1)
@@ -256,8 +256,6 @@ def _preprocessing(training: Run) -> Plain:
 def _refuse(config: DiTConfig) -> None:
     training: DiTTraining = config.training
     unsupported = [name for name in UNSUPPORTED if getattr(training, name) not in (None, False, 0, 0.0)]
-    if training.use_bucket_sampler or training.batch_strategy not in BATCHES:
-        unsupported.append("batches of different shapes (use_bucket_sampler, batch_strategy)")
     if unsupported:
         raise CardioDiTError(
             f"{config.file}: {', '.join(unsupported)} would change training and is not supported. Remove it from the "

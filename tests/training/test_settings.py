@@ -39,7 +39,7 @@ NEW = {
     "train_dit": {
         "diffusion": {"objective": "denoising", **PROCESS},
         "model": {**DROPOUTS, **POSITIONS},
-        "training": STOPS,
+        "training": {**STOPS, "batch_strategy": "fixed"},
     },
     "train_tgca": {"conditions": {"key_dropout_prob": 0.0}, "training": STOPS},
     "train_prdit": {

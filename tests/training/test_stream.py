@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cardiodit.training.harness.schedule import DistributedSampler, SampleOrder, Schedule, seed_for
+from cardiodit.training.harness.schedule import BucketOrder, DistributedSampler, SampleOrder, Schedule, seed_for
 from cardiodit.training.settings import Training
 
 
@@ -66,3 +66,15 @@ def test_no_draw_from_global_state() -> None:
     before = torch.get_rng_state()
     [SampleOrder(5, 0)[i] for i in range(20)]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_buckets_fill_steps_with_one_shape_and_visit_every_sample() -> None:
+    shapes = [(1, 2)] * 5 + [(1, 3)] * 4 + [(1, 4)]
+    order = BucketOrder(shapes, 4, seed=0)
+    assert len(order) == 8 + 4 + 4
+    epochs = [[order[visit] for visit in range(start, start + 16)] for start in (0, 16)]
+    for visits in epochs:
+        assert set(visits) == set(range(10))
+        assert all(len({shapes[i] for i in visits[step : step + 4]}) == 1 for step in range(0, 16, 4))
+    assert epochs[0] != epochs[1]
+    assert [BucketOrder(shapes, 4, seed=0)[visit] for visit in range(16)] == epochs[0]

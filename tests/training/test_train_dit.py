@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D, make_scheduler, open_pipeline
 from cardiodit._util.typed_yaml import Section, settings_of_one
 from cardiodit.errors import CardioDiTError
+from cardiodit.imaging import read_manifest
+from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import encode_cohort
 from cardiodit.training import train_dit
 from cardiodit.training.checkpoint_gallery import open_checkpoint
@@ -30,7 +33,7 @@ from cardiodit.training.objectives import LATENT_OBJECTIVES
 from cardiodit.training.settings import DiTSettings
 
 from ..test_contributing import recipe
-from .conftest import Cohorts, lines_of
+from .conftest import DIT, STEPS, Cohorts, arguments_of, lines_of, merged
 
 
 def test_a_run_ends_in_a_pipeline_that_samples(train_a_dit: Callable) -> None:
@@ -465,3 +468,59 @@ def test_previews_are_sampled_in_the_precision_of_training(
     assert (
         json.loads((run / "pipeline" / "transformer" / "config.json").read_text())["training_precision"] == "bfloat16"
     )
+
+
+# --- Latents of different sizes ---
+
+
+@pytest.fixture(scope="module")
+def mixed(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Manifests of latents of beats with 8 and with 16 frames."""
+    folder, vae = tmp_path_factory.mktemp("mixed"), VQModel4D.from_pretrained(cohorts.vae).eval()
+    manifests = []
+    for split, short in zip(("training", "validation"), cohorts.images, strict=True):
+        long = write_cohort(folder / f"long-{split}", num=3, seed=len(split), size=(32, 32, 4, 16))
+        rows = [
+            (case, f"{split}-{number}") for number, case in enumerate([*read_manifest(short), *read_manifest(long)])
+        ]
+        images = folder / f"{split}.csv"
+        lines = [f"{case.image.resolve()},{subject},{case.row['label']}" for case, subject in rows]
+        images.write_text("\n".join(["image,subject,label", *lines]) + "\n")
+        how: dict[str, Any] = {"steps": replace(STEPS, frames=None), "report": lambda _: None}
+        with pytest.raises(CardioDiTError, match="would differ in size"):
+            encode_cohort(images, vae, folder / "refused", **how)
+        encode_cohort(images, vae, folder / split, any_size=True, **how)
+        manifests.append(folder / split / "manifest.csv")
+    return manifests[0], manifests[1]
+
+
+def train_on(manifests: tuple[Path, Path], cohorts: Cohorts, folder: Path, name: str, **training: Any) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    training = {"batch_strategy": "bucket", "validation_steps": 4, "lr_scheduler": "constant", **training}
+    settings = merged(DIT, {"training": training})
+    train_dit.main(arguments_of(folder, name, settings, manifests, "--vae", str(cohorts.vae)))
+    return folder / name
+
+
+def test_buckets_train_resume_and_do_not_depend_on_the_batch_size(
+    mixed: tuple[Path, Path], cohorts: Cohorts, tmp_path: Path
+) -> None:
+    whole = lines_of(train_on(mixed, cohorts, tmp_path, "whole", max_train_steps=8))
+    assert len(whole) == 8 and np.isfinite(list(whole.values())).all()
+    train_on(mixed, cohorts, tmp_path, "parts", max_train_steps=4)
+    assert lines_of(train_on(mixed, cohorts, tmp_path, "parts", max_train_steps=8)) == whole
+    split = {"max_train_steps": 8, "train_batch_size": 1, "gradient_accumulation_steps": 2}
+    assert lines_of(train_on(mixed, cohorts, tmp_path, "split", **split)) == pytest.approx(whole, rel=1e-4)
+    pipe = CardioDiTPipeline.from_pretrained(tmp_path / "whole/pipeline")
+    assert tuple(pipe.transformer.config.sample_size) == (4, 8, 8, 4)  # the largest
+    for frames in (8, 16):
+        assert pipe(num_inference_steps=1, frames=frames, seed=0).volumes.shape[-1] == frames
+
+
+def test_sizes_that_differ_need_buckets_and_buckets_need_latents(
+    mixed: tuple[Path, Path], cohorts: Cohorts, tmp_path: Path
+) -> None:
+    with pytest.raises(CardioDiTError, match="2 different shapes"):
+        train_on(mixed, cohorts, tmp_path, "fixed", batch_strategy="fixed")
+    with pytest.raises(CardioDiTError, match="batch_strategy: bucket is for stored latents"):
+        train_on(cohorts.images, cohorts, tmp_path, "online")

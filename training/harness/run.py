@@ -240,13 +240,13 @@ class Run:
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
-    def validation_loader(self, dataset: Dataset) -> DataLoader:
+    def validation_loader(self, dataset: Dataset, one_by_one: bool = False) -> DataLoader:
         """Load this process's samples of a validation set, whose size is a multiple of `samples_a_pass`."""
         places = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)  # type: ignore
         workers = min(1, self.settings.dataloader_num_workers)
         return DataLoader(
             Subset(dataset, places),
-            self.settings.train_batch_size,
+            1 if one_by_one else self.settings.train_batch_size,
             num_workers=workers,
             worker_init_fn=ignore_interrupts,
         )

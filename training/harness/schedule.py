@@ -8,7 +8,7 @@ two epochs.
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -42,6 +42,44 @@ class SampleOrder:
 @lru_cache(maxsize=2)
 def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return torch.randperm(size, generator=generator_for(seed_for(seed, "order"), epoch)).numpy()
+
+
+class BucketOrder:
+    """The order in which samples of several shapes are visited: all samples of a step have the same shape.
+
+    In each epoch every shape's samples are shuffled and filled up to whole steps by repeating, and the steps are
+    shuffled. It depends on the seed and the samples per step alone, not on the number of processes.
+
+    Args:
+        shapes: shape of each sample.
+        step: samples per step.
+        seed: random seed.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], step: int, seed: int) -> None:
+        self.buckets = [np.flatnonzero([other == shape for other in shapes]) for shape in dict.fromkeys(shapes)]
+        self.step, self.seed = step, seed
+        self.size = sum(-(-len(bucket) // step) * step for bucket in self.buckets)
+        self._kept: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of visits in an epoch."""
+        return self.size
+
+    def __getitem__(self, visit: int) -> int:
+        epoch, place = divmod(visit, self.size)
+        if self._kept is None or self._kept[0] != epoch:
+            self._kept = (epoch, self._order(epoch))
+        return int(self._kept[1][place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        generator = generator_for(seed_for(self.seed, "buckets"), epoch)
+        steps: list[np.ndarray] = []
+        for bucket in self.buckets:
+            shuffled = bucket[torch.randperm(len(bucket), generator=generator).numpy()]
+            whole = np.resize(shuffled, -(-len(bucket) // self.step) * self.step)
+            steps += list(whole.reshape(-1, self.step))
+        return np.concatenate([steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()])
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="number of latents in a file; 1 writes a file for each image. Default: 1 for up to 10,000 images, and 256 "
         "for more, since file systems of clusters are slow with many small files. Training is the same",
     )
+    parser.add_argument(
+        "--any_size",
+        action="store_true",
+        help="allow latents of different sizes, for training with batch_strategy: bucket",
+    )
     parser.add_argument("--preset", choices=PRESETS, help="preprocessing of the images; default: that of the VQ model")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="number of slices to encode at once, for speed (%(default)s)"
@@ -112,6 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
             condition_keys=arguments.condition_keys,
             tiling=arguments.tiling,
             shard_size=arguments.shard_size,
+            any_size=arguments.any_size,
         )
         if state.is_main_process:
             print(f"Wrote {folder / 'manifest.csv'}: {counts}.")

@@ -47,18 +47,19 @@ class LatentCohort(Dataset[torch.Tensor]):
         self.headers = list(headers)
 
     @classmethod
-    def open(cls, manifest: Path | str, vae_identity: str | None = None) -> Self:
+    def open(cls, manifest: Path | str, vae_identity: str | None = None, any_size: bool = False) -> Self:
         """Read the manifest and every header, and report all problems in one error.
 
         Args:
             manifest: CSV with a column `latent`; relative paths are relative to the manifest.
             vae_identity: identity of the VQ model that must have made the latents (`identity_of_vae`).
+            any_size: allow latents of different sizes; `size` is then the largest along each axis.
         """
         manifest = Path(manifest)
         problems = Problems(f"The latents of {manifest} cannot be used")
         cases = _read_cases(manifest, problems)
         headers = _read_all_headers([case.image for case in cases], problems)
-        _check_consistency(headers, vae_identity, problems)
+        _check_consistency(headers, vae_identity, problems, any_size)
         problems.raise_if_any(
             f"`cardiodit encode --ids IMAGES.csv --vae MODEL --output_dir {manifest.parent}` keeps what is usable and "
             "encodes again what is missing, damaged or from another VQ model."
@@ -72,7 +73,7 @@ class LatentCohort(Dataset[torch.Tensor]):
     @property
     def size(self) -> tuple[int, ...]:
         """Size of the latents: `(D, h, w, t)` for cine, `(h, w, d)` for volumes."""
-        return self.headers[0].shape[1:]
+        return tuple(max(lengths) for lengths in zip(*{header.shape[1:] for header in self.headers}, strict=True))
 
     @property
     def identity(self) -> str:
@@ -158,7 +159,9 @@ def _read_all_headers(places: Sequence[Path], problems: Problems) -> list[Latent
     return headers
 
 
-def _check_consistency(headers: Sequence[LatentHeader], vae_identity: str | None, problems: Problems) -> None:
+def _check_consistency(
+    headers: Sequence[LatentHeader], vae_identity: str | None, problems: Problems, any_size: bool = False
+) -> None:
     """Check that all latents share one VQ model, the expected one, and one preprocessing, precision and shape."""
     if vae_identity and (unexpected := sum(header.vae != vae_identity for header in headers)):
         problems.add(f"{unexpected} of {len(headers)} were made by another VQ model than the one given")
@@ -168,6 +171,8 @@ def _check_consistency(headers: Sequence[LatentHeader], vae_identity: str | None
         ("precision", "precisions"),
         ("shape", "shapes"),
     ]:
+        if name == "shape" and any_size:
+            continue
         counts = Counter(getattr(header, name) for header in headers)
         if len(counts) > 1:
             values = [f"{n} with {v[:12] if isinstance(v, str) else v}" for v, n in counts.most_common()]

@@ -198,6 +198,7 @@ def encode_cohort(
     tiling: str = "auto",
     spacing: Triple | None = None,
     shard_size: int | None = None,
+    any_size: bool = False,
 ) -> Counts:
     """Write a latent file for each image of a manifest, and a manifest of the latents once all are complete.
 
@@ -223,6 +224,7 @@ def encode_cohort(
         tiling: "on" encodes in tiles, "off" in one piece, "auto" in tiles what is large, see `set_tiling`.
         spacing: voxel size in mm to resample to, instead of that of the preprocessing.
         shard_size: number of latents in a file, see `LatentFolder`.
+        any_size: allow latents of different sizes.
 
     Returns the counts of all processes.
     """
@@ -240,7 +242,8 @@ def encode_cohort(
     for group in own_groups:
         for row in group:
             outcomes.append(encoder.encode(row, cases[row]))
-            _check_same_size(outcomes, outcomes[-1], cases)
+            if not any_size:
+                _check_same_size(outcomes, outcomes[-1], cases)
             report(f"{len(outcomes)} of {count}: {cases[row].image.name} {outcomes[-1].status or 'cannot be encoded'}")
         done = outcomes[-len(group) :]
         if not any(outcome.problem for outcome in done):
@@ -248,7 +251,7 @@ def encode_cohort(
             outcomes[-len(group) :] = [replace(o, latent=place) for o, place in zip(done, places, strict=True)]
     outcomes = sorted(gather(outcomes), key=lambda outcome: outcome.row)
     if process_index == 0:
-        _finish(outcomes, cases, manifest, folder, vae, report)
+        _finish(outcomes, cases, manifest, folder, vae, report, any_size)
     counts = Counter(outcome.status for outcome in outcomes)
     return Counts(counts[NEW], counts[KEPT], counts[CHANGED], counts[REPAIRED])
 
@@ -423,6 +426,7 @@ def _finish(
     folder: LatentFolder,
     vae: VQModel,
     report: Callable[[str], None],
+    any_size: bool,
 ) -> None:
     """Remove temporary files, then raise all problems or write the manifest, once all processes have finished."""
     for name in folder.remove_temporary():
@@ -432,7 +436,7 @@ def _finish(
         report(note)
     if note := note_on_padding({cases[outcome.row].image: outcome.slices for outcome in outcomes}):
         report(note)
-    for outcome in outcomes:
+    for outcome in () if any_size else outcomes:
         _check_same_size(outcomes, outcome, cases)
     names = [outcome.latent for outcome in outcomes]
     rows = [
