@@ -31,7 +31,7 @@ from cardiodit.imaging.phantom import GROUPS, write_cohort
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.pipelines.load import open_pipeline
 from cardiodit.privacy.audit import AuditSettings, audit
-from cardiodit.privacy.detectors import ALTERED, PIXELS, DetectorConfig
+from cardiodit.privacy.detectors import ALTERED, LATENTS, PIXELS, DetectorConfig
 from cardiodit.privacy.findings import Distances, findings_of
 from cardiodit.privacy.planted import sensitivity
 from cardiodit.privacy.search import Embedded, References, embed_all
@@ -158,19 +158,25 @@ def examine(folder: Path, name: str, model: Path, hearts: int, samples: int, sec
         output_dir=folder / "audits" / name,
         model=str(model),
         attack_volumes=50,
+        detectors=(PIXELS, LATENTS),
         planted=0,
     )
     found = audit(settings)
     assert found is not None
-    first, attacks = found.report["detectors"][0], found.report["attacks"]
+    attacks = found.report["attacks"]
     result = {
         "hearts": hearts,
         "samples": samples,
-        "copies_excess": first["copies"]["excess"],
-        "patients_excess": first["patients"]["excess"],
-        "published": first["published_rule"],
-        "named_copies": first["named_copies"] / samples,
-        "named_patients": first["named_patients"],
+        "detectors": {
+            each["detector"]["name"]: {
+                "copies_excess": each["copies"]["excess"],
+                "patients_excess": each["patients"]["excess"],
+                "published": each["published_rule"],
+                "named_copies": each["named_copies"] / samples,
+                "named_patients": each["named_patients"],
+            }
+            for each in found.report["detectors"]
+        },
         "loss_auc": next(a["auc"] for a in attacks if a["name"] == "loss_mean"),
         "generalisation_gap": found.report["generalisation_gap"],
         "conclusion": found.report["conclusion"][-1],

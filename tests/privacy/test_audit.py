@@ -13,6 +13,8 @@ from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.privacy.audit import AuditSettings, audit
+from cardiodit.privacy.audit import _detectors as detectors_of
+from cardiodit.privacy.detectors import DetectorConfig, open_detector
 from cardiodit.privacy.report import INTERNAL_MARK, read_audit
 
 from .conftest import COPIES
@@ -166,6 +168,20 @@ def test_an_unreadable_sample_is_listed(settings: Callable[..., AuditSettings], 
     assert found is not None
     (problem,) = found.report["problems"]
     assert problem["file"] == "broken.nii.gz" and problem["set"] == "synthetic"
+
+
+def test_the_models_latents_are_compared_too(settings: Callable[..., AuditSettings], model: Path) -> None:
+    """Also of a beat whose number of frames the VQ model does not take, as planted copies have."""
+    assert detectors_of(settings()) == ("pixels",)
+    assert detectors_of(settings(model=str(model))) == ("pixels", "latents")
+    assert detectors_of(settings(model=str(model), detectors=["random"])) == ["random"]
+    detector = open_detector(DetectorConfig("latents", str(model)))
+    beat = np.random.default_rng(0).uniform(-1, 1, (32, 32, 2, 8)).astype(np.float32)
+    whole, turned, cut = (
+        detector.rows(voxels, None, False) for voxels in (beat, np.roll(beat, 4, axis=3), beat[..., :7])
+    )
+    assert whole.shape == cut.shape
+    assert np.corrcoef(whole.ravel(), turned.ravel())[0, 1] > 0.95
 
 
 def test_distances_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

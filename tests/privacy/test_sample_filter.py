@@ -42,6 +42,7 @@ def audited(make_pipe: Callable, tmp_path_factory: pytest.TempPathFactory) -> Pa
             synthetic=folder / "samples",
             output_dir=folder / "audit",
             model=str(folder / "model"),
+            detectors=("pixels",),
             noise_levels=0,
             planted=0,
         )

@@ -44,11 +44,12 @@ def test_records_agree_with_the_classes_that_they_name(system: System) -> None:
 
 def test_stages_of_a_model_follow_from_its_configs() -> None:
     prdit, cardiodit = find_system("prdit"), find_system("cardiodit")
-    local, refiner = prdit.stages
+    local, refiner, upscaling = prdit.stages
     assert prdit.stages_of({"transformer": {"num_layers": 0}}) == [local]
     assert prdit.stages_of({"transformer": {"num_layers": 4}}) == [local, refiner]
+    assert prdit.stages_of({"transformer": {"num_layers": 4, "super_resolution": 2}})[-1] == upscaling
     assert cardiodit.stages_of({"vae": {}, "transformer": {}}) == list(cardiodit.stages[:2])
-    assert [stage.title for _, stage in stages_by_script("train_prdit")] == [local.title, refiner.title]
+    assert [stage for _, stage in stages_by_script("train_prdit")] == [local, refiner, upscaling]
 
 
 def test_a_system_is_found_by_its_traits() -> None:

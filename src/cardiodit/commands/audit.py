@@ -67,11 +67,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--detector",
         dest="detectors",
         nargs="+",
-        default=["pixels"],
         metavar="NAME",
         help="what recognizes copies; several are reported one by one: pixels or latents (nearest neighbours after "
         "alignment), a feature network of `cardiodit evaluate` (random, medicalnet10, cinema, ...), or the run "
-        "folder of train_copy_detector (pixels)",
+        "folder of train_copy_detector; default: pixels, and latents if --model has a VQ model",
     )
     parser.add_argument("--weights", help="weights of the feature network: a file, or org/name:file on the Hub")
     parser.add_argument(

@@ -32,7 +32,7 @@ from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 from cardiodit.privacy import identities
 from cardiodit.privacy.attacks import LossMeter, authenticity, generalisation_gap, loss_attacks, sample_attacks
 from cardiodit.privacy.conclusions import conclusion, limits, tested
-from cardiodit.privacy.detectors import PIXELS, DetectorConfig, check_unseen, open_detector
+from cardiodit.privacy.detectors import LATENTS, PIXELS, DetectorConfig, check_unseen, open_detector
 from cardiodit.privacy.findings import (
     Distances,
     Findings,
@@ -65,7 +65,7 @@ class AuditSettings:
         output_dir: folder of the report and of cached rows.
         model: pipeline whose weights are audited; None if only samples are known.
         run: training run that recorded the identity of the cohort; default: the one that contains the model.
-        detectors: names (`DetectorConfig.name`).
+        detectors: names (`DetectorConfig.name`); default: pixels, and latents if the model has a VQ model.
         weights: of a feature network.
         reference: model that was trained on other patients, which tells how difficult a volume is.
         preprocessing, depth, spacing: as in an evaluation.
@@ -86,7 +86,7 @@ class AuditSettings:
     output_dir: Path
     model: str | None = None
     run: Path | None = None
-    detectors: Sequence[str] = (PIXELS,)
+    detectors: Sequence[str] | None = None
     weights: str | None = None
     reference: str | None = None
     preprocessing: str | None = None
@@ -147,7 +147,7 @@ def audit(settings: AuditSettings) -> Audit | None:
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     with Workers(settings.processes) as workers:
         parts, described = [], []
-        for name in settings.detectors:
+        for name in _detectors(settings):
             config = DetectorConfig(name, settings.model, settings.weights, settings.device)
             described = _describe(settings, sets, steps, config, workers)
             if settings.share[0] > 0:
@@ -163,7 +163,8 @@ def audit(settings: AuditSettings) -> Audit | None:
         attacks += with_weights
     report = rounded(_report(settings, model, described, steps, parts, attacks, gap, left_out))
 
-    pairs = _shown_pairs(parts[0][0], described, steps)
+    shown = max((part[0] for part in parts), key=lambda each: each[0].report["copies"]["excess"]["value"])
+    pairs = _shown_pairs(shown, described, steps)
     return Audit(report, write_all(settings.output_dir, report, pairs))
 
 
@@ -184,12 +185,20 @@ def _check(settings: AuditSettings) -> None:
             raise CardioDiTError(f"{name}={getattr(settings, name)} must be at least {least}.")
     if settings.release not in RELEASES:
         raise CardioDiTError(f"release={settings.release!r} must be one of {', '.join(RELEASES)}.")
-    if not settings.detectors:
+    if settings.detectors is not None and not settings.detectors:
         raise CardioDiTError("An audit needs at least one detector.")
     if settings.reference and not settings.model:
         raise CardioDiTError("--reference calibrates attacks with the weights: give --model too.")
     if settings.output_dir.is_file():
         raise CardioDiTError(f"The output {settings.output_dir} is a file; expected a folder.")
+
+
+def _detectors(settings: AuditSettings) -> Sequence[str]:
+    if settings.detectors is not None:
+        return settings.detectors
+    # Where images are blurred by the VQ model, copies are exact in its latents only.
+    has_latents = settings.model is not None and (identities.model_folder(settings.model) / "vae").is_dir()
+    return (PIXELS, LATENTS) if has_latents else (PIXELS,)
 
 
 def _check_patients(sets: Sequence[VolumeSet]) -> None:

@@ -6,6 +6,7 @@ find partial copies, and all together. Samples and held-out patients are also de
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.signal import resample
 
 from cardiodit._util.hashing import sha256_of
 from cardiodit.errors import CardioDiTError
@@ -168,6 +170,8 @@ class LatentDetector:
         from cardiodit.imaging.preprocessing import as_tensor
         from cardiodit.latents.encoder import encode_volume
 
+        if voxels.ndim == 4 and voxels.shape[3] % (factor := self.vae.scale_factors[2]):
+            voxels = resample(voxels, factor * math.ceil(voxels.shape[3] / factor), axis=3).astype(np.float32)
         latents = encode_volume(self.vae, as_tensor(voxels)).cpu().numpy()  # (C, D, h, w, t) or (C, h, w, d)
         axes = (2, 3, 1, 4, 0) if latents.ndim == 5 else (1, 2, 3, 0)
         channels = latents.transpose(axes)
