@@ -6,7 +6,7 @@
     python benchmarks/memorization.py bundled --output memorization     the model in checkpoints/cardiodit-phantom
 
 `series` trains the same small model on 12, 50, 200 and 400 phantoms, and audits the last weights of each. Run again to
-resume. Results are added to results.json in the output folder.
+resume. Results are added to results.json in the output folder; `series` also writes series.md and series.png.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from cardiodit._util.atomic_io import atomic_file, new_folder
 from cardiodit.cli import main as cardiodit
@@ -88,6 +89,56 @@ def series(arguments: argparse.Namespace) -> None:
     stopped = train(folder, latents, f"hearts{STOPPED}-stopped", STOPPED, *stopping)
     seconds = processor_seconds() - began
     examine(folder, f"hearts{STOPPED}-stopped", stopped / "pipeline", STOPPED, arguments.samples, seconds)
+    found = json.loads((folder / RESULTS).read_text())
+    write_table(folder / "series.md", {name: row for name, row in found.items() if name.startswith("hearts")})
+    write_plot(folder / "series.png", [found[f"hearts{hearts}"] for hearts in HEARTS])
+
+
+def write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """Write what was found of each model, by both detectors and by the loss."""
+    lines = [
+        "| hearts | copies by pixels, % | copies by latents, % | patients by latents, % | named copies, patients | "
+        "published rule: patients, % | AUC of the loss | Fréchet distance |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        by = row["detectors"]
+        shares = [by["pixels"]["copies_excess"], by["latents"]["copies_excess"], by["latents"]["patients_excess"]]
+        cells = [f"{100 * s['value']:.0f} ({100 * s['low']:.0f} to {100 * s['high']:.0f})" for s in shares]
+        named = f"{by['latents']['named_copies'] * row['samples']:.0f}, {by['latents']['named_patients']}"
+        published = f"{100 * by['latents']['published']['patients']:.0f}"
+        cells += [named, published, f"{row['loss_auc']['value']:.2f}", f"{row['frechet']:.3f}"]
+        lines.append(f"| {name.removeprefix('hearts').replace('-', ', ')} | {' | '.join(cells)} |")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw the excess of copies by latents, with its interval, over the number of training hearts (logarithmic)."""
+    picture = Image.new("RGB", (720, 440), "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    ticks = range(-20, 101, 20)
+
+    def place(hearts: int, share: float) -> tuple[float, float]:
+        along = np.log(hearts / HEARTS[0]) / np.log(HEARTS[-1] / HEARTS[0])
+        return 110 + 540 * along, 380 - 340 * (100 * share - ticks[0]) / (ticks[-1] - ticks[0])
+
+    for tick in ticks:
+        (left, y), (right, _) = place(HEARTS[0], tick / 100), place(HEARTS[-1], 0)
+        pen.line((left - 30, y, right + 30, y), fill="black" if tick == 0 else "lightgrey")
+        pen.text((left - 40, y), f"{tick}%", "black", font, anchor="rm")
+    points = []
+    for row in rows:
+        share = row["detectors"]["latents"]["copies_excess"]
+        x, y = place(row["hearts"], share["value"])
+        pen.line((x, place(row["hearts"], share["low"])[1], x, place(row["hearts"], share["high"])[1]), "grey", 3)
+        pen.text((x, 390), str(row["hearts"]), "black", font, anchor="mt")
+        points.append((x, y))
+    pen.line(points, "firebrick", 2)
+    for x, y in points:
+        pen.ellipse((x - 5, y - 5, x + 5, y + 5), "firebrick")
+    pen.text((380, 12), "Copies among samples beyond chance (detector latents)", "black", font, anchor="mt")
+    pen.text((380, 412), "training hearts", "black", font, anchor="mt")
+    picture.save(path)
 
 
 def prepare(folder: Path) -> Path:
