@@ -308,17 +308,19 @@ def _draw(path: Path, panels: Iterable[tuple[str, str, Sequence[tuple[str, float
 
     panels = list(panels)  # Pillow's font lacks × and µ
     height = sum(HEAD + ROW * len(bars) for _, _, bars in panels) + 40
-    picture = Image.new("RGB", (LEFT + BAR + RIGHT - 160, height), "white")
-    pen, font, bold = ImageDraw.Draw(picture), ImageFont.load_default(13), ImageFont.load_default(15)
+    font, bold = ImageFont.load_default(13), ImageFont.load_default(15)
+    left = max(LEFT, *(round(font.getlength(label)) + 20 for _, _, bars in panels for label, _, _ in bars))
+    picture = Image.new("RGB", (left + BAR + RIGHT - 160, height), "white")
+    pen = ImageDraw.Draw(picture)
     y = 10
     for model, title, bars in panels:
         pen.text((14, y + 16), f"{model}: {title}", fill=(31, 35, 40), font=bold)
         y += HEAD
         longest = max(value for _, value, _ in bars) or 1.0
         for label, value, text in bars:
-            end = LEFT + max(1, round(BAR * value / longest))
-            pen.text((LEFT - 8, y + ROW // 2), label.replace("×", "x"), fill=(31, 35, 40), font=font, anchor="rm")
-            pen.rectangle((LEFT, y + 4, end, y + ROW - 5), fill=(0, 104, 168))
+            end = left + max(1, round(BAR * value / longest))
+            pen.text((left - 8, y + ROW // 2), label.replace("×", "x"), fill=(31, 35, 40), font=font, anchor="rm")
+            pen.rectangle((left, y + 4, end, y + ROW - 5), fill=(0, 104, 168))
             pen.text((end + 8, y + ROW // 2), text.replace("µ", "u"), fill=(91, 98, 107), font=font, anchor="lm")
             y += ROW
     pen.text((14, y + 14), "CO2-equivalent a volume, forecast (range in brackets)", fill=(91, 98, 107), font=font)
