@@ -147,7 +147,7 @@ def any_vae(request: pytest.FixtureRequest, make_vae: Callable) -> Any:
 
 
 def copy_chests(folder: Path, num: int, seed: int, size: tuple[int, int, int]) -> Path:
-    """What `write_chests` writes but for pictures, without the seconds that it takes to draw a chest."""
+    """Copy chests that `write_chests` drew beforehand (without pictures), since drawing one takes over a second."""
     shutil.copytree(CHESTS / "x".join(map(str, size)) / f"seed{seed}", folder)
     manifest = folder / "manifest.csv"
     header, *rows = manifest.read_text().splitlines(keepends=True)

@@ -107,7 +107,7 @@ print(json.dumps({"mebibytes": bytes_ / 2**20}))
 
 @pytest.fixture(scope="module")
 def measured() -> list[dict[str, float]]:
-    """What each code prints; one new process runs them, one after the other."""
+    """Return the figures that each code prints; one new process runs all of them in turn."""
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
     return run(TRAIN, QUANTISE, PHASES, SAMPLE)
@@ -139,7 +139,7 @@ def test_training_needs_what_was_foretold(measured: list[dict[str, float]]) -> N
 
 
 def test_the_search_for_codes_keeps_to_its_buffer(measured: list[dict[str, float]]) -> None:
-    """Distances come in blocks of 16 MB; allocated anew for each block, they once filled 11 GB."""
+    """The distances are computed in blocks of 16 MB. A new allocation for each block once added up to 11 GB."""
     _, search, _, _ = measured
     assert search["mebibytes"] < 64  # all distances at once would be 938
 

@@ -98,7 +98,7 @@ def test_the_processors_own_counters_are_read_and_wrap(tmp_path: Path, monkeypat
 
 
 class Nvml:
-    """What NVML offers, of two GPUs: the first has a counter, of 7.2 kJ between looks, the second only 300 W."""
+    """NVML with two GPUs: the first has an energy counter that grows by 7.2 kJ a reading, the second reports 300 W."""
 
     class NVMLError(Exception):
         pass

@@ -58,7 +58,7 @@ def test_linear(name: str) -> None:
 
 @pytest.mark.parametrize("name", cases_of("fourier"))
 def test_fourier(name: str) -> None:
-    """As published, and right: where the fewer frames are even, the highest frequency is half of what they say."""
+    """The published code doubles the highest frequency if the smaller number of frames is even; ours follows scipy."""
     volume, frames = EXPECTED[CASES[name]["input"]], CASES[name]["frames"]
     source = volume.shape[-1]
     assert_matches(volume @ fourier_weights(source, frames, as_published=True).T, name)

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.typed_yaml import load_yaml
 from cardiodit.errors import CardioDiTError, try_all
 from cardiodit.hub.card.emissions import emissions_of
 from cardiodit.hub.card.metadata import card_metadata
@@ -105,7 +106,7 @@ def _template() -> tuple[str, str]:
 def _filled_block(front: str, known: dict[str, Any]) -> str:
     """Fill the metadata block in the template's order, leaving unknown keys out."""
     block = {}
-    for key, value in yaml.safe_load(front).items():
+    for key, value in load_yaml(front).items():
         placeholder = PLACEHOLDER.fullmatch(value)
         block[key] = known[placeholder[1]] if placeholder else value
     known_keys = {key: value for key, value in block.items() if value is not None}

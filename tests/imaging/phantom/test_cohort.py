@@ -53,7 +53,7 @@ def test_heart_i_depends_on_neither_number_nor_processes(tmp_path: Path) -> None
 
 
 def test_chests_are_those_of_the_fixture_whatever_the_number_of_processes(tmp_path: Path, capsys) -> None:
-    """The fixture was drawn by one process; draw it anew where chests have changed on purpose."""
+    """One process drew the fixture; draw it again if you change the chests on purpose."""
     drawn, fixture = tmp_path / "drawn", CHESTS / "16x16x16" / "seed0"
     arguments = ["phantom", "--kind", "chest", "--output_dir", str(drawn), "--num", "2", "--size", "16", "16", "16"]
     assert main([*arguments, "--workers", "2"]) == 0
