@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cardiodit.evaluation.evaluate import evaluate
     from cardiodit.evaluation.segmenters import open_segmenter
     from cardiodit.imaging import PRESETS, Geometry, Intensity, Preprocessing, Volume, read_manifest
+    from cardiodit.imaging.gaps import Gaps
     from cardiodit.latents.dataset import LatentCohort as LatentDataset
     from cardiodit.models.adapter_tgca import TGCAAdapterModel
     from cardiodit.models.autoencoder_vq import VQModel3D, VQModel4D
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         VolDiTPipeline,
         VolumePipelineOutput,
     )
+    from cardiodit.pipelines.completion import complete
     from cardiodit.pipelines.load import open_pipeline
     from cardiodit.privacy.audit import audit
     from cardiodit.schedulers import FlowScheduler, NoiseAndImageScheduler, change_solver, make_scheduler
@@ -50,6 +52,7 @@ __all__ = [
     "DiT3DTransformerModel",
     "DiT4DTransformerModel",
     "FlowScheduler",
+    "Gaps",
     "Geometry",
     "HeartSegmenter",
     "Intensity",
@@ -71,6 +74,7 @@ __all__ = [
     "VolumePipelineOutput",
     "audit",
     "change_solver",
+    "complete",
     "estimate_memory",
     "evaluate",
     "make_scheduler",
@@ -103,6 +107,7 @@ _SAVED_CLASSES = {
 }
 _LAZY = {
     **_SAVED_CLASSES,
+    "Gaps": "cardiodit.imaging.gaps",
     "Geometry": "cardiodit.imaging",
     "Intensity": "cardiodit.imaging",
     "LatentDataset": "cardiodit.latents.dataset:LatentCohort",
@@ -112,6 +117,7 @@ _LAZY = {
     "VolumePipelineOutput": "cardiodit.pipelines",
     "audit": "cardiodit.privacy.audit",
     "change_solver": "cardiodit.schedulers",
+    "complete": "cardiodit.pipelines.completion",
     "estimate_memory": "cardiodit._util.memory",
     "evaluate": "cardiodit.evaluation.evaluate",
     "make_scheduler": "cardiodit.schedulers",
