@@ -178,8 +178,7 @@ class Denoising(Objective):
         self.prediction_type, self.loss, self.huber_beta = prediction_type, loss, huber_beta
         self.min_snr_gamma, self.offset_noise_strength = min_snr_gamma, offset_noise_strength
         self.model_config = {"prediction_type": prediction_type}
-        betas = cosine_betas(num_train_timesteps)
-        self.betas = zero_terminal_betas(betas) if zero_terminal_snr else betas
+        self.betas = (zero_terminal_betas if zero_terminal_snr else cosine_betas)(num_train_timesteps)
         self.scheduler: DDPMScheduler = make_scheduler("ddpm", num_train_timesteps, self.betas, prediction_type)
 
     @classmethod

@@ -250,9 +250,8 @@ def build_scheduler(config: Stage2Config) -> Any:
     steps = config.scheduler.num_train_timesteps
     if isinstance(config, DiTConfig) and config.is_flow:
         return FlowMatchEulerDiscreteScheduler(steps)
-    betas = cosine_betas(steps, is_exact=isinstance(config, UNetConfig))
-    if config.scheduler.zero_terminal_snr:
-        betas = zero_terminal_betas(betas)
+    is_zero = config.scheduler.zero_terminal_snr
+    betas = zero_terminal_betas(steps) if is_zero else cosine_betas(steps, is_exact=isinstance(config, UNetConfig))
     return make_scheduler(
         solver="dpm++",
         num_train_timesteps=steps,
