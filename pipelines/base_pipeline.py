@@ -35,6 +35,7 @@ from cardiodit.pipelines.inputs import (
     labels_to_python,
     latent_size,
     make_generators,
+    phases_of,
     warn_of_guidance,
 )
 from cardiodit.pipelines.lora import DenoiserLoraMixin
@@ -67,6 +68,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     _callback_tensor_inputs = ["latents"]
     _current_timestep: int | None = None
     _estimate: torch.Tensor | None = None  # of the clean latents, by the step before, for self-conditioned models
+    _phase: torch.Tensor | None = None  # of each frame in the heart beat, for positions that depend on it
     _control: Control | None = None
     _control_record: dict[str, Any] = {}  # how the samples are steered, for their records
     _without_audit: str | None = None
@@ -215,6 +217,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         eta: float = 0.0,
+        phase: Any = None,
         decode_batch_size: int = 1,
         output_type: str = "volumes",
         callback_on_step_end: Callback | None = None,
@@ -237,6 +240,8 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
             generator: one generator or one per sample, as in diffusers, instead of a seed.
             latents: initial noise `(B, C, *latent size)`, instead of drawing it.
             eta: DDIM's share of fresh noise, or that of pc and pc_heun, 0 to 1.
+            phase: phase of each frame in the heart beat, `(L)` or one row per sample `(B, L)`, for a model that was
+                trained with phases; default: evenly spaced frames.
             decode_batch_size: slices (cine) or volumes decoded at once; larger is faster on a large GPU.
             output_type: "volumes" (tensor on the CPU, `(B, H, W, D, T)` or `(B, H, W, D)`), "np" (the same as an
                 array), "pt" (tensor in the model's layout, `(B, C, D, H, W, T)` or `(B, C, H, W, D)`, on the device) or
@@ -268,6 +273,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         scheduler_step = SchedulerStep(self.scheduler, eta, generators)
         latents_were_given = latents is not None
         latents = self._initial_noise(latents, (num_samples, self.denoiser.config.in_channels, *size), generators)
+        self._phase = phases_of(phase, self.denoiser, num_samples, device)
         labels_on_device = None if labels is None else labels.to(device)
         latents = self._denoise(latents, labels_on_device, scheduler_step, callback_on_step_end)
         volumes = latents if output_type == "latent" else self._decode(latents, decode_batch_size, output_type)
@@ -282,6 +288,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
             "eta": float(eta),
             "latent_size": list(size),
             "given_latents": latents_were_given,
+            **({} if phase is None else {"phase": torch.as_tensor(phase).tolist()}),
             "output_type": output_type,
             **self._control_record,
             "seconds": round((time.perf_counter() - started) / num_samples, 3),
@@ -348,7 +355,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
                 if callback is not None:
                     latents = (callback(self, index, moment, {"latents": latents}) or {}).get("latents", latents)
                 progress.update()
-        self._current_timestep = self._estimate = None
+        self._current_timestep = self._estimate = self._phase = None
         return latents
 
     def _predict(
@@ -382,6 +389,8 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
             arguments["class_labels"] = labels
         if self._estimate is not None:
             arguments["self_condition"] = self._estimate
+        if self._phase is not None:
+            arguments["phase"] = self._phase
         with self.denoiser.cache_context(cache):
             sample = self.denoiser(inputs, times, return_dict=False, **arguments)[0]
         if self.denoiser.config.get("learn_sigma"):

@@ -298,7 +298,7 @@ class GuidedSampler:
     def __call__(self, generators: Any, shape: tuple[int, ...], labels: torch.Tensor | None) -> Sequence[np.ndarray]:
         """Return volumes (H, W, D[, T]) in [-1, 1], one for each generator."""
         pipe, device = self._pipe, self._pipe._execution_device
-        pipe._guidance_scale, pipe._estimate, pipe._interrupt = self._guidance_scale, None, False
+        pipe._guidance_scale, pipe._estimate, pipe._interrupt, pipe._phase = self._guidance_scale, None, False, None
         labels = None if labels is None else labels.to(device)
         times = self._scheduler.timesteps
 

@@ -79,6 +79,21 @@ def make_generators(
     return seed, [generator_for(seed, first_sample + i) for i in range(num_samples)]
 
 
+def phases_of(phase: Any, denoiser: Any, num_samples: int, device: torch.device) -> torch.Tensor | None:
+    """Return phases `(L)` or `(B, L)` as the denoiser takes them, or raise an error if it takes none."""
+    if phase is None:
+        return None
+    if not getattr(getattr(denoiser, "positions", None), "uses_phase", False):
+        raise CardioDiTError("phase was given, but the positions of this model do not depend on it. Leave it out.")
+    phases = torch.as_tensor(phase, dtype=torch.float32, device=device)
+    if phases.ndim not in (1, 2) or (phases.ndim == 2 and len(phases) not in (1, num_samples)):
+        raise CardioDiTError(
+            f"phase has the shape {tuple(phases.shape)}; one number per frame, or one such row for each of the "
+            f"{num_samples} samples, was expected."
+        )
+    return phases
+
+
 def label_numbers(denoiser: Any, labels: Label | list[Label] | None, num_samples: int) -> torch.Tensor | None:
     """Return one class number per sample: names are looked up, and no label means the null label."""
     num_classes, null_label = denoiser.config.get("num_classes"), denoiser.null_label

@@ -38,15 +38,17 @@ class LatentAugmentation:
             right ventricle on the other side; leave it at 0 if that matters.
         cycle_probability: probability of beginning the beat of a cine with another frame. The beats of samples then
             begin anywhere, not at end-diastole.
+        depth_flip_probability: probability of reversing the slices. Samples then include volumes that are upside down.
     """
 
     shift: int = 0
     noise: float = 0.0
     flip_probability: float = 0.0
     cycle_probability: float = 0.0
+    depth_flip_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip_probability", "cycle_probability"):
+        for name in ("flip_probability", "cycle_probability", "depth_flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CardioDiTError(f"{name}={getattr(self, name)} must be between 0 and 1.")
         for name in ("shift", "noise"):
@@ -72,12 +74,19 @@ class LatentAugmentation:
             if flip < self.flip_probability:
                 latent = latent.flip(axis)
             latent = shifted(latent, axis, int(move * (2 * self.shift + 1)) - self.shift)
+        if numbers[6] < self.depth_flip_probability:
+            latent = latent.flip(depth_of(latent))
         if latent.ndim == 5 and numbers[4] < self.cycle_probability:
             latent = latent.roll(int(numbers[5] * latent.shape[TIME]), TIME)
         if self.noise:
             generator = generator_for(seed_for(seed, "latent noise"), int(numbers[7]))
             latent = latent + self.noise * torch.randn(latent.shape, generator=generator).to(latent)
         return latent
+
+
+def depth_of(latent: torch.Tensor) -> int:
+    """Return the axis of slices of a cine `(C, D, H, W, T)` or a volume `(C, H, W, D)`."""
+    return 1 if latent.ndim == 5 else 3
 
 
 def shifted(latent: torch.Tensor, axis: int, by: int) -> torch.Tensor:
@@ -119,6 +128,9 @@ def _changes(augmentation: LatentAugmentation, vae: Any, latent: torch.Tensor) -
             )
         if augmentation.flip_probability:
             yield f"a flip along {name}", partial(torch.flip, dims=(axis,)), partial(torch.flip, dims=(axis,))
+    if augmentation.depth_flip_probability:
+        flip = partial(torch.flip, dims=(depth_of(latent),))
+        yield "a flip of the slices", flip, flip
     if augmentation.cycle_probability and latent.ndim == 5:
         half = latent.shape[TIME] // 2
         rolls = [partial(torch.roll, shifts=half * factor, dims=TIME) for factor in (1, last)]

@@ -25,6 +25,7 @@ from cardiodit.latents import (
     preprocessing_for,
 )
 from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.training.cine_frames import CineFrames, Pool, padded_length, read_phases
 from cardiodit.training.harness.schedule import BucketOrder, seed_for
 from cardiodit.training.noisy_samples import LabelledSamples, SamplesByVisit
 from cardiodit.training.objectives import Batch
@@ -65,6 +66,8 @@ def read_cohort(
     spacing: Triple | None = None,
     report: Callable[[str], None] = print,
     any_size: bool = False,
+    frame_multiple: int | None = None,
+    phases: tuple[str | None, str | None, Pool] = (None, None, "linear"),
 ) -> Cohort:
     """Read both manifests. Volumes whose voxel size is not the VQ model's are an error.
 
@@ -78,6 +81,9 @@ def read_cohort(
         spacing: voxel size in mm to resample images to.
         report: receives notes, one sentence each.
         any_size: allow latents of different sizes.
+        frame_multiple: repeat latents in time to a multiple of this number of frames; what is repeated does not count
+            in the loss.
+        phases: manifest column, or folder, with the phase of each frame, and how these become those of latent frames.
     """
     online = {path: "latent" not in read_table(path, ())[0][1] for path in (training_ids, validation_ids)}
     if len(set(online.values())) > 1:
@@ -94,6 +100,11 @@ def read_cohort(
         raise CardioDiTError(
             "batch_strategy: bucket is for stored latents (`cardiodit encode --any_size`), and the manifests list "
             "images."
+        )
+    if is_online and (frame_multiple or any(phases[:2])):
+        raise CardioDiTError(
+            "frame_multiple, phase_column and phase_dir are for stored latents (`cardiodit encode`), and the manifests "
+            "list images."
         )
     made_by = identity_of_vae(vae)
     steps = _preprocessing(vae, depth, spacing) if is_online else None
@@ -113,15 +124,21 @@ def read_cohort(
         report(note)
     names = _classes(cases[0], label_column, classes)
     shapes = [_shape(source, vae, is_online, path) for source, path in zip(sources, online)]
+    frames = [None if is_online else _frames_of(source, frame_multiple, phases) for source in sources]
+    multiple = frame_multiple or 1
+    shapes = [_padded(shape, multiple) for shape in shapes]
     if any_size:
         shapes = [tuple(max(lengths) for lengths in zip(*shapes, strict=True))] * 2
     if shapes[0] != shapes[1]:
         raise CardioDiTError(f"Latents for training are {shapes[0]} and for validation {shapes[1]}: they must agree.")
     training, validation = (
         LabelledSamples(
-            source, [case.subject for case in held], numbers_of(held, label_column, names) if names else None
+            source,
+            [case.subject for case in held],
+            numbers_of(held, label_column, names) if names else None,
+            frames=framed,
         )
-        for source, held in zip(sources, cases)
+        for source, held, framed in zip(sources, cases, frames)
     )
     identities = {
         "vae": made_by,
@@ -129,8 +146,51 @@ def read_cohort(
         "training_data": sources[0].identity,
         "validation_data": sources[1].identity,
     }
-    each = tuple(header.shape for header in sources[0].headers) if any_size else None
+    each = tuple(_padded(header.shape, multiple) for header in sources[0].headers) if any_size else None
     return Cohort(training, validation, tuple(names), shapes[0], is_online, identities, each)
+
+
+def _frames_of(
+    cohort: LatentCohort, multiple: int | None, phases: tuple[str | None, str | None, Pool]
+) -> CineFrames | None:
+    """Return what is known about the frames of stored latents; None if nothing has to be done with them."""
+    column, folder, pool = phases
+    is_repeated = any(header.valid_frames is not None for header in cohort.headers)
+    if multiple is None and column is None and folder is None and not is_repeated:
+        return None
+    if len(cohort.size) != 4:
+        raise CardioDiTError("frame_multiple, phase_column and phase_dir are for cines, and these latents are 3D.")
+    if column is not None and folder is not None:
+        raise CardioDiTError("Phases come either from phase_column or from phase_dir: give one of both.")
+    lengths = [header.shape[-1] for header in cohort.headers]
+    found = None
+    if column is not None or folder is not None:
+        found = read_phases(cohort.cases, lengths, column, None if folder is None else Path(folder), pool)
+    return CineFrames(multiple or 1, [header.valid_latents for header in cohort.headers], found)
+
+
+def _padded(shape: tuple[int, ...], multiple: int) -> tuple[int, ...]:
+    return shape if multiple == 1 else (*shape[:-1], padded_length(shape[-1], multiple))
+
+
+def with_model_frames(cohort: Cohort, model: Any) -> Cohort:
+    """Keep tokens that only hold padded frames out of the model's attention, and check that it uses phases."""
+    frames = cohort.training.frames
+    if frames is None:
+        return cohort
+    positions = getattr(model, "positions", None)
+    if frames.phases is not None and not (positions is not None and positions.uses_phase):
+        raise CardioDiTError(
+            "phase_column and phase_dir need a model whose positions depend on the phase: set model.position_mode to "
+            "axial_rope, time_rope, interpolated or phase."
+        )
+    if frames.multiple <= model.config.patch_size[-1]:
+        return cohort  # every token holds a frame that counts
+    training, validation = (
+        replace(samples, frames=replace(samples.frames, masks_attention=True))  # type: ignore[type-var]
+        for samples in (cohort.training, cohort.validation)
+    )
+    return replace(cohort, training=training, validation=validation)
 
 
 def with_null_labels(cohort: Cohort, model: Any) -> Cohort:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from cardiodit._util.randomness import generator_for
+from cardiodit.training.cine_frames import CineFrames
 from cardiodit.training.harness.schedule import BucketOrder, SampleOrder, seed_for
 from cardiodit.training.latent_augmentation import LatentAugmentation
 from cardiodit.training.objectives import Batch, Objective
@@ -36,12 +37,14 @@ class LabelledSamples:
         subjects: subject of each tensor.
         labels: class number of each tensor, if there are labels.
         conditions: masks of each tensor, if an adapter is trained.
+        frames: padding and phases of the tensors' frames.
     """
 
     source: Source
     subjects: Sequence[str]
     labels: Sequence[int] | None = None
     conditions: Source | None = None
+    frames: CineFrames | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -52,7 +55,7 @@ class LabelledSamples:
             item["label"] = torch.tensor(self.labels[index])
         if self.conditions is not None:
             item["condition"] = self.conditions[index]
-        return item
+        return item if self.frames is None else self.frames(item, index)
 
     def shuffled(self, seed: int, buckets: BucketOrder | None = None) -> "ShuffledSamples":
         """Return the samples by visit number; in the order of `buckets` if they differ in shape."""

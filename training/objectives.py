@@ -113,7 +113,11 @@ class Objective:
                 first = model(noisy, time, return_dict=False, **inputs)[0].float()
                 inputs["self_condition"] = self.clean_from(first, noisy, time)
         predicted = model(noisy, time, return_dict=False, **inputs)[0].float()
-        losses = self.error(predicted, self.target(clean, noise, time)).flatten(1).mean(dim=1)
+        errors = self.error(predicted, self.target(clean, noise, time))
+        if "loss_mask" in batch:  # (B, frames): padded frames do not count
+            mask = batch["loss_mask"].view(len(errors), *(1,) * (errors.ndim - 2), -1)
+            errors = errors * mask / mask.mean(dim=-1, keepdim=True)
+        losses = errors.flatten(1).mean(dim=1)
         weights = self.weights(time)
         return losses if weights is None else losses * weights
 
@@ -126,7 +130,13 @@ class Objective:
         ]
 
 
-MODEL_INPUTS = {"class_labels": "label", "condition": "condition"}  # argument of the model, key of the batch
+# Argument of the model, key of the batch
+MODEL_INPUTS = {
+    "class_labels": "label",
+    "condition": "condition",
+    "phase": "phase",
+    "frame_mask": "frame_mask",
+}
 
 
 class Denoising(Objective):

@@ -29,6 +29,7 @@ from cardiodit.models.segmenter import HeartSegmenter
 from cardiodit.models.transformer_dit import DiTTransformerModel
 from cardiodit.models.transformer_prdit import PRDiTTransformerModel
 from cardiodit.models.unet_medlord import MedLoRDUNetModel
+from cardiodit.training.cine_frames import Pool
 from cardiodit.training.latent_augmentation import LatentAugmentation
 from cardiodit.training.objectives import LATENT_OBJECTIVES, VOXEL_OBJECTIVES
 from cardiodit.training.vqgan_losses import LossSettings
@@ -297,6 +298,27 @@ class DiTSettings:
         None, "4 for cine (CardioDiT), 3 for 3D volumes (VolDiT); default: as many as the latents have"
     )
     label_column: str | None = option(None, "manifest column with class labels; default: train without labels")
+    frame_multiple: Count | None = option(
+        None,
+        "repeat the latents of cines in time to a multiple of this number of frames, such as the patch size; repeated "
+        "frames do not count in the loss, and tokens that only hold such frames take no part in attention",
+    )
+    phase_column: str | None = option(
+        None,
+        "manifest column with the phase of each frame in the heart beat (0 to 1), or with the path of a file that "
+        "holds them, for positions that depend on it; give the pipeline the same phases when sampling",
+    )
+    phase_dir: str | None = option(
+        None, "folder with a file of phases for each latent, of the same name but for its ending, instead of a column"
+    )
+    phase_pool: Literal["linear", "mean", "none"] = option(
+        "linear", "how phases of image frames become those of latent frames"
+    )
+    latent_statistics: str | None = option(
+        None,
+        "file with `mean` and `std` of each latent channel, by which latents are normalised, instead of the VQ model's "
+        "own scaling (cardiodit scale-factor --per_channel); it becomes part of the trained pipeline",
+    )
     model: Section = settings_of(
         DiTTransformerModel,
         omit=("num_classes", "class_names", "prediction_type", "training_precision"),
@@ -326,6 +348,11 @@ class UNetSettings:
 
     dimensions: ClassVar[int] = 3
     label_column: ClassVar[None] = None  # the published U-Net has no class labels
+    frame_multiple: ClassVar[None] = None  # nor frames
+    phase_column: ClassVar[None] = None
+    phase_dir: ClassVar[None] = None
+    phase_pool: ClassVar[Pool] = "linear"
+    latent_statistics: ClassVar[None] = None
     model: Section = settings_of(
         MedLoRDUNetModel,
         omit=("prediction_type", "training_precision"),

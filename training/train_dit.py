@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cardiodit.hub.load import open_transformer, open_vae
+from cardiodit.latents.dataset import use_statistics
 from cardiodit.pipelines.base_pipeline import VolumePipeline
 from cardiodit.pipelines.load import make_pipeline
 from cardiodit.systems import system_of
@@ -31,7 +32,14 @@ from cardiodit.training.harness.run import Run
 from cardiodit.training.harness.schedule import BucketOrder
 from cardiodit.training.harness.state import Network
 from cardiodit.training.latent_augmentation import CHECKED, LatentAugmentation, check_augmentation
-from cardiodit.training.latent_data import check_scale, encode, read_cohort, training_samples, with_null_labels
+from cardiodit.training.latent_data import (
+    check_scale,
+    encode,
+    read_cohort,
+    training_samples,
+    with_model_frames,
+    with_null_labels,
+)
 from cardiodit.training.noisy_samples import Noising, NoisyDataset, ValidationDataset
 from cardiodit.training.objectives import Batch
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
@@ -87,6 +95,8 @@ def train(request: Request[Any], run: Run) -> None:
 
     # The VQ model, the data, the transformer.
     vae = open_vae(options.vae).requires_grad_(False)
+    if settings.latent_statistics is not None:
+        use_statistics(vae, Path(settings.latent_statistics))
     stage = run.record.stage
     model = transformer_to_tune(options.init_from, settings, request.given, stage) if options.init_from else None
     known_classes = model.config.get("class_names") if model is not None else None
@@ -100,6 +110,8 @@ def train(request: Request[Any], run: Run) -> None:
         None if options.spacing is None else tuple(options.spacing),
         run.say,
         any_size=training.batch_strategy == "bucket",
+        frame_multiple=settings.frame_multiple,
+        phases=(settings.phase_column, settings.phase_dir, settings.phase_pool),
     )
     buckets = None if cohort.shapes is None else BucketOrder(cohort.shapes, run.samples_a_step, training.seed)
     run.open(samples=len(cohort.training) if buckets is None else len(buckets), data=cohort.identities)
@@ -113,7 +125,7 @@ def train(request: Request[Any], run: Run) -> None:
     objective = objective_from(settings.diffusion, model)
     model = model or new_transformer(settings, cohort, objective, stage)
     check_fits(model, cohort)
-    cohort = with_null_labels(cohort, model)
+    cohort = with_model_frames(with_null_labels(cohort, model), model)
     if training.lora_rank:
         add_adapter(model, training)
     build = builder(model, settings)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cardiodit.convert.dit_config import DiTConfig, DiTTraining, read_dit_config
+from cardiodit.convert.dit_config import DiTConfig, read_dit_config
 from cardiodit.convert.medlord_config import (
     ControlNetConfig,
     UNetConfig,
@@ -21,8 +21,7 @@ from cardiodit.errors import CardioDiTError
 
 Plain = dict[str, Any]
 PRECISIONS = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16", "fp32": "no", "float32": "no"}
-# Their keys that would change training and that we do not support.
-UNSUPPORTED = ("latent_stats_path", "phase_dir", "latent_time_pad_multiple")
+NATIVE, NATIVE_MULTIPLE = "native", 8  # each cine's own frames, repeated to a multiple of this number
 MICROBATCHES = "grad_accum_microbatch"
 
 
@@ -166,7 +165,12 @@ def _averaged(training: UNetTraining) -> Plain:
 
 def dit_settings(config: DiTConfig) -> Plain:
     params, training = config.params, config.training
-    _refuse(config)
+    if training.normalize_latents and training.latent_stats_path is None:
+        print(
+            f"{config.file}: normalize_latents is a property of the VQ model here, which `cardiodit scale-factor "
+            "--per_channel` writes into its config.",
+            file=sys.stderr,
+        )
     betas = training.betas or (None, None)
     kept = training.keep_last_n_checkpoints
     run = {
@@ -196,10 +200,19 @@ def dit_settings(config: DiTConfig) -> Plain:
             "label_column": "label" if params.num_classes else None,
             "model": params.of_model,
             "diffusion": _diffusion(config),
-            "augmentation": {"flip_probability": 0.5} if training.augment_latents else None,
+            "frame_multiple": training.latent_time_pad_multiple,
+            "phase_dir": training.phase_dir,
+            "phase_pool": training.alpha_pool if training.phase_dir else None,
+            "latent_statistics": training.latent_stats_path,
+            "augmentation": _augmentation(config),
             "training": run,
         }
     )
+
+
+def _augmentation(config: DiTConfig) -> Plain | None:
+    """Return flips of every spatial axis, which only VolDiT's code makes."""
+    return {"flip_probability": 0.5, "depth_flip_probability": 0.5} if config.training.augment_latents else None
 
 
 def _diffusion(config: DiTConfig) -> Plain:
@@ -243,30 +256,20 @@ def _shared(training: Run) -> Plain:
 def _preprocessing(training: Run) -> Plain:
     """Return CardioDiT's preset with the sizes of the file."""
     plane = training.roi_size
-    if isinstance(training.target_frames, str) or training.time_pad_multiple is not None:
-        raise CardioDiTError(
-            "target_frames: native and time_pad_multiple keep the frames of each file, and here a VQ-GAN trains on "
-            "cines of equal length: give target_frames as a number."
+    if isinstance(training.target_frames, str):
+        if training.target_frames != NATIVE:
+            raise CardioDiTError(f"target_frames {training.target_frames!r} is neither a number nor {NATIVE}.")
+        size = None if plane is None else [*plane[:2], training.target_z]
+        multiple = training.time_pad_multiple or NATIVE_MULTIPLE
+        print(
+            f"target_frames: native: cines keep their frames, repeated to a multiple of {multiple}. If their numbers "
+            "differ, set train_batch_size to 1, or data.crop with a number of frames.",
+            file=sys.stderr,
         )
+        return {"size": size, "orient": False, "frame_multiple": multiple}  # else as the preset
     frames = training.target_frames or (plane[2] if plane is not None and len(plane) == 3 else None)
     size = None if plane is None else [*plane[:2], training.target_z]
     return {"preset": "cardiodit", "size": size, "frames": frames}
-
-
-def _refuse(config: DiTConfig) -> None:
-    training: DiTTraining = config.training
-    unsupported = [name for name in UNSUPPORTED if getattr(training, name) not in (None, False, 0, 0.0)]
-    if unsupported:
-        raise CardioDiTError(
-            f"{config.file}: {', '.join(unsupported)} would change training and is not supported. Remove it from the "
-            "file to train without it."
-        )
-    if training.normalize_latents:
-        print(
-            f"{config.file}: normalize_latents is a property of the VQ model here, which `cardiodit scale-factor "
-            "--per_channel` writes into its config.",
-            file=sys.stderr,
-        )
 
 
 def _without_nulls(plain: Any) -> Any:

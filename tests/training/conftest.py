@@ -4,7 +4,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from cardiodit import VQModel4D
-from cardiodit.imaging import Intensity, Preprocessing
+from cardiodit import CardioDiTError, VQModel4D
+from cardiodit.imaging import Intensity, Preprocessing, read_manifest
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import LatentCohort, encode_cohort, measure_scale, write_scale
 from cardiodit.training import train_dit, train_vqgan
@@ -89,6 +89,29 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> Cohorts:
     vae.save_pretrained(folder / "vae")
     write_scale(folder / "vae", scale)
     return Cohorts(folder, images, (latents[0] / "manifest.csv", latents[1] / "manifest.csv"), folder / "vae")
+
+
+@pytest.fixture(scope="session")
+def mixed(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Manifests of latents of beats with 8 and with 16 frames, which say the phase of each frame."""
+    folder, vae = tmp_path_factory.mktemp("mixed"), VQModel4D.from_pretrained(cohorts.vae).eval()
+    manifests = []
+    for split, short in zip(("training", "validation"), cohorts.images, strict=True):
+        long = write_cohort(folder / f"long-{split}", num=3, seed=len(split), size=(32, 32, 4, 16))
+        rows = [
+            (case, f"{split}-{number}") for number, case in enumerate([*read_manifest(short), *read_manifest(long)])
+        ]
+        images = folder / f"{split}.csv"
+        counts = [8] * (len(rows) - 3) + [16] * 3
+        phases = [" ".join(f"{t / count:g}" for t in range(count)) for count in counts]
+        lines = [f"{c.image.resolve()},{name},{c.row['label']},{p}" for (c, name), p in zip(rows, phases, strict=True)]
+        images.write_text("\n".join(["image,subject,label,phase", *lines]) + "\n")
+        how: dict[str, Any] = {"steps": replace(STEPS, frames=None), "report": lambda _: None}
+        with pytest.raises(CardioDiTError, match="would differ in size"):
+            encode_cohort(images, vae, folder / "refused", **how)
+        encode_cohort(images, vae, folder / split, any_size=True, **how)
+        manifests.append(folder / split / "manifest.csv")
+    return manifests[0], manifests[1]
 
 
 @pytest.fixture(autouse=True)

@@ -155,9 +155,11 @@ def test_the_authors_training_keys_have_their_meaning(tmp_path: Path) -> None:
     assert (training.num_train_epochs, training.gradient_accumulation_steps, training.learning_rate) == (7, 4, 3e-4)
     assert (training.lr_scheduler, training.lr_warmup_epochs, training.lr_min_ratio) == ("cosine", 2, 0.1)
     assert (training.mixed_precision, training.validation_epochs, training.ema_decay) == ("bf16", 5, 0.99)
-    raw["dit"] |= {"phase_dir": "phases"}
-    with pytest.raises(CardioDiTError, match="phase_dir would change training"):
-        read_dit("--config", config(tmp_path, yaml.safe_dump(raw)))
+    raw["dit"] |= {"phase_dir": "phases", "alpha_pool": "mean", "latent_time_pad_multiple": 4}
+    raw["dit"] |= {"latent_stats_path": "stats.pt"}
+    settings = read_dit("--config", config(tmp_path, yaml.safe_dump(raw))).settings
+    assert (settings.phase_dir, settings.phase_pool, settings.frame_multiple) == ("phases", "mean", 4)
+    assert settings.latent_statistics == "stats.pt"
 
 
 def test_the_authors_newest_schema(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -174,7 +176,10 @@ def test_the_authors_newest_schema(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (training.lr_scheduler, training.mixed_precision) == ("cosine", "bf16")
     voldit = read_dit("--config", str(GOLDEN / "voldit_flow" / "dit.yaml")).settings
     assert voldit.model.position_steps == (1.0, 1.0, 1.786) and voldit.dimensions == 3
-    assert voldit.augmentation.flip_probability == 0.5 and voldit.training.lr_warmup_epochs == 100
+    assert (
+        voldit.augmentation.flip_probability == voldit.augmentation.depth_flip_probability == 0.5
+        and voldit.training.lr_warmup_epochs == 100
+    )
     assert "cardiodit scale-factor --per_channel" in capsys.readouterr().err
     raw = yaml.safe_load((GOLDEN / "cardiodit_rope4d" / "dit.yaml").read_text())
     raw["training"] |= {"batch_strategy": "grad_accum_microbatch", "validation_primary_metric": "self_conditioned"}

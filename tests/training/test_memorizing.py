@@ -123,6 +123,9 @@ def test_latents_are_shifted_mirrored_and_begin_with_another_frame() -> None:
         moves = [int(number * 3) - 1 for number in drawn[2:4].tolist()]
         wanted = shifted(shifted(latent.flip(-3, -2), -3, moves[0]), -2, moves[1])
         assert torch.equal(changed, wanted.roll(int(drawn[5] * 6), -1))
+    upside_down = LatentAugmentation(depth_flip_probability=1.0)
+    for some, axis in ((latent, 1), (latent[:, 0], 3)):  # a cine (C, D, H, W, T), a volume (C, H, W, D)
+        assert torch.equal(upside_down(some[None], drawn[None], 3)[0], some.flip(axis))
     assert torch.equal(LatentAugmentation()(latent[None], drawn[None], 3)[0], latent)
     noisy = LatentAugmentation(noise=0.1)
     both = noisy(torch.stack([latent, latent]), torch.stack([noisy.draw(3, 0), noisy.draw(3, 1)]), 3)

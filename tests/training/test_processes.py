@@ -50,6 +50,13 @@ class Runs:
         config = merged(DIT, {"training": changes})
         return arguments_of(self.folder, name, config, self.cohorts.latents, "--vae", str(self.cohorts.vae), "--cpu")
 
+    def buckets(self, name: str, processes: int, manifests: tuple[Path, Path]) -> list[str]:
+        """Latents of two lengths, for a self-conditioned model with rotary positions that know the phase."""
+        training = {"batch_strategy": "bucket", "train_batch_size": 1, "gradient_accumulation_steps": 2 // processes}
+        changes = {"model": {"position_mode": "axial_rope", "self_conditioning": True}, "phase_column": "phase"}
+        config = merged(DIT, {**changes, "training": {**training, "max_train_steps": 6}})
+        return arguments_of(self.folder, name, config, manifests, "--vae", str(self.cohorts.vae), "--cpu")
+
     def vqgan(self, name: str) -> list[str]:
         config = merged(VQGAN, {"data": {"cache": "disk"}})  # which both processes fill, each with its share
         return arguments_of(self.folder, name, config, self.cohorts.images, "--cpu")
@@ -79,7 +86,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(cohorts: Cohorts, mixed: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Runs by one process, and what two processes made of the same and of its checkpoint, sharded and not."""
     made = Runs(tmp_path_factory.mktemp("runs"), cohorts)
     made.said["stopped"] = stop_politely(made, "stopped")
@@ -95,6 +102,9 @@ def runs(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         plan.append({"stage": "train_prdit", "arguments": arguments, "sharded": False})
     for name in ("stopped", "not-stopped"):
         plan.append({"stage": "train_dit", "arguments": made.dit(name, **LONG), "sharded": False})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_dit.main(made.buckets("buckets-alone", 1, mixed))
+    plan.append({"stage": "train_dit", "arguments": made.buckets("buckets", 2, mixed), "sharded": False})
     half = {"mixed_precision": "bf16", "max_train_steps": 4}
     for name, is_sharded in (("half-copies", False), ("half-shards", True)):
         plan.append({"stage": "train_dit", "arguments": made.dit(name, **half), "sharded": is_sharded})
@@ -173,6 +183,14 @@ def test_two_processes_go_on_with_the_checkpoint_of_one(runs: Runs, kind: str) -
     run = runs.folder / f"alone-then-{kind}"
     check_same(run, runs.folder / "alone")
     assert [s["processes"] for s in json.loads((run / "run.json").read_text())["sessions"]] == [1, 2]
+
+
+def test_two_processes_fill_buckets_and_draw_estimates_as_one_does(runs: Runs) -> None:
+    """Every step has latents of one size, and both processes decide alike whether it hands an estimate on."""
+    for key in ("loss", "validation_loss", "validation_loss_self_conditioned"):
+        of_two, of_one = (lines_of(runs.folder / name, key) for name in ("buckets", "buckets-alone"))
+        assert len(of_one) == (6 if key == "loss" else 1)
+        assert of_two == pytest.approx(of_one, rel=CLOSE)
 
 
 def test_the_energy_of_both_processes_is_recorded(runs: Runs) -> None:

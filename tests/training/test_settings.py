@@ -48,8 +48,9 @@ NEW = {
         "training": {**STOPS, "train_base": False},
     },
 }
-NO_CHANGE = {"shift": 0, "noise": 0.0, "flip_probability": 0.0, "cycle_probability": 0.0}
-NEW_SECTIONS = {"train_dit": {"augmentation": NO_CHANGE}}
+NO_CHANGE = {"shift": 0, "noise": 0.0, "flip_probability": 0.0, "cycle_probability": 0.0, "depth_flip_probability": 0.0}
+FRAMES = {"phase_pool": "linear", **dict.fromkeys(("frame_multiple", "phase_column", "phase_dir", "latent_statistics"))}
+NEW_SECTIONS = {"train_dit": {"augmentation": NO_CHANGE, **FRAMES}}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -60,7 +61,7 @@ def test_keys_and_defaults_are_those_of_earlier_versions(stage: str) -> None:
         assert {key: now[section].pop(key) for key in keys} == keys
     if "data" in now:
         assert now["data"]["augmentation"].pop("rotation_axes") == [2]
-        assert now["data"]["preprocessing"].pop("alignment") is None
+        assert [now["data"]["preprocessing"].pop(key) for key in ("alignment", "frame_multiple")] == [None, None]
     for section, keys in NEW_SECTIONS.get(stage, {}).items():
         assert now.pop(section) == keys
     if stage == "train_dit":

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import make_dataclass, replace
+from dataclasses import make_dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,6 @@ from safetensors.torch import load_file
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D, make_scheduler, open_pipeline
 from cardiodit._util.typed_yaml import Section, settings_of_one
 from cardiodit.errors import CardioDiTError
-from cardiodit.imaging import read_manifest
-from cardiodit.imaging.phantom import write_cohort
 from cardiodit.latents import encode_cohort
 from cardiodit.training import train_dit
 from cardiodit.training.checkpoint_gallery import open_checkpoint
@@ -33,7 +31,7 @@ from cardiodit.training.objectives import LATENT_OBJECTIVES
 from cardiodit.training.settings import DiTSettings
 
 from ..test_contributing import recipe
-from .conftest import DIT, STEPS, Cohorts, arguments_of, lines_of, merged
+from .conftest import DIT, Cohorts, arguments_of, lines_of, merged
 
 
 def test_a_run_ends_in_a_pipeline_that_samples(train_a_dit: Callable) -> None:
@@ -471,27 +469,6 @@ def test_previews_are_sampled_in_the_precision_of_training(
 
 
 # --- Latents of different sizes ---
-
-
-@pytest.fixture(scope="module")
-def mixed(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Manifests of latents of beats with 8 and with 16 frames."""
-    folder, vae = tmp_path_factory.mktemp("mixed"), VQModel4D.from_pretrained(cohorts.vae).eval()
-    manifests = []
-    for split, short in zip(("training", "validation"), cohorts.images, strict=True):
-        long = write_cohort(folder / f"long-{split}", num=3, seed=len(split), size=(32, 32, 4, 16))
-        rows = [
-            (case, f"{split}-{number}") for number, case in enumerate([*read_manifest(short), *read_manifest(long)])
-        ]
-        images = folder / f"{split}.csv"
-        lines = [f"{case.image.resolve()},{subject},{case.row['label']}" for case, subject in rows]
-        images.write_text("\n".join(["image,subject,label", *lines]) + "\n")
-        how: dict[str, Any] = {"steps": replace(STEPS, frames=None), "report": lambda _: None}
-        with pytest.raises(CardioDiTError, match="would differ in size"):
-            encode_cohort(images, vae, folder / "refused", **how)
-        encode_cohort(images, vae, folder / split, any_size=True, **how)
-        manifests.append(folder / split / "manifest.csv")
-    return manifests[0], manifests[1]
 
 
 def train_on(manifests: tuple[Path, Path], cohorts: Cohorts, folder: Path, name: str, **training: Any) -> Path:

@@ -56,6 +56,8 @@ class Preprocessing:
             in the field of "view", which is given by `spacing` and `size`, without padding.
         pool: average cubes of this edge length at the end, so that `size / pool` voxels of `spacing * pool` mm remain.
             A larger `spacing` instead would interpolate over a wider neighbourhood, before intensities are clipped.
+        frame_multiple: without `frames`, each beat keeps its own and is repeated to a multiple of this number, as a VQ
+            model that divides them needs; the inverse cuts what was repeated.
         alignment: for "piecewise" and "dtw", where keyframes lie and how beats are warped, see `BeatAlignment`.
     """
 
@@ -68,6 +70,7 @@ class Preprocessing:
     orient: bool = True
     limits_of: str = "file"
     pool: int = 1
+    frame_multiple: int = 1
     alignment: BeatAlignment | None = None
 
     def __post_init__(self) -> None:
@@ -83,6 +86,11 @@ class Preprocessing:
         for name, allowed in (("cycle", CYCLES), ("fit", FITS), ("limits_of", LIMITS_OF)):
             if getattr(self, name) not in allowed:
                 raise CardioDiTError(f"{name}={getattr(self, name)!r} of the preprocessing must be one of {allowed}.")
+        if self.frame_multiple < 1 or (self.frame_multiple > 1 and self.frames is not None):
+            raise CardioDiTError(
+                f"frame_multiple={self.frame_multiple} of the preprocessing must be at least 1, and is for beats that "
+                f"keep their own frames; frames={self.frames}."
+            )
         if self.cycle in METHODS and self.frames is None:
             raise CardioDiTError(f"cycle={self.cycle!r} of the preprocessing needs the number of frames.")
         if self.alignment is not None and self.cycle not in ("piecewise", "dtw"):
@@ -150,6 +158,8 @@ class Preprocessing:
 
     def change_frames(self, voxels: np.ndarray, labels: bool = False, timing: FramePlan | None = None) -> np.ndarray:
         """Convert `(H, W, D, N)` to `(H, W, D, frames)`; a 3D volume passes unchanged if one frame or none is set."""
+        if self.frames is None and voxels.ndim == 4:
+            return repeat_beat(voxels, -(-voxels.shape[3] // self.frame_multiple) * self.frame_multiple)
         if self.frames is None or (self.frames == 1 and voxels.ndim == 3):
             return voxels
         if voxels.ndim == 3:
@@ -184,6 +194,7 @@ class Preprocessing:
             # Omitted at their defaults, so that configs and hashes from before these settings existed stay the same.
             **({} if self.limits_of == "file" else {"limits_of": self.limits_of}),
             **({} if self.pool == 1 else {"pool": self.pool}),
+            **({} if self.frame_multiple == 1 else {"frame_multiple": self.frame_multiple}),
             **({} if self.alignment is None else {"alignment": to_yaml(asdict(self.alignment))}),
         }
 
@@ -304,7 +315,7 @@ class Prepared:
         """Return the `frames` of the file; a cycle that was cut short cannot be restored."""
         if self.timing is not None:
             return self.timing.inverse(voxels)
-        if self.preprocessing.cycle != "repeat":
+        if self.preprocessing.cycle != "repeat" and self.preprocessing.frames is not None:
             return resample_beat(voxels, frames) if frames != voxels.shape[3] else voxels
         if frames > voxels.shape[3]:
             raise CardioDiTError(

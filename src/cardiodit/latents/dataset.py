@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.foreign_files import read_object
-from cardiodit.errors import CardioDiTError, Problems
+from cardiodit.errors import CardioDiTError, Problems, reading
 from cardiodit.imaging.geometry import Triple, common_spacing
 from cardiodit.imaging.manifest import Case, read_table
 from cardiodit.imaging.nifti import read_labels
@@ -216,6 +216,23 @@ def write_scale(vae_folder: Path, value: float, statistics: tuple[list[float], l
     config["latents_mean"], config["latents_std"] = statistics or (None, None)
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def use_statistics(vae: Any, path: Path) -> None:
+    """Let a VQ model normalise latents by a file (JSON, NPZ or PyTorch) with `mean` and `std` of each channel."""
+    with reading(path, "statistics of latents", "Expected `mean` and `std` of each channel."):
+        if path.suffix in (".pt", ".pth"):
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            held = np.load(path, allow_pickle=False) if path.suffix == ".npz" else read_object(path)
+        mean, deviation = (np.asarray(held[name], np.float64).ravel().tolist() for name in ("mean", "std"))
+    channels = vae.config.embedding_dim
+    if not len(mean) == len(deviation) == channels or not all(0 < value < math.inf for value in deviation):
+        raise CardioDiTError(
+            f"{path} holds {len(mean)} means and {len(deviation)} standard deviations. The latents have {channels} "
+            "channels, so as many means and positive deviations were expected."
+        )
+    vae.register_to_config(latents_mean=mean, latents_std=deviation, scaling_factor=1.0)
 
 
 def channel_statistics(tensors: Iterable[torch.Tensor]) -> tuple[list[float], list[float]]:

@@ -305,6 +305,7 @@ class CohortEncoder:
         except (CardioDiTError, OSError) as error:
             prefix = "" if str(case.image) in str(error) else f"{case.image} cannot be encoded. "
             return Outcome(row, problem=f"{prefix}{error}")
+        is_repeated = prepared.volume.is_cine and prepared.volume.voxels.shape[3] > volume.voxels.shape[3]
         header = LatentHeader(
             **self.origin,
             source=source,
@@ -312,6 +313,7 @@ class CohortEncoder:
             shape=tuple(latents.shape),
             frames=prepared.volume.voxels.shape[3] if prepared.volume.is_cine else 1,
             steps=self.steps.to_dict(),
+            valid_frames=volume.voxels.shape[3] if is_repeated and self.steps.frame_multiple > 1 else None,
         )
         write_latent(self.folder.file(name), latents, header)
         return Outcome(row, status, source, header.shape, **known)

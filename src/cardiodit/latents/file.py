@@ -58,8 +58,9 @@ class LatentHeader:
         precision: precision in which the VQ model computed; the latents themselves are float32.
         geometry: geometry of the preprocessed volume.
         shape: shape of the latents.
-        frames: frames of the preprocessed cine, all of them valid; 1 for a static volume.
+        frames: frames of the preprocessed cine; 1 for a static volume.
         steps: the preprocessing (`Preprocessing.to_dict`); None in files of older versions.
+        valid_frames: frames before the first that repeats the beat (`frame_multiple`); None if none does.
     """
 
     vae: str
@@ -70,9 +71,17 @@ class LatentHeader:
     shape: tuple[int, ...]
     frames: int
     steps: dict[str, Any] | None = None
+    valid_frames: int | None = None
+
+    @property
+    def valid_latents(self) -> int:
+        """Latent frames that no repeated frame of the cine takes part in; all for a volume."""
+        length = self.shape[-1]
+        return length if self.valid_frames is None else self.valid_frames * length // self.frames
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "geometry": self.geometry.to_dict(), "shape": list(self.shape), "schema": SCHEMA}
+        values = {name: value for name, value in vars(self).items() if name != "valid_frames" or value is not None}
+        return {**values, "geometry": self.geometry.to_dict(), "shape": list(self.shape), "schema": SCHEMA}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -80,7 +89,8 @@ class LatentHeader:
         vae, preprocessing, precision = (sys.intern(values[name]) for name in ("vae", "preprocessing", "precision"))
         geometry, shape, steps = Geometry.from_dict(values["geometry"]), tuple(values["shape"]), values.get("steps")
         steps = None if steps is None else _held_once(json.dumps(steps))
-        return cls(vae, preprocessing, values["source"], precision, geometry, shape, values["frames"], steps)
+        own = (values["frames"], steps, values.get("valid_frames"))
+        return cls(vae, preprocessing, values["source"], precision, geometry, shape, *own)
 
 
 @lru_cache(maxsize=64)

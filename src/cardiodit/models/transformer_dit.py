@@ -70,7 +70,11 @@ class DiTAttnProcessor:
     _parallel_config = None
 
     def __call__(
-        self, attn: "DiTAttention", hidden_states: torch.Tensor, rotation: Rotation | None = None
+        self,
+        attn: "DiTAttention",
+        hidden_states: torch.Tensor,
+        rotation: Rotation | None = None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -84,7 +88,7 @@ class DiTAttnProcessor:
             query,
             key,
             value,
-            attn_mask=None,
+            attn_mask=mask,
             dropout_p=attn.dropout if attn.training else 0.0,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
@@ -124,9 +128,12 @@ class DiTAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(dropout)])
         self.processor = DiTAttnProcessor()
 
-    def forward(self, hidden_states: torch.Tensor, rotation: Rotation | None = None) -> torch.Tensor:
-        # A processor of another author need not know of rotations.
-        return self.processor(self, hidden_states, *(() if rotation is None else (rotation,)))
+    def forward(
+        self, hidden_states: torch.Tensor, rotation: Rotation | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        # A processor of another author need not know of rotations and masks.
+        more = (rotation, mask) if mask is not None else () if rotation is None else (rotation,)
+        return self.processor(self, hidden_states, *more)
 
 
 class DiTBlock(nn.Module):
@@ -155,6 +162,7 @@ class DiTBlock(nn.Module):
         conditioning: torch.Tensor,
         control: torch.Tensor | None = None,
         rotation: Rotation | None = None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Transform tokens (B, L, C).
 
@@ -163,10 +171,11 @@ class DiTBlock(nn.Module):
             conditioning: embedding of time and label (B, C).
             control: adapter output that is added before attention (B, L, C).
             rotation: cosine and sine by which queries and keys turn.
+            mask: tokens that take part in attention (B, 1, 1, L); default: all.
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(conditioning)).chunk(6, dim=-1)
         modulated = modulate(hidden_states, shift_a, scale_a)
-        attended = self.attn(modulated if control is None else modulated + control, rotation)
+        attended = self.attn(modulated if control is None else modulated + control, rotation, mask)
         hidden_states = torch.addcmul(hidden_states, gate_a.unsqueeze(1), attended)
         transformed = self.ff(modulate(hidden_states, shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m.unsqueeze(1), transformed)
@@ -368,6 +377,7 @@ class DiTTransformerModel(DenoiserMixin):
         block_controls: Sequence[torch.Tensor | None] | None = None,
         self_condition: torch.Tensor | None = None,
         phase: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the training target (`prediction_type`) from noisy latents.
 
@@ -381,6 +391,7 @@ class DiTTransformerModel(DenoiserMixin):
                 zeros by default.
             phase: phase of the heart beat at each frame, `(L)` or `(B, L)`, see `times_of_phase`; default: evenly
                 spaced frames.
+            frame_mask: frames that take part in attention `(B, T)`; a token does if any of its frames does.
 
         Returns:
             `sample`, with the shape of `hidden_states`; with `learn_sigma` twice the channels, the prediction first.
@@ -407,10 +418,14 @@ class DiTTransformerModel(DenoiserMixin):
         if angles is not None:
             angles = self.rotation_in(angles)[:, :, None]
             rotation = ((angles.cos(), angles.sin()),)
+        mask = None if frame_mask is None else self._token_mask(frame_mask, grid)
+        inputs: tuple[Any, ...]
         for number, block in enumerate(self.transformer_blocks):
             control = None if block_controls is None else block_controls[number]
             control = None if control is None else self.control_in(control)
             inputs = (tokens, conditioning, control, *rotation)
+            if mask is not None:
+                inputs = (tokens, conditioning, control, *(rotation or (None,)), mask)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *inputs)
             else:
@@ -420,6 +435,11 @@ class DiTTransformerModel(DenoiserMixin):
 
         sample = unpatchify(tokens, grid, self.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _token_mask(self, frame_mask: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+        """Return the tokens that hold any frame of a mask `(B, T)`, as attention takes them: (B, 1, 1, L)."""
+        by_token = frame_mask.bool().unflatten(-1, (grid[-1], self.patch_size[-1])).any(dim=-1)
+        return by_token.repeat(1, math.prod(grid[:-1]))[:, None, None]
 
     def _with_estimate(self, hidden_states: torch.Tensor, estimate: torch.Tensor | None) -> torch.Tensor:
         """Append the estimate of the clean latents as further channels, if the model takes one."""
