@@ -25,6 +25,7 @@ from cardiodit.training.image_data import SliceDataset, data_config, preprocessi
 from cardiodit.training.noisy_samples import LabelledSamples, Noising, NoisyDataset, ValidationDataset
 from cardiodit.training.objectives import VOXEL_OBJECTIVES, Batch
 from cardiodit.training.pipeline_output import Upload, add_upload_options, finish_pipeline, make_preview
+from cardiodit.training.prdit_config import translate_prdit
 from cardiodit.training.settings import PRDiTSettings, build_augmentation
 
 EXAMPLE = (
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         PRDiTSettings,
         "Train PRDiT on voxels: its local denoiser (stage 1) or its refiner (stage 2).",
         EXAMPLE,
-        None,
+        translate_prdit,
         add_options,
     )
     with Run(request, "train_prdit") as run:
