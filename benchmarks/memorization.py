@@ -3,10 +3,13 @@
     python benchmarks/memorization.py planted --output memorization     which altered copies of phantoms are found
     python benchmarks/memorization.py scale                             1000 samples among 10,000 training volumes
     python benchmarks/memorization.py series --output memorization      models of 12 to 400 hearts, and early stopping
+    python benchmarks/memorization.py mitigation --output memorization  stopping and augmentation at equal distance
     python benchmarks/memorization.py bundled --output memorization     the model in checkpoints/cardiodit-phantom
 
-`series` trains the same small model on 12, 50, 200 and 400 phantoms, and audits the last weights of each. Run again to
-resume. Results are added to results.json in the output folder; `series` also writes series.md and series.png.
+`series` trains the same small model on 12, 50, 200 and 400 phantoms, and audits the last weights of each. `mitigation`
+trains it on 50 phantoms with and without augmentation of latents, and searches samples of several steps for copies. Run
+again to resume. Results are added to results.json in the output folder; `series` and `mitigation` also write a table
+and a picture of the same name.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from cardiodit._util.atomic_io import atomic_file, new_folder
@@ -32,19 +36,23 @@ from cardiodit.imaging.phantom import GROUPS, write_cohort
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.pipelines.load import open_pipeline
 from cardiodit.privacy.audit import AuditSettings, audit
-from cardiodit.privacy.detectors import ALTERED, LATENTS, PIXELS, DetectorConfig
+from cardiodit.privacy.detectors import ALTERED, LATENTS, PIXELS, RECONSTRUCTIONS, DetectorConfig
 from cardiodit.privacy.findings import Distances, findings_of
 from cardiodit.privacy.planted import sensitivity
 from cardiodit.privacy.search import Embedded, References, embed_all
 from cardiodit.privacy.statistics import LEVEL, proportion_interval
 from cardiodit.training import train_dit, train_vqgan
+from cardiodit.training.harness.command_line import find_config
 
 BASE = "cardiodit-phantom"
 COHORTS = {"training": (400, 0), "validation": (32, 1), "held_out": (100, 2)}  # number and seed
 HEARTS, STOPPED = (12, 50, 200, 400), 50
+WAYS: dict[str, dict[str, Any]] = {"plain": {}, "noise": {"noise": 0.5}, "shift": {"shift": 1}}  # of augmentation
+STEPS = (500, 1000, 2000, 3000)
 SIZE = (32, 32, 2, 8)
 CONFIGS = "phantom/memorization"
 RESULTS = "results.json"
+ALL = (PIXELS, LATENTS, RECONSTRUCTIONS)
 SLICES, FEATURES = 8, 768  # of the rows of the detector `pixels` for a cine
 
 
@@ -53,6 +61,8 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=100, help="of each model (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings of `mitigation`")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of `mitigation` (all)")
     parser.add_argument("--detector", default=PIXELS, help="of planted copies (%(default)s)")
     parser.add_argument("--share", type=float, default=1.0, help="of the volumes of `scale`, for a trial (%(default)s)")
     arguments = parser.parse_args()
@@ -82,7 +92,7 @@ def series(arguments: argparse.Namespace) -> None:
     for hearts in HEARTS:
         began = processor_seconds()
         trained = train(folder, latents, f"hearts{hearts}", hearts)
-        model = last_weights(trained)
+        model = weights_at(trained)
         examine(folder, f"hearts{hearts}", model, hearts, arguments.samples, processor_seconds() - began)
     began = processor_seconds()
     stopping = ["--stop_when", "memorizing", "--validation_steps", "50"]
@@ -95,21 +105,26 @@ def series(arguments: argparse.Namespace) -> None:
 
 
 def write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Write what was found of each model, by both detectors and by the loss."""
+    """Write what was found of each model, by the detectors and by the loss."""
     lines = [
-        "| hearts | copies by pixels, % | copies by latents, % | patients by latents, % | named copies, patients | "
-        "published rule: patients, % | AUC of the loss | Fréchet distance |",
-        "|---|---|---|---|---|---|---|---|",
+        "| hearts | copies by pixels, % | copies by latents, % | copies by reconstructions, % | patients, % | "
+        "named copies, patients | published rule: patients, % | AUC of the loss | Fréchet distance |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         by = row["detectors"]
-        shares = [by["pixels"]["copies_excess"], by["latents"]["copies_excess"], by["latents"]["patients_excess"]]
-        cells = [f"{100 * s['value']:.0f} ({100 * s['low']:.0f} to {100 * s['high']:.0f})" for s in shares]
-        named = f"{by['latents']['named_copies'] * row['samples']:.0f}, {by['latents']['named_patients']}"
-        published = f"{100 * by['latents']['published']['patients']:.0f}"
-        cells += [named, published, f"{row['loss_auc']['value']:.2f}", f"{row['frechet']:.3f}"]
-        lines.append(f"| {name.removeprefix('hearts').replace('-', ', ')} | {' | '.join(cells)} |")
+        best = by[RECONSTRUCTIONS]
+        cells = [percent(by[each]["copies_excess"]) for each in ALL] + [percent(best["patients_excess"])]
+        cells += [f"{best['named_copies'] * row['samples']:.0f}, {best['named_patients']}"]
+        cells += [f"{100 * best['published']['patients']:.0f}", f"{row['loss_auc']['value']:.2f}"]
+        lines.append(
+            f"| {name.removeprefix('hearts').replace('-', ', ')} | {' | '.join(cells)} | {row['frechet']:.3f} |"
+        )
     path.write_text("\n".join(lines) + "\n")
+
+
+def percent(share: dict[str, float]) -> str:
+    return f"{100 * share['value']:.0f} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
 
 
 def write_plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -128,7 +143,7 @@ def write_plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         pen.text((left - 40, y), f"{tick}%", "black", font, anchor="rm")
     points = []
     for row in rows:
-        share = row["detectors"]["latents"]["copies_excess"]
+        share = row["detectors"][RECONSTRUCTIONS]["copies_excess"]
         x, y = place(row["hearts"], share["value"])
         pen.line((x, place(row["hearts"], share["low"])[1], x, place(row["hearts"], share["high"])[1]), "grey", 3)
         pen.text((x, 390), str(row["hearts"]), "black", font, anchor="mt")
@@ -136,7 +151,7 @@ def write_plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     pen.line(points, "firebrick", 2)
     for x, y in points:
         pen.ellipse((x - 5, y - 5, x + 5, y + 5), "firebrick")
-    pen.text((380, 12), "Copies among samples beyond chance (detector latents)", "black", font, anchor="mt")
+    pen.text((380, 12), "Copies among samples beyond chance (detector reconstructions)", "black", font, anchor="mt")
     pen.text((380, 412), "training hearts", "black", font, anchor="mt")
     picture.save(path)
 
@@ -174,29 +189,41 @@ def write_first(manifest: Path, count: int) -> None:
         csv.writer(file).writerows(rows[: count + 1])
 
 
-def train(folder: Path, latents: Path, name: str, hearts: int, *more: str) -> Path:
+def train(
+    folder: Path, latents: Path, name: str, hearts: int, *more: str, augmentation: dict[str, Any] | None = None
+) -> Path:
+    config = f"{CONFIGS}/dit.yaml"
+    if augmentation:
+        settings = yaml.safe_load(find_config(Path(config)).read_text())
+        config = str(folder / f"{name}.yaml")
+        Path(config).write_text(yaml.safe_dump({**settings, "augmentation": augmentation}))
     if not (folder / name / "pipeline").is_dir():
         ids = ["--training_ids", str(latents / "training" / f"first{hearts}.csv")]
         ids += ["--validation_ids", str(latents / "validation" / "manifest.csv")]
-        options = ["--config", f"{CONFIGS}/dit.yaml", "--vae", str(folder / "vqgan"), *ids, "--output_dir", str(folder)]
+        options = ["--config", config, "--vae", str(folder / "vqgan"), *ids, "--output_dir", str(folder)]
         train_dit.main([*options, "--run_name", name, *more])
     return folder / name
 
 
-def last_weights(run: Path) -> Path:
-    """Write the pipeline of a run's last averaged weights, which the run itself only keeps in a checkpoint."""
-    target = run / "last"
+def weights_at(run: Path, step: int | None = None) -> Path:
+    """Write the pipeline of a run's averaged weights at a step (default: the last), which only its checkpoints hold."""
+    target = run / ("last" if step is None else f"step{step}")
     if not target.is_dir():
-        newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        at = max(int(path.name.rpartition("-")[2]) for path in run.glob("checkpoint-*")) if step is None else step
         pipe = open_pipeline(str(run / "pipeline"))
-        pipe.transformer = open_transformer(newest / "transformer_ema")
+        pipe.transformer = open_transformer(run / f"checkpoint-{at}" / "transformer_ema")
         with new_folder(target) as temporary:
             pipe.save_pretrained(temporary)
     return target
 
 
-def examine(folder: Path, name: str, model: Path, hearts: int, samples: int, seconds: float) -> None:
+def examine(
+    folder: Path, name: str, model: Path, hearts: int, samples: int, seconds: float, detectors: Sequence[str] = ALL
+) -> None:
     """Sample from a model, audit it, and keep the numbers of the table."""
+    file = folder / RESULTS
+    if file.is_file() and name in json.loads(file.read_text()):
+        return
     began = processor_seconds()
     drawn = folder / "samples" / name
     options = ["--num_samples", str(samples), "--batch_size", "20", "--seed", "0", "--device", "cpu"]
@@ -209,7 +236,7 @@ def examine(folder: Path, name: str, model: Path, hearts: int, samples: int, sec
         output_dir=folder / "audits" / name,
         model=str(model),
         attack_volumes=50,
-        detectors=(PIXELS, LATENTS),
+        detectors=detectors,
         planted=0,
     )
     found = audit(settings)
@@ -248,6 +275,47 @@ def frechet_to_held_out(folder: Path, samples: Path) -> float:
         return np.stack([network.features(each.voxels, each.geometry.spacing) for each in volumes])
 
     return frechet_distance(features(open_real(folder / "held_out" / "manifest.csv").items), features(synthetic.items))
+
+
+# --- Mitigation ---
+
+
+def mitigation(arguments: argparse.Namespace) -> None:
+    """Train on 50 hearts in several ways, and measure copies and Fréchet distance while the training goes on."""
+    folder = arguments.output
+    latents = prepare(folder)
+    for seed in arguments.seeds:
+        for way in arguments.ways:
+            began = processor_seconds()
+            keeping = ["--seed", str(seed), "--checkpointing_steps", "500", "--checkpoints_total_limit", "9"]
+            trained = train(folder, latents, f"{way}-seed{seed}", STOPPED, *keeping, augmentation=WAYS[way])
+            seconds = processor_seconds() - began
+            for step in STEPS:
+                name, model = f"{way}-step{step}-seed{seed}", weights_at(trained, step)
+                examine(folder, name, model, STOPPED, arguments.samples, seconds, [RECONSTRUCTIONS])
+    found = json.loads((folder / RESULTS).read_text())
+    rows = {name: row for name, row in found.items() if "-step" in name}
+    with atomic_file(folder / "mitigation.md") as temporary:
+        lines = [
+            "| training, step | copies beyond chance, % | Fréchet distance | AUC of the loss |",
+            "|---|---|---|---|",
+        ]
+        for way in WAYS:
+            for step in STEPS:
+                same = [row for name, row in rows.items() if name.startswith(f"{way}-step{step}-")]
+                if same:
+                    copies = [100 * row["detectors"][RECONSTRUCTIONS]["copies_excess"]["value"] for row in same]
+                    cells = [spread(copies, 0), spread([row["frechet"] for row in same], 3)]
+                    cells += [spread([row["loss_auc"]["value"] for row in same], 2)]
+                    lines.append(f"| {way}, {step} | {' | '.join(cells)} |")
+        temporary.write_text("\n".join(lines) + "\n")
+    print((folder / "mitigation.md").read_text())
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the mean, and the range over seeds."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else mean
 
 
 # --- Planted copies ---
@@ -350,7 +418,7 @@ def bundled(arguments: argparse.Namespace) -> None:
     keep(folder, "bundled", {"conclusion": found.report["conclusion"]})
 
 
-PARTS = {"planted": planted, "scale": scale, "series": series, "bundled": bundled}
+PARTS = {"planted": planted, "scale": scale, "series": series, "mitigation": mitigation, "bundled": bundled}
 
 
 if __name__ == "__main__":

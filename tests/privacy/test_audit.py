@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cardiodit import VQModel4D
 from cardiodit.cli import main
 from cardiodit.errors import CardioDiTError
+from cardiodit.evaluation.reconstruction import reconstruct
+from cardiodit.evaluation.volume_sets import open_real, open_synthetic
+from cardiodit.evaluation.workers import Workers
+from cardiodit.hub.bundled_models import find_model
+from cardiodit.imaging.manifest import prepare_case, read_manifest
+from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.preprocessing import Preprocessing
 from cardiodit.privacy.audit import AuditSettings, audit
 from cardiodit.privacy.audit import _detectors as detectors_of
 from cardiodit.privacy.detectors import DetectorConfig, open_detector
 from cardiodit.privacy.report import INTERNAL_MARK, read_audit
+from cardiodit.privacy.search import References, embed_all
 
 from .conftest import COPIES
 
@@ -154,7 +162,7 @@ def test_another_preprocessing_or_an_empty_set_is_refused(
     (tmp_path / "empty").mkdir()
     with pytest.raises(CardioDiTError, match="contains no NIfTI file"):
         audit(settings(synthetic=tmp_path / "empty"))
-    with pytest.raises(CardioDiTError, match="neither pixels, latents or a feature network"):
+    with pytest.raises(CardioDiTError, match="neither pixels, reconstructions, latents or a feature network"):
         audit(settings(detectors=("nothing",)))
 
 
@@ -170,11 +178,42 @@ def test_an_unreadable_sample_is_listed(settings: Callable[..., AuditSettings], 
     assert problem["file"] == "broken.nii.gz" and problem["set"] == "synthetic"
 
 
-def test_the_models_latents_are_compared_too(settings: Callable[..., AuditSettings], model: Path) -> None:
+def test_the_model_decides_what_is_compared(settings: Callable[..., AuditSettings], model: Path) -> None:
+    assert detectors_of(settings(), None) == ("pixels",)
+    assert detectors_of(settings(model=str(model)), model) == ("pixels", "reconstructions")
+    assert detectors_of(settings(model=str(model), detectors=["random"]), model) == ["random"]
+
+
+def test_copies_are_recognized_however_much_the_vq_model_blurs_them(
+    model: Path, cohorts: dict[str, Path], steps: Preprocessing, tmp_path: Path
+) -> None:
+    """A generator that memorized latents hands out training hearts as its VQ model reconstructs them."""
+    vae, folder = VQModel4D.from_pretrained(find_model("cardiodit-phantom"), subfolder="vae"), tmp_path / "samples"
+    vae.save_pretrained(model / "vae")
+    folder.mkdir()
+    for place, case in enumerate(read_manifest(cohorts["training"])[:3]):
+        prepared = prepare_case(case, steps)
+        write_nifti(folder / f"{place}.nii.gz", reconstruct(vae, prepared).voxels, prepared.volume.geometry)
+    sets = [open_real(cohorts[name]).items[:6] for name in ("training", "held_out")] + [open_synthetic(folder).items]
+    nearest = {}
+    for name in ("pixels", "reconstructions"):
+        config = DetectorConfig(name, str(model))
+        described = [
+            list(embed_all(items, steps, config, tmp_path / "cache", Workers(), place > 0))
+            for place, items in enumerate(sets)
+        ]
+        references = References.of(described[0])
+        nearest[name] = [
+            references.distances(lambda i, d=queries: d[i].rows(), len(queries)) for queries in described[1:]
+        ]
+    to_held_out, to_samples = nearest["reconstructions"]
+    assert to_samples.argmin(axis=1).tolist() == [0, 1, 2]
+    assert to_samples.min(axis=1).max() < 0.01 * to_held_out.min()
+    assert nearest["pixels"][1].min() > 0.01 * nearest["pixels"][0].min()  # scans are not what the model generates
+
+
+def test_latents_are_compared_of_beats_of_any_length(model: Path) -> None:
     """Also of a beat whose number of frames the VQ model does not take, as planted copies have."""
-    assert detectors_of(settings()) == ("pixels",)
-    assert detectors_of(settings(model=str(model))) == ("pixels", "latents")
-    assert detectors_of(settings(model=str(model), detectors=["random"])) == ["random"]
     detector = open_detector(DetectorConfig("latents", str(model)))
     beat = np.random.default_rng(0).uniform(-1, 1, (32, 32, 2, 8)).astype(np.float32)
     whole, turned, cut = (

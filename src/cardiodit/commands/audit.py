@@ -68,9 +68,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         dest="detectors",
         nargs="+",
         metavar="NAME",
-        help="what recognizes copies; several are reported one by one: pixels or latents (nearest neighbours after "
-        "alignment), a feature network of `cardiodit evaluate` (random, medicalnet10, cinema, ...), or the run "
-        "folder of train_copy_detector; default: pixels, and latents if --model has a VQ model",
+        help="what recognizes copies; several are reported one by one: pixels (nearest neighbours after "
+        "alignment), reconstructions (the same, with patients as the model's VQ model reconstructs them), latents, a "
+        "feature network of `cardiodit evaluate` (random, medicalnet10, cinema, ...), or the run "
+        "folder of train_copy_detector; default: pixels, and reconstructions if --model has a VQ model",
     )
     parser.add_argument("--weights", help="weights of the feature network: a file, or org/name:file on the Hub")
     parser.add_argument(

@@ -32,7 +32,7 @@ from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 from cardiodit.privacy import identities
 from cardiodit.privacy.attacks import LossMeter, authenticity, generalisation_gap, loss_attacks, sample_attacks
 from cardiodit.privacy.conclusions import conclusion, limits, tested
-from cardiodit.privacy.detectors import LATENTS, PIXELS, DetectorConfig, check_unseen, open_detector
+from cardiodit.privacy.detectors import PIXELS, RECONSTRUCTIONS, DetectorConfig, check_unseen, open_detector
 from cardiodit.privacy.findings import (
     Distances,
     Findings,
@@ -65,7 +65,7 @@ class AuditSettings:
         output_dir: folder of the report and of cached rows.
         model: pipeline whose weights are audited; None if only samples are known.
         run: training run that recorded the identity of the cohort; default: the one that contains the model.
-        detectors: names (`DetectorConfig.name`); default: pixels, and latents if the model has a VQ model.
+        detectors: names (`DetectorConfig.name`); default: pixels, and reconstructions if the model has a VQ model.
         weights: of a feature network.
         reference: model that was trained on other patients, which tells how difficult a volume is.
         preprocessing, depth, spacing: as in an evaluation.
@@ -142,12 +142,13 @@ def audit(settings: AuditSettings) -> Audit | None:
     stats = [inspect(each, steps) for each in sets]
     for other in stats[1:]:
         check_agreement(stats[0], other)
-    model = _identify(settings, sets, steps)
+    folder = None if settings.model is None else identities.model_folder(settings.model)
+    model = _identify(settings, folder, sets, steps)
 
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     with Workers(settings.processes) as workers:
         parts, described = [], []
-        for name in _detectors(settings):
+        for name in _detectors(settings, folder):
             config = DetectorConfig(name, settings.model, settings.weights, settings.device)
             described = _describe(settings, sets, steps, config, workers)
             if settings.share[0] > 0:
@@ -193,12 +194,12 @@ def _check(settings: AuditSettings) -> None:
         raise CardioDiTError(f"The output {settings.output_dir} is a file; expected a folder.")
 
 
-def _detectors(settings: AuditSettings) -> Sequence[str]:
+def _detectors(settings: AuditSettings, model: Path | None) -> Sequence[str]:
     if settings.detectors is not None:
         return settings.detectors
-    # Where images are blurred by the VQ model, copies are exact in its latents only.
-    has_latents = settings.model is not None and (identities.model_folder(settings.model) / "vae").is_dir()
-    return (PIXELS, LATENTS) if has_latents else (PIXELS,)
+    # A VQ model that blurs makes copies that are no nearer to the scans than other hearts are.
+    has_vae = model is not None and (model / "vae").is_dir()
+    return (PIXELS, RECONSTRUCTIONS) if has_vae else (PIXELS,)
 
 
 def _check_patients(sets: Sequence[VolumeSet]) -> None:
@@ -224,15 +225,16 @@ def _check_patients(sets: Sequence[VolumeSet]) -> None:
         )
 
 
-def _identify(settings: AuditSettings, sets: Sequence[VolumeSet], steps: Preprocessing) -> dict[str, Any]:
+def _identify(
+    settings: AuditSettings, folder: Path | None, sets: Sequence[VolumeSet], steps: Preprocessing
+) -> dict[str, Any]:
     """Return the identities of weights and cohort; raise an error if the cohort or the samples are another model's."""
     cases = [item.case for item in sets[0].items if item.case is not None]
     made_by = sets[2].made_by
-    if settings.model is None:
+    if settings.model is None or folder is None:
         known = identities.cohort_identities(cases, steps)
         return {"name": made_by.get("model"), "weights": None, "revision": made_by.get("revision"),
                 "samples_are_of_these_weights": None, "cohort": known, "cohort_checked_against": None}  # fmt: skip
-    folder = identities.model_folder(settings.model)
     weights, revision = identities.identity_of_weights(folder), identities.revision_of_folder(folder)
     sampled = made_by.get("revision")
     if sampled is not None and revision is not None and sampled != revision and identities.are_alike(sampled, revision):

@@ -25,7 +25,7 @@ from cardiodit.imaging.geometry import Triple
 from cardiodit.models.copy_detector import DIGITS
 
 FORMAT = 2  # to be raised when the same volume would get other rows
-PIXELS, LATENTS = "pixels", "latents"
+PIXELS, LATENTS, RECONSTRUCTIONS = "pixels", "latents", "reconstructions"
 CELLS = 16  # of a grid along H and W
 SPAN = 0.8  # share of the field of view that a grid covers
 HARMONICS = 3  # of a beat: its mean, and the amplitudes of one and two oscillations per beat
@@ -68,10 +68,15 @@ class Detector(Protocol):
     def describe(self) -> dict[str, Any]:
         """Describe the detector for the report."""
 
-    def rows(self, voxels: np.ndarray, spacing: Triple | None, is_query: bool) -> np.ndarray:
+    def rows(
+        self, voxels: np.ndarray, spacing: Triple | None, is_query: bool, is_generated: bool = False
+    ) -> np.ndarray:
         """Return `(variants, slices, f)` float32 for a volume `(H, W, D)` or `(H, W, D, T)` in [-1, 1].
 
         Training volumes are described as they are; queries (samples and held-out patients) in several variants.
+
+        Args:
+            is_generated: whether the volume is a sample, which the model's decoder has made.
         """
 
 
@@ -80,7 +85,8 @@ class DetectorConfig:
     """Settings from which any process opens a detector.
 
     Args:
-        name: "pixels", "latents", a feature network of `cardiodit evaluate`, or the folder of a trained copy detector.
+        name: "pixels", "reconstructions", "latents", a feature network of `cardiodit evaluate`, or the folder of a
+            trained copy detector.
         model: model whose VQ model encodes latents.
         weights: of a feature network.
         device: where networks run.
@@ -97,7 +103,9 @@ def open_detector(config: DetectorConfig) -> Detector:
     if config.name == PIXELS:
         return PixelDetector()
     if config.name == LATENTS:
-        return _open_latents(config)
+        return LatentDetector(_open_vae(config))
+    if config.name == RECONSTRUCTIONS:
+        return ReconstructionDetector(_open_vae(config))
     if (Path(config.name) / CONFIG).is_file() or (Path(config.name) / "best").is_dir():
         return TrainedDetector.open(config)
     return _open_features(config)
@@ -145,7 +153,9 @@ class PixelDetector:
             "training": "none",
         }
 
-    def rows(self, voxels: np.ndarray, spacing: Triple | None, is_query: bool) -> np.ndarray:
+    def rows(
+        self, voxels: np.ndarray, spacing: Triple | None, is_query: bool, is_generated: bool = False
+    ) -> np.ndarray:
         return aligned_grid(equalized(voxels)[..., None], ALTERED if is_query else AS_IT_IS)
 
 
@@ -166,25 +176,79 @@ class LatentDetector:
         grid = PixelDetector().describe()
         return {**grid, "name": self.name, "compares": grid["compares"].replace("grey values", "latents")}
 
-    def rows(self, voxels: np.ndarray, spacing: Triple | None, is_query: bool) -> np.ndarray:
+    def rows(
+        self, voxels: np.ndarray, spacing: Triple | None, is_query: bool, is_generated: bool = False
+    ) -> np.ndarray:
         from cardiodit.imaging.preprocessing import as_tensor
         from cardiodit.latents.encoder import encode_volume
 
-        if voxels.ndim == 4 and voxels.shape[3] % (factor := self.vae.scale_factors[2]):
-            voxels = resample(voxels, factor * math.ceil(voxels.shape[3] / factor), axis=3).astype(np.float32)
-        latents = encode_volume(self.vae, as_tensor(voxels)).cpu().numpy()  # (C, D, h, w, t) or (C, h, w, d)
+        latents = (
+            encode_volume(self.vae, as_tensor(_whole_beat(self.vae, voxels))).cpu().numpy()
+        )  # (C, D, h, w, t) or (C, h, w, d)
         axes = (2, 3, 1, 4, 0) if latents.ndim == 5 else (1, 2, 3, 0)
         channels = latents.transpose(axes)
         mean = channels.mean(axis=tuple(range(channels.ndim - 1)), keepdims=True)
         return aligned_grid((channels - mean) / (channels.std() + 1e-6), ALTERED if is_query else AS_IT_IS)
 
 
-def _open_latents(config: DetectorConfig) -> LatentDetector:
+@dataclass(frozen=True)
+class ReconstructionDetector:
+    """Compares samples with patients as the model's VQ model reconstructs them: what it blurs is blurred on both sides.
+
+    Nothing that the model generates can be nearer to a training image than the reconstruction of that image.
+    """
+
+    vae: Any
+    name: str = RECONSTRUCTIONS
+
+    @cached_property
+    def identity(self) -> str:
+        from cardiodit.latents.file import identity_of_vae
+
+        return _identity(self.describe(), identity_of_vae(self.vae))
+
+    def describe(self) -> dict[str, Any]:
+        grid = PixelDetector().describe()
+        return {
+            **grid,
+            "name": self.name,
+            "compares": f"{grid['compares']}; patients as the VQ model reconstructs them",
+        }
+
+    def rows(
+        self, voxels: np.ndarray, spacing: Triple | None, is_query: bool, is_generated: bool = False
+    ) -> np.ndarray:
+        image = voxels if is_generated else self._reconstruct(_whole_beat(self.vae, voxels))
+        return aligned_grid(equalized(image)[..., None], ALTERED if is_query else AS_IT_IS)
+
+    def _reconstruct(self, voxels: np.ndarray) -> np.ndarray:
+        import torch
+
+        from cardiodit.imaging.preprocessing import as_tensor
+        from cardiodit.latents.encoder import encode_volume
+        from cardiodit.models.autoencoder_vq import slices_of
+
+        codes = encode_volume(self.vae, as_tensor(voxels))[None]  # (1, C, D, h, w, t) or (1, C, h, w, d)
+        parts = slices_of(codes) if voxels.ndim == 4 else codes
+        with torch.no_grad():
+            decoded = [self.vae.decode(part, force_not_quantize=True).sample[0, 0] for part in parts.split(1)]
+        images = torch.stack(decoded).float().clamp(-1, 1).cpu().numpy()  # (D, H, W, T) or (1, H, W, D)
+        return np.moveaxis(images, 0, 2) if voxels.ndim == 4 else images[0]
+
+
+def _whole_beat(vae: Any, voxels: np.ndarray) -> np.ndarray:
+    """Resample a beat to the next number of frames that the VQ model encodes."""
+    if voxels.ndim == 4 and voxels.shape[3] % (factor := vae.scale_factors[2]):
+        return resample(voxels, factor * math.ceil(voxels.shape[3] / factor), axis=3).astype(np.float32)
+    return voxels
+
+
+def _open_vae(config: DetectorConfig) -> Any:
     from cardiodit.hub.load import open_vae
 
     if config.model is None:
-        raise CardioDiTError("The detector latents needs the model: give --model.")
-    return LatentDetector(open_vae(config.model).to(config.device))
+        raise CardioDiTError(f"The detector {config.name} needs the model: give --model.")
+    return open_vae(config.model).to(config.device)
 
 
 def aligned_grid(channels: np.ndarray, variants: Sequence[Variant]) -> np.ndarray:
@@ -279,7 +343,9 @@ class FeatureDetector:
             "training": "see the network's weights",
         }
 
-    def rows(self, voxels: np.ndarray, spacing: Triple | None, is_query: bool) -> np.ndarray:
+    def rows(
+        self, voxels: np.ndarray, spacing: Triple | None, is_query: bool, is_generated: bool = False
+    ) -> np.ndarray:
         parts = [network for network in self.networks if voxels.ndim == 4 or network.kind == "spatial"]
         turned = [_flip(voxels, variant) for variant in (FLIPPED if is_query else AS_IT_IS)]
         rows = [np.concatenate([part.features(each, spacing) for part in parts]) for each in turned]
@@ -297,8 +363,8 @@ def _open_features(config: DetectorConfig) -> FeatureDetector:
 
     if config.name not in NAMES and ":" not in config.name:
         raise CardioDiTError(
-            f"--detector {config.name}: neither {PIXELS}, {LATENTS} or a feature network ({', '.join(NAMES)}, or "
-            "module:callable), nor the folder of a detector trained by train_copy_detector."
+            f"--detector {config.name}: neither {PIXELS}, {RECONSTRUCTIONS}, {LATENTS} or a feature network "
+            f"({', '.join(NAMES)}, or module:callable), nor the folder of a detector trained by train_copy_detector."
         )
     choices = [Choice(kind=kind, weights=config.weights, device=config.device) for kind in KINDS]
     networks = [load_network(config.name, choices[0])]
@@ -340,6 +406,8 @@ class TrainedDetector:
             "training": config.training_data,
         }
 
-    def rows(self, voxels: np.ndarray, spacing: Triple | None, is_query: bool) -> np.ndarray:
+    def rows(
+        self, voxels: np.ndarray, spacing: Triple | None, is_query: bool, is_generated: bool = False
+    ) -> np.ndarray:
         turned = [_flip(voxels, variant) for variant in (FLIPPED if is_query else AS_IT_IS)]
         return np.stack([self.model.embed(each) for each in turned])

@@ -41,8 +41,9 @@ class SearchedDetector:
     threshold: float
 
     def distance(self, voxels: np.ndarray, spacing: Any) -> float:
-        rows = self.detector.rows(voxels, spacing, is_query=True).astype(np.float16)  # as in the audit's cache
-        return float(self.references.distances(lambda _: rows.astype(np.float32), 1).min())
+        rows = self.detector.rows(voxels, spacing, is_query=True, is_generated=True)
+        rows = rows.astype(np.float16).astype(np.float32)  # as in the audit's cache
+        return float(self.references.distances(lambda _: rows, 1).min())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from cardiodit._util.nearest import nearest_distances
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, summarize, without_folders
 from cardiodit.evaluation.measure import content_of
-from cardiodit.evaluation.volume_sets import Item, Problem, load
+from cardiodit.evaluation.volume_sets import SYNTHETIC, Item, Problem, load
 from cardiodit.evaluation.workers import Workers
 from cardiodit.imaging.manifest import reading_columns
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
@@ -77,16 +77,17 @@ def embed_all(
 def _embed_one(
     item: Item, steps: Preprocessing, config: DetectorConfig, cache: Path, is_query: bool
 ) -> Embedded | Problem:
-    detector = open_detector(config)
+    detector, is_generated = open_detector(config), item.set == SYNTHETIC
     try:
         parts: list[Any] = [FORMAT, __version__, sha256_of(item.image), item.units, detector.identity, is_query]
+        parts += [is_generated]
         parts += [without_typical(steps).to_dict(), steps.intensity.units]
         parts += [reading_columns(item.case)] if item.case is not None else []
         file = cache / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}.npy"
         if (known := _read_cached(file)) is not None:
             return known
         loaded = load(item, steps)
-        rows = detector.rows(loaded.volume.voxels, loaded.volume.geometry.spacing, is_query)
+        rows = detector.rows(loaded.volume.voxels, loaded.volume.geometry.spacing, is_query, is_generated)
         if not np.isfinite(rows).all():
             raise CardioDiTError(f"The detector {detector.name} computed values that are not numbers.")
     except (CardioDiTError, OSError) as error:
