@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cardiodit._util.foreign_files import read_object
-from cardiodit._util.sample_records import SAMPLE_LIST, read_sample_list
+from cardiodit._util.sample_records import DROPPED, SAMPLE_LIST, read_sample_list
 from cardiodit.energy.records import mean_of_samples
 from cardiodit.errors import CardioDiTError, reading
 from cardiodit.imaging.dicom import OTHER_BEAT
@@ -323,7 +323,8 @@ def _of_manifest(manifest: Path, name: str) -> VolumeSet:
 
 
 def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
-    records = read_sample_list(folder)
+    listed = read_sample_list(folder, with_dropped=True)
+    records = {name: record for name, record in listed.items() if DROPPED not in record}
     present = {file.name for file in files}
     problems = [
         *(
@@ -347,14 +348,13 @@ def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
         made_by=_agreed(list(records.values())),
         energy=mean_of_samples(list(records.values())),
         preprocessing=_preprocessing(folder, records.values()),
-        notes=_notes_on_filter(folder, len(records)),
+        notes=_notes_on_filter(len(listed) - len(records), len(listed)),
     )
 
 
-def _notes_on_filter(folder: Path, kept: int) -> list[str]:
-    dropped = len(read_sample_list(folder, with_dropped=True)) - kept
+def _notes_on_filter(dropped: int, count: int) -> list[str]:
     sentence = (
-        f"A filter dropped {dropped} of {dropped + kept} samples as copies of training volumes, so that these show "
+        f"A filter dropped {dropped} of {count} samples as copies of training volumes, so that these show "
         "fewer copies than the model generates."
     )
     return [sentence] if dropped else []
