@@ -31,7 +31,7 @@ from cardiodit.imaging.manifest import check_disjoint
 from cardiodit.imaging.preprocessing import Preprocessing, without_typical
 from cardiodit.privacy import identities
 from cardiodit.privacy.attacks import LossMeter, authenticity, generalisation_gap, loss_attacks, sample_attacks
-from cardiodit.privacy.conclusions import conclusion, limits, tested
+from cardiodit.privacy.conclusions import conclusion, limits, strongest, tested
 from cardiodit.privacy.detectors import PIXELS, RECONSTRUCTIONS, DetectorConfig, check_unseen, open_detector
 from cardiodit.privacy.findings import (
     Distances,
@@ -164,8 +164,8 @@ def audit(settings: AuditSettings) -> Audit | None:
         attacks += with_weights
     report = rounded(_report(settings, model, described, steps, parts, attacks, gap, left_out))
 
-    shown = max((part[0] for part in parts), key=lambda each: each[0].report["copies"]["excess"]["value"])
-    pairs = _shown_pairs(shown, described, steps)
+    shown = report["detectors"].index(strongest(report))
+    pairs = _shown_pairs(parts[shown][0], described, steps)
     return Audit(report, write_all(settings.output_dir, report, pairs))
 
 

@@ -31,6 +31,11 @@ def interval(value: Mapping[str, Any], scale: float = 100, unit: str = "%") -> s
     return f"{value_}{unit}" if low is None or high is None else f"{value_}{unit} ({low} to {high}{unit})"
 
 
+def strongest(report: Report) -> Mapping[str, Any]:
+    """Return what the detector found that recognized most copies: copies that one detector misses another may find."""
+    return max(report["detectors"], key=lambda part: part["copies"]["excess"]["value"])
+
+
 def tested(report: Report) -> list[dict[str, str | bool]]:
     """Return a line for each class of attacks: whether it was tested, and how or why not."""
     names = ", ".join(part["detector"]["name"] for part in report["detectors"])
@@ -70,22 +75,21 @@ def limits(report: Report) -> list[str]:
         "Better attacks than these may exist or be found later. Test again when they are, and with every new version "
         "of the weights.",
     ]
-    weak = [kind["title"] for kind in report["detectors"][0].get("sensitivity", ()) if kind["found"] < 0.5]
+    shares = [{kind["title"]: kind["found"] for kind in part.get("sensitivity", ())} for part in report["detectors"]]
+    weak = [title for title in shares[0] if all(found.get(title, 0) < 0.5 for found in shares)]
     if weak:
-        sentences.insert(
-            2,
-            f"{report['detectors'][0]['detector']['name']} misses most planted copies of these kinds: "
-            f"{', '.join(weak)}.",
-        )
+        who = report["detectors"][0]["detector"]["name"] if len(shares) == 1 else "every detector"
+        sentences.insert(2, f"Most planted copies of these kinds are missed by {who}: {', '.join(weak)}.")
     return sentences
 
 
 def conclusion(report: Report) -> list[str]:
     """Return what was found, in sentences for a reader who does not know the methods."""
-    first = report["detectors"][0]
-    copies, patients = first["copies"], first["patients"]
+    most = strongest(report)
+    copies, patients, count = most["copies"], most["patients"], len(report["detectors"])
+    by = "" if count == 1 else f"By {most['detector']['name']}, which of {count} detectors found most: "
     sentences = [
-        f"{percent(copies['observed'])} of the samples are as near to a training patient as only "
+        f"{by}{percent(copies['observed'])} of the samples are as near to a training patient as only "
         f"{percent(copies['null'])} of held-out patients are: an excess of {interval(copies['excess'])}, "
         f"p = {readable(copies['p_value'])}.",
         f"Among equally many samples and held-out patients, samples come near {percent(patients['observed'])} of the "
@@ -93,7 +97,7 @@ def conclusion(report: Report) -> list[str]:
         f"{interval(patients['excess'])}, p = {readable(patients['p_value'])}.",
     ]
     named = sum(sample["is_copy"] for sample in report["samples"])
-    rate = percent(first["false_discovery_rate"])
+    rate = percent(most["false_discovery_rate"])
     if named:
         sentences.append(
             f"{named} of {len(report['samples'])} samples are named as copies; at most about {rate} of these are "

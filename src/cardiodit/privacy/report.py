@@ -13,7 +13,7 @@ from cardiodit.evaluation.report.page import TEMPLATE as EVALUATION_PAGE
 from cardiodit.evaluation.report.players import MOST_BYTES, MOST_BYTES_OF_ONE, player
 from cardiodit.evaluation.report.report_file import write_report
 from cardiodit.hub.checks.files import INTERNAL_MARK
-from cardiodit.privacy.conclusions import interval, percent
+from cardiodit.privacy.conclusions import interval, percent, strongest
 
 if TYPE_CHECKING:
     from cardiodit.privacy.audit import Pair
@@ -76,6 +76,7 @@ def write_page(report: Mapping[str, Any], pairs: Sequence["Pair"], path: Path) -
         percent=percent,
         interval=interval,
         readable=readable,
+        most=strongest(report),
         contents={"seconds": None, "volumes": volumes},
     )
     write_page_file(page, path)
@@ -87,20 +88,19 @@ def _names(pair: "Pair") -> tuple[str, str]:
 
 def summary_rows(report: Mapping[str, Any]) -> list[str]:
     """Return lines of a Markdown table for a model card."""
-    first = report["detectors"][0]
-    sets = report["sets"]
+    most, sets = strongest(report), report["sets"]
     lines = [
         "| Audit | Result (95% interval) |",
         "|---|---|",
         f"| Samples, training patients, held-out patients | {sets['synthetic']['volumes']}, "
         f"{sets['training']['patients']}, {sets['held-out']['patients']} |",
-        f"| Samples that are copies, beyond held-out patients ({first['detector']['name']}) | "
-        f"{interval(first['copies']['excess'])}, p = {readable(first['copies']['p_value'])} |",
-        f"| Training patients near samples, beyond held-out patients | {interval(first['patients']['excess'])}, "
-        f"p = {readable(first['patients']['p_value'])} |",
-        f"| The same by the published rule, without correction | {percent(first['published_rule']['patients'])} of "
-        f"patients, {percent(first['published_rule']['copies'])} of samples; up to "
-        f"{percent(first['published_rule']['expected_of_a_generator_that_copies_nobody'])} without any copy |",
+        f"| Samples that are copies, beyond held-out patients ({most['detector']['name']}) | "
+        f"{interval(most['copies']['excess'])}, p = {readable(most['copies']['p_value'])} |",
+        f"| Training patients near samples, beyond held-out patients | {interval(most['patients']['excess'])}, "
+        f"p = {readable(most['patients']['p_value'])} |",
+        f"| The same by the published rule, without correction | {percent(most['published_rule']['patients'])} of "
+        f"patients, {percent(most['published_rule']['copies'])} of samples; up to "
+        f"{percent(most['published_rule']['expected_of_a_generator_that_copies_nobody'])} without any copy |",
     ]
     for needs, words in (("samples", "samples alone"), ("weights", "the weights")):
         attacks = [attack for attack in report["attacks"] if attack["needs"] == needs]

@@ -198,11 +198,12 @@ def blank_facts() -> str:
 
 def with_audit(facts: OwnerFacts, report: Mapping[str, Any]) -> OwnerFacts:
     """Append the table and the conclusion of an audit to the owner's words, and its main number to the metrics."""
+    from cardiodit.privacy.conclusions import strongest
     from cardiodit.privacy.report import summary_rows
 
     words = [facts.memorization] if facts.memorization else []
     words += ["\n".join(summary_rows(report)), *report["conclusion"][-1:]]
-    copies = report["detectors"][0]["copies"]["excess"]["value"]
+    copies = strongest(report)["copies"]["excess"]["value"]
     measured = Metric(
         name="Samples that are copies of training patients, beyond held-out patients, in percent",
         value=round(100 * copies, 2),
