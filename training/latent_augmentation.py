@@ -137,7 +137,7 @@ def _changes(augmentation: LatentAugmentation, vae: Any, latent: torch.Tensor) -
         yield "another first frame", rolls[0], rolls[1]
     if augmentation.noise:
         noise = torch.randn(latent.shape, generator=generator_for(0, 0)).to(latent)
-        yield "noise", partial(torch.add, noise, alpha=augmentation.noise / vae.config.scaling_factor), torch.clone
+        yield "noise", partial(torch.add, noise * (augmentation.noise / vae.config.scaling_factor)), torch.clone
 
 
 @torch.no_grad()

@@ -151,6 +151,10 @@ def test_changes_that_the_autoencoder_does_not_follow_are_refused(make_vae: Call
     said: list[str] = []
     check_augmentation(LatentAugmentation(shift=1), vae, [latent], said.append)
     assert len(said) == 2 and said[0].startswith("Augmentation of latents: a shift along H changes decoded volumes")
+    check_augmentation(LatentAugmentation(noise=0.01), vae, [latent], said.append)
+    assert "noise changes decoded volumes as intended, but for 0.0%" in said[-1]  # the codebook removes it
+    with pytest.raises(CardioDiTError, match="does not decode latents after noise as volumes after noise"):
+        check_augmentation(LatentAugmentation(noise=10.0), vae, [latent], said.append)
     with pytest.raises(CardioDiTError, match="does not decode latents after a flip along H as volumes after a flip"):
         check_augmentation(LatentAugmentation(flip_probability=0.5), vae, [latent], said.append)
     with pytest.raises(CardioDiTError, match="flip_probability=2 must be between 0 and 1"):
