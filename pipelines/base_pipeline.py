@@ -24,11 +24,15 @@ from cardiodit.hub.registration import LIBRARY, own_components, public_library
 from cardiodit.imaging import Geometry, Preprocessing
 from cardiodit.imaging.intensity import Range
 from cardiodit.imaging.orientation import CT_DIRECTION
+from cardiodit.models.clinical_conditions import ClinicalConditions
 from cardiodit.models.loading import ConfigWithoutOrigin, check_model_files
 from cardiodit.pipelines.inputs import (
     Generators,
     Labels,
+    Row,
     check_integer,
+    condition_numbers,
+    condition_rows,
     count_samples,
     label_numbers,
     labels_come_first,
@@ -36,6 +40,7 @@ from cardiodit.pipelines.inputs import (
     latent_size,
     make_generators,
     phases_of,
+    unguided_inputs,
     warn_of_guidance,
 )
 from cardiodit.pipelines.lora import DenoiserLoraMixin
@@ -170,6 +175,11 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         return list(config.get("class_names") or range(config.get("num_classes") or 0))
 
     @property
+    def conditions(self) -> ClinicalConditions | None:
+        """The clinical conditions that the pipeline takes, each with its categories or its range; None without."""
+        return getattr(self.denoiser, "conditions", None)
+
+    @property
     def voxels_per_latent(self) -> tuple[int, ...]:
         """Voxels per latent along each of the denoiser's axes; 1 where voxels themselves are denoised."""
         return (1,) * len(self.denoiser.axis_names)
@@ -223,6 +233,10 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
+        conditions: Row | Sequence[Row] | None = None,
+        guidance_over: Sequence[str] | None = None,
+        extrapolate: bool = False,
+        **named_conditions: Any,
     ) -> VolumePipelineOutput:
         """Generate volumes.
 
@@ -250,6 +264,11 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
                 may return a dictionary with modified latents.
             callback_on_step_end_tensor_inputs: tensors to pass to the callback; only "latents" is available.
             return_dict: return a `VolumePipelineOutput` (default) or a tuple.
+            conditions: clinical conditions by name for all samples, or a list with one dictionary per sample; what is
+                left out is not given (`pipe.conditions` lists them).
+            guidance_over: conditions by which guidance leads, and "class_label"; default: all that are given.
+            extrapolate: allow numbers outside the range of the training cohort.
+            named_conditions: the same as `conditions`, as arguments: `pipe(ef=35, edv=[180, 220])`.
         """
         started, meter = time.perf_counter(), EnergyMeter(self._execution_device)
         self._check(guidance_scale, output_type, callback_on_step_end_tensor_inputs)
@@ -259,9 +278,11 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         number, class_labels = labels_come_first(num_samples, class_labels)
         class_labels = labels_to_python(class_labels)
         generator = list(generator) if isinstance(generator, Sequence) else generator
-        num_samples = count_samples(number, class_labels, generator, latents)
+        rows = condition_rows(self.denoiser, conditions, named_conditions)
+        num_samples = count_samples(number, class_labels, generator, latents, rows)
         labels = label_numbers(self.denoiser, class_labels, num_samples)
-        if guidance_scale != 1.0 and class_labels is None:
+        asked = condition_numbers(self.denoiser, rows, num_samples, extrapolate)
+        if guidance_scale != 1.0 and class_labels is None and (asked is None or bool(asked.isnan().all())):
             warn_of_guidance(guidance_scale)
         size = self.latent_size(depth=depth, height=height, width=width, frames=frames)
         seed, generators = make_generators(seed, generator, num_samples, first_sample)
@@ -274,8 +295,10 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         latents_were_given = latents is not None
         latents = self._initial_noise(latents, (num_samples, self.denoiser.config.in_channels, *size), generators)
         self._phase = phases_of(phase, self.denoiser, num_samples, device)
-        labels_on_device = None if labels is None else labels.to(device)
-        latents = self._denoise(latents, labels_on_device, scheduler_step, callback_on_step_end)
+        inputs = {"class_labels": labels, "conditions": asked}
+        given = {name: value.to(device) for name, value in inputs.items() if value is not None}
+        unguided = unguided_inputs(self.denoiser, given, guidance_over)
+        latents = self._denoise(latents, given, unguided, scheduler_step, callback_on_step_end)
         volumes = latents if output_type == "latent" else self._decode(latents, decode_batch_size, output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -298,6 +321,10 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         given_labels = [None] * num_samples if class_labels is None or labels is None else labels.tolist()
         shown_labels = [names[label] if names and label is not None else label for label in given_labels]
         records = make_records(run, seed, first_sample, generator, shown_labels)
+        if self.conditions is not None and asked is not None:
+            for record, row in zip(records, asked.tolist(), strict=True):
+                record["conditions"] = self.conditions.values_of(row)
+                record["guidance_over"] = None if guidance_over is None else list(guidance_over)
         return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry, units=self.units)
 
     def _check_steps(self, number: int | None) -> int:
@@ -311,7 +338,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
             raise CardioDiTError(f"output_type={output_type!r} is not one of {', '.join(OUTPUT_TYPES)}.")
         if not isinstance(guidance_scale, Real):
             raise CardioDiTError(f"guidance_scale={guidance_scale!r} must be a number; 1 means no guidance.")
-        if guidance_scale != 1.0 and self.denoiser.null_label is None:
+        if guidance_scale != 1.0 and self.denoiser.null_label is None and self.conditions is None:
             raise CardioDiTError(
                 f"guidance_scale={guidance_scale} requires a model trained with labels and label dropout; this one has "
                 "no null label. Leave guidance_scale at 1."
@@ -335,10 +362,12 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     def _denoise(
         self,
         latents: torch.Tensor,
-        labels: torch.Tensor | None,
+        given: dict[str, torch.Tensor],
+        unguided: dict[str, torch.Tensor],
         scheduler_step: SchedulerStep,
         callback: Callback | None,
     ) -> torch.Tensor:
+        """Denoise latents with the denoiser's inputs, labels and conditions, and those without what guides."""
         timesteps = self.scheduler.timesteps  # on the CPU, since a scheduler that reads one would wait for the device
         on_device = upload(timesteps, latents.device)
         self._estimate = None
@@ -348,7 +377,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
                 if self.interrupt:
                     break
                 self._current_timestep, moment = int(timestep), on_device[index]
-                prediction = self._predict(scheduler_step.start(timestep, latents), moment, labels, index)
+                prediction = self._predict(scheduler_step.start(timestep, latents), moment, given, unguided, index)
                 if self.denoiser.config.get("self_conditioning"):
                     self._estimate = clean_estimate(self.scheduler, prediction, timestep, latents)
                 latents = scheduler_step(prediction, index, timestep, latents)
@@ -359,17 +388,21 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         return latents
 
     def _predict(
-        self, latents: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None, step: int = 0
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        given: dict[str, torch.Tensor],
+        unguided: dict[str, torch.Tensor],
+        step: int = 0,
     ) -> torch.Tensor:
-        """Predict with classifier-free guidance by label, by condition or both (arXiv:2207.12598, equation 6)."""
-        full = self._run_denoiser("cond", latents, timestep, labels, step)
+        """Predict with classifier-free guidance by label and conditions, by mask or both (arXiv:2207.12598, eq. 6)."""
+        full = self._run_denoiser("cond", latents, timestep, given, step)
         prediction = full
-        if labels is not None and self.do_classifier_free_guidance:
-            null_labels = torch.full_like(labels, self.denoiser.null_label)
-            unlabelled = self._run_denoiser("uncond", latents, timestep, null_labels, step)
-            prediction = unlabelled + self.guidance_scale * (full - unlabelled)
+        if given and self.do_classifier_free_guidance:
+            without = self._run_denoiser("uncond", latents, timestep, unguided, step)
+            prediction = without + self.guidance_scale * (full - without)
         if self._control is not None and self._control.guidance_scale != 1.0:
-            uncontrolled = self._run_denoiser("uncontrolled", latents, timestep, labels, step, empty_condition=True)
+            uncontrolled = self._run_denoiser("uncontrolled", latents, timestep, given, step, empty_condition=True)
             prediction = prediction + (self._control.guidance_scale - 1) * (full - uncontrolled)
         return prediction
 
@@ -378,15 +411,14 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         cache: str,
         latents: torch.Tensor,
         timestep: torch.Tensor,
-        labels: torch.Tensor | None,
+        given: dict[str, torch.Tensor],
         step: int,
         empty_condition: bool = False,
     ) -> torch.Tensor:
         """Run the denoiser in its own precision and return float32: solvers lose digits in half precision."""
         inputs, times = latents.to(self.denoiser.dtype), timestep.expand(latents.shape[0])
         arguments = {} if self._control is None else self._control.arguments(inputs, times, step, empty_condition)
-        if labels is not None:
-            arguments["class_labels"] = labels
+        arguments |= given
         if self._estimate is not None:
             arguments["self_condition"] = self._estimate
         if self._phase is not None:

@@ -13,12 +13,15 @@ from diffusers.utils import logging
 from cardiodit._util.foreign_files import physical_memory
 from cardiodit._util.randomness import generator_for
 from cardiodit.errors import CardioDiTError
+from cardiodit.models.clinical_conditions import ClinicalConditions, without
 
 logger = logging.get_logger(__name__)
 
 Generators = torch.Generator | list[torch.Generator] | None
 Label = int | str
 Labels = Label | Sequence[Label] | torch.Tensor | np.ndarray | None
+Row = Mapping[str, Any]  # conditions of a sample by name
+CLASS_LABEL = "class_label"  # in `guidance_over`: the class label
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
@@ -51,10 +54,12 @@ def count_samples(
     labels: Label | list[Label] | None,
     generator: Generators,
     latents: torch.Tensor | None,
+    rows: Row | list[Row] | None = None,
 ) -> int:
     """Return the number of samples, given or implied by the other arguments, which must agree."""
     implied = {
         "class_labels": len(labels) if isinstance(labels, list) else None,
+        "conditions": len(rows) if isinstance(rows, list) else None,
         "generator": len(generator) if isinstance(generator, list) else None,
         "latents": len(latents) if latents is not None else None,
     }
@@ -122,6 +127,88 @@ def _label_number(denoiser: Any, label: Any) -> int:
 def _choices(denoiser: Any) -> str:
     numbers, names = f"0 to {denoiser.config.num_classes - 1}", denoiser.config.class_names
     return f"{numbers} or {', '.join(names)}" if names else numbers
+
+
+def condition_rows(
+    denoiser: Any, conditions: Row | Sequence[Row] | None, named: Mapping[str, Any]
+) -> Row | list[Row] | None:
+    """Return the conditions of a call by name: one row for all samples, or a list with one row per sample.
+
+    Args:
+        denoiser: the model.
+        conditions: the argument `conditions`.
+        named: further arguments of the call, such as `ef=35` or `ef=[35, 60]`.
+    """
+    known: ClinicalConditions | None = getattr(denoiser, "conditions", None)
+    if known is None:
+        if named:  # as Python says it
+            raise TypeError(
+                f"{', '.join(named)} is not an argument of this pipeline, and its model has no clinical conditions."
+            )
+        if conditions:
+            raise CardioDiTError("conditions were given, but this model was trained without clinical conditions.")
+        return None
+    rows: Row | list[Row] = (
+        {} if conditions is None else conditions if isinstance(conditions, Mapping) else list(conditions)
+    )
+    for row in rows if isinstance(rows, list) else [rows]:
+        known.check_names(row)
+    known.check_names(named)
+    lists = {
+        name: list(value) for name, value in named.items() if not isinstance(value, str) and hasattr(value, "__len__")
+    }
+    lengths = {name: len(values) for name, values in lists.items()}
+    lengths |= {"conditions": len(rows)} if isinstance(rows, list) else {}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {number}" for name, number in lengths.items())
+        raise CardioDiTError(f"The number of samples is ambiguous: {found}. They must agree.")
+    if not lengths:
+        return {**rows, **named}  # type: ignore[dict-item]
+    count = next(iter(lengths.values()))
+    each = rows if isinstance(rows, list) else [rows] * count
+    return [{**row, **named, **{name: values[i] for name, values in lists.items()}} for i, row in enumerate(each)]
+
+
+def condition_numbers(
+    denoiser: Any, rows: Row | list[Row] | None, num_samples: int, extrapolate: bool
+) -> torch.Tensor | None:
+    """Return the conditions as the model takes them, `(num_samples, columns)`; None for a model without conditions."""
+    if rows is None:
+        return None
+    if not isinstance(rows, list):
+        return torch.tensor(denoiser.conditions.numbers_of([rows], [""], extrapolate) * num_samples)
+    names = [f"sample {i}" for i in range(len(rows))]
+    return torch.tensor(denoiser.conditions.numbers_of(rows, names, extrapolate))
+
+
+def unguided_inputs(
+    denoiser: Any, given: Mapping[str, torch.Tensor], guidance_over: Sequence[str] | None
+) -> dict[str, torch.Tensor]:
+    """Return the denoiser's inputs of the prediction from which classifier-free guidance leads away.
+
+    Args:
+        denoiser: the model.
+        given: its inputs with labels and conditions.
+        guidance_over: conditions to drop there, and "class_label"; default: everything that the model can drop.
+    """
+    known: ClinicalConditions | None = getattr(denoiser, "conditions", None)
+    dropped = dict(given)
+    if guidance_over is not None:
+        names = [name for name in guidance_over if name != CLASS_LABEL]
+        if names and known is None:
+            raise CardioDiTError(f"guidance_over={list(guidance_over)}: this model has no clinical conditions.")
+        if known is not None:
+            known.check_names(names)
+    else:
+        names = list(known or ())
+    over_label = guidance_over is None or CLASS_LABEL in guidance_over
+    if over_label and guidance_over is not None and denoiser.null_label is None:
+        raise CardioDiTError(f"guidance_over names {CLASS_LABEL!r}, but this model has no null label.")
+    if over_label and "class_labels" in given and denoiser.null_label is not None:
+        dropped["class_labels"] = torch.full_like(given["class_labels"], denoiser.null_label)
+    if names and known is not None:
+        dropped["conditions"] = without(given["conditions"], [list(known).index(name) for name in names])
+    return dropped
 
 
 def latent_size(denoiser: Any, requested: Sequence[int | None], factors: Sequence[int]) -> list[int]:

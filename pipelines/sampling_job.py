@@ -10,6 +10,7 @@ from cardiodit._util.atomic_io import append_line
 from cardiodit._util.sample_records import DROPPED, SAMPLE_LIST, list_of_process, read_sample_list
 from cardiodit.errors import Problems
 from cardiodit.imaging.volume import AXES
+from cardiodit.pipelines.condition_rows import ConditionRows
 from cardiodit.pipelines.mask_rows import MaskRows
 from cardiodit.pipelines.output import VolumePipelineOutput, check_folder, describe_model, sample_path
 
@@ -18,6 +19,7 @@ DECISIVE = (
     *("revision", "solver", "dtype", "num_inference_steps", "guidance_scale", "eta", "class_label", "latent_size"),
     *("masks", "conditioning_scale", "condition_guidance_scale"),
     *("control_guidance_start", "control_guidance_end"),
+    *("conditions", "guidance_over"),
 )
 
 FILTER = "filter"  # key of a record: the filter that the sample passed, or that dropped it
@@ -45,6 +47,7 @@ class SamplingJob:
         settings: further arguments of the pipeline's call, the same for all samples.
         masks: masks that steer the samples, by sample number; None without steering.
         filter: decides which samples are written; None writes all.
+        conditions: clinical conditions, by sample number; None gives none.
     """
 
     seed: int
@@ -54,6 +57,7 @@ class SamplingJob:
     settings: dict[str, Any] | None = None
     masks: MaskRows | None = None
     filter: SampleFilter | None = None
+    conditions: ConditionRows | None = None
 
     def label(self, index: int) -> int | str | None:
         return self.labels[index % len(self.labels)] if self.labels else None
@@ -119,7 +123,9 @@ def _half_written(folder: Path) -> dict[str, list[Path]]:
 def _generate(pipe: Any, job: SamplingJob, run: Sequence[int]) -> VolumePipelineOutput:
     """Generate consecutive samples; steered ones one by one, since each has its own position in the scanner."""
     labels = [job.label(index) for index in run] if job.labels else None
-    common = {"num_samples": len(run), "seed": job.seed, "first_sample": run[0], "class_labels": labels}
+    common: dict[str, Any] = {"num_samples": len(run), "seed": job.seed, "first_sample": run[0], "class_labels": labels}
+    if job.conditions is not None:
+        common["conditions"] = [job.conditions[index] for index in run]
     if job.masks is None:
         return pipe(**common, **(job.settings or {}))
     masks, geometry = job.masks[run[0]]
@@ -178,8 +184,12 @@ def _expected(pipe: Any, model: dict[str, Any], job: SamplingJob, index: int) ->
         made = {"latent_size": pipe.latent_size(**{axis: settings.get(axis) for axis in AXES})}
     else:
         made = {"latent_size": pipe.latent_size_of(job.masks.shapes[index]), "masks": job.masks.identities[index]}
+    asked: dict[str, Any] = {} if pipe.conditions is None else {"conditions": {}, "guidance_over": None}
+    if job.conditions is not None:
+        asked["conditions"] = job.conditions[index]
     known = {
         **model,
+        **asked,
         **settings,
         **made,
         "class_label": names[label] if names and isinstance(label, int) else label,

@@ -161,7 +161,11 @@ def own_preprocessing(cohorts: Sequence[LatentCohort], vae: VQModel) -> Preproce
 def labelled_samples(
     cohort: LatentCohort, masks: CohortMasks | None, label_column: str | None, base: Any
 ) -> LabelledSamples:
-    """Return latents with their masks and the class labels that the base gets: without a column, its null label."""
+    """Return latents with their masks, and the labels and clinical conditions that the base gets.
+
+    Without a label column, the base gets its null label. Conditions come from the columns of their names; columns that
+    the manifest lacks are not given.
+    """
     names, null_label = base.config.get("class_names"), base.null_label
     if label_column is not None and not names:
         raise CardioDiTError(f"label_column is {label_column!r}, but the base has no named labels.")
@@ -173,4 +177,8 @@ def labelled_samples(
     labels = numbers_of(cohort.cases, label_column, names or ())
     if labels is None and null_label is not None:
         labels = [null_label] * len(cohort.cases)
-    return LabelledSamples(cohort, [case.subject for case in cohort.cases], labels, masks)
+    subjects = [case.subject for case in cohort.cases]
+    known = getattr(base, "conditions", None)
+    # A held-out patient may exceed the range of the base's cohort.
+    clinical = known and known.numbers_of([case.row for case in cohort.cases], subjects, extrapolate=True)
+    return LabelledSamples(cohort, subjects, labels, masks, clinical)

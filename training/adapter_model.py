@@ -63,8 +63,10 @@ class Steered(torch.nn.Module):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
         condition: torch.Tensor | None = None,
+        conditions: torch.Tensor | None = None,
     ) -> Any:
-        arguments = {} if class_labels is None else {"class_labels": class_labels}
+        inputs = {"class_labels": class_labels, "conditions": conditions}
+        arguments: dict[str, Any] = {name: value for name, value in inputs.items() if value is not None}
         if condition is not None:
             embedded = self.adapter.embed(condition, self.base, self.base.grid_of(hidden_states.shape[2:]))
             arguments |= self.adapter.control(embedded, self.base, hidden_states, timestep)

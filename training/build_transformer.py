@@ -12,6 +12,7 @@ from cardiodit._util.randomness import generator_for
 from cardiodit._util.typed_yaml import Section, to_yaml
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.hub.load import open_transformer
+from cardiodit.models.clinical_conditions import ClinicalConditions
 from cardiodit.models.loading import bounded_model
 from cardiodit.systems import load, system_of
 from cardiodit.training.harness.schedule import seed_for
@@ -21,6 +22,7 @@ from cardiodit.training.settings import DiTSettings, DiTTraining, UNetSettings
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]  # attention and MLP of every block
 ADAPTER = "default"
+DROPOUTS = ("condition_dropout_prob", "unconditional_prob")  # of clinical conditions, in training
 Settings = DiTSettings | UNetSettings
 
 
@@ -67,6 +69,10 @@ def new_transformer(settings: Settings, cohort: Cohort, objective: Objective, sc
     if "class_dropout_prob" in section:
         classes = {"num_classes": len(cohort.classes), "class_names": list(cohort.classes) or None}
         section["class_dropout_prob"] *= bool(cohort.classes)
+    if cohort.conditions is not None:
+        classes["conditions"] = cohort.conditions.to_config()
+    elif DROPOUTS[0] in section:
+        section |= dict.fromkeys(DROPOUTS, 0.0)
     kind = load(system_of(script, dimensions=axes).denoiser)
     with bounded_model():
         return kind(sample_size=shape[1:], in_channels=shape[0], **section, **classes, **objective.model_config)
@@ -84,11 +90,29 @@ def transformer_to_tune(name: str, settings: Settings, given: Mapping[str, Any],
     keys.pop("sample_size", None)  # the size may differ from the trained one at any call
     if "prediction_type" in (given.get("diffusion") or {}):
         keys["prediction_type"] = settings.diffusion.prediction_type
+    if not config.get("conditions"):  # they may be added
+        keys = {key: value for key, value in keys.items() if key not in DROPOUTS}
     for key, value in keys.items():
         if value is not None and value != to_yaml(config[key]):
             problems.add(f"{key} is {value} in the config and {to_yaml(config[key])} in the model")
     problems.raise_if_any("Omit these keys: the model has its own.")
     return model
+
+
+def with_conditions(model: Any, conditions: ClinicalConditions | None, settings: Settings) -> Any:
+    """Return a model to fine-tune that also takes clinical conditions, if it had none; they start without effect."""
+    if conditions is None or getattr(model, "conditions", None) is not None:
+        return model
+    if settings.training.lora_rank:
+        raise CardioDiTError(
+            "The model has no clinical conditions, and a LoRA adapter cannot add them: set lora_rank to 0."
+        )
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    drops = {name: settings.model[name] for name in DROPOUTS}
+    made = type(model).from_config({**config, **drops, "conditions": conditions.to_config()})
+    made.load_state_dict(model.state_dict(), strict=False)  # only the new embedding is missing
+    made.condition_embed.silence()
+    return made.train()
 
 
 def check_fits(model: Any, cohort: Cohort) -> None:

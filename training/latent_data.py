@@ -1,5 +1,6 @@
 """Data of stage 2: latents or images of two manifests, checked against each other before training."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,9 @@ from cardiodit.latents import (
     measure_scale,
     preprocessing_for,
 )
+from cardiodit.latents.file import identity_of
 from cardiodit.models.autoencoder_vq import VQModel
+from cardiodit.models.clinical_conditions import ClinicalConditions, split_unit
 from cardiodit.training.cine_frames import CineFrames, Pool, padded_length, read_phases
 from cardiodit.training.harness.schedule import BucketOrder, seed_for
 from cardiodit.training.noisy_samples import LabelledSamples, SamplesByVisit
@@ -45,6 +48,7 @@ class Cohort:
         online: whether the tensors are volumes that are encoded while training.
         shapes: shape of each training latent, if they differ; `shape` is then the largest along each axis.
         identities: hashes of the data and the VQ model, for the run's record.
+        conditions: clinical conditions of the samples; None without.
     """
 
     training: LabelledSamples
@@ -54,6 +58,7 @@ class Cohort:
     online: bool
     identities: dict[str, str]
     shapes: tuple[tuple[int, ...], ...] | None = None
+    conditions: ClinicalConditions | None = None
 
 
 def read_cohort(
@@ -68,6 +73,8 @@ def read_cohort(
     any_size: bool = False,
     frame_multiple: int | None = None,
     phases: tuple[str | None, str | None, Pool] = (None, None, "linear"),
+    condition_columns: Sequence[str] = (),
+    known_conditions: ClinicalConditions | None = None,
 ) -> Cohort:
     """Read both manifests. Volumes whose voxel size is not the VQ model's are an error.
 
@@ -84,6 +91,8 @@ def read_cohort(
         frame_multiple: repeat latents in time to a multiple of this number of frames; what is repeated does not count
             in the loss.
         phases: manifest column, or folder, with the phase of each frame, and how these become those of latent frames.
+        condition_columns: columns with clinical conditions, see `ClinicalConditions.of_cohort`.
+        known_conditions: those of a model that is fine-tuned; other columns are errors.
     """
     online = {path: "latent" not in read_table(path, ())[0][1] for path in (training_ids, validation_ids)}
     if len(set(online.values())) > 1:
@@ -131,14 +140,16 @@ def read_cohort(
         shapes = [tuple(max(lengths) for lengths in zip(*shapes, strict=True))] * 2
     if shapes[0] != shapes[1]:
         raise CardioDiTError(f"Latents for training are {shapes[0]} and for validation {shapes[1]}: they must agree.")
+    conditions, clinical = _conditions(cases, condition_columns, known_conditions)
     training, validation = (
         LabelledSamples(
             source,
             [case.subject for case in held],
             numbers_of(held, label_column, names) if names else None,
             frames=framed,
+            clinical=numbers,
         )
-        for source, held, framed in zip(sources, cases, frames)
+        for source, held, framed, numbers in zip(sources, cases, frames, clinical)
     )
     identities = {
         "vae": made_by,
@@ -146,8 +157,33 @@ def read_cohort(
         "training_data": sources[0].identity,
         "validation_data": sources[1].identity,
     }
+    if conditions is not None:
+        identities["conditions"] = identity_of([str((list(conditions), numbers)) for numbers in clinical])
+        for column, (name, condition) in enumerate(conditions.items()):
+            known = sum(not math.isnan(numbers[column]) for numbers in clinical[0] or ())
+            report(f"Condition {name}: {condition.range}; known for {known} of {len(cases[0])} training samples.")
     each = tuple(_padded(header.shape, multiple) for header in sources[0].headers) if any_size else None
-    return Cohort(training, validation, tuple(names), shapes[0], is_online, identities, each)
+    return Cohort(training, validation, tuple(names), shapes[0], is_online, identities, each, conditions)
+
+
+def _conditions(
+    cases: Sequence[Sequence[Case]], columns: Sequence[str], known: ClinicalConditions | None
+) -> tuple[ClinicalConditions | None, list[list[tuple[float, ...]] | None]]:
+    """Return the cohort's clinical conditions, and their numbers for training and validation."""
+    if not columns:
+        return None, [None, None]
+    rows = [[case.row for case in held] for held in cases]
+    names = [split_unit(column)[0] for column in columns]
+    if known is None:
+        known = ClinicalConditions.of_cohort(rows[0], columns)
+    else:
+        known.check_names(names)
+    if missing := [name for name in names if not any(name in row for row in rows[1])]:
+        raise CardioDiTError(f"The validation manifest has no column {', '.join(map(repr, missing))}.")
+    kept = [[{name: row.get(name, "") for name in names} for row in held] for held in rows]
+    subjects = [[case.subject for case in held] for held in cases]
+    # Ranges are those of the training cohort; a validation patient may exceed them.
+    return known, [known.numbers_of(*pair, extrapolate=True) for pair in zip(kept, subjects, strict=True)]
 
 
 def _frames_of(
@@ -210,6 +246,14 @@ def with_null_labels(cohort: Cohort, model: Any) -> Cohort:
         replace(samples, labels=[model.null_label] * len(samples)) for samples in (cohort.training, cohort.validation)
     )
     return replace(cohort, training=training, validation=validation)
+
+
+def shown_conditions(cohort: Cohort, count: int) -> list[dict[str, float | str]] | None:
+    """Return the conditions of the first training samples, for previews; None without conditions."""
+    numbers = cohort.training.clinical
+    if cohort.conditions is None or numbers is None:
+        return None
+    return [cohort.conditions.values_of(numbers[i % len(numbers)]) for i in range(count)]
 
 
 @dataclass(frozen=True)

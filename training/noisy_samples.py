@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from cardiodit._util.randomness import generator_for
+from cardiodit.models.clinical_conditions import dropped_at_random
 from cardiodit.training.cine_frames import CineFrames
 from cardiodit.training.harness.schedule import BucketOrder, SampleOrder, seed_for
 from cardiodit.training.latent_augmentation import LatentAugmentation
@@ -38,6 +39,7 @@ class LabelledSamples:
         labels: class number of each tensor, if there are labels.
         conditions: masks of each tensor, if an adapter is trained.
         frames: padding and phases of the tensors' frames.
+        clinical: clinical conditions of each tensor as the model takes them, NaN where one is missing.
     """
 
     source: Source
@@ -45,6 +47,7 @@ class LabelledSamples:
     labels: Sequence[int] | None = None
     conditions: Source | None = None
     frames: CineFrames | None = None
+    clinical: Sequence[Sequence[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -55,6 +58,8 @@ class LabelledSamples:
             item["label"] = torch.tensor(self.labels[index])
         if self.conditions is not None:
             item["condition"] = self.conditions[index]
+        if self.clinical is not None:
+            item["clinical"] = torch.tensor(self.clinical[index], dtype=torch.float32)
         return item if self.frames is None else self.frames(item, index)
 
     def shuffled(self, seed: int, buckets: BucketOrder | None = None) -> "ShuffledSamples":
@@ -83,6 +88,8 @@ class Noising:
         shape: shape of the noise `(C, *size)` if it is not the sample's, as for volumes that are still to be encoded.
         null_label: stands for a label that was dropped; None if labels are never dropped.
         label_dropout: share of labels to drop; None for models without labels, for which nothing is drawn.
+        condition_dropout: share of each clinical condition to drop.
+        unconditional: share of samples of which all conditions and the label are dropped.
     """
 
     objective: Objective
@@ -90,6 +97,8 @@ class Noising:
     shape: tuple[int, ...] | None = None
     null_label: int | None = None
     label_dropout: float | None = None
+    condition_dropout: float = 0.0
+    unconditional: float = 0.0
 
     def noise_for(self, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         noise = torch.randn(sample.shape if self.shape is None else self.shape, generator=generator)
@@ -108,6 +117,7 @@ class NoisyDataset(Dataset):
         self.noising = noising
         self.augmentation = None if augmentation is None or augmentation.is_none else augmentation
         self.seed = seed_for(noising.seed, "noise")
+        self.dropout_seed = seed_for(noising.seed, "clinical conditions")
 
     def __getitem__(self, visit: int) -> Batch:
         item, noising = self.samples[visit], self.noising
@@ -116,6 +126,13 @@ class NoisyDataset(Dataset):
         if noising.label_dropout is not None:
             is_dropped = torch.rand((), generator=generator) < noising.label_dropout
             if "label" in item and noising.null_label is not None and is_dropped:
+                item["label"] = torch.tensor(noising.null_label)
+        if "clinical" in item:
+            drawn = generator_for(self.dropout_seed, visit)  # so that conditions do not change the noise
+            item["clinical"], is_alone = dropped_at_random(
+                item["clinical"], noising.condition_dropout, noising.unconditional, drawn
+            )
+            if is_alone and "label" in item and noising.null_label is not None:
                 item["label"] = torch.tensor(noising.null_label)
         if self.augmentation is not None:
             item["augmentation"] = self.augmentation.draw(noising.seed, visit)

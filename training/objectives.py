@@ -136,6 +136,7 @@ MODEL_INPUTS = {
     "condition": "condition",
     "phase": "phase",
     "frame_mask": "frame_mask",
+    "conditions": "clinical",
 }
 
 

@@ -1,7 +1,7 @@
 """Pipelines that training makes: previews while a model learns, and the pipeline folder that it becomes."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,12 @@ PREVIEW_SEED = 0
 
 
 def make_preview(
-    run: Run, denoiser: Denoiser, model: Any, build: Callable[[], Any], as_pipeline: Callable[[Any], VolumePipeline]
+    run: Run,
+    denoiser: Denoiser,
+    model: Any,
+    build: Callable[[], Any],
+    as_pipeline: Callable[[Any], VolumePipeline],
+    conditions: Sequence[Mapping[str, Any]] | None = None,
 ) -> Callable[[], None] | None:
     """Return a function that samples a few volumes, with the same noise every time, into `previews/` and the trackers.
 
@@ -35,6 +40,7 @@ def make_preview(
         model: the model inside all wrappers.
         build: makes a model of the same shape.
         as_pipeline: makes a pipeline of such a model.
+        conditions: clinical conditions of each volume.
     """
     training: PreviewedTraining = run.settings  # type: ignore[assignment]
     (component,) = denoiser.weights
@@ -57,10 +63,13 @@ def make_preview(
                     num_inference_steps=min(
                         training.preview_inference_steps, pipe.scheduler.config.num_train_timesteps
                     ),
-                    guidance_scale=training.preview_guidance_scale if classes and pipe.denoiser.null_label else 1.0,
+                    guidance_scale=training.preview_guidance_scale
+                    if (classes and pipe.denoiser.null_label) or conditions
+                    else 1.0,
                     class_labels=[i % classes for i in range(count)] if classes else None,
                     generator=[generator_for(PREVIEW_SEED, i) for i in range(count)],
                     output_type="np",
+                    conditions=conditions,
                 )
             folder = run.folder / "previews"
             folder.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ from cardiodit.training.build_transformer import (
     new_transformer,
     objective_from,
     transformer_to_tune,
+    with_conditions,
     write_adapter,
 )
 from cardiodit.training.denoiser_loop import Denoiser, train_denoiser
@@ -36,6 +37,7 @@ from cardiodit.training.latent_data import (
     check_scale,
     encode,
     read_cohort,
+    shown_conditions,
     training_samples,
     with_model_frames,
     with_null_labels,
@@ -112,6 +114,8 @@ def train(request: Request[Any], run: Run) -> None:
         any_size=training.batch_strategy == "bucket",
         frame_multiple=settings.frame_multiple,
         phases=(settings.phase_column, settings.phase_dir, settings.phase_pool),
+        condition_columns=settings.condition_columns or (),
+        known_conditions=getattr(model, "conditions", None),
     )
     buckets = None if cohort.shapes is None else BucketOrder(cohort.shapes, run.samples_a_step, training.seed)
     run.open(samples=len(cohort.training) if buckets is None else len(buckets), data=cohort.identities)
@@ -124,6 +128,7 @@ def train(request: Request[Any], run: Run) -> None:
         check_augmentation(augmentation, vae, [encode(vae, v[None])[0] if cohort.online else v for v in some], run.say)
     objective = objective_from(settings.diffusion, model)
     model = model or new_transformer(settings, cohort, objective, stage)
+    model = with_conditions(model, cohort.conditions, settings)
     check_fits(model, cohort)
     cohort = with_model_frames(with_null_labels(cohort, model), model)
     if training.lora_rank:
@@ -134,7 +139,15 @@ def train(request: Request[Any], run: Run) -> None:
     # The samples and their noise.
     has_labels = cohort.training.labels is not None
     dropout = model.config.class_dropout_prob if has_labels else 0.0
-    noising = Noising(objective, training.seed, cohort.shape if cohort.online else None, model.null_label, dropout)
+    noising = Noising(
+        objective,
+        training.seed,
+        cohort.shape if cohort.online else None,
+        model.null_label,
+        dropout,
+        model.config.get("condition_dropout_prob") or 0.0,
+        model.config.get("unconditional_prob") or 0.0,
+    )
     image_augmentation = build_augmentation(settings.image_augmentation)
     samples = training_samples(cohort, image_augmentation, vae, training.seed, buckets)
     noisy = NoisyDataset(samples, noising, augmentation)
@@ -150,7 +163,8 @@ def train(request: Request[Any], run: Run) -> None:
         return make_pipeline(vae, model, objective.sampling_scheduler())
 
     denoiser = Denoiser(run, model, {component: model}, adapter_only=training.lora_rank > 0)
-    preview = make_preview(run, denoiser, model, build, as_pipeline)
+    asked = shown_conditions(cohort, training.preview_samples)
+    preview = make_preview(run, denoiser, model, build, as_pipeline, asked)
     train_denoiser(run, denoiser, objective, noisy, validation, latents_of, preview, cohort.training)
     if run.was_interrupted:
         return

@@ -32,7 +32,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Generate volumes with a trained pipeline, as NIfTI files with GIF previews and a record of each sample "
         "(samples.jsonl).",
         "cardiodit sample my-model --output_dir samples --num_samples 16 --batch_size 4 --seed 0\n"
-        "  cardiodit sample runs/tgca/pipeline --masks masks.csv --output_dir steered",
+        "  cardiodit sample runs/tgca/pipeline --masks masks.csv --output_dir steered\n"
+        "  cardiodit sample runs/dit/pipeline --condition ef=35 edv=220 --guidance_scale 2 --output_dir dilated",
     )
     parser.add_argument("model", help="pipeline folder, or org/name on the Hub")
     parser.add_argument(
@@ -42,7 +43,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="folder for the samples; those already there are kept if they were made with the same settings, and only "
         "missing ones are generated",
     )
-    parser.add_argument("--num_samples", type=int, help="number of volumes (1; with --masks, the number of rows)")
+    parser.add_argument(
+        "--num_samples", type=int, help="number of volumes (1; with --masks or --conditions, the number of rows)"
+    )
     parser.add_argument(
         "--batch_size", type=int, default=1, help="volumes per batch; does not change the result (%(default)s)"
     )
@@ -67,6 +70,38 @@ def add(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         metavar="LABEL",
         help="name or number of the class label; several are used in turn",
+    )
+    clinical = parser.add_argument_group(
+        "clinical conditions", "for models trained with condition_columns, such as EF, EDV, sex and diagnosis"
+    )
+    clinical.add_argument(
+        "--condition",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="conditions of all samples, such as ef=35 diagnosis=dilated; what is left out is not given",
+    )
+    clinical.add_argument(
+        "--conditions",
+        type=Path,
+        metavar="CSV",
+        help="table with one row per sample and one column per condition; blank cells are not given. Columns named "
+        "subject or image may name the rows. All rows are checked before sampling starts",
+    )
+    clinical.add_argument(
+        "--conditions_like",
+        type=Path,
+        metavar="CSV",
+        help="manifest of a cohort: each sample is given the conditions of a row drawn by the seed, so that they occur "
+        "together as in the cohort",
+    )
+    clinical.add_argument(
+        "--guidance_over",
+        nargs="+",
+        metavar="NAME",
+        help="conditions that --guidance_scale strengthens, and class_label; default: all that are given",
+    )
+    clinical.add_argument(
+        "--extrapolate", action="store_true", help="allow numbers outside the range of the training cohort"
     )
     for axis, size in [
         ("depth", "number of slices"),
@@ -213,14 +248,26 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
     if arguments.num_inference_steps is None:
         settings["num_inference_steps"] = pipe.default_steps  # recorded, so that a later call can compare
     masks, count = _read_masks(pipe, arguments), arguments.num_samples or 1
+    conditions = _read_conditions(pipe, arguments)
+    if arguments.conditions:
+        count = _row_count(arguments, len(conditions), arguments.conditions)
+    if conditions is not None or arguments.guidance_over:
+        settings |= {"guidance_over": arguments.guidance_over, "extrapolate": arguments.extrapolate}
     if masks is not None:
-        count = _row_count(arguments, len(masks))
+        count = _row_count(arguments, len(masks), arguments.masks)
         settings |= {name: getattr(arguments, name) for name in ("conditioning_scale", "condition_guidance_scale")}
         settings["control_guidance_start"], settings["control_guidance_end"] = arguments.control_guidance
     _set_tiling(pipe, arguments, masks)
     forecast = _forecast(pipe, arguments, masks)
     job = SamplingJob(
-        arguments.seed, arguments.first_sample, count, labels, settings, masks, _open_filter(pipe, arguments)
+        arguments.seed,
+        arguments.first_sample,
+        count,
+        labels,
+        settings,
+        masks,
+        _open_filter(pipe, arguments),
+        conditions,
     )
     pipe.set_progress_bar_config(disable=not state.is_main_process)
     share = (state.process_index, state.num_processes)
@@ -307,6 +354,31 @@ def _read_masks(pipe: Any, arguments: argparse.Namespace) -> Any:
     return MaskRows(arguments.masks, pipe)
 
 
+def _read_conditions(pipe: Any, arguments: argparse.Namespace) -> Any:
+    """Read and check the clinical conditions of all samples, if any."""
+    ways = [name for name in ("condition", "conditions", "conditions_like") if getattr(arguments, name)]
+    if len(ways) > 1:
+        raise CardioDiTError(f"{' and '.join(f'--{name}' for name in ways)} exclude each other. Choose one of them.")
+    if arguments.extrapolate and not ways:
+        raise CardioDiTError("--extrapolate is for conditions outside the training cohort's range, and none are given.")
+    if not ways:
+        return None
+    if pipe.conditions is None:
+        raise CardioDiTError(f"--{ways[0]}: {arguments.model} was trained without clinical conditions.")
+    from cardiodit.pipelines.condition_rows import ConditionsLike, ConditionTable, parse_conditions
+
+    if arguments.conditions:
+        return ConditionTable.read(arguments.conditions, pipe.conditions, arguments.extrapolate)
+    if arguments.condition:
+        stated = parse_conditions(arguments.condition)
+        pipe.conditions.check_names(stated)
+        return ConditionTable([stated], pipe.conditions, ["--condition"], arguments.extrapolate)
+    drawn = ConditionsLike(arguments.conditions_like, pipe.conditions, arguments.seed, arguments.extrapolate)
+    if drawn.missing:
+        print(f"{arguments.conditions_like} has no column {', '.join(drawn.missing)}: not given.", file=sys.stderr)
+    return drawn
+
+
 def _largest_size(pipe: Any, arguments: argparse.Namespace, masks: Any) -> dict[str, int]:
     """Return the size of the largest volume in voxels by axis: of the masks, or as given or trained."""
     if masks is not None:
@@ -331,14 +403,13 @@ def _set_tiling(pipe: Any, arguments: argparse.Namespace, masks: Any) -> None:
     set_tiling(pipe.vae, shape, arguments.tiling, arguments.decode_batch_size, free)
 
 
-def _row_count(arguments: argparse.Namespace, rows: int) -> int:
+def _row_count(arguments: argparse.Namespace, rows: int, table: Path) -> int:
     """Return how many rows to sample from `first_sample` on; sample i uses row i."""
     available = rows - arguments.first_sample
     count = available if arguments.num_samples is None else arguments.num_samples
     if count < 1 or count > available:
         raise CardioDiTError(
-            f"{arguments.masks} has {rows} rows, too few for {max(count, 1)} samples from number "
-            f"{arguments.first_sample}."
+            f"{table} has {rows} rows, too few for {max(count, 1)} samples from number {arguments.first_sample}."
         )
     return count
 
@@ -412,7 +483,9 @@ def _print_estimate(pipe: Any, arguments: argparse.Namespace) -> None:
         masks = _read_masks(pipe, arguments)
     names = ("batch_size", "num_inference_steps", "guidance_scale", "decode_batch_size", "condition_guidance_scale")
     settings = {name: getattr(arguments, name) for name in names}
-    settings["num_samples"] = (arguments.num_samples or 1) if masks is None else _row_count(arguments, len(masks))
+    settings["num_samples"] = (
+        (arguments.num_samples or 1) if masks is None else _row_count(arguments, len(masks), arguments.masks)
+    )
     if pipe.mask_adapter is not None:
         settings["batch_size"] = 1  # each volume has its own mask
     _set_tiling(pipe, arguments, masks)

@@ -47,6 +47,7 @@ class Item:
         units: what -1 and 1 stand for in the file, by its sample record; None where the file is in [-1, 1] or unknown.
         subject: of several volumes of one subject; empty where each volume is a subject of its own.
         requested: table row of the masks with which a sample was steered, or of a real volume's own masks.
+        asked: clinical conditions that a sample was given, by name.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Item:
     units: Range | None = None
     subject: str = ""
     requested: Case | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def requested_keys(self) -> list[str]:
@@ -337,7 +339,7 @@ def _of_samples(folder: Path, files: list[Path]) -> VolumeSet:
         ),
     ]
     items = [
-        Item(_stem(folder / name), SYNTHETIC, folder / name, units=_units(record))
+        Item(_stem(folder / name), SYNTHETIC, folder / name, units=_units(record), asked=_asked(record))
         for name, record in sorted(records.items())
         if name in present
     ]
@@ -378,6 +380,11 @@ def _preprocessing(folder: Path, records: Iterable[dict[str, Any]]) -> dict[str,
             "ways. Put each model's samples into a folder of their own and evaluate them separately."
         )
     return json.loads(given.pop()) if given else None
+
+
+def _asked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    asked = record.get("conditions")
+    return asked if isinstance(asked, Mapping) else {}
 
 
 def _units(record: dict[str, Any]) -> Range | None:

@@ -22,6 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from cardiodit._compat import context_parallel_plan, register_block
 from cardiodit.errors import CardioDiTError
+from cardiodit.models.clinical_conditions import ClinicalConditions, ConditionEmbedding
 from cardiodit.models.loading import DenoiserMixin
 from cardiodit.models.positions import Rotation, TokenPositions, rotate
 
@@ -228,6 +229,12 @@ class DiTTransformerModel(DenoiserMixin):
             arXiv:2208.04202); in training, half of the steps first compute such an estimate.
         projection_dropout: dropout probability of the output of attention; default: `dropout`.
         mlp_dropout: dropout probability in both layers of the MLPs; default: `dropout`.
+        conditions: clinical conditions by name, each with its categories, or its unit and the training cohort's range
+            (`ClinicalConditions`); None for none.
+        condition_dropout_prob: probability of dropping each clinical condition of a sample in training, independently
+            of the others.
+        unconditional_prob: probability of dropping all clinical conditions of a sample together, and its class label
+            if the model has a null label, for classifier-free guidance and sampling without conditions.
     """
 
     axis_names: tuple[str, ...] = ()
@@ -237,8 +244,10 @@ class DiTTransformerModel(DenoiserMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "class_embed", "modulation", "proj_out"]
-    _keep_in_fp32_modules = ["time_embed"]
+    _skip_layerwise_casting_patterns = [
+        *("patch_embed", "time_embed", "class_embed", "condition_embed", "modulation", "proj_out")
+    ]
+    _keep_in_fp32_modules = ["time_embed", "condition_embed"]
     # Tokens are split over processes before the first block and gathered after the head.
     _cp_plan = context_parallel_plan(
         {"transformer_blocks.0": {"hidden_states": 3}, "rotation_in": {"input": 3}, "control_in": {"input": 3}},
@@ -272,6 +281,9 @@ class DiTTransformerModel(DenoiserMixin):
         self_conditioning: bool = False,
         projection_dropout: float | None = None,
         mlp_dropout: float | None = None,
+        conditions: dict[str, Any] | None = None,
+        condition_dropout_prob: float = 0.0,
+        unconditional_prob: float = 0.0,
     ) -> None:
         super().__init__()
         sample_size = self._per_axis("sample_size", sample_size, self.published_sample_size)
@@ -308,6 +320,8 @@ class DiTTransformerModel(DenoiserMixin):
         if num_classes > 0:
             null_rows = 1 if class_dropout_prob > 0 else 0
             self.class_embed = nn.Embedding(num_classes + null_rows, hidden_size)
+        self.conditions = ClinicalConditions.of_config(conditions)
+        self.condition_embed = None if self.conditions is None else ConditionEmbedding(self.conditions, hidden_size)
         given = {
             "dropout": mlp_dropout,
             "attention_dropout": attention_dropout,
@@ -342,6 +356,8 @@ class DiTTransformerModel(DenoiserMixin):
             nn.init.normal_(layer.weight, std=0.02)
         if self.class_embed is not None:
             nn.init.normal_(self.class_embed.weight, std=0.02)
+        if self.condition_embed is not None:
+            self.condition_embed.initialise()
         for name, parameter in self.named_parameters():
             if "modulation" in name or name.startswith("proj_out"):
                 nn.init.zeros_(parameter)
@@ -378,6 +394,7 @@ class DiTTransformerModel(DenoiserMixin):
         self_condition: torch.Tensor | None = None,
         phase: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
+        conditions: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the training target (`prediction_type`) from noisy latents.
 
@@ -392,6 +409,8 @@ class DiTTransformerModel(DenoiserMixin):
             phase: phase of the heart beat at each frame, `(L)` or `(B, L)`, see `times_of_phase`; default: evenly
                 spaced frames.
             frame_mask: frames that take part in attention `(B, T)`; a token does if any of its frames does.
+            conditions: clinical conditions `(B, columns)` in the order of `self.conditions`, NaN where one is not
+                given; default: none is given.
 
         Returns:
             `sample`, with the shape of `hidden_states`; with `learn_sigma` twice the channels, the prediction first.
@@ -408,7 +427,7 @@ class DiTTransformerModel(DenoiserMixin):
             )
         grid = self.grid_of(hidden_states.shape[2:])
         self._check_size(hidden_states.shape[2:])
-        conditioning = self._condition(hidden_states, timestep, class_labels)
+        conditioning = self._condition(hidden_states, timestep, class_labels, conditions)
 
         tokens = self.patch_embed(patchify(self._with_estimate(hidden_states, self_condition), self.patch_size))
         added = self.positions.added(grid, tokens, phase)  # tokens are (B, L, hidden)
@@ -469,10 +488,18 @@ class DiTTransformerModel(DenoiserMixin):
         return self.time_embed(time_features).to(hidden_states.dtype)
 
     def _condition(
-        self, hidden_states: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None,
+        conditions: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the embedding of time and label of each sample, (B, hidden)."""
+        """Return the embedding of time, label and clinical conditions of each sample, (B, hidden)."""
         conditioning = self.embed_time(hidden_states, timestep)
+        if self.condition_embed is not None:
+            conditioning = conditioning + self.condition_embed(conditions, conditioning)
+        elif conditions is not None:
+            raise CardioDiTError("conditions were given, but this model was trained without clinical conditions.")
         if class_labels is None:
             return conditioning
         if self.class_embed is None:

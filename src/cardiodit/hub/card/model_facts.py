@@ -13,6 +13,7 @@ from cardiodit._util.foreign_files import check_file, read_object
 from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.hub.registration import class_name_of
 from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.models.clinical_conditions import ClinicalConditions
 from cardiodit.systems import System, system_of_pipeline
 
 INDEX = "model_index.json"
@@ -107,6 +108,11 @@ class Model:
     @property
     def labels(self) -> list[str]:
         return list(self.denoiser.get("class_names") or range(self.denoiser.get("num_classes") or 0))
+
+    @property
+    def conditions(self) -> ClinicalConditions:
+        """The clinical conditions, empty without."""
+        return ClinicalConditions.of_config(self.denoiser.get("conditions")) or ClinicalConditions([])
 
     @property
     def preprocessing(self) -> Preprocessing | None:

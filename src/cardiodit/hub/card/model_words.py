@@ -7,6 +7,7 @@ from typing import Any
 from cardiodit.hub.card.model_facts import Model
 from cardiodit.imaging.intensity import parse_percentile
 from cardiodit.imaging.preprocessing import Preprocessing
+from cardiodit.models.clinical_conditions import ClinicalCondition
 
 NAMES = {
     "vae": "Autoencoder",
@@ -31,13 +32,17 @@ def summary(model: Model) -> str:
     """Return the first sentence of the card."""
     kind = "4D cardiac cine MRI (short-axis stacks over one heartbeat)" if model.is_cine else "3D volumes"
     labels = f", of the classes {_listed(model.labels)}" if model.labels else ""
+    asked = f", conditioned on {_listed(list(model.conditions))}" if model.conditions else ""
     method = "a latent diffusion model" if model.vae else "a diffusion model on voxels"
-    return f"Generates synthetic {kind} of {_size(model)}{labels}, with {method}."
+    return f"Generates synthetic {kind} of {_size(model)}{labels}{asked}, with {method}."
 
 
 def call(model: Model) -> str:
     """Return the arguments of the card's code example."""
     label = f", class_labels={json.dumps(model.labels[0])}" if model.labels else ""
+    if model.conditions:
+        row = {name: each.values[0] if each.values else each.middle for name, each in model.conditions.items()}
+        label += f", conditions={json.dumps(row)}"
     mask = "mask, " if model.adapter else ""
     return f"{mask}num_samples=4, num_inference_steps={model.default_steps}, seed=0{label}"
 
@@ -55,7 +60,8 @@ def architecture(model: Model) -> str:
     rows |= model.system.card.architecture(model)
     if model.adapter:
         rows["Masks"] = _masks(model.adapter)
-    rows["Class labels"] = _listed(model.labels) or ("none" if model.adapter else "none; generation cannot be steered")
+    is_steered = bool(model.adapter or model.conditions)
+    rows["Class labels"] = _listed(model.labels) or ("none" if is_steered else "none; generation cannot be steered")
     if model.labels:
         dropped = model.denoiser.get("class_dropout_prob") or 0
         rows["Guidance"] = (
@@ -63,7 +69,19 @@ def architecture(model: Model) -> str:
             if dropped
             else "not supported: no labels were dropped in training"
         )
+    if model.conditions:
+        rows["Clinical conditions"] = "; ".join(_condition(each) for each in model.conditions.values())
+        each, alone = (model.denoiser.get(name) or 0 for name in ("condition_dropout_prob", "unconditional_prob"))
+        rows["Guidance by conditions"] = (
+            f"classifier-free, over all or some; in training {each:.0%} of each and {alone:.0%} of all together were "
+            "dropped, so that any of them can be left out"
+        )
     return table(rows)
+
+
+def _condition(condition: ClinicalCondition) -> str:
+    known = "" if condition.known is None else f", known for {condition.known} training volumes"
+    return f"`{condition.name}` ({condition.range}{known})"
 
 
 def geometry(model: Model) -> str:
