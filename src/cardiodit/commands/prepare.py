@@ -5,6 +5,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from cardiodit.commands.subcommand import CT_PRESETS, TIME_UNITS, add_command, add_electricity
+from cardiodit.errors import CardioDiTError
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -85,6 +86,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         "(default: the cohort's own)",
     )
     parser.add_argument(
+        "--measure",
+        metavar="SEGMENTER",
+        help="cines: fill the columns ef (%%), edv, esv (mL) and mass (g) of the manifests from the masks of each row "
+        "or, where it has none, by this segmenter, named as in `cardiodit evaluate`; `masks` uses masks alone. "
+        "The columns can condition a model (cardiodit train dit --condition_columns)",
+    )
+    parser.add_argument(
         "--workers", type=int, default=1, help="number of worker processes; does not change the result (%(default)s)"
     )
     add_electricity(parser)
@@ -117,7 +125,10 @@ def _describe_cohorts() -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     from cardiodit.imaging.cohorts import Preparation, prepare_with_summary
+    from cardiodit.imaging.cohorts.cohort import find_cohort
 
+    if arguments.measure and find_cohort(arguments.layout).kind != "cine":
+        raise CardioDiTError(f"--measure is for cines, and {arguments.layout} lists CT.")
     how = Preparation(
         fractions=arguments.fractions,
         seed=arguments.seed,
@@ -135,6 +146,10 @@ def run(arguments: argparse.Namespace) -> None:
     manifest, summary = prepare_with_summary(
         arguments.layout, arguments.source, arguments.output_dir, arguments.table, how
     )
+    if arguments.measure:
+        from cardiodit.evaluation.cohort_measurements import measure_cohort
+
+        summary += measure_cohort(manifest.parent, arguments.measure)
     print("\n".join([*summary, _describe_output(manifest, arguments.own_split)]))
 
 
