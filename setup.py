@@ -40,6 +40,7 @@ setup(
                 for end in PAGE_FILES
             ),
             "hub/*.md",
+            "dataset_export/*.md",
             "energy/*.csv",
             "py.typed",
             *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),
