@@ -17,7 +17,7 @@ from cardiodit._util.foreign_files import read_text
 from cardiodit.errors import CardioDiTError, Problems, reading
 from cardiodit.imaging.alignment import KEYFRAMES, Beat
 from cardiodit.imaging.nifti import read_labels, read_nifti
-from cardiodit.imaging.orientation import StorageOrder
+from cardiodit.imaging.orientation import TURNS, StorageOrder
 from cardiodit.imaging.preprocessing import Prepared, Preprocessing
 from cardiodit.imaging.volume import Volume
 
@@ -25,6 +25,7 @@ from cardiodit.imaging.volume import Volume
 PATH_COLUMNS = ("image", "mask", "ed_mask", "es_mask", "volumes")
 LONGEST_TABLE = 2**29  # bytes
 READING_COLUMNS = ("frame_time", "ed_frame", "slices")  # these change how an image is read
+TURN = "turn"  # so does this one, where it is filled
 BEAT_COLUMNS = ("ms_frame", "pf_frame", "md_frame", "curve")  # so do these, where beats are aligned
 
 
@@ -160,7 +161,16 @@ def reading_columns(case: Case) -> dict[str, str]:
     """Return the cells that change how a case's image is read; part of cache keys and identities."""
     of_beat = [column for column in BEAT_COLUMNS if case.row.get(column)]
     of_beat += ["es_frame"] if of_beat else []  # by itself it only says what was labelled
-    return {column: case.row.get(column, "") for column in (*READING_COLUMNS, *of_beat)}
+    of_plane = [TURN] if turn_of_case(case) else []
+    return {column: case.row.get(column, "") for column in (*READING_COLUMNS, *of_beat, *of_plane)}
+
+
+def turn_of_case(case: Case) -> int | None:
+    """Return the manifest's `turn` in degrees counter-clockwise; None if it is empty or missing."""
+    turn = case.number(TURN)
+    if turn is not None and turn not in TURNS:
+        raise CardioDiTError(f"{TURN}={turn:g} of {case.image} must be one of {', '.join(map(str, TURNS))} degrees.")
+    return None if turn is None else int(turn)
 
 
 def read_case(case: Case) -> Volume:
@@ -185,9 +195,9 @@ def beat_of_case(case: Case, steps: Preprocessing) -> Beat | None:
 
 
 def order_of_case(case: Case, volume: Volume, steps: Preprocessing) -> StorageOrder:
-    """Determine how the axes of a case's volume map to ours, using the manifest's `ed_frame` and `slices`."""
+    """Determine how the axes of a case's volume map to ours, using the manifest's `ed_frame`, `slices` and `turn`."""
     frame = case.frame("ed_frame")
-    return steps.order_of(volume, None, frame, case.row.get("slices") or None)
+    return steps.order_of(volume, None, frame, case.row.get("slices") or None, turn_of_case(case))
 
 
 def prepare_case(case: Case, steps: Preprocessing) -> Prepared:

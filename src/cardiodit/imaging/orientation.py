@@ -1,7 +1,9 @@
 """One axis order for every volume: read in any order, written back in the source's own.
 
 The slices of a cine run from base to apex; in its picture the patient's left is on the right and the front or the head
-is up, as a radiologist sees it. The axes of a CT point to the left, to the front and to the head.
+is up, as a radiologist sees it. Where headers do not tell, or tell it wrongly, so that the right ventricle of a mask
+would lie on the right, the picture is turned until it lies on the left. The axes of a CT point to the left, to the
+front and to the head.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,8 @@ SAME_POOL = 0.98  # relative blood volume above which frame 0 counts as end-dias
 # What determined an order.
 SCANNER, MASK, MANIFEST, ASSUMED = "scanner", "mask", "manifest", "as stored"
 BASE_TO_APEX, APEX_TO_BASE = "base to apex", "apex to base"
+TURNS = (0, 90, 180, 270)  # degrees counter-clockwise
+OPPOSITE = 90.0  # degrees from the left of the picture, beyond which the right ventricle lies on its right
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class StorageOrder:
         first_frame: the file's frame that is our frame 0.
         slices_from: what determined the base: "manifest", "mask", "scanner", or "as stored" if nothing did.
         first_frame_from: what determined end-diastole: "manifest", "mask", or "as stored".
+        turn: degrees counter-clockwise by which the picture was turned, on top of what the header says; already
+            contained in `axes` and `flips`.
+        plane_from: what determined the picture: "manifest", "mask", "scanner", or "as stored" if nothing did.
     """
 
     axes: tuple[int, int, int] = (0, 1, 2)
@@ -46,6 +53,8 @@ class StorageOrder:
     first_frame: int = 0
     slices_from: str = ASSUMED
     first_frame_from: str = ASSUMED
+    turn: int = 0
+    plane_from: str = ASSUMED
 
     def apply(self, volume: Volume) -> Volume:
         """Convert a volume from the file's order to ours."""
@@ -72,7 +81,12 @@ class StorageOrder:
 
 
 def order_of_cine(
-    volume: Volume, labels: np.ndarray | None = None, end_diastole: int | None = None, slices: str | None = None
+    volume: Volume,
+    labels: np.ndarray | None = None,
+    end_diastole: int | None = None,
+    slices: str | None = None,
+    turn: int | None = None,
+    ventricles: tuple[int, int] | None = None,
 ) -> StorageOrder:
     """Determine how a stored short-axis cine becomes one that runs from base to apex and begins at end-diastole.
 
@@ -81,21 +95,32 @@ def order_of_cine(
         labels: masks in the volume's own grid, with myocardium and both cavities; `(H, W, D)` or `(H, W, D, T)`.
         end_diastole: end-diastolic frame, if the manifest gives it.
         slices: "base to apex" or "apex to base", if the manifest gives it.
+        turn: degrees counter-clockwise by which the picture is turned after it is oriented by its header, if the
+            manifest gives it.
+        ventricles: labels of the right and the left ventricle, by which `labels` determine the turn.
     """
     if end_diastole is not None and not 0 <= end_diastole < (volume.voxels.shape[3] if volume.is_cine else 1):
         raise CardioDiTError(
             f"End-diastole cannot be frame {end_diastole} (counted from 0) of a volume of shape {volume.voxels.shape}."
         )
+    if turn is not None and turn not in TURNS:
+        raise CardioDiTError(f"turn={turn} must be one of {', '.join(map(str, TURNS))} degrees.")
     to_apex, slices_from = _apex_direction(volume, labels, slices)
+    right, up, plane_from = (0, 1), (1, 1), ASSUMED
     if volume.geometry.in_scanner:
         right, up = _in_plane(np.array(volume.geometry.direction), to_apex if slices_from != ASSUMED else 0)
-        axes = (right[0], up[0], 2)
-        flips = tuple(i for i, sign in enumerate((right[1], up[1], to_apex)) if sign < 0)
-    else:
-        axes = (0, 1, 2)
-        flips = (2,) if to_apex < 0 else ()
+        plane_from = SCANNER
+    if turn is None and labels is not None and ventricles is not None:
+        turn = _turn_of_ventricles(labels, ventricles, right, up, volume.geometry.spacing)
+        plane_from = MASK if turn else plane_from
+    elif turn:
+        plane_from = MANIFEST
+    for _ in range((turn or 0) // 90):
+        right, up = (up[0], -up[1]), right  # what was on the right is now up
+    axes = (right[0], up[0], 2)
+    flips = tuple(i for i, sign in enumerate((right[1], up[1], to_apex)) if sign < 0)
     first_frame, first_frame_from = _first_frame(labels if volume.is_cine else None, end_diastole)
-    return StorageOrder(axes, flips, first_frame, slices_from, first_frame_from)
+    return StorageOrder(axes, flips, first_frame, slices_from, first_frame_from, turn or 0, plane_from)
 
 
 def order_of_ct(volume: Volume) -> StorageOrder:
@@ -168,6 +193,31 @@ def _in_plane(direction: np.ndarray, to_apex: int) -> tuple[tuple[int, int], tup
         choices.append((x @ PICTURE_RIGHT + y @ PICTURE_UP, (right, signs[0]), (up, signs[1])))
     _, right_axis, up_axis = max(choices)
     return right_axis, up_axis
+
+
+def _turn_of_ventricles(
+    labels: np.ndarray,
+    ventricles: tuple[int, int],
+    right: tuple[int, int],
+    up: tuple[int, int],
+    spacing: tuple[float, float, float] | None,
+) -> int:
+    """Return the turn that brings the right ventricle to the left of the picture; 0 if it is not on its right.
+
+    Args:
+        right, up: stored axis and its sign for the picture's right, and for its up.
+    """
+    still = labels if labels.ndim == 3 else labels[..., int((labels > 0).sum(axis=(0, 1, 2)).argmax())]
+    centres = [np.argwhere(still == label)[:, :2] for label in ventricles]
+    if not all(map(len, centres)):
+        return 0
+    away = (centres[0].mean(axis=0) - centres[1].mean(axis=0)) * (1.0 if spacing is None else np.array(spacing[:2]))
+    x, y = away[right[0]] * right[1], away[up[0]] * up[1]
+    from_left = np.degrees(np.arctan2(y, -x))  # 0 on the left, 90 at the top
+    if abs(from_left) <= OPPOSITE:
+        return 0
+    # Counter-clockwise, what is at the top comes to the left.
+    return int(round(from_left / 90) * 90) % 360
 
 
 def _first_frame(labels: np.ndarray | None, end_diastole: int | None) -> tuple[int, str]:

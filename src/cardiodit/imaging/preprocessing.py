@@ -143,11 +143,12 @@ class Preprocessing:
         labels: np.ndarray | None = None,
         end_diastole: int | None = None,
         slices: str | None = None,
+        turn: int | None = None,
     ) -> StorageOrder:
         """Determine how the volume's axes map to ours; see `order_of_cine`."""
         if not self.orient:
             return StorageOrder()
-        return order_of_cine(volume, labels, end_diastole, slices) if volume.is_cine else order_of_ct(volume)
+        return order_of_cine(volume, labels, end_diastole, slices, turn) if volume.is_cine else order_of_ct(volume)
 
     def _frame_plan(self, volume: Volume, beat: Beat) -> FramePlan | None:
         """Plan the frames of an aligned beat; None for the other cycles and for volumes."""

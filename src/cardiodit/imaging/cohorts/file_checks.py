@@ -202,8 +202,11 @@ def _read_mask(path: Path | None, volume: Volume, entry: CheckedFile) -> np.ndar
     return None if problems else mask.voxels
 
 
-def _check_labels(masks: Sequence[np.ndarray | None], entry: CheckedFile) -> None:
-    """Compare the labels of a heart's masks with their order, or note that the order is unknown."""
+def _check_labels(masks: Sequence[np.ndarray | None], entry: CheckedFile) -> tuple[int, int] | None:
+    """Compare the labels of a heart's masks with their order, or note that the order is unknown.
+
+    Return the labels of the right and the left ventricle, if they are known.
+    """
     labels = sorted({int(label) for mask in masks if mask is not None for label in np.unique(mask)})
     shown = ", ".join(map(str, labels))
     if not entry.file.mask_order:
@@ -212,17 +215,18 @@ def _check_labels(masks: Sequence[np.ndarray | None], entry: CheckedFile) -> Non
                 f"has masks with the labels {shown}, and no mask_order says which is which: give it in --table, "
                 f"such as {ACDC_ORDER}"
             )
-        return
+        return None
     try:
         order = parse_order(entry.file.mask_order)
     except CardioDiTError as error:
         entry.findings.problems.append(f"cannot be used. {error}")
-        return
+        return None
     if order != OURS and (unknown := set(labels) - {0, *order.values()}):  # in our order, more may be labelled
         entry.findings.problems.append(
             f"has masks with the labels {shown}, and {', '.join(map(str, sorted(unknown)))} is not in the order "
             f"{entry.file.mask_order!r}"
         )
+    return order["RV"], order["LV"]
 
 
 # ---- Cines
@@ -233,10 +237,15 @@ def _examine_cine(volume: Volume, entry: CheckedFile, how: Preparation) -> None:
     file = entry.file
     entry.frame_time = volume.geometry.frame_time or how.frame_time
     masks = [_read_mask(path, volume, entry) for path in (file.mask, file.ed_mask, file.es_mask)]
-    _check_labels(masks, entry)
+    ventricles = _check_labels(masks, entry)
     _find_frames(volume, masks[0], entry)
     labels = masks[0] if masks[0] is not None else masks[1]
-    order = entry.order = order_of_cine(volume, labels, file.ed_frame)
+    order = entry.order = order_of_cine(volume, labels, file.ed_frame, ventricles=ventricles)
+    if order.turn:
+        entry.findings.notes.append(
+            f"shows the right ventricle on the right of the picture by its header and mask; it is turned by "
+            f"{order.turn} degrees (column turn)"
+        )
     if order.slices_from != ASSUMED:
         entry.slices = APEX_TO_BASE if 2 in order.flips else BASE_TO_APEX
     else:
@@ -289,6 +298,7 @@ def _cine_columns(entry: CheckedFile) -> dict[str, str]:
         "ed_frame": number(file.ed_frame),
         "es_frame": number(file.es_frame),
         "slices": entry.slices,
+        "turn": str(entry.order.turn) if entry.order.turn else "",
         "frame_time": number(entry.frame_time),
         "beat_share": "" if entry.beat_share is None else f"{entry.beat_share:.2f}",
         "vendor": file.vendor,

@@ -106,6 +106,7 @@ def _cine_sections(good: list[CheckedFile], in_split: list[str]) -> list[str]:
     mixed = recommend_spacing(good)
     bases = Counter(entry.order.slices_from for entry in good)
     firsts = Counter(entry.order.first_frame_from for entry in good)
+    planes = Counter(entry.order.plane_from for entry in good)
     return [
         *_by_split("Vendors", [entry.file.vendor or "unknown" for entry in good], in_split),
         *_sizes(
@@ -120,10 +121,12 @@ def _cine_sections(good: list[CheckedFile], in_split: list[str]) -> list[str]:
             }
         ),
         *([*mixed, ""] if mixed else []),
-        "## How base, apex and end-diastole were found",
+        "## How base, apex, picture and end-diastole were found",
         "",
         *(f"- base and apex from the {name}: {n}" for name, n in sorted(bases.items()) if name != ASSUMED),
         f"- base and apex unknown, slices used as stored: {bases[ASSUMED]}",
+        *(f"- picture turned by the {name}: {n}" for name, n in sorted(planes.items()) if name != ASSUMED),
+        f"- picture unknown, as stored: {planes[ASSUMED]}",
         *(f"- end-diastole from the {name}: {n}" for name, n in sorted(firsts.items()) if name != ASSUMED),
         f"- end-diastole unknown, frame 0 as stored: {firsts[ASSUMED]}",
         "",
