@@ -6,6 +6,9 @@ from pathlib import Path
 from cardiodit.commands.subcommand import add_command, add_electricity
 from cardiodit.errors import CardioDiTError
 
+VENDORS, RHYTHMS = ("plain", "bright", "grey", "coarse"), ("sinus", "premature", "irregular")
+STYLE = ("vendor", "base", "valve_motion", "trabeculae", "fat", "scar_signal", "rhythm")
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
@@ -48,6 +51,33 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="GROUP",
         help="groups of hearts to write; default: normal dilated hypertrophic infarct",
     )
+    style = parser.add_argument_group(
+        "style of hearts",
+        "without these options, a heart of a seed is always the same; all are columns of the manifest",
+    )
+    style.add_argument("--vendor", choices=VENDORS, help="contrast, noise, shading, sharpness and voxel size (plain)")
+    style.add_argument(
+        "--base", action="store_true", help="open the outflow tract below the valve plane, and show the atria above it"
+    )
+    style.add_argument(
+        "--valve_motion",
+        action="store_true",
+        help="the valve plane moves towards the apex, which stays; otherwise the apex moves",
+    )
+    style.add_argument(
+        "--trabeculae",
+        type=float,
+        metavar="X",
+        help="strength of trabeculae and of varied papillary muscles, 0 to 1 (0)",
+    )
+    style.add_argument("--fat", type=float, metavar="X", help="factor of the fat around the heart (1)")
+    style.add_argument("--scar_signal", type=float, metavar="X", help="factor of the signal of infarcted muscle (1)")
+    style.add_argument(
+        "--rhythm",
+        choices=RHYTHMS,
+        help="sinus; premature: the next beat begins before this one ends; irregular: each slice in a beat of another "
+        "duration (sinus)",
+    )
     parser.add_argument(
         "--workers", type=int, default=1, help="number of worker processes; does not change the result (%(default)s)"
     )
@@ -56,7 +86,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from cardiodit.imaging.phantom import write_chests, write_cohort
+    from cardiodit.imaging.phantom import Style, write_chests, write_cohort
 
     settings = {name: getattr(arguments, name) for name in ("num", "seed", "workers")}
     for name in ("size", "spacing", "groups"):
@@ -64,6 +94,12 @@ def run(arguments: argparse.Namespace) -> None:
             settings[name] = tuple(getattr(arguments, name))
     if arguments.kind == "chest" and arguments.groups:
         raise CardioDiTError("--groups is for hearts; chests have no groups.")
+    given = {name: getattr(arguments, name) for name in STYLE}
+    chosen = {name: value for name, value in given.items() if value is not None and value is not False}
+    if chosen and arguments.kind == "chest":
+        raise CardioDiTError(f"--{next(iter(chosen))} is for hearts; chests have no style.")
+    if chosen:
+        settings["style"] = Style(**chosen)
     write = write_cohort if arguments.kind == "heart" else write_chests
     manifest = write(arguments.output_dir, **settings)
     print(f"Wrote {arguments.num} {arguments.kind}s. The manifest is {manifest}.")

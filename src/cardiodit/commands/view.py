@@ -62,8 +62,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--as_stored",
         action="store_true",
-        help="show the axes of the files; otherwise hearts are upright, with the right ventricle on the left and slices "
-        "from base to apex, and CT is seen from the feet, as far as headers and masks with --mask_order tell",
+        help="show the axes of the files; otherwise hearts are upright, with the right ventricle on the left and "
+        "slices from base to apex, and CT is seen from the feet, as far as headers and masks with --mask_order tell",
     )
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--output", type=Path, metavar="FILE.html", help="page to write; an existing one is replaced")

@@ -22,6 +22,7 @@ from cardiodit.imaging.phantom.chest import draw_chest
 from cardiodit.imaging.phantom.chest_scene import LABELS, render_chest
 from cardiodit.imaging.phantom.heart import GROUPS, draw_heart
 from cardiodit.imaging.phantom.scene import render
+from cardiodit.imaging.phantom.style import Style
 from cardiodit.imaging.pictures import window_of, write_gif, write_sheet, write_slices
 
 PICTURED = 8  # number of phantoms with pictures, the first of a cohort
@@ -40,6 +41,7 @@ def write_cohort(
     spacing: Spacing | None = None,
     groups: Sequence[str] = tuple(GROUPS),
     workers: int = 1,
+    style: Style | None = None,
 ) -> Path:
     """Write `num` hearts, cycling through the groups, and return the manifest's path.
 
@@ -54,12 +56,13 @@ def write_cohort(
         spacing: voxel size in mm (H, W, D); default: shows the whole heart.
         groups: names from `GROUPS`.
         workers: processes; does not change the result.
+        style: what the hearts show beyond the plain ones; columns of the manifest state it.
     """
     _check(num, seed, size, spacing, workers, axes="rows and columns (at least 16), slices and frames")
     for group in groups:
         if group not in GROUPS:
             raise CardioDiTError(f"There is no group {group!r}; choose from {', '.join(GROUPS)}.")
-    write = partial(_write_heart, seed=seed, size=size, spacing=spacing, groups=groups)
+    write = partial(_write_heart, seed=seed, size=size, spacing=spacing, groups=groups, style=style or Style())
     return _write_all(output_dir, num, write, workers)
 
 
@@ -100,9 +103,10 @@ def _write_heart(
     size: tuple[int, int, int, int],
     spacing: Spacing | None,
     groups: Sequence[str],
+    style: Style,
 ) -> dict[str, Any]:
     random, group, name = np.random.default_rng([seed, index]), groups[index % len(groups)], f"phantom-{index:04d}"
-    phantom = render(draw_heart(group, random), size, random, spacing)
+    phantom = render(draw_heart(group, random), size, random, spacing, style)
     write_nifti(folder / "images" / f"{name}.nii.gz", phantom.image, phantom.geometry)
     write_nifti(folder / "labels" / f"{name}.nii.gz", phantom.labels, phantom.geometry)
     (folder / "volumes" / f"{name}.json").write_text(json.dumps(phantom.volumes))
@@ -122,6 +126,7 @@ def _write_heart(
         "lv_edv_ml": round(left[0], 2),
         "lv_esv_ml": round(min(left), 2),
         "lv_ef_percent": round(100 * (1 - min(left) / left[0]), 2),
+        **style.describe(),
     }
 
 

@@ -1,5 +1,6 @@
 """A synthetic heart as a scanner shows it: tissues, neighbours, partial volume, shading, flow, breathing, noise."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,21 +9,11 @@ from scipy.ndimage import gaussian_filter
 from cardiodit.imaging.geometry import Geometry
 from cardiodit.imaging.orientation import PICTURE_RIGHT, TO_APEX
 from cardiodit.imaging.phantom.heart import ANGLES, ML, Heart, Shape
+from cardiodit.imaging.phantom.style import SINUS, Style, Vendor
 
 RV, MYOCARDIUM, LV = 1, 2, 3  # the label order of ACDC
 
-# Signal of balanced steady-state free precession: blood is bright.
-SIGNAL = {
-    "air": 0.0,
-    "lung": 0.07,
-    "muscle": 0.27,
-    "fat": 0.72,
-    "liver": 0.40,
-    "bone": 0.33,
-    "blood": 0.90,
-    "myocardium": 0.30,
-}
-RV_WALL = 3.0  # mm
+RV_WALL, ATRIAL_WALL = 3.0, 2.0  # mm
 SUBSLICES = 3  # layers averaged in each thick slice
 GREY_LEVELS = 1000
 
@@ -55,28 +46,52 @@ def render(
     size: tuple[int, int, int, int],
     random: np.random.Generator,
     spacing: tuple[float, float, float] | None = None,
+    style: Style | None = None,
 ) -> Phantom:
-    """Render a heart as a cine of `size` (H, W, D, T)."""
-    spacing = spacing or default_spacing(size)
+    """Render a heart as a cine of `size` (H, W, D, T); what a style adds is drawn from a generator of its own."""
+    style = style or Style()
+    own = np.random.default_rng() if style.is_plain else random.spawn(1)[0]  # of a plain style, nothing is drawn
     height, width, depth, frames = size
-    shapes = [heart.at(t / frames) for t in range(frames)]
+    if spacing is None:
+        along_h, along_w, along_d = default_spacing(size)
+        spacing = along_h * style.scanner.spacing, along_w * style.scanner.spacing, along_d
+    heart = style.heart(heart, own)
+    phases = style.phases(depth, frames, own)
+    look = _Look(style, style.trabecular_depth(own))
+    shapes = [[style.shape(heart, phase) for phase in phases[0]]]
+    shapes += [shapes[0] if style.rhythm != "irregular" else [style.shape(heart, p) for p in row] for row in phases[1:]]
     plane = _Plane((height, width), spacing[:2], random)
     image = np.zeros(size, np.float32)
     labels = np.zeros(size, np.uint8)
+    rows = np.zeros((frames, 3))
     for d in range(depth):
         shift = random.normal(0, 1.2, 2)  # every slice is acquired in its own breath-hold
-        surroundings = plane.surroundings(d / max(1, depth - 1), shift, random)
+        surroundings = plane.surroundings(d / max(1, depth - 1), shift, random, style.signal)
         polar = plane.polar(shift)
-        for t, shape in enumerate(shapes):
-            levels = (d + (np.arange(SUBSLICES) + 0.5) / SUBSLICES) * spacing[2]
-            layers = [_heart_layer(heart, shape, level, polar, surroundings, plane.voxel) for level in levels]
+        for t, shape in enumerate(shapes[d]):
+            drop = style.drop(heart, shape)
+            levels = (d + (np.arange(SUBSLICES) + 0.5) / SUBSLICES) * spacing[2] - drop
+            layers = [_heart_layer(heart, shape, level, polar, surroundings, plane.voxel, look) for level in levels]
             image[:, :, d, t] = np.mean(layers, axis=0)
-            labels[:, :, d, t] = _labels(shape, (d + 0.5) * spacing[2], polar)
-    image = _acquire(image, labels, heart, spacing, random)
-    rows = [shape.volumes_between(0, depth * spacing[2]) for shape in shapes]
-    volumes = {name: [row[i] / ML for row in rows] for i, name in enumerate(("lv", "rv", "myocardium"))}
+            labels[:, :, d, t] = _labels(shape, (d + 0.5) * spacing[2] - drop, polar)
+            if style.rhythm != SINUS:
+                rows[t] += shape.volumes_between(d * spacing[2] - drop, (d + 1) * spacing[2] - drop)
+    image = _acquire(image, labels, heart, spacing, random, style.scanner)
+    if style.rhythm == SINUS:
+        drops = [style.drop(heart, shape) for shape in shapes[0]]
+        ends = [(-drop, depth * spacing[2] - drop) if drop else (0, depth * spacing[2]) for drop in drops]
+        rows = np.array([shape.volumes_between(*end) for shape, end in zip(shapes[0], ends, strict=True)])
+    volumes = {name: [float(row[i]) / ML for row in rows] for i, name in enumerate(("lv", "rv", "myocardium"))}
     geometry = _short_axis(size, spacing, random).with_frame_time(60 / heart.heart_rate / frames)
     return Phantom(image, labels, volumes, geometry)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A style, and the depth of the trabecular layer in each direction, if there is one."""
+
+    style: Style
+    trabeculae: np.ndarray | None = None
 
 
 def _short_axis(
@@ -120,7 +135,9 @@ class _Plane:
         angle = np.arctan2(y, x) * (ANGLES / (2 * np.pi))
         return _Polar(np.hypot(x, y), np.rint(angle).astype(int) % ANGLES)
 
-    def surroundings(self, towards_apex: float, shift: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def surroundings(
+        self, towards_apex: float, shift: np.ndarray, random: np.random.Generator, signal: Mapping[str, float]
+    ) -> np.ndarray:
         """Draw everything but the heart in one slice; the liver grows and the lungs shrink towards the apex."""
         x, y = self.x - 0.5 * shift[0], self.y - 0.5 * shift[1]
 
@@ -130,23 +147,23 @@ class _Plane:
             return np.clip(0.5 - distance / self.voxel, 0, 1)
 
         b = self.body
-        picture = np.full_like(x, SIGNAL["air"])
+        picture = np.full_like(x, signal["air"])
 
-        def paint(mask: np.ndarray, signal: float | np.ndarray) -> None:
-            picture[...] = picture * (1 - mask) + signal * mask
+        def paint(mask: np.ndarray, value: float | np.ndarray) -> None:
+            picture[...] = picture * (1 - mask) + value * mask
 
-        paint(ellipse(-18, -28, 178 * b, 122 * b), SIGNAL["fat"])
-        paint(ellipse(-18, -29, 166 * b, 108 * b), SIGNAL["muscle"])
+        paint(ellipse(-18, -28, 178 * b, 122 * b), signal["fat"])
+        paint(ellipse(-18, -29, 166 * b, 108 * b), signal["muscle"])
         cavity = ellipse(-18, -26, 152 * b, 93 * b)
-        paint(cavity, SIGNAL["lung"] + 0.25 * np.clip(self.lung_vessels - 0.12, 0, 0.4))
-        paint(ellipse(-34, 57, 54, 15), SIGNAL["fat"] * 0.75)  # fat behind the breast bone
+        paint(cavity, signal["lung"] + 0.25 * np.clip(self.lung_vessels - 0.12, 0, 0.4))
+        paint(ellipse(-34, 57, 54, 15), signal["fat"] * 0.75)  # fat behind the breast bone
         rise = 14 + 26 * towards_apex
-        paint(cavity * ellipse(-72, -112 + rise, 92, 56), SIGNAL["liver"] + 0.10 * self.liver_texture)
-        paint(cavity * ellipse(62, -104 + 0.8 * rise, 44, 36), SIGNAL["muscle"] * 1.1)  # stomach and spleen
-        paint(ellipse(-62, -96, 25, 23), SIGNAL["bone"])  # spine
-        paint(ellipse(-62, -114, 9, 8), SIGNAL["blood"] * 0.8)  # spinal canal
-        paint(ellipse(-26, -72, 12, 12), SIGNAL["muscle"])
-        paint(ellipse(-26, -72, 10.5, 10.5), SIGNAL["blood"])  # descending aorta
+        paint(cavity * ellipse(-72, -112 + rise, 92, 56), signal["liver"] + 0.10 * self.liver_texture)
+        paint(cavity * ellipse(62, -104 + 0.8 * rise, 44, 36), signal["muscle"] * 1.1)  # stomach and spleen
+        paint(ellipse(-62, -96, 25, 23), signal["bone"])  # spine
+        paint(ellipse(-62, -114, 9, 8), signal["blood"] * 0.8)  # spinal canal
+        paint(ellipse(-26, -72, 12, 12), signal["muscle"])
+        paint(ellipse(-26, -72, 10.5, 10.5), signal["blood"])  # descending aorta
         return picture
 
 
@@ -165,29 +182,75 @@ def _inside(boundary: np.ndarray, polar: _Polar, voxel: float) -> np.ndarray:
 
 
 def _heart_layer(
-    heart: Heart, shape: Shape, level: float, polar: _Polar, surroundings: np.ndarray, voxel: float
+    heart: Heart,
+    shape: Shape,
+    level: float,
+    polar: _Polar,
+    surroundings: np.ndarray,
+    voxel: float,
+    look: _Look,
 ) -> np.ndarray:
     """Draw the heart over its surroundings at one level and moment."""
-    picture = surroundings
+    picture, signal = surroundings, look.style.signal
     if level > shape.z[-1]:
         return picture
+    if level < 0 and look.style.base:
+        return _atria(heart, shape, level, polar, surroundings, voxel, signal)
     endo, epi, right = (_row(table, shape.z, level) for table in (shape.endo, shape.epi, shape.right))
     wall = np.where(right > 1.0, RV_WALL, 0.0)
     fat = 3.5 * np.clip(np.sin(np.arange(ANGLES) * 2 * np.pi / ANGLES * 2 + heart.rv_direction), 0, 1)
-    for boundary, signal in [
-        (epi + right + wall + fat, SIGNAL["fat"] * 0.8),
-        (epi + right + wall, SIGNAL["myocardium"]),
-        (epi + right, SIGNAL["blood"]),
-        (epi, SIGNAL["myocardium"]),
-        (endo, SIGNAL["blood"]),
+    fat = fat * look.style.fat if look.style.fat != 1.0 else fat
+    for boundary, value in [
+        (epi + right + wall + fat, signal["fat"] * 0.8),
+        (epi + right + wall, signal["myocardium"]),
+        (epi + right, signal["blood"]),
+        (epi, signal["myocardium"]),
+        (endo, signal["blood"]),
     ]:
         inside = _inside(boundary, polar, voxel)
-        picture = picture * (1 - inside) + signal * inside
-    return _papillaries(heart, shape, level, polar, picture, float(endo.mean()), voxel)
+        picture = picture * (1 - inside) + value * inside
+    if look.style.scar_signal != 1.0:
+        is_scar = np.clip(1 - heart.motion, 0, 1)[polar.angle]
+        ring = _inside(epi, polar, voxel) - _inside(endo, polar, voxel)
+        picture = picture * (1 + (look.style.scar_signal - 1) * ring * is_scar)
+    if look.trabeculae is not None:
+        layer = _inside(endo, polar, voxel) - _inside(np.maximum(endo - look.trabeculae, 0), polar, voxel)
+        picture = picture * (1 - layer) + 0.5 * (signal["myocardium"] + signal["blood"]) * layer
+    return _papillaries(heart, shape, level, polar, picture, float(endo.mean()), voxel, signal)
+
+
+def _atria(
+    heart: Heart,
+    shape: Shape,
+    level: float,
+    polar: _Polar,
+    surroundings: np.ndarray,
+    voxel: float,
+    signal: Mapping[str, float],
+) -> np.ndarray:
+    """Draw both atria above the valve plane: thin walls, and a septum between them."""
+    picture = surroundings
+    left, right = shape.epi[0] * (1 - 0.004 * abs(level)), shape.right[0]
+    for boundary, value in [
+        (left + right + ATRIAL_WALL, signal["myocardium"]),
+        (left + right, signal["blood"]),
+        (left, signal["myocardium"]),
+        (left - ATRIAL_WALL, signal["blood"]),
+    ]:
+        inside = _inside(boundary, polar, voxel)
+        picture = picture * (1 - inside) + value * inside
+    return picture
 
 
 def _papillaries(
-    heart: Heart, shape: Shape, level: float, polar: _Polar, picture: np.ndarray, radius: float, voxel: float
+    heart: Heart,
+    shape: Shape,
+    level: float,
+    polar: _Polar,
+    picture: np.ndarray,
+    radius: float,
+    voxel: float,
+    signal: Mapping[str, float],
 ) -> np.ndarray:
     """Draw the two papillary muscles of the middle third; they turn with the twisting wall."""
     share = level / shape.z[-1]
@@ -202,13 +265,13 @@ def _papillaries(
             np.clip(polar.radius**2 + reach**2 - 2 * polar.radius * reach * np.cos(angle - there), 0, None)
         )
         inside = np.clip((min(size, 0.45 * radius) - distance) / voxel + 0.5, 0, 1)
-        picture = picture * (1 - inside) + SIGNAL["myocardium"] * inside
+        picture = picture * (1 - inside) + signal["myocardium"] * inside
     return picture
 
 
 def _labels(shape: Shape, level: float, polar: _Polar) -> np.ndarray:
     labels = np.zeros(polar.radius.shape, np.uint8)
-    if level > shape.z[-1]:
+    if not 0 <= level <= shape.z[-1]:
         return labels
     endo, epi, right = (_row(table, shape.z, level)[polar.angle] for table in (shape.endo, shape.epi, shape.right))
     labels[polar.radius < epi + right] = RV
@@ -223,6 +286,7 @@ def _acquire(
     heart: Heart,
     spacing: tuple[float, float, float],
     random: np.random.Generator,
+    scanner: Vendor,
 ) -> np.ndarray:
     """Add flow, the blur of the point spread, coil shading and Rician noise; convert to grey levels."""
     height, width, _, frames = image.shape
@@ -231,12 +295,13 @@ def _acquire(
     speed = np.abs(np.gradient([heart.volumes(t / frames)[0] for t in range(frames)]))
     blood = (labels == LV) | (labels == RV)
     image = image * (1 - 0.05 * np.abs(flow) * (0.4 + speed / max(speed.max(), 1e-9)) * blood)
-    image = gaussian_filter(image, (0.45, 0.45, 0, 0))
+    image = gaussian_filter(image, (scanner.blur, scanner.blur, 0, 0))
     x, y = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     slope = random.uniform(-0.12, 0.12, 2)
     shading = 1 + slope[0] * x + slope[1] * y + 0.18 * np.clip(y, -1, 1) - 0.08 * (x**2 + y**2)
+    shading = 1 + (shading - 1) * scanner.shading if scanner.shading != 1.0 else shading
     image = image * shading[:, :, None, None]
-    sigma = random.uniform(0.018, 0.032)
+    sigma = random.uniform(0.018, 0.032) * scanner.noise
     noise = random.standard_normal((2, *image.shape), dtype=np.float32) * sigma
     magnitude = np.hypot(image + noise[0], noise[1])
     return np.rint(magnitude * GREY_LEVELS).clip(0, np.iinfo(np.int16).max).astype(np.int16)
