@@ -300,6 +300,7 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         unguided = unguided_inputs(self.denoiser, given, guidance_over)
         latents = self._denoise(latents, given, unguided, scheduler_step, callback_on_step_end)
         volumes = latents if output_type == "latent" else self._decode(latents, decode_batch_size, output_type)
+        masks = self._masks_of(latents, decode_batch_size) if output_type in ("volumes", "np") else None
         self.maybe_free_model_hooks()
         if not return_dict:
             return (volumes,)  # type: ignore[return-value]
@@ -325,7 +326,9 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
             for record, row in zip(records, asked.tolist(), strict=True):
                 record["conditions"] = self.conditions.values_of(row)
                 record["guidance_over"] = None if guidance_over is None else list(guidance_over)
-        return VolumePipelineOutput(volumes=volumes, records=records, geometry=self.geometry, units=self.units)
+        return VolumePipelineOutput(
+            volumes=volumes, records=records, geometry=self.geometry, units=self.units, masks=masks
+        )
 
     def _check_steps(self, number: int | None) -> int:
         number = self.default_steps if number is None else number
@@ -446,6 +449,10 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         """Turn latents `(B, C, *size)` into float32 voxels `(B, 1, *voxels)`."""
         return latents
 
+    def _masks_of(self, latents: torch.Tensor, batch_size: int) -> np.ndarray | None:
+        """Return the masks of latents in the order of files; None if the model decodes none."""
+        return None
+
     def _to_file_order(self, volumes: torch.Tensor) -> torch.Tensor:
         """Permute `(B, *voxels)` into the order of files: H, W, D and, for cine, T."""
         return volumes
@@ -504,6 +511,17 @@ class LatentVolumePipeline(VolumePipeline):
 
     def _to_voxels(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
         return self._decode_batches(self.vae.unscale_latents(latents), batch_size)
+
+    def _masks_of(self, latents: torch.Tensor, batch_size: int) -> np.ndarray | None:
+        if not self.vae.config.get("mask_labels"):
+            return None
+        labels = self._label_batches(self.vae.unscale_latents(latents), batch_size)  # (B, 1, *voxels)
+        return self._to_file_order(labels[:, 0]).contiguous().cpu().numpy()
+
+    def _label_batches(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Decode latents `(B, C, *size)` to labels `(B, 1, *voxels)` (uint8), `batch_size` pieces at a time."""
+        parts = [self.vae.decode_masks(part).argmax(dim=1, keepdim=True) for part in latents.split(batch_size)]
+        return torch.cat(parts).to(torch.uint8)
 
     def decoding_batches(self, size: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Return the number of pieces in which a latent of this size is decoded, and the size of a piece."""

@@ -24,6 +24,7 @@ from cardiodit.imaging import Geometry, Volume, write_gif, write_nifti
 from cardiodit.imaging.figures import beating_rows
 from cardiodit.imaging.intensity import Range, to_source
 
+MASKS = "masks"  # folder of the samples' masks, in that of the samples
 SHOWN = 4  # samples that a notebook shows by itself
 WEIGHT_COMPONENTS = ("transformer", "unet", "vae", "adapter", "controlnet")  # their weights make up a revision
 HASHED = "sha256:"  # beginning of a revision that is a hash of files
@@ -40,12 +41,15 @@ class VolumePipelineOutput(BaseOutput):
         records: how each volume was made: seed, model, solver, steps, guidance, seconds.
         geometry: voxel size and frame time, if the model knows them.
         units: the values of -1 and 1 in the scanner's units, such as Hounsfield units; None if unknown.
+        masks: labels (uint8) of the volumes' voxels, for a model that decodes them (`train_masks`); for hearts, right
+            ventricle 1, myocardium 2 and left ventricle 3.
     """
 
     volumes: torch.Tensor | np.ndarray
     records: list[dict[str, Any]] = field(default_factory=list)
     geometry: Geometry = field(default_factory=Geometry)
     units: Range | None = None
+    masks: np.ndarray | None = None
 
     def __getitem__(self, which: Any) -> Any:
         """Return the output of one sample (`out[0]`) or of several (`out[:4]`), or a field by its name."""
@@ -57,7 +61,8 @@ class VolumePipelineOutput(BaseOutput):
             raise IndexError(f"There is no sample {which}: this output has {len(self.volumes)}.") from None
         places = list(found) if isinstance(found, range) else [found]
         records = [self.records[place] for place in places] if self.records else []
-        return replace(self, volumes=self.volumes[places], records=records)
+        masks = None if self.masks is None else self.masks[places]
+        return replace(self, volumes=self.volumes[places], records=records, masks=masks)
 
     def __repr__(self) -> str:
         """Describe the volumes in one line."""
@@ -157,7 +162,11 @@ class VolumePipelineOutput(BaseOutput):
         check_folder(folder, paths)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SAMPLE_LIST).touch()  # first: other processes recognise a folder of samples by it
-        for path, record, volume in zip(paths, self.records, self.volumes, strict=True):
+        for number, (path, record, volume) in enumerate(zip(paths, self.records, self.volumes, strict=True)):
+            if self.masks is not None:  # before the volume: a sample that is there has its mask
+                (folder / MASKS).mkdir(exist_ok=True)
+                write_nifti(folder / MASKS / path.name, self.masks[number], self.geometry)
+                record = {**record, "mask": f"{MASKS}/{path.name}"}
             write_nifti(path, self.in_units(volume), self.geometry)
             voxels = np.asarray(volume, dtype=np.float32)
             write_gif(path.with_name(path.name.replace(".nii.gz", ".gif")), voxels, self.geometry)

@@ -34,6 +34,9 @@ class CardioDiTPipeline(LatentVolumePipeline):
         decoded = super()._decode_batches(slices_of(latents), batch_size)  # (B·D, C, h, w, t) → (B·D, 1, H, W, T)
         return stack_slices(decoded, latents.shape[2])  # (B, 1, D, H, W, T)
 
+    def _label_batches(self, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
+        return stack_slices(super()._label_batches(slices_of(latents), batch_size), latents.shape[2])
+
     def _to_file_order(self, volumes: torch.Tensor) -> torch.Tensor:
         return volumes.movedim(1, 3)  # (B, D, H, W, T) → (B, H, W, D, T)
 

@@ -212,7 +212,10 @@ class VQGANSettings:
     dimensions: Literal[3, 4] = option(4, "4 for cine, encoded slice by slice (CardioDiT), 3 for 3D volumes (VolDiT)")
     model: Section = settings_of(
         VQModel,
-        omit=("scaling_factor", "latents_mean", "latents_std", "spacing", "frame_time", "preprocessing"),
+        omit=(
+            *("scaling_factor", "latents_mean", "latents_std", "spacing", "frame_time", "preprocessing"),
+            *("mask_labels", "mask_channels"),
+        ),
         kinds={"downsample_parameters": Any, "upsample_parameters": Any},
     )
     discriminator: Section = settings_of(
@@ -567,3 +570,27 @@ class SegmenterSettings:
     model: Section = settings_of(HeartSegmenter, omit=("preprocessing", "spacing"))
     data: SegmenterDataSettings = SegmenterDataSettings()
     training: SegmenterTraining = SegmenterTraining()
+
+
+# --- Masks of samples ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksTraining(Training):
+    learning_rate: float = option(1e-3, PEAK_RATE)
+    train_batch_size: Count = option(2, BATCH_SIZE)
+    num_train_epochs: Count = option(100, EPOCHS)
+    lr_scheduler: LearningRateSchedule = option("cosine", SCHEDULE)
+    weight_decay: float = option(1e-4, DECAY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksSettings:
+    """Config of the decoder that gives every sample its mask."""
+
+    channels: Count = option(32, "width of the decoder at the latents' resolution; it halves with each level")
+    latent_noise: float = option(
+        0.1,
+        "standard deviation of noise added to latents, in units of their own, since generated latents are not exact",
+    )
+    training: MasksTraining = MasksTraining()

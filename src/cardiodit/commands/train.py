@@ -23,6 +23,7 @@ STAGES = {
     "prdit": "PRDiT, on voxels: first the local denoiser, then the refiner",
     "tgca": "an adapter that follows masks",
     "controlnet": "an adapter of MedLoRD that follows masks",
+    "masks": "a second decoder, by which a pipeline's samples come with their masks",
     "segmenter": "a network that labels hearts, to measure them",
     "copy_detector": "a network that recognizes copies of training patients, for cardiodit audit",
 }

@@ -102,6 +102,8 @@ def load_pairs(heart: Heart, frames: str, segmenter: Segmenter | None) -> Iterat
     if not image.is_cine:
         raise CardioDiTError(f"{heart.image} has the shape {image.voxels.shape}; only cines can be exported.")
     masks = _masks(heart, image, segmenter)
+    if not masks:
+        raise CardioDiTError(f"The mask of {heart.image.name} has no label in any frame. Leave this heart out.")
     if frames == "cine":
         if len(masks) < image.voxels.shape[3]:
             raise CardioDiTError(

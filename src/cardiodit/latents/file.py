@@ -34,7 +34,9 @@ from cardiodit.imaging.orientation import StorageOrder
 from cardiodit.models import VQModel3D, VQModel4D
 
 SCHEMA = 1
-OF_DENOISING = ("scaling_factor", "latents_mean", "latents_std")  # keys of a VQ model that change no latent
+# Keys of a VQ model that change no latent, and the beginning of such weights
+OF_DENOISING = ("scaling_factor", "latents_mean", "latents_std", "mask_labels", "mask_channels")
+OF_MASKS = "mask_head."
 TENSOR = "latents"
 CHECKSUM = "checksum"
 GAP = "?"
@@ -286,12 +288,12 @@ def _checksum(values: dict[str, Any], latents: torch.Tensor) -> int:
 
 
 def identity_of_vae(vae: VQModel4D | VQModel3D) -> str:
-    """Hash the weights and the config of a VQ model, without the scaling of its latents."""
+    """Hash the weights and the config of a VQ model, without the scaling of its latents and its decoder of masks."""
     parameters = inspect.signature(type(vae).__init__).parameters.values()
     defaults = {parameter.name: parameter.default for parameter in parameters}
     config = {key: value for key, value in vae.config.items() if key not in OF_DENOISING and not key.startswith("_")}
     digest = hashlib.sha256(f"{type(vae).__name__} {identity_of(_non_defaults(config, defaults))}".encode())
-    add_weights(digest, vae.state_dict())
+    add_weights(digest, {name: value for name, value in vae.state_dict().items() if not name.startswith(OF_MASKS)})
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from cardiodit._util.gpu import upload
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.codebook import EMACodebook, QuantizerOutput
 from cardiodit.models.loading import StrictModelMixin
+from cardiodit.models.mask_head import MaskHead
 
 PerAxis = int | tuple[int, ...]  # one number for all axes, or one for each axis
 Level = tuple[PerAxis, ...]  # stride, kernel, dilation, padding (and output padding in the decoder)
@@ -88,6 +89,9 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
             false trains them on the encoder's output.
         dead_code_threshold: usage count below which a code moves to one of the first vectors of the batch, such as 0.5
             in CardioDiT's newest code; None leaves dead codes to `codebook_restart`.
+        mask_labels: number of labels, including the background, that a second decoder finds in latents
+            (`decode_masks`, trained by `train_masks`); 0 for none.
+        mask_channels: width of this decoder at the latents' resolution.
     """
 
     axis_names: tuple[str, str, str]
@@ -126,6 +130,8 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
         latents_std: tuple[float, ...] | None = None,
         quantize_latents: bool = True,
         dead_code_threshold: float | None = None,
+        mask_labels: int = 0,
+        mask_channels: int = 32,
     ) -> None:
         from monai.networks.nets.vqvae import Decoder, Encoder  # takes a second to import
 
@@ -173,6 +179,10 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
             sync=codebook_sync,
             dead_code_threshold=dead_code_threshold,
         )
+        self.mask_head = None
+        if mask_labels:
+            strides = [[along(entry[0], axis) for axis in range(3)] for entry in self.up]
+            self.mask_head = MaskHead(embedding_dim, mask_channels, strides, mask_labels)
         self.gradient_checkpointing = False
         self.use_slicing = False
         self.enable_tiling()  # sets the tile sizes
@@ -279,6 +289,16 @@ class VQModel(StrictModelMixin, AutoencoderMixin):
             h, commit_loss = quantized.latents, quantized.commitment_loss
         sample = self._by_batch(self._decode, h.to(self.dtype))
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
+
+    @apply_forward_hook
+    def decode_masks(self, h: torch.Tensor) -> torch.Tensor:
+        """Return the logits of labels `(B, labels, *size)` in latents, which are quantised first, as in `decode`."""
+        if self.mask_head is None:
+            raise CardioDiTError("This autoencoder decodes no masks (mask_labels is 0); train_masks adds them.")
+        self._check_axes(h)
+        if self.config.quantize_latents:
+            h = self.quantizer(h, may_learn=False).latents
+        return self._by_batch(self.mask_head, h.to(self.dtype))
 
     def forward(
         self, sample: torch.Tensor, return_dict: bool = True

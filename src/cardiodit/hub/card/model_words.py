@@ -60,6 +60,8 @@ def architecture(model: Model) -> str:
     rows |= model.system.card.architecture(model)
     if model.adapter:
         rows["Masks"] = _masks(model.adapter)
+    if model.vae and model.vae.get("mask_labels"):
+        rows["Masks of samples"] = "decoded with every sample: right ventricle 1, myocardium 2, left ventricle 3"
     is_steered = bool(model.adapter or model.conditions)
     rows["Class labels"] = _listed(model.labels) or ("none" if is_steered else "none; generation cannot be steered")
     if model.labels:
