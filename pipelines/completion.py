@@ -24,7 +24,7 @@ from cardiodit.imaging.gaps import Gaps, ModelView, find_gaps, view_for_model
 from cardiodit.imaging.intensity import to_model
 from cardiodit.imaging.volume import AXES
 from cardiodit.latents.encoder import encode_volume
-from cardiodit.pipelines.inputs import check_integer, label_numbers, make_generators
+from cardiodit.pipelines.inputs import check_integer, label_numbers, make_generators, unguided_inputs
 from cardiodit.pipelines.output import describe_model
 from cardiodit.pipelines.scheduler_utils import check_scheduler, set_timesteps
 from cardiodit.schedulers.flow_scheduler import FLOW, FLOWS
@@ -299,7 +299,8 @@ class GuidedSampler:
         """Return volumes (H, W, D[, T]) in [-1, 1], one for each generator."""
         pipe, device = self._pipe, self._pipe._execution_device
         pipe._guidance_scale, pipe._estimate, pipe._interrupt, pipe._phase = self._guidance_scale, None, False, None
-        labels = None if labels is None else labels.to(device)
+        given = {} if labels is None else {"class_labels": labels.to(device)}
+        unguided = unguided_inputs(pipe.denoiser, given)
         times = self._scheduler.timesteps
 
         def noise() -> torch.Tensor:
@@ -312,7 +313,7 @@ class GuidedSampler:
                 last = index == len(times) - 1
                 following = (1.0, 0.0) if last else self._levels(float(times[index + 1]))
                 for visit in range(self._visits):
-                    prediction = pipe._predict(latents, time.to(device), labels, index)
+                    prediction = pipe._predict(latents, time.to(device), given, unguided, index)
                     clean = clean_estimate(self._scheduler, prediction, time, latents)
                     predicted = (latents - signal * clean) / sigma
                     clean = self._consistency(clean)

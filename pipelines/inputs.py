@@ -182,7 +182,7 @@ def condition_numbers(
 
 
 def unguided_inputs(
-    denoiser: Any, given: Mapping[str, torch.Tensor], guidance_over: Sequence[str] | None
+    denoiser: Any, given: Mapping[str, torch.Tensor], guidance_over: Sequence[str] | None = None
 ) -> dict[str, torch.Tensor]:
     """Return the denoiser's inputs of the prediction from which classifier-free guidance leads away.
 
@@ -206,7 +206,7 @@ def unguided_inputs(
         raise CardioDiTError(f"guidance_over names {CLASS_LABEL!r}, but this model has no null label.")
     if over_label and "class_labels" in given and denoiser.null_label is not None:
         dropped["class_labels"] = torch.full_like(given["class_labels"], denoiser.null_label)
-    if names and known is not None:
+    if names and known is not None and "conditions" in given:
         dropped["conditions"] = without(given["conditions"], [list(known).index(name) for name in names])
     return dropped
 

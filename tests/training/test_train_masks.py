@@ -11,7 +11,7 @@ import torch
 from cardiodit import CardioDiTPipeline, DiT4DTransformerModel, VQModel4D, make_scheduler
 from cardiodit.cli import main
 from cardiodit.imaging.nifti import read_nifti
-from cardiodit.latents import encode_cohort, identity_of_vae
+from cardiodit.latents import identity_of_vae
 from cardiodit.training import train_masks
 from cardiodit.training.train_masks import CONDITIONS, label_map, with_mask_head
 
@@ -32,7 +32,8 @@ def base(cohorts: Cohorts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     transformer = DiT4DTransformerModel(sample_size=(4, 8, 8, 2), patch_size=(1, 2, 2, 2), **small)
     CardioDiTPipeline(vae, transformer, make_scheduler("dpm++")).save_pretrained(folder / "base")
     for name, images in zip(("training", "validation"), cohorts.images, strict=True):
-        encode_cohort(images, vae, folder / name, condition_keys=("mask",), report=lambda _: None)
+        command = ["encode", "--ids", str(images), "--vae", str(folder / "base"), "--output_dir", str(folder / name)]
+        assert main([*command, "--condition_keys", "mask"]) == 0
     return folder / "base", (folder / "training" / "manifest.csv", folder / "validation" / "manifest.csv")
 
 
