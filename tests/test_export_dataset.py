@@ -142,7 +142,7 @@ def test_samples_are_labelled_by_a_segmenter(make_pipe: Callable, tmp_path: Path
         "    labels = np.zeros(cine.shape, np.uint8)\n"
         "    labels[:8], labels[8:12], labels[12:20] = 1, 2, 3\n"
         "    return labels\n\n\n"
-        "label.labels = 'RV=1 MYO=2 LV=3'\n"
+        "label.mask_order = 'RV=1 MYO=2 LV=3'\n"
     )
     segmenter = ["--segmenter", f"{tmp_path / 'quarters.py'}:label"]
     place = export(tmp_path / "samples", tmp_path / "hf", "huggingface", "--frames", "cine", *segmenter)

@@ -47,7 +47,7 @@ def test_all_problems_of_a_request_are_named_with_the_cohorts_range(conditions: 
     assert "diagnosis='dilatd' is not one of dilated, normal; did you mean 'dilated'?" in text
     assert "row 2: age='old' is not a number" in text
     assert conditions.numbers_of([{"ef": 80}], [""], extrapolate=True)[0][2] == 80
-    with pytest.raises(CardioDiTError, match="ef=inf is not finite"):
+    with pytest.raises(CardioDiTError, match="ef='inf' is not finite"):
         conditions.numbers_of([{"ef": "inf"}], [""], extrapolate=True)
 
 

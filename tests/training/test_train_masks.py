@@ -19,7 +19,13 @@ from .conftest import Cohorts, arguments_of, lines_of
 
 CONFIG = {
     "channels": 16,
-    "training": {"max_train_steps": 30, "validation_steps": 15, "checkpointing_steps": 15, "report_to": "none"},
+    "training": {
+        "max_train_steps": 16,
+        "validation_steps": 16,
+        "checkpointing_steps": 16,
+        "learning_rate": 5e-3,
+        "report_to": "none",
+    },
 }
 
 
@@ -45,8 +51,7 @@ def train(folder: Path, name: str, base: tuple[Path, tuple[Path, Path]], **chang
 
 def test_samples_come_with_masks_and_the_rest_of_the_model_stays(base: tuple, tmp_path: Path) -> None:
     run = train(tmp_path, "run", base)
-    dice = lines_of(run, "validation_dice_lv")
-    assert dice[30] > dice[15] > 0.2
+    assert lines_of(run, "validation_dice_lv")[16] > 0.4
     pipe, before = (CardioDiTPipeline.from_pretrained(folder) for folder in (run / "pipeline", base[0]))
     for one in (pipe, before):
         one.set_progress_bar_config(disable=True)

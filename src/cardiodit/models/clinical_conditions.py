@@ -193,15 +193,16 @@ class ClinicalConditions(Mapping[str, ClinicalCondition]):
                 found.append(ClinicalCondition(name, None, unit, min(numbers), max(numbers), len(filled)))
                 continue
             odd = [cell for cell, number in zip(filled, numbers, strict=True) if not math.isfinite(number)]
+            values = sorted(set(filled))
             if unit not in (None, CATEGORY):
                 problems.add(f"the column {name!r} has the unit {unit}, but {odd[0]!r} is not a number")
-            elif len(values := sorted(set(filled))) >= MOST_CATEGORIES or len(odd) < len(filled) // 2:
+            elif unit is None and len(odd) < len(filled) / 2:
                 problems.add(
-                    f"the column {name!r} mixes numbers with {odd[0]!r}; correct it, or write {name!r} [{CATEGORY}] if "
+                    f"the column {name!r} mixes numbers with {odd[0]!r}; correct it, or write '{name} [{CATEGORY}]' if "
                     "its numbers are names of categories"
-                    if unit is None
-                    else f"the column {name!r} has {len(values)} categories, which is too many"
                 )
+            elif len(values) >= MOST_CATEGORIES:
+                problems.add(f"the column {name!r} has {len(values)} categories, which is too many")
             else:
                 found.append(ClinicalCondition(name, tuple(values), known=len(filled)))
         problems.raise_if_any()
