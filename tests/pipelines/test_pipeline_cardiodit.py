@@ -191,7 +191,8 @@ def test_guidance_is_an_extrapolation_from_the_null_label(make_pipe) -> None:
     with torch.no_grad():
         conditional, null = (pipe.transformer(noisy, time, torch.tensor([label])).sample for label in (1, 3))
         pipe._guidance_scale = 3.0
-        guided = pipe._predict(noisy, time, torch.tensor([1]))
+        given = {"class_labels": torch.tensor([1])}
+        guided = pipe._predict(noisy, time, given, inputs.unguided_inputs(pipe.denoiser, given))
     assert torch.allclose(guided, null + 3.0 * (conditional - null), atol=1e-6)
     call = {"seed": 1, "class_labels": 1}
     assert (latents_of(pipe, **call, guidance_scale=3.0) - latents_of(pipe, **call)).abs().max() > 1e-3

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cardiodit.commands.subcommand import DEVICE_HELP, add_command
+from cardiodit.commands.subcommand import DEVICE_HELP, add_command, device_or_default
 
 LAYOUTS = ("nnunet", "monai", "huggingface")  # of `cardiodit.dataset_export`, which would import torch for `--help`
 FRAMES = ("ed_es", "all", "cine")
@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--name", default="Hearts", help="name of the data set (%(default)s)")
     parser.add_argument("--number", type=int, default=501, help="nnU-Net's number of the data set (%(default)s)")
     parser.add_argument("--license", default="other", help="licence that the data set states (%(default)s)")
-    parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.set_defaults(run=run)
 
 
@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     from cardiodit.dataset_export import Export, export_dataset
 
     how = Export(arguments.name, arguments.frames, arguments.slices, arguments.number, arguments.license)
+    device = device_or_default(arguments.device) if arguments.segmenter else "cpu"
     place, count = export_dataset(
-        arguments.sources, arguments.output_dir, arguments.layout, how, arguments.segmenter, arguments.device
+        arguments.sources, arguments.output_dir, arguments.layout, how, arguments.segmenter, device
     )
     print(f"Wrote {count} {'cines' if arguments.frames == 'cine' else 'frames'} with masks. The data set is {place}.")
