@@ -38,7 +38,7 @@ NEW = {
     "train_vqgan": {"model": {"quantize_latents": True, "dead_code_threshold": None}},
     "train_dit": {
         "diffusion": {"objective": "denoising", **PROCESS},
-        "model": {**DROPOUTS, **POSITIONS},
+        "model": {**DROPOUTS, **POSITIONS, "condition_dropout_prob": 0.1, "unconditional_prob": 0.1},
         "training": {**STOPS, "batch_strategy": "fixed"},
     },
     "train_tgca": {"conditions": {"key_dropout_prob": 0.0}, "training": STOPS},
@@ -50,7 +50,7 @@ NEW = {
 }
 NO_CHANGE = {"shift": 0, "noise": 0.0, "flip_probability": 0.0, "cycle_probability": 0.0, "depth_flip_probability": 0.0}
 FRAMES = {"phase_pool": "linear", **dict.fromkeys(("frame_multiple", "phase_column", "phase_dir", "latent_statistics"))}
-NEW_SECTIONS = {"train_dit": {"augmentation": NO_CHANGE, **FRAMES}}
+NEW_SECTIONS = {"train_dit": {"augmentation": NO_CHANGE, **FRAMES, "condition_columns": None}}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -32,6 +32,8 @@ def requested_and_measured(scoring: Scoring, quantity: str) -> tuple[np.ndarray,
     """Return the requests of a quantity, their measurements, and the number of samples whose quantity is unknown."""
     pairs: list[tuple[float, float]] = []
     unknown = 0
+    if not any(item.asked for item in scoring.synthetic.items):
+        return np.zeros(0), np.zeros(0), 0
     for item, measured in zip(scoring.synthetic.items, scoring.synthetic.measured, strict=True):
         asked = [item.asked[name] for name in CONDITIONS_OF[quantity] if isinstance(item.asked.get(name), int | float)]
         value = measured.numbers.get(quantity)
