@@ -9,7 +9,7 @@ SHARED := -n 2 --dist loadfile --no-loadscope-reorder# names order the files wit
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help env test demo lint test-oldest lock clean
+.PHONY: help env test demo lint test-oldest lock help-texts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -68,6 +68,9 @@ lock: env ## update both lock files
 	$(COMPILE) --upgrade --python-version 3.12 --resolution lowest-direct --constraint requirements/.torch \
 		-o requirements/lock-oldest.txt
 	rm requirements/.torch
+
+help-texts: env ## update the stored --help of the training stages
+	$(BIN)/python -m cardiodit.training.harness.help_texts
 
 clean: ## remove environments, caches and the output of the demo
 	rm -rf $(VENV) $(OLDEST) build demo-output .mypy_cache .ruff_cache .pytest_cache src/*.egg-info *.egg-info

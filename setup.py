@@ -42,6 +42,7 @@ setup(
             "hub/*.md",
             "dataset_export/*.md",
             "energy/*.csv",
+            "training/help/*.txt",
             "py.typed",
             *(f"configs/**/*.{ending}" for ending in ("yaml", "sbatch", "md")),
             *(f"checkpoints/**/*.{ending}" for ending in ("json", "safetensors", "md")),

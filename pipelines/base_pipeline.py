@@ -4,7 +4,8 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from numbers import Real
@@ -14,6 +15,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from cardiodit._util.gpu import upload
@@ -88,11 +90,12 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
         choice = {"is_controlled": hasattr(cls, "adapter_name"), "checkpoint": kwargs.pop("checkpoint", None)}
         model = find_pipeline(pretrained_model_name_or_path, kwargs.get("revision"), **choice)
         if not Path(model).is_dir():
-            return super().from_pretrained(model, **kwargs)
+            with _without_loading_bars():
+                return super().from_pretrained(model, **kwargs)
         for folder in (Path(model), *(path for path in sorted(Path(model).iterdir()) if path.is_dir())):
             check_model_files(folder)
         check_scheduler_folder(Path(model) / "scheduler")
-        with reading(model, "a pipeline", "Save or copy the folder again."):
+        with reading(model, "a pipeline", "Save or copy the folder again."), _without_loading_bars():
             return super().from_pretrained(model, **kwargs)
 
     def push_to_hub(self, repo_id: str, *args: Any, without_audit: str | None = None, **kwargs: Any) -> Any:
@@ -456,6 +459,18 @@ class VolumePipeline(ConfigWithoutOrigin, DiffusionPipeline, DenoiserLoraMixin):
     def _to_file_order(self, volumes: torch.Tensor) -> torch.Tensor:
         """Permute `(B, *voxels)` into the order of files: H, W, D and, for cine, T."""
         return volumes
+
+
+@contextmanager
+def _without_loading_bars() -> Iterator[None]:
+    """Leave out diffusers' bar over the few components of a pipeline; downloads still show theirs."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _energy_of_sample(energy: Energy, count: int) -> dict[str, Any]:

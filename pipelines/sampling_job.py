@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from cardiodit._util.atomic_io import append_line
 from cardiodit._util.sample_records import DROPPED, SAMPLE_LIST, list_of_process, read_sample_list
+from cardiodit._util.terminal import SharedBar
 from cardiodit.errors import Problems
 from cardiodit.imaging.volume import AXES
 from cardiodit.pipelines.condition_rows import ConditionRows
@@ -79,9 +80,13 @@ def sample_many(
     sample_list = SAMPLE_LIST if processes == 1 else list_of_process(process)
     missing = [index for index in missing_samples(pipe, folder, job) if index % processes == process]
     half_written = _half_written(folder)
-    for start in range(0, len(missing), batch_size):
-        batch = missing[start : start + batch_size]
-        for run in consecutive(batch) if job.masks is None else [[index] for index in batch]:
+    batches = (missing[start : start + batch_size] for start in range(0, len(missing), batch_size))
+    if job.masks is None:
+        runs = [run for batch in batches for run in consecutive(batch)]
+    else:
+        runs = [[index] for index in missing]  # each has its own mask
+    with SharedBar(pipe, len(runs), is_shown=process == 0):
+        for run in runs:
             output = _generate(pipe, job, run)
             for index in run:
                 path = sample_path(folder, job.seed, index)

@@ -1,7 +1,9 @@
 """The command as a user runs it: what it prints, writes and returns."""
 
 import argparse
+import contextlib
 import inspect
+import io
 import json
 import os
 import re
@@ -32,6 +34,7 @@ from cardiodit.imaging.volume import AXES
 from cardiodit.schedulers import SOLVERS
 from cardiodit.schedulers.flow_scheduler import FLOW_SOLVERS
 from cardiodit.schedulers.prdit_scheduler import NOISE_AND_IMAGE_SOLVERS
+from cardiodit.training.harness.help_texts import help_of
 
 from .prepared_python import python
 
@@ -114,13 +117,17 @@ def show_every_help() -> None:
     parser = build_parser()
     for command in (parser, *subcommands(parser)):
         command.format_help()
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert main(["train", "dit", "--help"]) == 0
+    assert shown.getvalue().startswith("usage: cardiodit train dit ")
     heavy = {"torch", "diffusers", "monai", "nibabel", "scipy", "yaml", "accelerate", "huggingface_hub", "numpy", "PIL"}
     print(sorted(heavy.intersection(sys.modules)))
 
 
 def test_help_loads_no_heavy_package() -> None:
     functions = (subcommands, show_every_help)
-    lines = ["import argparse, sys", "from collections.abc import Iterator", "from cardiodit.cli import build_parser"]
+    lines = ["import argparse, contextlib, io, sys", "from collections.abc import Iterator"]
+    lines += ["from cardiodit.cli import build_parser, main"]
     code = "\n".join([*lines, *map(inspect.getsource, functions), "show_every_help()"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
@@ -166,6 +173,12 @@ def test_train_names_the_stages_and_their_modules(capsys) -> None:
     assert {f"train_{stage}" for stage in train.STAGES} == scripts
     assert main(["train", "train_dti"]) == 1
     assert "There is no stage train_dti; did you mean dit?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", train.STAGES)
+def test_the_stored_help_of_a_stage_is_that_of_its_parser(stage: str) -> None:
+    stored = train.help_file(stage).read_text()
+    assert stored.split() == help_of(stage).split(), "`make help-texts` writes the stored texts again"
 
 
 def test_every_device_option_means_the_same_default() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cardiodit._util.gpu import upload, without_autocast
+from cardiodit._util.terminal import say
 from cardiodit.errors import CardioDiTError, reason_of
 
 REACH_SECONDS = 15
@@ -65,7 +66,7 @@ def check_perceptual_network(network: str, weights: str | None = None) -> None:
             f"elsewhere and give it as --losses.perceptual_weights FILE, or put it at {_cached(url)}. "
             "--losses.perceptual_network none trains without it."
         )
-    print(
+    say(
         f"The perceptual network {name} ({megabytes:.1f} MB) is downloaded once from {url} to {_cached(url).parent}; "
         f"on a machine without network access, give the file as --losses.perceptual_weights FILE."
     )
@@ -242,7 +243,7 @@ def _check_github(network: str) -> None:
             f"folder {folder} and its weights from a machine that has them, or train with "
             "--losses.perceptual_network none."
         )
-    print(f"The perceptual network {network} is fetched once by torch.hub from {GITHUB}: its code runs here.")
+    say(f"The perceptual network {network} is fetched once by torch.hub from {GITHUB}: its code runs here.")
 
 
 def _is_reachable(url: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cardiodit._util.atomic_io import replace_folder
 from cardiodit._util.randomness import generator_for
+from cardiodit._util.terminal import say
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.audit_gate import missing, write_reason
 from cardiodit.hub.client import create_repository, upload
@@ -174,4 +175,4 @@ class Upload:
         if self.without_audit is not None:
             write_reason(folder, self.without_audit)
         upload(self.repo, folder, "Trained with cardiodit")
-        print(f"Uploaded to {self.repo}. Its card is incomplete: `cardiodit card {folder}` lists what is missing.")
+        say(f"Uploaded to {self.repo}. Its card is incomplete: `cardiodit card {folder}` lists what is missing.")

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from cardiodit._util.hashing import sha256_of
 from cardiodit._util.randomness import generator_for
+from cardiodit._util.terminal import progress
 from cardiodit.errors import Problems, try_all
 from cardiodit.evaluation.metrics.function import ejection_fraction, volumes_ml
 from cardiodit.imaging.augmentation import Augmentation
@@ -91,14 +92,12 @@ class SegmentedCines:
     """Cines `(H, W, D, T)` with their label maps in memory, and the list of labelled frames."""
 
     def __init__(self, cases: Sequence[Case], steps: Preprocessing, most_label: int) -> None:
-        from tqdm import tqdm
-
         self.cases, self.steps = list(cases), steps
         self.images: list[np.ndarray] = []
         self.labels: list[np.ndarray] = []
         self.geometries: list[Geometry] = []
         problems = Problems("The segmenter cannot be trained with these rows")
-        for case in tqdm(self.cases, desc="Reading", unit="volume", disable=None, leave=False):
+        for case in progress(self.cases, "Reading volumes", leave=False):
             prepared = prepare_case(case, steps)
             mask = prepare_mask(case, prepared)
             if mask is None:

@@ -4,10 +4,10 @@ Keys that only their code needs (paths, trackers, workers) are ignored; keys tha
 not support are refused.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.terminal import say
 from cardiodit.convert.dit_config import DiTConfig, read_dit_config
 from cardiodit.convert.medlord_config import (
     ControlNetConfig,
@@ -102,10 +102,10 @@ def _of_medlord(plain: Plain, config: VQGANConfig) -> Plain:
     """Return the settings of a 3D autoencoder, which is trained on crops at constant rates."""
     training = config.training
     if training.use_persistent is None:
-        print(
+        say(
             f"{config.file} lacks training.use_persistent, without which the authors' code stops; it is not needed "
             "here.",
-            file=sys.stderr,
+            aside=True,
         )
     constant = {"lr_scheduler": "constant", "weight_decay": 0.01, "adam_beta1": 0.9, "adam_beta2": 0.999}
     return {

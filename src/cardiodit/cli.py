@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cardiodit import __version__
 from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit._util.launch import leave_group
+from cardiodit._util.terminal import environment, own_warnings, quiet_variables
 from cardiodit.commands import (
     audit,
     beat_template,
@@ -31,7 +32,7 @@ from cardiodit.commands import (
     train,
     view,
 )
-from cardiodit.commands.subcommand import Parser, add_debug
+from cardiodit.commands.subcommand import Parser, add_output_options
 from cardiodit.errors import print_error
 
 # In the order of a project: from data to a published model.
@@ -65,8 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    debug = getattr(arguments, "debug", False)
     try:
-        code = _run(arguments) or 0
+        with environment(quiet_variables(getattr(arguments, "quiet", False))), own_warnings(everything=debug):
+            code = _run(arguments) or 0
         leave_group()
         return code
     except KeyboardInterrupt:
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ncardiodit: stopped by Ctrl-C. {again}", file=sys.stderr)
         return EXIT_CODE
     except Exception as error:
-        print_error(error, "cardiodit", getattr(arguments, "debug", False))
+        print_error(error, "cardiodit", debug)
         return 1
 
 
@@ -98,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train_segmenter and train_copy_detector.",
     )
     parser.add_argument("--version", action="version", version=f"cardiodit {__version__}")
-    add_debug(parser)
+    add_output_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands)

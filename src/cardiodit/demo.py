@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cardiodit._util.terminal import SharedBar, say
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.function import Function, left_ventricle
 from cardiodit.hub.bundled_models import PHANTOM_MODEL, PHANTOM_SEGMENTER, bundled_model
@@ -38,14 +39,14 @@ def run_demo(output_dir: Path, num_samples: int = 4, seed: int = 0) -> None:
     pipe = CardioDiTPipeline.from_pretrained(PHANTOM_MODEL)
     names = pipe.transformer.config.class_names
     labels = [names[i % len(names)] for i in range(num_samples)]
-    print(f"Generating {num_samples} hearts: {', '.join(labels)}.", flush=True)
-    pipe.set_progress_bar_config(desc="Denoising", unit="step")
-    out = pipe(class_labels=labels, num_inference_steps=STEPS, guidance_scale=GUIDANCE, seed=seed, decode_batch_size=8)
+    say(f"Generating {num_samples} hearts: {', '.join(labels)}.")
+    with SharedBar(pipe, calls=1, description="Denoising"):
+        out = pipe(labels, num_inference_steps=STEPS, guidance_scale=GUIDANCE, seed=seed, decode_batch_size=8)
     out.save(output_dir / "samples")
     hearts = find_parts(labels, np.asarray(out.volumes), pipe.geometry)
     write_pictures(output_dir, hearts, pipe.geometry, seed)
     print_function(hearts)
-    print(
+    say(
         f"\nThese are phantoms: the model was trained on drawn hearts, not on patients.\n"
         f"{output_dir / 'hearts.gif'} and the sheets show them; the volumes are in {output_dir / 'samples'}.\n"
         f"Open this page in a browser to play them: {output_dir / 'hearts.html'}"

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any
 
 COPY_AGAIN = "Copy it again from its source."
-DEBUG = "--debug"
+DEBUG, QUIET = "--debug", "--quiet"
 DAMAGE = (EOFError, zlib.error, BadGzipFile, zipfile.BadZipFile)
 LONGEST_REASON = 300  # characters of a library's own message
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import tempfile
 import typing
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 
+from cardiodit._util.terminal import quiet_variables
 from cardiodit._util.typed_yaml import Reader, field_types, options_of, read_yaml
 from cardiodit.energy.electricity import add_place
-from cardiodit.errors import DEBUG, CardioDiTError
+from cardiodit.errors import DEBUG, QUIET, CardioDiTError
 
 Settings = TypeVar("Settings")
 # Configs that come with the package, beside `training` in a checkout and in an installed package.
@@ -72,6 +74,7 @@ def read_command_line(
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         raise CardioDiTError(_unknown_option(unknown[0], parser))
+    os.environ.update(quiet_variables(options.quiet))
     if options.estimate:
         options.output_dir = Path(tempfile.mkdtemp(prefix="cardiodit-estimate-"))
         options.push_to_hub = False
@@ -128,7 +131,10 @@ def _add_run_options(parser: argparse.ArgumentParser, reads_authors: bool, can_t
         "a100-80, from counted operations",
     )
     add_place(parser.add_argument_group("energy", "measured, and recorded in run.json"))
-    parser.add_argument(DEBUG, action="store_true", help="if training fails, print the traceback too")
+    parser.add_argument(QUIET, action="store_true", help="no progress bar and no notes: only warnings and errors")
+    parser.add_argument(
+        DEBUG, action="store_true", help="show other packages' warnings and, if training fails, the traceback"
+    )
 
 
 def _add_config_keys(parser: argparse.ArgumentParser, kind: type) -> list[str]:

@@ -1,6 +1,7 @@
 """Metrics of a run: `metrics.jsonl`, trackers and a progress bar."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
-from tqdm import tqdm
 
 from cardiodit._util.atomic_io import append_line, atomic_file
+from cardiodit._util.terminal import progress, say, shows_bars
+from cardiodit.energy.electricity import format_duration
 from cardiodit.training.harness.schedule import Schedule
 
 FILE = "metrics.jsonl"
 NEWEST_WEIGHT = 0.05  # of the last step in the displayed speed
+SECONDS_BETWEEN_LINES = 60.0  # of progress in a log, where no bar is shown
 
 
 class Metrics:
@@ -26,6 +29,7 @@ class Metrics:
         self.samples = samples_a_step
         self.accelerator = accelerator
         self.seconds: float | None = None  # per step, averaged over the last steps
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def start(self, step: int) -> None:
         """Start after `step` steps; remove what a killed process reported beyond them, since it will be repeated."""
@@ -37,7 +41,7 @@ class Metrics:
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             with atomic_file(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines))
-        self.bar = tqdm(total=self.schedule.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self.bar = progress(description="Training", unit="step", total=self.schedule.steps, initial=step)
 
     def _start_trackers(self, step: int) -> None:
         settings: dict[str, Any] = {"wandb": {"dir": str(self.folder), "name": self.folder.name}}
@@ -60,14 +64,19 @@ class Metrics:
             "waited": round(waited, 4),
         }
         self._write(line)
-        self.bar.set_postfix(loss=f"{values.get('loss', float('nan')):.4g}", samples=f"{rate:.3g}/s", refresh=False)
+        loss = f"{values.get('loss', float('nan')):.4g}"
+        self.bar.set_postfix(loss=loss, samples=f"{rate:.3g}/s", refresh=False)
         self.bar.update()
+        if not shows_bars() and time.monotonic() >= self._next_line:
+            left = format_duration((self.schedule.steps - step) * self.seconds)
+            say(f"step {step} of {self.schedule.steps}: loss {loss}, {rate:.3g} samples/s, about {left} left")
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def write_validation(self, step: int, values: Mapping[str, float]) -> None:
         if not self.accelerator.is_main_process:
             return
         self._write({"step": step, **values})
-        self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
+        say(f"step {step}: " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
 
     def _write(self, line: dict[str, Any]) -> None:
         append_line(self.folder / FILE, json.dumps(line))

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from cardiodit._util.gpu import set_kernels
 from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit._util.launch import check_launch, leave_group, meeting, process_rank
+from cardiodit._util.terminal import own_warnings
 from cardiodit.errors import DEBUG, CardioDiTError, print_error
 from cardiodit.training.harness import deepspeed
 from cardiodit.training.settings import Training
@@ -44,7 +45,8 @@ WAITING = b"\nStopping after this step, with a checkpoint. Press Ctrl-C again to
 def run_script(main: Callable[[], None]) -> None:
     """Run a training script; an error ends it with a sentence and exit code 1."""
     try:
-        main()
+        with own_warnings(everything=DEBUG in sys.argv):
+            main()
         leave_group()
     except KeyboardInterrupt as interrupt:
         if process_rank() == 0 and not interrupt.args:

@@ -19,6 +19,7 @@ from cardiodit._util.gpu import upload
 from cardiodit._util.interrupts import ignore_interrupts, typed_command
 from cardiodit._util.launch import leave_group
 from cardiodit._util.randomness import generator_for
+from cardiodit._util.terminal import say
 from cardiodit.errors import CardioDiTError
 from cardiodit.training.harness import deepspeed
 from cardiodit.training.harness.checkpoints import (
@@ -471,7 +472,7 @@ class Run:
 
     def say(self, sentence: str) -> None:
         if self.is_main:
-            self.accelerator.print(sentence, flush=True)
+            say(sentence)
 
 
 def _scalar(value: torch.Tensor) -> torch.Tensor:

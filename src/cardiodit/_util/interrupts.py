@@ -5,12 +5,15 @@ import signal
 import sys
 from pathlib import Path
 
+from cardiodit._util.terminal import own_warnings_in_worker
+
 EXIT_CODE = 130  # of a program that Ctrl-C ended: 128 and the number of the signal
 
 
 def ignore_interrupts(_: int = 0) -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that started this worker."""
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that started this worker; warn as it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own_warnings_in_worker()
 
 
 def typed_command() -> str:

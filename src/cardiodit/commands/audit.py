@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import DEVICE_HELP, add_command, add_electricity, add_preprocessing, join_processes
 
 INCOMPLETE = 3  # as of `cardiodit evaluate`
@@ -136,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for sentence in found.report["conclusion"]:
         print(f"- {sentence}")
-    print(f"Wrote {', '.join(map(str, found.files))}. audit.html shows patients: it must not leave the institution.")
+    say(f"Wrote {', '.join(map(str, found.files))}. audit.html shows patients: it must not leave the institution.")
     problems = found.report["problems"]
     for problem in problems:
         print(f"  - {problem['set']} {problem['file']}: {problem['problem']}", file=sys.stderr)

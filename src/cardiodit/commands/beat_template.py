@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError, Problems
 
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     section = {"template": template, "template_keyframes": ends, "max_warp_fraction": 1.0}
     with atomic_file(arguments.output) as temporary:
         temporary.write_text(yaml.safe_dump({"alignment": section}), encoding="utf-8")
-    print(
+    say(
         f"Wrote {arguments.output}, the template of {len(curves)} beats. Put it into data.preprocessing of a config, "
         f"with cycle: dtw and frames: {arguments.frames}."
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError, reading
 
@@ -86,11 +87,11 @@ def run(arguments: argparse.Namespace) -> None:
         )
         return
     facts, missing = make_card(arguments)
-    print(f"Wrote {folder / CARD}.")
+    say(f"Wrote {folder / CARD}.")
     if missing:
         print("Still missing:" + "".join(f"\n  - {item}" for item in missing))
     else:
-        print(f"It is complete. Publish the folder: cardiodit publish {folder} {facts.repository or 'ORG/NAME'}")
+        say(f"It is complete. Publish the folder: cardiodit publish {folder} {facts.repository or 'ORG/NAME'}")
 
 
 def make_card(arguments: argparse.Namespace, repository: str | None = None) -> "tuple[OwnerFacts, list[str]]":

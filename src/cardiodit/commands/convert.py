@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import PRESETS, add_command
 
 
@@ -179,7 +180,7 @@ def run_prdit(arguments: argparse.Namespace) -> None:
 def run_weights(arguments: argparse.Namespace) -> None:
     from cardiodit.convert.checkpoint import convert_weights
 
-    print(f"Wrote {convert_weights(_fetch_required(arguments, 'checkpoint'), arguments.output)}.")
+    say(f"Wrote {convert_weights(_fetch_required(arguments, 'checkpoint'), arguments.output)}.")
 
 
 def _stages(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -212,4 +213,4 @@ def _fetch_required(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def _print_next_step(folder: Path, masks: str = "") -> None:
-    print(f"Wrote {folder}. Try it: cardiodit sample {folder} {masks}--output_dir samples")
+    say(f"Wrote {folder}. Try it: cardiodit sample {folder} {masks}--output_dir samples")

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import (
     DTYPES,
     PRESETS,
@@ -120,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
             any_size=arguments.any_size,
         )
         if state.is_main_process:
-            print(f"Wrote {folder / 'manifest.csv'}: {counts}.")
+            say(f"Wrote {folder / 'manifest.csv'}: {counts}.")
 
 
 def folders_of(manifests: Sequence[Path], output_dir: Path) -> list[Path]:

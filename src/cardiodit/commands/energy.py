@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import Parser, add_command
 from cardiodit.energy.electricity import add_place
 from cardiodit.errors import CardioDiTError
@@ -161,7 +162,7 @@ def run_scenarios(arguments: argparse.Namespace) -> None:
         f"Unless another country is named: {default.source}.",
     ]
     written = scenarios.write_scenarios(arguments.output_dir, found, about, default.months, arguments.frechet)
-    print(f"Wrote {', '.join(map(str, written))}.")
+    say(f"Wrote {', '.join(map(str, written))}.")
 
 
 def run_total(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import (
     DEVICE_HELP,
     add_command,
@@ -151,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
     given["device"] = device_or_default(arguments.device or ("cpu" if arguments.processes > 1 else None))
     evaluation = evaluate(EvaluationSettings(**given))
     print(table(evaluation.report))
-    print(f"Wrote {', '.join(map(str, evaluation.files))}.")
+    say(f"Wrote {', '.join(map(str, evaluation.files))}.")
     problems = evaluation.report["problems"]
     if not problems:
         return 0

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import add_command
 
 
@@ -24,4 +25,4 @@ def run(arguments: argparse.Namespace) -> None:
     from cardiodit.hub.export import export_with_code
 
     folder = export_with_code(pipeline_of_run(arguments.model), arguments.output_dir)
-    print(f'Wrote {folder}. It opens with DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True).')
+    say(f'Wrote {folder}. It opens with DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True).')

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import add_command, add_electricity
 from cardiodit.errors import CardioDiTError
 
@@ -102,4 +103,4 @@ def run(arguments: argparse.Namespace) -> None:
         settings["style"] = Style(**chosen)
     write = write_cohort if arguments.kind == "heart" else write_chests
     manifest = write(arguments.output_dir, **settings)
-    print(f"Wrote {arguments.num} {arguments.kind}s. The manifest is {manifest}.")
+    say(f"Wrote {arguments.num} {arguments.kind}s. The manifest is {manifest}.")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from textwrap import wrap
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import CT_PRESETS, TIME_UNITS, add_command, add_electricity
 from cardiodit.errors import CardioDiTError
 
@@ -150,7 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
         from cardiodit.evaluation.cohort_measurements import measure_cohort
 
         summary += measure_cohort(manifest.parent, arguments.measure)
-    print("\n".join([*summary, _describe_output(manifest, arguments.own_split)]))
+    say("\n".join([*summary, _describe_output(manifest, arguments.own_split)]))
 
 
 def _describe_output(manifest: Path, own_split: bool) -> str:

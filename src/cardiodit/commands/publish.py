@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.card import add_sources, make_card
 from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         address = publish(
             arguments.folder, arguments.repository, not arguments.public, arguments.message, arguments.without_audit
         )
-        print(f"Uploaded to {address}.")
+        say(f"Uploaded to {address}.")
         return
     check_all(arguments.folder, arguments.repository, arguments.without_audit).raise_if_any(ADVICE)
     files = inventory(arguments.folder)

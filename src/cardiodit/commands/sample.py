@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import (
     AXES,
     DEVICE_HELP,
@@ -232,7 +233,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     count = _sample(pipe, arguments.output_dir, arguments, state)
     if count == 0 and state.num_processes == 1 and not arguments.filter:
-        print(f"All requested samples are already in {arguments.output_dir}.")
+        say(f"All requested samples are already in {arguments.output_dir}.")
 
 
 def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) -> int:
@@ -269,11 +270,11 @@ def _sample(pipe: Any, folder: Path, arguments: argparse.Namespace, state: Any) 
         _open_filter(pipe, arguments),
         conditions,
     )
-    pipe.set_progress_bar_config(disable=not state.is_main_process)
+    pipe.set_progress_bar_config(disable=True)  # `sample_many` shows one bar for all batches
     share = (state.process_index, state.num_processes)
     generated = []
     for path in sample_many(pipe, folder, job, arguments.batch_size, *share):
-        print(path, flush=True)
+        say(path)
         generated.append(path.name)
     if forecast is not None and generated:
         records = read_sample_list(folder)
@@ -440,7 +441,7 @@ def _sample_checkpoints(arguments: argparse.Namespace, state: Any) -> None:
         geometry = pipe.geometry
     if state.is_main_process and geometry is not None:
         for path in write_gallery(arguments.output_dir, course, geometry):
-            print(path)
+            say(path)
 
 
 def _open(arguments: argparse.Namespace, device: Any) -> Any:

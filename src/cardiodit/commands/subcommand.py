@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from cardiodit._util.launch import check_launch, meeting
 from cardiodit.energy.electricity import add_place
-from cardiodit.errors import DEBUG, CardioDiTError
+from cardiodit.errors import DEBUG, QUIET, CardioDiTError
 
 CT_PRESETS = (
     *("voldit-tgca", "prdit-lidc", "prdit-lidc-128", "prdit-lidc-64"),
@@ -84,7 +84,7 @@ def add_command(commands: argparse._SubParsersAction, name: str, summary: str, e
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_debug(parser)
+    add_output_options(parser)
     return parser
 
 
@@ -129,11 +129,11 @@ def device_or_default(name: str | None) -> str:
     return name or (found.type if found is not None else "cpu")
 
 
-def add_debug(parser: argparse.ArgumentParser) -> None:
-    """Add `--debug`, which stands before or after the name of a command; see `print_error`."""
-    parser.add_argument(
-        DEBUG, action="store_true", default=argparse.SUPPRESS, help="if the command fails, print the traceback too"
-    )
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--quiet` and `--debug`, which stand before or after the name of a command; see `terminal`."""
+    switch: Any = {"action": "store_true", "default": argparse.SUPPRESS}
+    parser.add_argument(QUIET, **switch, help="no progress bars and no notes: only answers, warnings and errors")
+    parser.add_argument(DEBUG, **switch, help="show other packages' warnings and, after an error, the traceback")
 
 
 def join_processes(device: str | None) -> Any:

@@ -62,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise CardioDiTError(
             f"There is no stage {arguments.stage}{f'; did you mean {near}?' if near else '.'}\n{list_of_stages()}"
         )
+    if {"-h", "--help"}.intersection(arguments.options):
+        print(help_file(stage).read_text(), end="")
+        return 0
     if arguments.num_processes is not None and arguments.num_processes < 1:
         raise CardioDiTError(f"--num_processes {arguments.num_processes}: must be at least 1.")
     if arguments.config_file is None and (arguments.num_processes or _count_devices()) == 1:
@@ -75,6 +78,11 @@ def list_of_stages() -> str:
         f"  cardiodit train {name:<10} cardiodit.training.train_{name:<10} {text}" for name, text in STAGES.items()
     ]
     return "\n".join(["The stages, their modules (for `accelerate launch -m`), and what they train:", *lines])
+
+
+def help_file(stage: str) -> Path:
+    """Return the file that holds the `--help` of a stage, written by `training/harness/help_texts.py`."""
+    return Path(__file__).parents[1] / "training" / "help" / f"{stage}.txt"
 
 
 def _count_devices() -> int:

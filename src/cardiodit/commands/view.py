@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import add_command
 from cardiodit.errors import CardioDiTError
 
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     titles = choose_titles(arguments.files, arguments.titles)
     how = (window, arguments.mask_order, titles, arguments.as_stored)
     write_viewer(path, read_shown(arguments.files, arguments.mask, *how))
-    print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
+    say(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
 
 
 def choose_titles(files: Sequence[Path], titles: Sequence[str] | None) -> list[str]:

@@ -16,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from cardiodit import __version__
 from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.hashing import sha256_of
+from cardiodit._util.terminal import say
 from cardiodit.convert.checkpoint import Checkpoint, Weights, read_checkpoint, some
 from cardiodit.convert.dit_config import DiTConfig, DiTParams, read_dit_config
 from cardiodit.convert.medlord_config import UNetConfig
@@ -136,7 +137,7 @@ def convert_stages(
             discriminator.save_pretrained(folder / "discriminator")
         write_record(folder, checkpoint, ema, vq_checkpoint, pipeline.denoiser_name, **other_checkpoints)
     if geometry["spacing"] is None:
-        print(NO_SPACING)
+        say(NO_SPACING)
     return Path(output_dir)
 
 
@@ -392,7 +393,7 @@ def choose_scale_factor(given: float | None, config: Stage2Config, trained: Any 
     if not math.isfinite(value) or value <= 0:
         raise CardioDiTError(f"The scale factor must be a finite number above 0, found {value}.")
     if None not in (given, configured) and given != configured:
-        print(f"Using the given scale factor {given}, not {configured} from {config.file}.")
+        say(f"Using the given scale factor {given}, not {configured} from {config.file}.")
     return value
 
 

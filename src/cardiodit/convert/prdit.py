@@ -13,6 +13,7 @@ from typing import Any
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from cardiodit._util.atomic_io import new_folder
+from cardiodit._util.terminal import say
 from cardiodit._util.typed_yaml import read_yaml
 from cardiodit.convert.cardiodit import (
     NO_SPACING,
@@ -160,16 +161,16 @@ def convert_prdit(
         PRDiTPipeline(transformer, scheduler_for(transformer)).save_pretrained(folder)
         write_record(folder, checkpoint, ema)
     if checkpoint.replaced:
-        print(
+        say(
             f"{checkpoint.file} also contains objects of {', '.join(checkpoint.replaced)}: their code was not run, and "
             "only plain values of the config were read from them."
         )
     if config.name is None:
-        print("No config names the model: its width, patch and depth were derived from the weights.")
+        say("No config names the model: its width, patch and depth were derived from the weights.")
     if spacing is None:
-        print(NO_SPACING)
+        say(NO_SPACING)
     if steps is None:
-        print("No preset was given: the preprocessing and the units of the training volumes are unknown.")
+        say("No preset was given: the preprocessing and the units of the training volumes are unknown.")
     return Path(output_dir)
 
 
@@ -334,7 +335,7 @@ def choose_size(given: Size | None, config: PRDiTConfig, checkpoint: Checkpoint)
     """Return the given size, or else the config's; the weights fit volumes of any size."""
     if given is not None:
         if config.size not in (None, given):
-            print(f"Using the given size {_by(given)}, not {_by(config.size)} from {config.source}.")
+            say(f"Using the given size {_by(given)}, not {_by(config.size)} from {config.source}.")
         return given
     if config.size is not None:
         return config.size

@@ -5,7 +5,6 @@ Training records its energy in `run.json`, and each sample has its own in `sampl
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from cardiodit import __version__
 from cardiodit._util.atomic_io import append_line
 from cardiodit._util.foreign_files import read_object
 from cardiodit._util.launch import process_rank
+from cardiodit._util.terminal import say
 from cardiodit.energy.electricity import (
     GRAMS_A_KILOMETRE,
     Footprint,
@@ -94,7 +94,7 @@ def measured_command(arguments: argparse.Namespace) -> Iterator[None]:
     except (CardioDiTError, OSError) as error:  # the command has done its work, perhaps in somebody else's folder
         sentence = f"The energy of this command was not recorded in {folder}: {reason_of(error)}."
     if process_rank() == 0:
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence, aside=True)
 
 
 def _changed(folder: Path) -> int | None:

@@ -1,6 +1,5 @@
 """The whole evaluation of a set of generated volumes: from two sets to one report, top to bottom."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cardiodit import __version__
+from cardiodit._util.terminal import say
 from cardiodit.energy import EnergyMeter
 from cardiodit.energy.electricity import Footprint, choose_electricity, footprint_of
 from cardiodit.errors import CardioDiTError
@@ -310,7 +310,7 @@ def _measure(
     items = [*real.items, *synthetic.items]
     results = list(measure_all(items, steps, config, settings.output_dir / CACHE, workers))
     if cached := sum(isinstance(result, Measured) and result.was_cached for result in results):
-        print(f"Resuming: {cached} of {len(items)} volumes were measured by an earlier run.", file=sys.stderr)
+        say(f"Resuming: {cached} of {len(items)} volumes were measured by an earlier run.", aside=True)
     sets = []
     for volumes in (real, synthetic):
         pairs = [(item, result) for item, result in zip(items, results, strict=True) if item.set == volumes.name]

@@ -12,6 +12,7 @@ import torch
 from scipy.ndimage import binary_dilation
 
 from cardiodit._util.atomic_io import atomic_file, new_folder
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.similarity import psnr, ssim
 from cardiodit.imaging.manifest import Case, prepare_case, prepare_mask
@@ -115,14 +116,12 @@ def reconstruct_cohort(
     pictured: int = PICTURED,
 ) -> Report:
     """Write `reconstruction.csv`, `summary.json` and pictures of the first volumes into a new folder."""
-    from tqdm import tqdm
-
     if batch_size < 1:
         raise CardioDiTError(f"batch_size={batch_size} must be at least 1.")
     qualities, counts = [], np.zeros(vae.config.num_embeddings, np.int64)
     with new_folder(output_dir) as folder:
         (folder / "pictures").mkdir()
-        for number, case in enumerate(tqdm(cases, desc="Reconstructing", unit="volume", disable=None), 1):
+        for number, case in enumerate(progress(cases, "Reconstructing"), 1):
             prepared = prepare_case(case, steps)
             result = reconstruct(vae, prepared, batch_size)
             mask = prepare_mask(case, prepared)

@@ -23,6 +23,7 @@ from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit._util.interrupts import ignore_interrupts
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.evaluation.compatibility import VolumeStats, without_folders
 from cardiodit.evaluation.evaluators import MASKS, EvaluatorConfig, Evaluators, open_evaluators
@@ -91,10 +92,8 @@ def measure_all(
     items: Sequence[Item], steps: Preprocessing, config: EvaluatorConfig, cache: Path, workers: Workers
 ) -> Iterator[Measured | Problem]:
     """Measure all volumes, and yield the results in the order of the items."""
-    from tqdm import tqdm
-
     function = partial(_measure_one, steps=steps, config=config, cache=cache)
-    yield from tqdm(workers.map(function, items), total=len(items), desc="Measuring", unit="volume", disable=None)
+    yield from progress(workers.map(function, items), "Measuring", total=len(items))
 
 
 def _measure_one(item: Item, steps: Preprocessing, config: EvaluatorConfig, cache: Path) -> Measured | Problem:

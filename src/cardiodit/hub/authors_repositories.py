@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.terminal import say
 from cardiodit.convert import inferred_config as inferred
 from cardiodit.convert.checkpoint import Checkpoint, read_checkpoint
 from cardiodit.errors import CardioDiTError
@@ -128,7 +129,7 @@ def _convert(
     system: System, model: PublicModel, listing: Listing, folder: Path, is_controlled: bool, chosen: str | None
 ) -> None:
     names = choose_files(model.name, listing.sizes, is_controlled, chosen)
-    print(f"Converting {', '.join(names.values())} of {model.name} for the first use.")
+    say(f"Converting {', '.join(names.values())} of {model.name} for the first use.")
     paths = {role: download(model.name, file, listing.commit) for role, file in names.items()}
     checkpoints = {role: read_checkpoint(path) for role, path in paths.items()}
     for role, checkpoint in checkpoints.items():
@@ -167,7 +168,7 @@ def infer_configs(checkpoints: dict[str, Checkpoint]) -> dict[str, Any]:
 
 def _estimated_scale(stage1: Checkpoint) -> float:
     scale = float(f"{inferred.scale_of_codes(stage1):.4g}")
-    print(
+    say(
         f"The repository does not state the scale factor of the latents; {scale:g} was computed from the codebook. If "
         "you know the right one, use `cardiodit convert --scale_factor`."
     )

@@ -26,6 +26,7 @@ from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.foreign_files import available_memory, read_object
 from cardiodit._util.hashing import sha256_of
 from cardiodit._util.interrupts import ignore_interrupts
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError, Problems, reason_of
 from cardiodit.imaging.geometry import Geometry, Triple, common_spacing
 from cardiodit.imaging.intensity import Range
@@ -208,9 +209,7 @@ def _check_memory(needed: int, shared: Path | None) -> None:
 
 
 def _read_all(read: "partial[Outcome]", cases: list[Case], workers: int) -> Iterator[Outcome]:
-    from tqdm import tqdm
-
-    bar = partial(tqdm, total=len(cases), desc="Reading volumes", unit="volume", disable=None)  # silent in a log file
+    bar = partial(progress, total=len(cases), description="Reading volumes")
     if workers == 1 or len(cases) == 1:
         yield from bar(map(read, cases))
         return

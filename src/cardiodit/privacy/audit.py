@@ -1,7 +1,6 @@
 """The whole memorization audit: from a model, its training patients and held-out ones to one report, top to bottom."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import numpy as np
 
 from cardiodit import __version__
 from cardiodit._util.hashing import sha256_of
+from cardiodit._util.terminal import progress, say
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import check_agreement, find_outliers, inspect, summarize_set
 from cardiodit.evaluation.report import rounded
@@ -275,7 +275,7 @@ def _describe(
     cache = settings.output_dir / CACHE
     detector = open_detector(config)
     check_unseen(detector, [item.image for item in sets[1].items])
-    print(f"Detector {detector.name}: describing {sum(len(each.items) for each in sets)} volumes.", file=sys.stderr)
+    say(f"Detector {detector.name}: describing {sum(len(each.items) for each in sets)} volumes.", aside=True)
     if settings.share[1] > 1:
         for volumes in sets:
             for is_query in (False, True):
@@ -379,8 +379,6 @@ def _attack_with_weights(
     settings: AuditSettings, sets: Sequence[DescribedSet], steps: Preprocessing, weights: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None, list[str]]:
     """Return the attacks, the generalisation gap of the loss, and what could not be done."""
-    from tqdm import tqdm
-
     from cardiodit.pipelines.load import open_pipeline
 
     rng = np.random.default_rng([settings.seed, settings.attack_volumes])
@@ -397,10 +395,7 @@ def _attack_with_weights(
             )
             meter = LossMeter(pipe, settings.noise_levels, identity, settings.output_dir / CACHE)
             both = [pair for pairs in chosen for pair in pairs]
-            rows = [
-                meter.losses(item, content, steps)
-                for item, content in tqdm(both, desc="Denoising loss", unit="volume", disable=None)
-            ]
+            rows = [meter.losses(item, content, steps) for item, content in progress(both, "Denoising loss")]
             losses.append((np.stack(rows[: len(chosen[0])]), np.stack(rows[len(chosen[0]) :])))
     except CardioDiTError as error:
         return [], None, [f"Attacks with the weights: {error}"]

@@ -17,6 +17,7 @@ from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
 from cardiodit._util.hashing import sha256_of
 from cardiodit._util.nearest import nearest_distances
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.compatibility import VolumeStats, summarize, without_folders
 from cardiodit.evaluation.measure import content_of
@@ -66,12 +67,10 @@ def embed_all(
         is_query: whether they are samples or held-out patients, which are described in several variants.
         share: number of this process and of all processes, to describe only every n-th volume.
     """
-    from tqdm import tqdm
-
     cache.mkdir(parents=True, exist_ok=True)
     own = [item for place, item in enumerate(items) if place % share[1] == share[0]]
     function = partial(_embed_one, steps=steps, config=config, cache=cache, is_query=is_query)
-    yield from tqdm(workers.map(function, own), total=len(own), desc=f"Describing ({config.name})", disable=None)
+    yield from progress(workers.map(function, own), f"Describing ({config.name})", total=len(own))
 
 
 def _embed_one(

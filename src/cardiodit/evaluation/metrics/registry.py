@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError
 from cardiodit.evaluation.metrics.estimate import REPEATS, Distance, Estimate, Floor, floor_of
 from cardiodit.evaluation.user_code import hash_of_sources, load_own
@@ -387,12 +388,10 @@ def _mean(values: Sequence[Any]) -> Any:
 
 def compute_metrics(metrics: Sequence[Metric], scoring: Scoring) -> tuple[list[Score], list[str]]:
     """Compute all metrics, and return their scores and one sentence for each reason why some were left out."""
-    from tqdm import tqdm
-
     scores: list[Score] = []
     left_out: dict[str, dict[str, None]] = {}  # labels in their order, by the reason
     features: dict[str, Features | None] = {}
-    with tqdm(metrics, desc="Scoring", unit="score", disable=None) as bar:
+    with progress(metrics, "Scoring", "score") as bar:
         for each in bar:
             bar.set_postfix_str(each.title)
             given: Features | Scoring | None = scoring

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.interrupts import ignore_interrupts
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging.cohorts.cohort import COHORTS, Cohort, CohortFile, Search, find_cohort
 from cardiodit.imaging.cohorts.file_checks import KINDS, CheckedFile, Preparation, check_file, find_preset
@@ -124,12 +125,10 @@ def _check_settings(cohort: Cohort, how: Preparation) -> Preparation:
 
 
 def _check_files(files: list[CohortFile], cohort: Cohort, folder: Path, how: Preparation) -> Iterator[CheckedFile]:
-    from tqdm import tqdm
-
     (folder / "images").mkdir()
     plural = KINDS[cohort.kind].plural
     check = partial(check_file, kind=cohort.kind, folder=folder, how=how)
-    bar = partial(tqdm, total=len(files), desc=f"Checking {plural}", unit="file", disable=None)  # silent in a log
+    bar = partial(progress, total=len(files), description=f"Checking {plural}", unit="file")
     if how.workers <= 1:
         yield from bar(map(check, files))
         return

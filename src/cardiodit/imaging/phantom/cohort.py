@@ -12,6 +12,7 @@ import numpy as np
 
 from cardiodit._util.atomic_io import new_folder
 from cardiodit._util.interrupts import ignore_interrupts
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError
 from cardiodit.imaging.figures import write_curve
 from cardiodit.imaging.label_order import ACDC_ORDER
@@ -89,11 +90,12 @@ def _write_all(output_dir: Path, num: int, write: WriteOne, workers: int) -> Pat
 
 
 def _run(write: Callable[[int], dict[str, Any]], num: int, workers: int) -> Iterator[dict[str, Any]]:
+    bar = partial(progress, total=num, description="Drawing phantoms")
     if workers == 1:
-        yield from map(write, range(num))
+        yield from bar(map(write, range(num)))
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), ignore_interrupts) as pool:
-        yield from pool.map(write, range(num))
+        yield from bar(pool.map(write, range(num)))
 
 
 def _write_heart(
