@@ -9,7 +9,7 @@ SHARED := -n 2 --dist loadfile --no-loadscope-reorder# names order the files wit
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help env test demo lint test-oldest lock help-texts clean
+.PHONY: help env test demo lint docs release test-oldest lock help-texts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -27,6 +27,18 @@ lint: env ## run linter, formatter (check only) and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env ## build the documentation site, strictly: site/index.html
+	$(BIN)/python $(PIP) -r requirements/lock-docs.txt
+	$(BIN)/python -m mkdocs build --quiet --strict
+
+release: env ## build the sdist and the wheel and check them: everything but the upload
+	$(BIN)/python $(PIP) -e ".[release]"
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python benchmarks/release.py dist
+	@echo "To publish: tag this commit, then $(BIN)/python -m twine upload dist/*"
 
 test-oldest: $(OLDEST)/installed ## run the tests against the oldest supported versions (Python 3.12)
 	$(OLDEST)/bin/python -m pytest $(SHARED)
@@ -68,9 +80,11 @@ lock: env ## update both lock files
 	$(COMPILE) --upgrade --python-version 3.12 --resolution lowest-direct --constraint requirements/.torch \
 		-o requirements/lock-oldest.txt
 	rm requirements/.torch
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.11 --upgrade --extra docs \
+		--constraint requirements/lock.txt --no-emit-package torch $(NO_CUDA) setup.py -o requirements/lock-docs.txt
 
 help-texts: env ## update the stored --help of the training stages
 	$(BIN)/python -m cardiodit.training.harness.help_texts
 
 clean: ## remove environments, caches and the output of the demo
-	rm -rf $(VENV) $(OLDEST) build demo-output .mypy_cache .ruff_cache .pytest_cache src/*.egg-info *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist site demo-output .mypy_cache .ruff_cache .pytest_cache src/*.egg-info *.egg-info

@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 PAGE_FILES = ("j2", "css", "js")
+REPOSITORY = "https://github.com/cardiodit/cardiodit"
 
 
 def version() -> str:
@@ -16,12 +17,26 @@ def version() -> str:
     return match.group(1)
 
 
+def description() -> str:
+    """Return the README with links and pictures that also lead somewhere outside of the repository."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"(!\[[^]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/raw/main/", text)
+    return re.sub(r"(?<!!)(\[[^]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/blob/main/", text)
+
+
 setup(
     name="cardiodit",
     version=version(),
     description="Generate 4D cardiac cine MRI and 3D CT with diffusers",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=description(),
     long_description_content_type="text/markdown",
+    author="The cardiodit authors",
+    url=REPOSITORY,
+    project_urls={
+        "Documentation": f"{REPOSITORY}/tree/main/docs",
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+    },
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords="cardiac MRI, cine, CT, diffusion, transformer, diffusers, medical imaging, synthetic data",
@@ -72,6 +87,9 @@ setup(
         "dicom": ["pydicom>=3.0"],
         "lora": ["peft>=0.18"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=5.0"],  # accelerate asks transformers
+        "app": ["gradio>=6.0"],
+        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+        "release": ["build>=1.3", "twine>=6.2"],
         "track": ["tensorboard>=2.18", "wandb>=0.19", "trackio>=0.2"],
         "dev": [
             "peft>=0.18",

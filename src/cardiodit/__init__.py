@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cardiodit.privacy.audit import audit
     from cardiodit.schedulers import FlowScheduler, NoiseAndImageScheduler, change_solver, make_scheduler
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",

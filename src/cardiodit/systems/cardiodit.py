@@ -1,7 +1,13 @@
 """CardioDiT (Seyfarth et al., 2026): a VQ-GAN on 2D+t slices, then a 4D diffusion transformer."""
 
 from cardiodit.systems.latent_dit import STAGES, card_texts
-from cardiodit.systems.registry import PublicModel, System
+from cardiodit.systems.registry import Publication, PublicModel, System
+
+PUBLICATION = Publication(
+    "CardioDiT: Latent Diffusion Transformers for 4D Cardiac MRI Synthesis",
+    "Seyfarth et al., 2026",
+    "https://arxiv.org/abs/2603.25194",
+)
 
 SYSTEM = System(
     name="cardiodit",
@@ -15,10 +21,8 @@ SYSTEM = System(
     adapter="cardiodit.models.adapter_tgca:TGCAAdapterModel",
     scheduler="diffusers:DPMSolverMultistepScheduler",
     stages=STAGES,
-    card=card_texts(
-        "*CardioDiT: Latent Diffusion Transformers for 4D Cardiac Cine MRI Synthesis* (Seyfarth et al., 2026)",
-        axes="slices × H × W × frames",
-    ),
+    card=card_texts(PUBLICATION, axes="slices × H × W × frames"),
+    publication=PUBLICATION,
     converter="cardiodit.convert.cardiodit:convert_cardiodit",
     models=(
         PublicModel(

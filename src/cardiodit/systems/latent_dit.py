@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cardiodit.systems.registry import CardTexts, Rows, Stage
+from cardiodit.systems.registry import CardTexts, Publication, Rows, Stage
 
 if TYPE_CHECKING:
     from cardiodit.hub.card.model_facts import Model
@@ -43,7 +43,7 @@ def transformer_row(transformer: Mapping[str, Any]) -> Rows:
 
 
 def card_texts(
-    publication: str,
+    publication: Publication,
     axes: str,
     network: str = "diffusion transformer",
     network_row: Callable[[Mapping[str, Any]], Rows] = transformer_row,
@@ -51,7 +51,7 @@ def card_texts(
     """Return the card texts of a latent diffusion model.
 
     Args:
-        publication: title and authors of the publication that the model follows.
+        publication: what the model follows.
         axes: order of the latents' axes, in words.
         network: the denoiser, in words.
         network_row: makes the table row that describes the denoiser from its config.
@@ -73,7 +73,7 @@ def blocks(transformer: Mapping[str, Any]) -> str:
     )
 
 
-def _method(model: "Model", publication: str, network: str) -> str:
+def _method(model: "Model", publication: Publication, network: str) -> str:
     return (
         f"An autoencoder with a codebook encodes volumes as latents, and a {network} generates latents from "
         f"noise.\nThe model follows {publication}."

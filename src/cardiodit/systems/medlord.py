@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cardiodit.systems.latent_dit import GALLERY, SETTINGS, STAGES, card_texts
-from cardiodit.systems.registry import PublicModel, Rows, Stage, System
+from cardiodit.systems.registry import Publication, PublicModel, Rows, Stage, System
+
+PUBLICATION = Publication(
+    "MedLoRD: A Medical Low-Resource Diffusion Model for High-Resolution 3D CT Image Synthesis",
+    "Seyfarth et al., 2025",
+    "https://arxiv.org/abs/2503.13211",
+)
 
 
 def unet_row(unet: Mapping[str, Any]) -> Rows:
@@ -45,18 +51,19 @@ SYSTEM = System(
         ),
     ),
     card=card_texts(
-        "*MedLoRD*, a latent diffusion model for high-resolution 3D CT, as published by its authors",
+        PUBLICATION,
         axes="H × W × D",
         network="3D U-Net",
         network_row=unet_row,
     ),
+    publication=PUBLICATION,
     converter="cardiodit.convert.medlord:convert_medlord",
     models=(
         PublicModel(
             "AICM-HD/medlord",
             training_set="LUNA16, chest CT",
             licence="as its repository states",
-            paper="https://arxiv.org/abs/2503.13211",
+            paper=PUBLICATION.link,
             scale_factor=1.11,
             is_authors=True,
             files="vqgan_luna_ds8.pth, ldm_luna_ds8.pth",

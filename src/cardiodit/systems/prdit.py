@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cardiodit.systems.latent_dit import blocks, flow_rows
-from cardiodit.systems.registry import CardTexts, Rows, Stage, System
+from cardiodit.systems.registry import CardTexts, Publication, Rows, Stage, System
 
 if TYPE_CHECKING:
     from cardiodit.hub.card.model_facts import Model
 
+PUBLICATION = Publication(
+    "Pixel-Level Residual Diffusion Transformer: Scalable 3D CT Volume Generation",
+    "ICLR 2026",
+    "https://openreview.net/forum?id=bWtRZQ1rm2",
+)
 SOLVERS = {"hot": "a stochastic predictor-corrector", "euler": "Euler steps"}
 SETTINGS = "cardiodit.training.settings:PRDiTSettings"
 OPEN = "cardiodit.training.checkpoint_gallery:open_prdit_checkpoint"
@@ -44,8 +49,8 @@ def method(model: "Model") -> str:
             "refiner, so distant parts of a sample need not be consistent."
         )
     return (
-        f"There is no autoencoder: noise is turned into a volume voxel by voxel. {parts}\nThe model follows *PRDiT*, a "
-        "pixel-level residual diffusion transformer for 3D CT, as published by its authors."
+        f"There is no autoencoder: noise is turned into a volume voxel by voxel. {parts}\n"
+        f"The model follows *PRDiT*: {PUBLICATION}."
     )
 
 
@@ -101,5 +106,6 @@ SYSTEM = System(
         limits="Detail below the voxel size is invented or missing.",
         tags=("pixel-space-diffusion",),
     ),
+    publication=PUBLICATION,
     converter="cardiodit.convert.prdit:convert_prdit",
 )

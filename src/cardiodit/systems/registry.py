@@ -86,6 +86,24 @@ class CardTexts:
 
 
 @dataclass(frozen=True)
+class Publication:
+    """Where a system was published.
+
+    Args:
+        title: its title.
+        source: authors and year, or the venue.
+        link: its address.
+    """
+
+    title: str
+    source: str
+    link: str
+
+    def __str__(self) -> str:
+        return f"[*{self.title}*]({self.link}) ({self.source})"
+
+
+@dataclass(frozen=True)
 class PublicModel:
     """A model of a system that can be opened by name.
 
@@ -133,6 +151,7 @@ class System:
         control_pipeline: pipeline class that is steered by masks.
         converter: function that converts the authors' checkpoints; see `cardiodit convert`.
         models: models that can be opened by name, bundled with the package or public on the Hub.
+        publication: what to cite.
     """
 
     name: str
@@ -152,6 +171,7 @@ class System:
     control_pipeline: Reference | None = None
     converter: Reference | None = None
     models: tuple[PublicModel, ...] = ()
+    publication: Publication | None = None
 
     @property
     def is_cine(self) -> bool:
