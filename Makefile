@@ -30,7 +30,7 @@ lint: env ## run linter, formatter (check only) and type checker
 
 docs: env ## build the documentation site, strictly: site/index.html
 	$(BIN)/python $(PIP) -r requirements/lock-docs.txt
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 release: env ## build the sdist and the wheel and check them: everything but the upload
 	$(BIN)/python $(PIP) -e ".[release]"

@@ -1,4 +1,4 @@
-"""What the README promises: its Python runs as written, its commands parse, and what it names is there.
+"""What the README and the pages behind it promise: their Python runs as written, and what they name is there.
 
 Its commands are run, in their order, in tests/hub/test_readme_commands.py.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from cardiodit.cli import build_parser
 from cardiodit.training import train_controlnet, train_dit, train_prdit, train_tgca, train_unet, train_vqgan
 from cardiodit.training.harness.command_line import read_command_line
 from cardiodit.training.settings import (
@@ -23,14 +22,16 @@ from cardiodit.training.settings import (
     VQGANSettings,
 )
 
+from .documented import ROOT, RUN_PAGES, pages, text_of
+from .documented import blocks as all_blocks
 from .prepared_python import python
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = text_of("README")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """The blocks of the README and of the pages behind it, each once."""
+    return list(dict.fromkeys(block.code for block in all_blocks(*RUN_PAGES, language=language)))
 
 
 def test_it_opens_with_an_example_of_about_ten_lines() -> None:
@@ -58,30 +59,13 @@ def test_python_runs_as_written(tmp_path: Path) -> None:
             assert len(list((tmp_path / f"{number}" / "samples").glob("*.nii.gz"))) == 2
 
 
-def test_commands_parse() -> None:
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if line.startswith("cardiodit ")]
-    assert len(commands) >= 8
-    for command in commands:
-        assert build_parser().parse_args(shlex.split(command, comments=True)[1:]).run
-
-
 def test_what_pip_is_asked_for_exists() -> None:
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("pip ")]
     assert len(lines) >= 3
     known = set(re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
-    asked = {extra for extras in re.findall(r"(?:cardiodit|\.)\[([\w,]+)\]", README) for extra in extras.split(",")}
+    text = "".join(map(text_of, pages()))
+    asked = {extra for extras in re.findall(r"(?:cardiodit|\.)\[([\w,]+)\]", text) for extra in extras.split(",")}
     assert {"train", "dicom", "lora", "dev"} <= asked <= known
-
-
-def test_links_and_pictures_lead_somewhere() -> None:
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
-    assert len(targets) >= 10
-    headings = {
-        re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    }
-    for target in targets:
-        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
 
 
 TRAINING = {
@@ -94,9 +78,9 @@ TRAINING = {
 }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["train", "training"])
 def test_training_commands_parse(page: str) -> None:
-    text = (ROOT / page).read_text().replace("\\\n", " ")
+    text = text_of(page).replace("\\\n", " ")
     commands = re.findall(r"^cardiodit train (\w+) (.*)$", text, re.MULTILINE)
     whole = [(f"train_{stage}", options) for stage, options in commands if "…" not in options]
     assert {"train_vqgan", "train_dit"} <= {name for name, _ in whole} <= set(TRAINING)
@@ -107,11 +91,12 @@ def test_training_commands_parse(page: str) -> None:
 
 
 def test_make_targets_and_folders_exist() -> None:
-    root = Path(__file__).parents[1]
-    makefile = (root / "Makefile").read_text()
-    targets = re.findall(r"(?:^|`)make ([a-z-]+)(?:`| )", README, re.MULTILINE)
-    assert {"test", "demo", "test-oldest"} <= set(targets)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"(?:^|`)make ([a-z-]+)(?:`| )", "".join(map(text_of, pages())), re.MULTILINE)
+    assert {"test", "demo", "docs", "test-oldest"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for folder in re.findall(r"^\| `([a-z/]+)` \|", README, re.MULTILINE):
-        assert (root / folder).is_dir(), folder
+    folders = re.findall(r"^\| `([a-z/]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert len(folders) >= 15
+    for folder in folders:
+        assert (ROOT / folder).is_dir(), folder

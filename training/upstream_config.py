@@ -166,10 +166,10 @@ def _averaged(training: UNetTraining) -> Plain:
 def dit_settings(config: DiTConfig) -> Plain:
     params, training = config.params, config.training
     if training.normalize_latents and training.latent_stats_path is None:
-        print(
+        say(
             f"{config.file}: normalize_latents is a property of the VQ model here, which `cardiodit scale-factor "
             "--per_channel` writes into its config.",
-            file=sys.stderr,
+            aside=True,
         )
     betas = training.betas or (None, None)
     kept = training.keep_last_n_checkpoints
@@ -261,10 +261,10 @@ def _preprocessing(training: Run) -> Plain:
             raise CardioDiTError(f"target_frames {training.target_frames!r} is neither a number nor {NATIVE}.")
         size = None if plane is None else [*plane[:2], training.target_z]
         multiple = training.time_pad_multiple or NATIVE_MULTIPLE
-        print(
+        say(
             f"target_frames: native: cines keep their frames, repeated to a multiple of {multiple}. If their numbers "
             "differ, set train_batch_size to 1, or data.crop with a number of frames.",
-            file=sys.stderr,
+            aside=True,
         )
         return {"size": size, "orient": False, "frame_multiple": multiple}  # else as the preset
     frames = training.target_frames or (plane[2] if plane is not None and len(plane) == 3 else None)

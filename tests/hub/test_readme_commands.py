@@ -1,7 +1,8 @@
-"""Every command of the README, from the authors' checkpoints and from NIfTI to the Hub, run in its order.
+"""Every command of the README and of the pages behind it, run in its order: from the authors' checkpoints and from
+NIfTI to the Hub.
 
-What is large there is small here, and nothing else is changed: fewer phantoms, samples, steps. `git`, `make`, `pip` and
-`hf` lines are looked at in tests/test_readme.py; cohorts as the public ones lie are prepared in tests/imaging/cohorts.
+What is large there is small here, and nothing else is changed: fewer phantoms, samples, steps. Blocks that are marked
+as not run, and why, are left to the tests that the marks name.
 """
 
 import re
@@ -20,8 +21,9 @@ from cardiodit.hub.card.owner_facts import REQUIRED
 from cardiodit.imaging.phantom import write_cohort
 from cardiodit.training import train_dit, train_vqgan
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+from .. import documented
+from ..documented import ROOT, RUN_PAGES
+
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 AUTHORS = {
     "vqgan/best_model.pth": GOLDEN / "cardiodit" / "vqgan_best_model.pth",
@@ -30,11 +32,6 @@ AUTHORS = {
     "dit_ds8_b4.yaml": GOLDEN / "cardiodit_labels" / "dit.yaml",
 }
 TRAINING = {"vqgan": train_vqgan.main, "dit": train_dit.main}
-ELSEWHERE = ("git", "cd", "make", "pip", "hf", "export")
-OTHER_TESTS = {
-    "doctor": "tests/test_doctor.py",
-    "audit": "tests/privacy/test_audit.py",
-}  # commands that take long, and the tests that run them
 SHORT = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--validation_steps", "2", "--preview_samples", "0"]
 SMALLER = {
     ("--num", "40"): ("--num", "2"),
@@ -60,11 +57,8 @@ FACTS: dict[str, Any] = {
 
 
 def commands() -> list[list[str]]:
-    """The words of every line of the README's shell blocks."""
-    blocks = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    parts = [part for line in lines for part in line.split("&&")]
-    return [words for part in parts if (words := shlex.split(part, comments=True))]
+    """The words of every line of the shell blocks that are run."""
+    return [words for line in documented.commands(*RUN_PAGES, run=True) if (words := shlex.split(line, comments=True))]
 
 
 def smaller(words: list[str]) -> list[str]:
@@ -108,8 +102,7 @@ def newcomer(tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def test_all_of_them_run(newcomer: Path, hub: Any) -> None:
-    todo = [words for words in commands() if words[0] not in ELSEWHERE and not any("/data/" in w for w in words)]
-    todo = [words for words in todo if words[1] not in OTHER_TESTS]
+    todo = commands()
     assert len(todo) >= 18
     for words in todo:
         if words[:2] == ["cardiodit", "publish"] and not (newcomer / "facts.yaml").exists():
@@ -129,7 +122,8 @@ def test_all_of_them_run(newcomer: Path, hub: Any) -> None:
 
 
 def test_every_command_is_shown() -> None:
-    shown = {words[1] for words in commands() if words[0] == "cardiodit"}
+    lines = documented.commands(*documented.pages())
+    shown = {line.split()[1] for line in lines if line.startswith("cardiodit ")}
     listed = re.findall(r"^    ([a-z-]+) ", help_of_all(), re.MULTILINE)
     assert set(listed) <= shown, set(listed) - shown
 
