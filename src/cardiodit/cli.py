@@ -10,6 +10,7 @@ from cardiodit._util.interrupts import EXIT_CODE, typed_command
 from cardiodit._util.launch import leave_group
 from cardiodit._util.terminal import environment, own_warnings, quiet_variables
 from cardiodit.commands import (
+    app,
     audit,
     beat_template,
     card,
@@ -49,6 +50,7 @@ COMMANDS = (
     complete,
     view,
     export_dataset,
+    app,
     evaluate,
     audit,
     energy,

@@ -102,6 +102,11 @@ def show(volumes: Sequence[Shown], path: Path | None = None) -> Path | None:
     return path
 
 
+def in_page(volumes: Sequence[Shown]) -> str:
+    """Return the HTML that plays volumes inside another page."""
+    return as_cell(_page(volumes, None, PAGE_LIMIT))
+
+
 def as_cell(page: bytes) -> str:
     """Return the HTML that shows a page inside another one, without access to it."""
     return (
