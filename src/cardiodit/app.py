@@ -169,9 +169,10 @@ def generate(
     count = CANDIDATES if ef is not None and not knows_ef else 1
     out = pipe(num_samples=count, **arguments)
     made = [_measured(out[i], segmenter) for i in range(count)]
-    if count == 1:
+    if ef is None or count == 1:
         return made[0]
-    best = min(made, key=lambda each: abs(each.function.ef - ef) if each.function else np.inf)
+    distances = [abs(each.function.ef - ef) if each.function else np.inf for each in made]
+    best = made[int(np.argmin(distances))]
     measured = ", ".join(f"{each.function.ef:.0f}%" if each.function else "unknown" for each in made)
     return Generated(best.volume, best.parts, best.function, f"{best.note} Nearest of {count} hearts ({measured}).")
 

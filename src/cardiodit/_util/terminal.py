@@ -93,7 +93,7 @@ class SharedBar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        del self.pipe.progress_bar
+        vars(self.pipe).pop("progress_bar", None)  # already gone if a second job with this pipeline has ended
         if self.bar is not None:
             self.bar.close()
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import DEVICE_HELP, PRESETS, TIME_UNITS, add_command, add_electricity
 from cardiodit.errors import CardioDiTError
 
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     noise = 0.0
     if arguments.denoise is not None:
         noise = estimate_noise(image.voxels) if arguments.denoise == AUTO else _positive(arguments.denoise)
-        print(f"Noise: a standard deviation of {noise:.4g} in the image's units.")
+        say(f"Noise: a standard deviation of {noise:.4g} in the image's units.")
     names = ("missing_slices", "missing_frames", "insert_slices", "insert_frames", "split_slices")
     gaps = Gaps(**{name: _plain(getattr(arguments, name)) for name in names}, noise=noise)
     pipe = open_pipeline(arguments.model).to(device_or_default(arguments.device))
@@ -121,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     for path in done.save(arguments.output_dir, name):
-        print(path)
+        say(path)
     print(done.summary())
 
 

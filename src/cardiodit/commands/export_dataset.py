@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cardiodit._util.terminal import say
 from cardiodit.commands.subcommand import DEVICE_HELP, add_command, device_or_default
 
 LAYOUTS = ("nnunet", "monai", "huggingface")  # of `cardiodit.dataset_export`, which would import torch for `--help`
@@ -55,4 +56,4 @@ def run(arguments: argparse.Namespace) -> None:
     place, count = export_dataset(
         arguments.sources, arguments.output_dir, arguments.layout, how, arguments.segmenter, device
     )
-    print(f"Wrote {count} {'cines' if arguments.frames == 'cine' else 'frames'} with masks. The data set is {place}.")
+    say(f"Wrote {count} {'cines' if arguments.frames == 'cine' else 'frames'} with masks. The data set is {place}.")

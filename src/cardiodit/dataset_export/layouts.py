@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cardiodit._util.atomic_io import new_folder
+from cardiodit._util.terminal import progress
 from cardiodit.dataset_export.pairs import (
     FRAMES,
     LABELS,
@@ -113,9 +114,7 @@ def export_dataset(
 
     def pairs() -> Iterator[Pair]:
         nonlocal count
-        from tqdm import tqdm
-
-        for heart in tqdm(hearts, desc="Exporting", unit="heart", disable=None):
+        for heart in progress(hearts, "Exporting", "heart"):
             for pair in load_pairs(heart, how.frames, labeller):
                 count += 1
                 yield pair

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cardiodit._util.terminal import progress
 from cardiodit.errors import CardioDiTError, reason_of
 from cardiodit.evaluation.metrics.function import heart_function
 from cardiodit.evaluation.segmenters import Segmenter, open_segmenter
@@ -36,13 +37,11 @@ def measure_cohort(folder: Path, how: str, device: str = "cpu") -> list[str]:
     Returns:
         Lines for the user: how many rows were measured, and why others were not.
     """
-    from tqdm import tqdm
-
     segmenter = None if how == MASKS else open_segmenter(how, device)
     cases = read_manifest(folder / "manifest.csv")
     found: dict[str, dict[str, str]] = {}
     problems: list[str] = []
-    for case in tqdm(cases, desc="Measuring", unit="cine", disable=None):
+    for case in progress(cases, "Measuring", "cine"):
         try:
             found[case.row["image"]] = measure_case(case, segmenter)
         except CardioDiTError as error:

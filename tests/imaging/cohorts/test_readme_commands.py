@@ -1,4 +1,4 @@
-"""The README's commands for cohorts as they lie on a hospital's disk, run on such folders."""
+"""The documented commands for cohorts as they lie on a hospital's disk, run on such folders."""
 
 import re
 import shlex
@@ -12,13 +12,13 @@ from cardiodit.imaging import read_manifest
 from cardiodit.imaging.nifti import write_nifti
 from cardiodit.imaging.volume import Volume
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
-LINES = re.findall(r"^cardiodit prepare .*/data/.*$", README, re.MULTILINE)
+PAGE = (Path(__file__).parents[3] / "docs" / "your-data.md").read_text()
+LINES = re.findall(r"^cardiodit prepare .*/data/.*$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture
 def data(tmp_path: Path, acdc: Path, mnms: Path, patient: Callable, write_dicom: Callable) -> Path:
-    """Everything that the README finds in /data."""
+    """Everything that the page finds in /data."""
     (tmp_path / "our-cines").mkdir()
     for number in range(4):
         heart = patient(number)
