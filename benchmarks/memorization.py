@@ -7,7 +7,7 @@
     python benchmarks/memorization.py bundled --output memorization     the model in checkpoints/cardiodit-phantom
 
 `series` trains the same small model on 12, 50, 200 and 400 phantoms, and audits the last weights of each. `mitigation`
-trains it on 50 phantoms with and without augmentation of latents, and searches samples of several steps for copies. Run
+trains it on 12 phantoms with and without augmentation of latents, and searches samples of several steps for copies. Run
 again to resume. Results are added to results.json in the output folder; `series` and `mitigation` also write a table
 and a picture of the same name.
 """
@@ -46,9 +46,9 @@ from cardiodit.training.harness.command_line import find_config
 
 BASE = "cardiodit-phantom"
 COHORTS = {"training": (400, 0), "validation": (32, 1), "held_out": (100, 2)}  # number and seed
-HEARTS, STOPPED = (12, 50, 200, 400), 50
-WAYS: dict[str, dict[str, Any]] = {"plain": {}, "noise": {"noise": 0.5}, "shift": {"shift": 1}}  # of augmentation
-STEPS = (500, 1000, 2000, 3000)
+HEARTS, FEW = (12, 50, 200, 400), 12
+WAYS: dict[str, dict[str, Any]] = {"plain": {}, "shift": {"shift": 1}, "noise": {"noise": 0.5}}  # of augmentation
+STEPS = (500, 750, 1000, 2000, 3000)
 SIZE = (32, 32, 2, 8)
 CONFIGS = "phantom/memorization"
 RESULTS = "results.json"
@@ -96,9 +96,9 @@ def series(arguments: argparse.Namespace) -> None:
         examine(folder, f"hearts{hearts}", model, hearts, arguments.samples, processor_seconds() - began)
     began = processor_seconds()
     stopping = ["--stop_when", "memorizing", "--validation_steps", "50"]
-    stopped = train(folder, latents, f"hearts{STOPPED}-stopped", STOPPED, *stopping)
+    stopped = train(folder, latents, f"hearts{FEW}-stopped", FEW, *stopping)
     seconds = processor_seconds() - began
-    examine(folder, f"hearts{STOPPED}-stopped", stopped / "pipeline", STOPPED, arguments.samples, seconds)
+    examine(folder, f"hearts{FEW}-stopped", stopped / "pipeline", FEW, arguments.samples, seconds)
     found = json.loads((folder / RESULTS).read_text())
     write_table(folder / "series.md", {name: row for name, row in found.items() if name.startswith("hearts")})
     write_plot(folder / "series.png", [found[f"hearts{hearts}"] for hearts in HEARTS])
@@ -281,18 +281,18 @@ def frechet_to_held_out(folder: Path, samples: Path) -> float:
 
 
 def mitigation(arguments: argparse.Namespace) -> None:
-    """Train on 50 hearts in several ways, and measure copies and Fréchet distance while the training goes on."""
+    """Train on few hearts in several ways, and measure copies and Fréchet distance while the training goes on."""
     folder = arguments.output
     latents = prepare(folder)
     for seed in arguments.seeds:
         for way in arguments.ways:
             began = processor_seconds()
-            keeping = ["--seed", str(seed), "--checkpointing_steps", "500", "--checkpoints_total_limit", "9"]
-            trained = train(folder, latents, f"{way}-seed{seed}", STOPPED, *keeping, augmentation=WAYS[way])
+            keeping = ["--seed", str(seed), "--checkpointing_steps", "250", "--checkpoints_total_limit", "99"]
+            trained = train(folder, latents, f"few-{way}-seed{seed}", FEW, *keeping, augmentation=WAYS[way])
             seconds = processor_seconds() - began
             for step in STEPS:
-                name, model = f"{way}-step{step}-seed{seed}", weights_at(trained, step)
-                examine(folder, name, model, STOPPED, arguments.samples, seconds, [RECONSTRUCTIONS])
+                name, model = f"few-{way}-step{step}-seed{seed}", weights_at(trained, step)
+                examine(folder, name, model, FEW, arguments.samples, seconds, [RECONSTRUCTIONS])
     found = json.loads((folder / RESULTS).read_text())
     rows = {name: row for name, row in found.items() if "-step" in name}
     with atomic_file(folder / "mitigation.md") as temporary:
@@ -302,7 +302,7 @@ def mitigation(arguments: argparse.Namespace) -> None:
         ]
         for way in WAYS:
             for step in STEPS:
-                same = [row for name, row in rows.items() if name.startswith(f"{way}-step{step}-")]
+                same = [row for name, row in rows.items() if name.startswith(f"few-{way}-step{step}-")]
                 if same:
                     copies = [100 * row["detectors"][RECONSTRUCTIONS]["copies_excess"]["value"] for row in same]
                     cells = [spread(copies, 0), spread([row["frechet"] for row in same], 3)]
