@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cardiodit._util.foreign_files import PICKLES, refuse_pickle
 from cardiodit.errors import CardioDiTError, Problems, reading
 from cardiodit.imaging.manifest import Case
 from cardiodit.training.objectives import Batch
 
-PHASE_FILES = (".pt", ".pth", ".npz", ".npy", ".json", ".csv")
+PHASE_FILES = (".npz", ".npy", ".json", ".csv")
 SEPARATORS = re.compile(r"[\s,;\[\]]+")
 MOST_PHASES = 10_000
 Pool = Literal["linear", "mean", "none"]
@@ -115,6 +116,8 @@ def _numbers_of(case: Case, column: str | None) -> torch.Tensor:
     text = case.row.get(column or "", "")
     if not text:
         raise CardioDiTError(f"the column {column!r} is empty or missing")
+    if Path(text).suffix in PICKLES:
+        refuse_pickle(case.folder / text)
     if Path(text).suffix in PHASE_FILES:
         return _read_file(case.folder / text)
     return _checked([word for word in SEPARATORS.split(text) if word], f"the column {column!r}")
@@ -125,16 +128,17 @@ def _file_of(case: Case, folder: Path | None) -> Path:
     files = [folder / f"{case.image.stem}{ending}" for ending in PHASE_FILES]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
+        for pickled in (folder / f"{case.image.stem}{ending}" for ending in PICKLES):
+            if pickled.is_file():
+                refuse_pickle(pickled)
         raise CardioDiTError(f"{folder} holds no {case.image.stem} with the ending {', '.join(PHASE_FILES)}")
     return file
 
 
 def _read_file(file: Path) -> torch.Tensor:
-    """Read numbers from a file; pickled objects are refused."""
+    """Read numbers from a file."""
     with reading(file, "phases", "Expected one number for each frame."):
-        if file.suffix in (".pt", ".pth"):
-            values = torch.load(file, map_location="cpu", weights_only=True)
-        elif file.suffix == ".json":
+        if file.suffix == ".json":
             values = json.loads(file.read_text())
         elif file.suffix == ".csv":
             values = [word for word in SEPARATORS.split(file.read_text()) if word]

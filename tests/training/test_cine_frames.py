@@ -135,20 +135,22 @@ def test_phases_come_from_columns_and_files(tmp_path: Path) -> None:
     np.save(tmp_path / "own.npy", expected)
     for text in ("0 0.25 0.5", "[0.0, 0.25, 0.5]", "0;0.25;0.5", "own.npy"):
         assert read_phases([case(tmp_path, {"phase": text})], [3], "phase", None, "linear")[0].tolist() == expected
-    for ending in ("json", "csv", "npy", "npz", "pth"):
+    for ending in ("json", "csv", "npy", "npz"):
         file = files / f"heart.{ending}"
         if ending == "json":
             file.write_text(json.dumps({"phase": expected}))
         elif ending == "csv":
             file.write_text("0\n0.25\n0.5\n")
-        elif ending == "pth":
-            torch.save(torch.tensor(expected), file)
         else:
             np.save(file, expected) if ending == "npy" else np.savez(file, phase=expected)
         assert read_phases([case(tmp_path, {})], [3], None, files, "none")[0].tolist() == expected
         file.unlink()
     np.save(files / "heart.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(CardioDiTError, match=r"heart.npy"):
+        read_phases([case(tmp_path, {})], [3], None, files, "none")
+    (files / "heart.npy").unlink()
+    (files / "heart.pt").write_bytes(b"never opened")
+    with pytest.raises(CardioDiTError, match=r"heart.pt is a pickle, which may run code"):
         read_phases([case(tmp_path, {})], [3], None, files, "none")
     for row, words in (
         ({}, "the column 'phase' is empty or missing"),
@@ -206,6 +208,9 @@ def test_statistics_must_be_those_of_the_channels(cohorts: Cohorts, tmp_path: Pa
     np.savez(tmp_path / "two.npz", mean=np.zeros(2), std=np.ones(2))
     with pytest.raises(CardioDiTError, match="2 means and 2 standard deviations. The latents have 4 channels"):
         use_statistics(vae, tmp_path / "two.npz")
-    torch.save({"mean": torch.zeros(1, 4, 1, 1), "std": torch.full((1, 4, 1, 1), 2.0)}, tmp_path / "four.pt")
-    use_statistics(vae, tmp_path / "four.pt")
+    (tmp_path / "four.pt").write_bytes(b"never opened")
+    with pytest.raises(CardioDiTError, match=r"four.pt is a pickle, which may run code.*four.npz"):
+        use_statistics(vae, tmp_path / "four.pt")
+    np.savez(tmp_path / "four.npz", mean=np.zeros((1, 4, 1, 1)), std=np.full((1, 4, 1, 1), 2.0))
+    use_statistics(vae, tmp_path / "four.npz")
     assert vae.config.latents_std == [2.0] * 4

@@ -9,13 +9,14 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cardiodit.errors import COPY_AGAIN, CardioDiTError, MissingFileError, reading, reason_of
 
 LONGEST_TEXT = 2**26  # bytes of a JSON file or a table
 MOST_VALUES = 100_000  # in a YAML file, after its aliases are replaced by what they stand for
 FREELY = 2**30  # bytes to which any compressed file may expand
+PICKLES = (".pt", ".pth", ".pkl")
 MOST_EXPANSION = 100  # times its own length, beyond that
 
 
@@ -35,6 +36,16 @@ def check_file(path: Path | str, longest: int | None = None) -> int:
     if longest is not None and status.st_size > longest:
         raise CardioDiTError(f"{path} has {status.st_size} bytes; at most {longest} were expected.")
     return status.st_size
+
+
+def refuse_pickle(path: Path) -> NoReturn:
+    """Raise an error about a file of numbers that PyTorch wrote, which says how to store it as NPZ or NPY."""
+    name, stem = path.name, path.stem
+    raise CardioDiTError(
+        f"{path} is a pickle, which may run code, so only `cardiodit convert` reads such files. If you trust it, store "
+        f'its numbers in its folder: python -c "import numpy, torch; x = torch.load({name!r}, weights_only=True); '
+        f"numpy.savez('{stem}.npz', **x) if isinstance(x, dict) else numpy.save('{stem}.npy', x)\"."
+    )
 
 
 def check_expansion(path: Path | str, expanded: int, length: int, is_compressed: bool = True) -> None:

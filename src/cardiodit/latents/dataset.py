@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cardiodit._util.atomic_io import atomic_file
-from cardiodit._util.foreign_files import read_object
+from cardiodit._util.foreign_files import PICKLES, read_object, refuse_pickle
 from cardiodit.errors import CardioDiTError, Problems, reading
 from cardiodit.imaging.geometry import Triple, common_spacing
 from cardiodit.imaging.manifest import Case, read_table
@@ -219,12 +219,11 @@ def write_scale(vae_folder: Path, value: float, statistics: tuple[list[float], l
 
 
 def use_statistics(vae: Any, path: Path) -> None:
-    """Let a VQ model normalise latents by a file (JSON, NPZ or PyTorch) with `mean` and `std` of each channel."""
+    """Let a VQ model normalise latents by a file (JSON or NPZ) with `mean` and `std` of each channel."""
+    if path.suffix in PICKLES:
+        refuse_pickle(path)
     with reading(path, "statistics of latents", "Expected `mean` and `std` of each channel."):
-        if path.suffix in (".pt", ".pth"):
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            held = np.load(path, allow_pickle=False) if path.suffix == ".npz" else read_object(path)
+        held = np.load(path, allow_pickle=False) if path.suffix == ".npz" else read_object(path)
         mean, deviation = (np.asarray(held[name], np.float64).ravel().tolist() for name in ("mean", "std"))
     channels = vae.config.embedding_dim
     if not len(mean) == len(deviation) == channels or not all(0 < value < math.inf for value in deviation):
