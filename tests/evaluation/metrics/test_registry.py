@@ -19,6 +19,7 @@ from cardiodit.evaluation.report.summary import verdict
 
 DISTANCES = ("frechet", "mmd_rbf", "kid_polynomial", "mmd_prdit")
 SHARES = ("precision", "recall", "density", "coverage")
+CLASSIFIER = "c2st_auc"
 
 
 class FeatureScoring:
@@ -51,7 +52,7 @@ def scores(real: np.ndarray, synthetic: np.ndarray) -> dict:
 
 def test_equal_distributions_lie_at_the_floor() -> None:
     found = scores(normal(0, 80), normal(1, 80))
-    assert list(found) == [*DISTANCES, *SHARES]
+    assert list(found) == [*DISTANCES, *SHARES, CLASSIFIER]
     for name, score in found.items():
         floor = score.result.floor
         assert floor.volumes == 40 and abs(floor.matched - floor.value) < floor.high - floor.low, name
@@ -59,7 +60,7 @@ def test_equal_distributions_lie_at_the_floor() -> None:
 
 def test_a_shift_shows_above_the_floor_in_every_distance() -> None:
     found = scores(normal(0, 80), normal(1, 80) + 1.5)
-    for name in DISTANCES:
+    for name in (*DISTANCES, CLASSIFIER):
         assert found[name].metric.better == "lower"
         assert found[name].result.floor.matched > found[name].result.floor.high
     for name in ("precision", "recall", "coverage"):
@@ -129,6 +130,7 @@ def test_metrics_that_need_more_volumes_are_left_out_with_a_reason() -> None:
     assert [sentence.split(":")[0] for sentence in left_out] == [
         "Precision, recall, density and coverage, spatial",
         "Critic, spatial",
+        "Classifier two-sample test, spatial",
     ]
 
 
@@ -136,7 +138,11 @@ def test_built_in_metrics_are_in_the_order_of_the_groups() -> None:
     groups = [each.group for each in choose_metrics()]
     assert groups == sorted(groups, key=list(GROUPS).index) and set(groups) == set(GROUPS)
     names = [each.name for each in choose_metrics(options=["critic"])]
-    assert len(set(names)) == len(names) and names[8] == "critic_spatial" and names[9] == "frechet_spatiotemporal"
+    assert len(set(names)) == len(names) and names[8:11] == [
+        "critic_spatial",
+        "c2st_auc_spatial",
+        "frechet_spatiotemporal",
+    ]
 
 
 OWN = """
