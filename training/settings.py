@@ -228,6 +228,12 @@ class VQGANSettings:
 
 # --- Denoisers ---
 
+CONDITION_COLUMNS = (
+    "manifest columns with clinical conditions, numbers or categories, such as [ef, edv, diagnosis, 'age [years]', "
+    "'sex [category]']; empty cells are not given; default: train without conditions"
+)
+CONDITION_DROPOUT = {"condition_dropout_prob": 0.1, "unconditional_prob": 0.1}
+
 
 @dataclass(frozen=True, kw_only=True)
 class AveragedTraining(Training):
@@ -322,19 +328,14 @@ class DiTSettings:
         "file with `mean` and `std` of each latent channel, by which latents are normalised, instead of the VQ model's "
         "own scaling (cardiodit scale-factor --per_channel); it becomes part of the trained pipeline",
     )
-    condition_columns: tuple[str, ...] | None = option(
-        None,
-        "manifest columns with clinical conditions, numbers or categories, such as [ef, edv, diagnosis, 'age [years]', "
-        "'sex [category]']; empty cells are not given; default: train without conditions",
-    )
+    condition_columns: tuple[str, ...] | None = option(None, CONDITION_COLUMNS)
     model: Section = settings_of(
         DiTTransformerModel,
         omit=("num_classes", "class_names", "prediction_type", "training_precision", "conditions"),
         defaults={
             "in_channels": None,
             "class_dropout_prob": 0.1,
-            "condition_dropout_prob": 0.1,
-            "unconditional_prob": 0.1,
+            **CONDITION_DROPOUT,
         },
     )
     image_augmentation: Section = NO_AUGMENTATION  # of images that are encoded while training
@@ -366,11 +367,11 @@ class UNetSettings:
     phase_dir: ClassVar[None] = None
     phase_pool: ClassVar[Pool] = "linear"
     latent_statistics: ClassVar[None] = None
-    condition_columns: ClassVar[None] = None
+    condition_columns: tuple[str, ...] | None = option(None, CONDITION_COLUMNS)
     model: Section = settings_of(
         MedLoRDUNetModel,
-        omit=("prediction_type", "training_precision"),
-        defaults={"in_channels": None, "sample_size": None},
+        omit=("prediction_type", "training_precision", "conditions"),
+        defaults={"in_channels": None, "sample_size": None, **CONDITION_DROPOUT},
     )
     image_augmentation: Section = NO_AUGMENTATION  # of images that are encoded while training
     diffusion: Section = settings_of_one(

@@ -410,7 +410,7 @@ def test_steering_is_what_the_adapter_adds_while_it_may(model: Path) -> None:
         pipe._control.arguments(latents, time.expand(1), 0, empty)["block_controls"] for empty in (False, True)
     )
     steered, unsteered = (pipe.transformer(latents, time, block_controls=c).sample for c in (controls, empty))
-    assert torch.allclose(pipe._predict(latents, time, None, 0), steered + 2 * (steered - unsteered), atol=1e-5)
+    assert torch.allclose(pipe._predict(latents, time, {}, {}, 0), steered + 2 * (steered - unsteered), atol=1e-5)
     assert pipe._control.arguments(latents, time, 4) == {}
     # Gate and scale act.
     assert torch.allclose(

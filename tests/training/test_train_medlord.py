@@ -133,6 +133,18 @@ def test_a_run_ends_in_a_pipeline_that_samples(train: Callable[..., Path]) -> No
         assert told in card, told
 
 
+def test_a_unet_takes_clinical_conditions(train: Callable[..., Path]) -> None:
+    run = train(train_unet, "asked", condition_columns=["lungs_ml"])
+    pipe = MedLoRDPipeline.from_pretrained(run / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    randomise(pipe.unet)
+    lungs = pipe.conditions["lungs_ml"]
+    call = {"num_inference_steps": 1, "seed": 0, "output_type": "latent"}
+    small, large, none = (pipe(conditions={"lungs_ml": v}, **call).volumes for v in (lungs.low, lungs.high, None))
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in ((small, large), (small, none), (large, none)))
+    assert torch.equal(none, pipe(**call).volumes)
+
+
 def test_a_unet_is_resumed_to_the_bit(train: Callable[..., Path]) -> None:
     whole = train(train_unet, "whole")
     train(train_unet, "parts", "--max_train_steps", "2")

@@ -18,6 +18,7 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 
 from cardiodit.errors import CardioDiTError
 from cardiodit.models.adapter_tgca import shrink
+from cardiodit.models.clinical_conditions import ClinicalConditions, ConditionEmbedding
 from cardiodit.models.loading import DenoiserMixin
 from cardiodit.models.transformer_dit import PREDICTION_TYPES, DiTAttention
 
@@ -227,8 +228,8 @@ class UNetEncoderModel(DenoiserMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["UNetBlock", "UNetMiddle"]
-    _skip_layerwise_casting_patterns = ["time_embed", "norm", "^conv_in", "^out", "^controlnet_"]
-    _keep_in_fp32_modules = ["time_embed"]
+    _skip_layerwise_casting_patterns = ["time_embed", "condition_embed", "norm", "^conv_in", "^out", "^controlnet_"]
+    _keep_in_fp32_modules = ["time_embed", "condition_embed"]
 
     def _build_encoder(self, in_channels: int, levels: Levels) -> None:
         first = levels.widths[0]
@@ -312,6 +313,9 @@ class MedLoRDUNetModel(UNetEncoderModel):
         norm_num_groups: number of groups of group normalisation, which must divide all numbers of channels.
         prediction_type: training target of the model: "v_prediction", "epsilon" or "sample".
         training_precision: precision of the training, "float32", "bfloat16" or "float16"; None if unknown.
+        conditions: clinical conditions by name, see `DiTTransformerModel`; None for none, as published.
+        condition_dropout_prob: probability of dropping each clinical condition of a sample in training.
+        unconditional_prob: probability of dropping all clinical conditions of a sample together.
     """
 
     null_label = None  # the published model has no class labels
@@ -328,6 +332,9 @@ class MedLoRDUNetModel(UNetEncoderModel):
         norm_num_groups: int = 32,
         prediction_type: str = "v_prediction",
         training_precision: str | None = None,
+        conditions: dict[str, Any] | None = None,
+        condition_dropout_prob: float = 0.0,
+        unconditional_prob: float = 0.0,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -350,6 +357,10 @@ class MedLoRDUNetModel(UNetEncoderModel):
         for parameter in out.parameters():
             nn.init.zeros_(parameter)
         self.out = nn.Sequential(nn.GroupNorm(norm_num_groups, width, NORM_EPS), out)
+        self.conditions, self.condition_embed = ClinicalConditions.of_config(conditions), None
+        if self.conditions is not None:
+            self.condition_embed = ConditionEmbedding(self.conditions, 4 * levels.widths[0])
+            self.condition_embed.initialise()
 
     def forward(
         self,
@@ -358,6 +369,7 @@ class MedLoRDUNetModel(UNetEncoderModel):
         down_block_additional_residuals: Sequence[torch.Tensor] | None = None,
         mid_block_additional_residual: torch.Tensor | None = None,
         return_dict: bool = True,
+        conditions: torch.Tensor | None = None,
     ) -> UNet3DConditionOutput | tuple[torch.Tensor]:
         """Predict the training target (`prediction_type`) from noisy latents.
 
@@ -367,12 +379,17 @@ class MedLoRDUNetModel(UNetEncoderModel):
             down_block_additional_residuals: what a ControlNet adds to each state of the way down.
             mid_block_additional_residual: what a ControlNet adds to the middle.
             return_dict: return a `UNet3DConditionOutput` (default) or a tuple.
+            conditions: clinical conditions `(B, columns)`, NaN where one is not given; default: none is given.
 
         Returns:
             `sample`, with the shape of the input.
         """
         self._check_input(sample)
         time = self.embed_time(sample, timestep)
+        if self.condition_embed is not None:
+            time = time + self.condition_embed(conditions, time)
+        elif conditions is not None:
+            raise CardioDiTError("conditions were given, but this model was trained without clinical conditions.")
         skips, hidden_states = self.encode(self.conv_in(sample), time)
         if down_block_additional_residuals is not None:
             skips = [skip + more for skip, more in zip(skips, down_block_additional_residuals, strict=True)]
