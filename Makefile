@@ -9,7 +9,7 @@ SHARED := -n 2 --dist loadfile --no-loadscope-reorder# names order the files wit
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help env test demo lint docs release test-oldest lock help-texts clean
+.PHONY: help env test demo lint docs notebooks release test-oldest lock help-texts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,10 @@ lint: env ## run linter, formatter (check only) and type checker
 docs: env ## build the documentation site, strictly: site/index.html
 	$(BIN)/python $(PIP) -r requirements/lock-docs.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: env ## execute the notebooks of examples/notebooks
+	$(BIN)/python $(PIP) -e ".[train,notebooks]"
+	$(BIN)/python examples/run_notebooks.py --check
 
 release: env ## build the sdist and the wheel and check them: everything but the upload
 	$(BIN)/python $(PIP) -e ".[release]"

@@ -89,6 +89,7 @@ setup(
         "deepspeed": ["deepspeed>=0.18", "transformers>=5.0"],  # accelerate asks transformers
         "app": ["gradio>=6.0"],
         "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+        "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=7.0"],
         "release": ["build>=1.3", "twine>=6.2"],
         "track": ["tensorboard>=2.18", "wandb>=0.19", "trackio>=0.2"],
         "dev": [

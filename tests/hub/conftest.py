@@ -31,6 +31,7 @@ class Commit:
 @dataclass
 class Repository:
     private: bool = False
+    gated: str | bool = False
     commits: list[Commit] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -112,6 +113,10 @@ class Handler(BaseHTTPRequestHandler):
             self.server.repositories[name] = Repository(is_private)
             self.server.repositories[name].add({".gitattributes": b""})
         self.answer({"url": f"{self.server.url}/{name}", "name": name, "id": name}, 200 if is_new else 409)
+
+    def settings(self, name: str) -> None:
+        self.server.repositories[name].gated = json.loads(self.body()).get("gated", False)
+        self.answer({})
 
     def validate(self) -> None:
         self.body()
@@ -236,6 +241,7 @@ ROUTES = [
     (r"POST /api/repos/create", "create"),
     (r"POST /api/validate-yaml", "validate"),
     (r"GET /api/whoami-v2", "whoami"),
+    (rf"PUT /api/models/{NAME}/settings", "settings"),
     (rf"POST /api/models/{NAME}/preupload/(.+)", "preupload"),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "batch"),
     (r"PUT /upload/(\w+)", "upload"),

@@ -141,6 +141,14 @@ def test_the_metadata_is_what_the_hub_reads(complete: Path) -> None:
     assert list(metadata_load(complete / "README.md"))[:3] == ["library_name", "pipeline_tag", "license"]
 
 
+def test_terms_of_access_become_the_hubs_form(model: Path, runs: list[Path], facts: Path) -> None:
+    facts.write_text(facts.read_text() + "access: For research at hospitals.\n")
+    write_card(model, runs, read_facts(facts))
+    metadata = metadata_load(model / "README.md")
+    assert metadata["extra_gated_prompt"] == "For research at hospitals."
+    assert {"text", "checkbox"} == set(metadata["extra_gated_fields"].values())
+
+
 def test_models_of_another_system(make_vae: Callable, make_dit_3d: Callable, model: Path) -> None:
     pipe = VolDiTPipeline(make_vae(VQModel3D), make_dit_3d(), make_scheduler())
     pipe.transformer.save_pretrained(model / "transformer")

@@ -1,6 +1,8 @@
 """Push, wipe the cache, load: the real client of the Hub against a small Hub on loopback."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +126,7 @@ def test_what_is_pushed_are_safetensors_and_configs(hub: Any, run: Any) -> None:
     assert sorted(repository.commits[-1].files) == [
         ".gitattributes",
         "README.md",
+        "config.json",
         "model_index.json",
         "scheduler/scheduler_config.json",
         "transformer/config.json",
@@ -199,7 +202,7 @@ from cardiodit.hub.client import create_repository
 assert main(["publish", "MODEL", "lab/small-hearts", "--dry_run"]) == 1  # the card's example names another model
 assert main(["publish", "MODEL", "lab/small", "--dry_run", "--without_audit", "x"]) == 0
 assert main(["publish", "MODEL", "lab/small", "--without_audit", "Small."]) == 0
-assert main(["publish", "MODEL", "lab/small", "--without_audit", "Nobody."]) == 0  # again, as after a change
+assert main(["publish", "MODEL", "lab/small", "--without_audit", "Nobody.", "--gated"]) == 0  # again, as after a change
 try:
     create_repository("lab/open", private=True)
 except CardioDiTError as error:
@@ -223,14 +226,16 @@ def test_a_complete_folder_is_published_with_card_and_previews(
     files = {path.relative_to(complete).as_posix(): path.read_bytes() for path in complete.rglob("*") if path.is_file()}
     published = run(PUBLISH.replace("MODEL", str(complete)), cache="publishing")
     assert published.returncode == 0, published.stderr
-    assert f"can be published: {len(files)} files" in published.stdout
+    assert f"can be published: {len(files) + 1} files" in published.stdout  # and config.json, which it writes
     assert f"Uploaded to {hub.url}/lab/small" in published.stdout
     repository = hub.repositories["lab/small"]
-    assert repository.private
+    assert repository.private and repository.gated == "manual"
     held = repository.commits[-1].files
     assert "**Published without an audit.** Nobody." in held["README.md"].decode()
     files["README.md"] = (complete / "README.md").read_bytes()  # with the reason
-    assert {name: held[name] for name in files} == files and set(held) - set(files) <= {".gitattributes"}
+    assert {name: held[name] for name in files} == files and set(held) - set(files) <= {".gitattributes", "config.json"}
+    assert json.loads(held["config.json"])["library_name"] == "cardiodit"  # the file by which the Hub counts downloads
+    assert any(re.search(r"/lab/small/resolve/[^/]+/config.json$", request) for request in hub.requests)
     assert sum(name.startswith("previews/") for name in held) == 5
     assert (
         "contains absolute paths (/home/jane/ACDC)" in published.stderr and "Nothing was uploaded" in published.stderr

@@ -25,6 +25,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("repository", metavar="ORG/NAME", help="destination repository, created if missing")
     parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
+    parser.add_argument(
+        "--gated",
+        action="store_true",
+        help="let people ask for the files, and decide on each request; the terms are `access` in the facts",
+    )
     add_sources(parser)
     parser.add_argument(
         "--without_audit",
@@ -41,6 +46,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from cardiodit.hub.audit_gate import write_hub_config
     from cardiodit.hub.bundled_models import pipeline_of_run
     from cardiodit.hub.publishing import ADVICE, check_all, check_name, inventory, publish
 
@@ -53,12 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
             "--run, --previews, --evaluation, --audit and --overwrite write the card again, which also needs --facts."
         )
     if not arguments.dry_run:
-        address = publish(
-            arguments.folder, arguments.repository, not arguments.public, arguments.message, arguments.without_audit
-        )
+        how = (not arguments.public, arguments.message, arguments.without_audit, arguments.gated)
+        address = publish(arguments.folder, arguments.repository, *how)
         say(f"Uploaded to {address}.")
         return
     check_all(arguments.folder, arguments.repository, arguments.without_audit).raise_if_any(ADVICE)
+    write_hub_config(arguments.folder)
     files = inventory(arguments.folder)
     longest = max(len(file.name) for file in files)
     for file in files:

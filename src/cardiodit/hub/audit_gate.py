@@ -1,13 +1,17 @@
 """The gate before publishing: an audit of these very weights and this very cohort, or a reason why there is none."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cardiodit import __version__
 from cardiodit._util.atomic_io import atomic_file
+from cardiodit._util.foreign_files import read_object
 from cardiodit.errors import CardioDiTError
 from cardiodit.hub.model_card import CARD, is_as_made, sealed
+from cardiodit.hub.registration import LIBRARY, class_name_of
 
 REPORT = "audit.json"
 SECTION = "## Privacy\n"
@@ -109,8 +113,17 @@ def check_push(origin: str, without_audit: str | None) -> None:
         raise CardioDiTError(f"{problem} (`without_audit=` in Python.)" if without_audit is None else problem)
 
 
+def write_hub_config(folder: Path) -> None:
+    """Write the `config.json` by whose downloads the Hub counts those of a model whose library it does not know."""
+    index = read_object(folder / "model_index.json")
+    config = {"library_name": LIBRARY, "_class_name": class_name_of(index, folder), "cardiodit_version": __version__}
+    with atomic_file(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def complete_push(folder: Path, origin: str, without_audit: str | None) -> None:
     """Add the audit of the folder that a pipeline was opened from, or the reason, to the folder that is uploaded."""
+    write_hub_config(folder)
     if without_audit is None:
         add_audit(folder, Path(origin) / REPORT, Path(origin))
     else:

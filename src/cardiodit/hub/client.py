@@ -6,13 +6,21 @@ from typing import Any
 from cardiodit.errors import CardioDiTError
 
 
-def create_repository(name: str, private: bool) -> Any:
-    """Create a repository if it is missing and return its address; refuse a public one if it should be private."""
+def create_repository(name: str, private: bool, gated: bool = False) -> Any:
+    """Create a repository if it is missing and return its address; refuse a public one if it should be private.
+
+    Args:
+        name: org/name.
+        private: only its owners see it.
+        gated: whoever wants its files asks, and the owners decide.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
+        if gated:
+            api.update_repo_settings(address.repo_id, gated="manual")
         is_public = private and api.repo_info(address.repo_id).private is False
     except Exception as error:  # no network, no login, no such organisation: each client version raises its own
         raise CardioDiTError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from cardiodit._util.foreign_files import read_text
 from cardiodit.errors import CardioDiTError, Problems
-from cardiodit.hub.audit_gate import audit_problems, write_reason
+from cardiodit.hub.audit_gate import audit_problems, write_hub_config, write_reason
 from cardiodit.hub.card.metadata import metadata_problems
 from cardiodit.hub.card.owner_facts import HUB_ID
 from cardiodit.hub.checks.files import file_problems, folder_problems, what_is_checked
@@ -24,6 +24,7 @@ def publish(
     private: bool = True,
     message: str = "Published with cardiodit",
     without_audit: str | None = None,
+    gated: bool = False,
 ) -> Any:
     """Check a folder, upload it and return its address on the Hub.
 
@@ -33,12 +34,14 @@ def publish(
         private: create a private repository, and refuse one that is public.
         message: commit message.
         without_audit: why the model was not audited; written into the card.
+        gated: let the owners decide on each request for the files.
     """
     check_name(repository)
     check_all(folder, repository, without_audit).raise_if_any(ADVICE)
     if without_audit is not None:
         write_reason(folder, without_audit)
-    address = create_repository(repository, private)
+    write_hub_config(folder)
+    address = create_repository(repository, private, gated)
     upload(address, folder, message)
     return address
 

@@ -9,6 +9,10 @@ from cardiodit.hub.card.model_facts import Model
 from cardiodit.hub.card.owner_facts import HUB_ID, LICENCES, OTHER, Metric, OwnerFacts
 
 TASK = "unconditional-image-generation"
+ACCESS_FIELDS = {  # what the Hub asks people who want the files of a gated repository
+    **dict.fromkeys(("Name", "Institution", "Purpose"), "text"),
+    "I will not try to identify anyone in the training data": "checkbox",
+}
 
 
 def card_metadata(name: str, model: Model, facts: OwnerFacts, emissions: Emissions) -> dict[str, Any]:
@@ -24,6 +28,8 @@ def card_metadata(name: str, model: Model, facts: OwnerFacts, emissions: Emissio
         "datasets": [entry for entry in facts.datasets or () if HUB_ID.fullmatch(entry)] or None,
         "metrics": list(dict.fromkeys(_type_of(metric) for metric in metrics)) or None,
         "co2_eq_emissions": emissions.metadata(),
+        "access": facts.access,
+        "access_fields": ACCESS_FIELDS if facts.access else None,
         "model_index": _model_index(name, metrics) if metrics else None,
     }
 

@@ -99,6 +99,11 @@ class OwnerFacts:
         None,
         "power usage effectiveness (PUE) of the data centre, 1 or more; default: not counted, as the card says",
     )
+    access: str | None = option(
+        None,
+        "terms for people who ask for the files of a gated repository (`cardiodit publish --gated`), such as that of a "
+        "model of patients",
+    )
     contact: str | None = option(None, "who made the model and how to reach them")
     citation: str | None = option(None, "what to cite besides the publication of the method")
 
