@@ -104,6 +104,7 @@ def complete(
     num_inference_steps: int | None = None,
     visits: int = 1,
     renewal: float = 1.0,
+    strength: float = 1.0,
     seed: int = 0,
     class_label: int | str | None = None,
     guidance_scale: float = 1.0,
@@ -122,6 +123,8 @@ def complete(
         num_inference_steps: noise levels; default: those of the pipeline.
         visits: how often the model sees every noise level.
         renewal: share of the noise's variance that is drawn afresh for every level, 0 to 1.
+        strength: share of the noise levels that are run through, above 0 and at most 1: below 1 sampling starts from
+            the noisy interpolated image instead of noise, and stays nearer to it.
         seed: random seed; sample i of a seed is always the same.
         class_label: class label of the heart, if the model has labels and it is known.
         guidance_scale: classifier-free guidance by this label.
@@ -135,6 +138,8 @@ def complete(
         check_integer(name, value, least=1)
     if not 0 <= renewal <= 1:
         raise CardioDiTError(f"renewal={renewal} must be a number from 0 to 1.")
+    if not 0 < strength <= 1:
+        raise CardioDiTError(f"strength={strength} must be a number above 0 and at most 1.")
     number = pipe._check_steps(num_inference_steps)
     incomplete = find_gaps(image if isinstance(image, Volume) else read_nifti(image), gaps)
     first = None if end_diastole is None else end_diastole * (gaps.insert_frames + 1)
@@ -142,7 +147,8 @@ def complete(
     size = dict(zip(AXES, view.prepared.volume.voxels.shape, strict=False))
     shape = (pipe.denoiser.config.in_channels, *pipe.latent_size(**size))
     labels = label_numbers(pipe.denoiser, class_label, num_samples)
-    sampler = GuidedSampler(pipe, Consistency(pipe, view), number, visits, renewal, guidance_scale)
+    consistency = Consistency(pipe, view)
+    sampler = GuidedSampler(pipe, consistency, number, visits, renewal, strength, guidance_scale)
     drawn: list[np.ndarray] = []
     while len(drawn) < num_samples:
         first_sample, count = len(drawn), min(batch_size, num_samples - len(drawn))
@@ -158,6 +164,7 @@ def complete(
         "num_inference_steps": number,
         "visits": visits,
         "renewal": renewal,
+        "strength": strength,
         "seed": seed,
         "class_label": class_label,
         "guidance_scale": guidance_scale,
@@ -205,6 +212,7 @@ class Consistency:
     def __init__(self, pipe: Any, view: ModelView) -> None:
         self._pipe, self._noise = pipe, view.noise
         device = pipe._execution_device
+        self.interpolated = view.prepared.tensor()
         self._by_slice = "frames" in pipe.denoiser.axis_names
         slices, frames = torch.from_numpy(view.slices).float(), torch.from_numpy(view.frames).float()
         values = torch.from_numpy(np.ascontiguousarray(view.values)).permute(2, 0, 1, 3)  # (M, H, W, N)
@@ -231,6 +239,11 @@ class Consistency:
             return {}
         single = ((slices != 0).sum(dim=1) == 1) & (slices.amax(dim=1) - 1).abs().lt(1e-6)
         return {int(slices[row].argmax()): int(row) for row in torch.nonzero(single)[:, 0]}
+
+    def start(self) -> torch.Tensor:
+        """Return the scaled latents of the interpolated volume (1, C, …)."""
+        latents = encode_volume(self._pipe.vae, self.interpolated.float())[None]
+        return self(self._pipe.vae.scale_latents(latents.to(self._pipe._execution_device)))
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Return scaled latents (B, C, …) that agree with what was measured."""
@@ -282,11 +295,19 @@ class GuidedSampler:
         steps: noise levels.
         visits: how often the model sees each.
         renewal: share of the noise's variance that is drawn afresh.
+        strength: share of the noise levels that are run through.
         guidance_scale: classifier-free guidance.
     """
 
     def __init__(
-        self, pipe: Any, consistency: Consistency, steps: int, visits: int, renewal: float, guidance_scale: float
+        self,
+        pipe: Any,
+        consistency: Consistency,
+        steps: int,
+        visits: int,
+        renewal: float,
+        strength: float,
+        guidance_scale: float,
     ) -> None:
         self._pipe, self._consistency, self._visits, self._renewal = pipe, consistency, visits, renewal
         self._guidance_scale = float(guidance_scale)
@@ -294,6 +315,8 @@ class GuidedSampler:
         self._scheduler = change_solver(pipe.scheduler, solver)
         check_scheduler(self._scheduler, pipe.denoiser.config.prediction_type)
         set_timesteps(self._scheduler, steps)
+        self._times = self._scheduler.timesteps[-max(1, round(strength * steps)) :]
+        self._start = consistency.start() if len(self._times) < len(self._scheduler.timesteps) else None
 
     def __call__(self, generators: Any, shape: tuple[int, ...], labels: torch.Tensor | None) -> Sequence[np.ndarray]:
         """Return volumes (H, W, D[, T]) in [-1, 1], one for each generator."""
@@ -301,12 +324,15 @@ class GuidedSampler:
         pipe._guidance_scale, pipe._estimate, pipe._interrupt, pipe._phase = self._guidance_scale, None, False, None
         given = {} if labels is None else {"class_labels": labels.to(device)}
         unguided = unguided_inputs(pipe.denoiser, given)
-        times = self._scheduler.timesteps
+        times = self._times
 
         def noise() -> torch.Tensor:
             return randn_tensor(shape, generators, device, torch.float32)
 
         latents, clean = noise(), None
+        if self._start is not None:
+            signal, sigma = self._levels(float(times[0]))
+            latents = signal * self._start + sigma * latents
         with pipe.progress_bar(total=len(times) * self._visits) as progress:
             for index, time in enumerate(times):
                 signal, sigma = self._levels(float(time))

@@ -93,6 +93,27 @@ def test_the_model_sees_what_was_measured_at_the_noise_of_each_level(
             assert (missing - measured).abs().mean() > 1.5  # what is missing was not given away
 
 
+@torch.no_grad()
+def test_sampling_may_start_from_the_noisy_interpolated_image(
+    pipe: CardioDiTPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, torch.Tensor]] = []
+    forward = pipe.transformer.forward
+
+    def note(hidden_states: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append((float(timestep[0]), hidden_states.clone()))
+        return forward(hidden_states, timestep, *args, **kwargs)
+
+    monkeypatch.setattr(pipe.transformer, "forward", note)
+    done = complete(pipe, cine(), Gaps((1, 2)), num_samples=1, num_inference_steps=5, strength=0.4)
+    assert [time for time, _ in seen] == [119, 59] and done.record["strength"] == 0.4
+    model = STEPS(done.interpolated).tensor()
+    latents = pipe.vae.scale_latents(pipe.vae.quantize(pipe.vae.encode(model[None]).latents).latents)
+    alpha = make_scheduler("ddpm").alphas_cumprod[119]
+    noise = (seen[0][1] - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+    assert noise.std() == pytest.approx(1, abs=0.1) and noise.mean() == pytest.approx(0, abs=0.1)
+
+
 @pytest.mark.parametrize("gaps", [Gaps((1,)), Gaps(missing_frames=(2,)), Gaps(noise=50.0)])
 def test_samples_depend_on_the_seed_but_not_on_the_batch(gaps: Gaps, pipe: CardioDiTPipeline) -> None:
     call = {"num_samples": 3, "num_inference_steps": 2, "class_label": 1}
@@ -144,6 +165,8 @@ def test_what_cannot_be_completed(make_pipe: Callable, pipe: CardioDiTPipeline) 
         complete(pipe, cine(), Gaps((1,)), guidance_scale=2)
     with pytest.raises(CardioDiTError, match="renewal=1.5 must be a number from 0 to 1"):
         complete(pipe, cine(), Gaps((1,)), renewal=1.5)
+    with pytest.raises(CardioDiTError, match="strength=0 must be a number above 0"):
+        complete(pipe, cine(), Gaps((1,)), strength=0)
     with pytest.raises(CardioDiTError, match="visits=0 must be a whole number of at least 1"):
         complete(pipe, cine(), Gaps((1,)), visits=0)
 
