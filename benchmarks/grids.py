@@ -104,7 +104,7 @@ def prepare(folder: Path) -> Path:
         vae.save_pretrained(folder / "vae")
     for name in COHORTS:
         if not (latents / name / "manifest.csv").is_file():
-            ids = ["--ids", str(folder / name / "manifest.csv"), "--output_dir", str(latents)]
+            ids = ["--ids", str(folder / name / "manifest.csv"), "--output_dir", str(latents / name)]
             if cardiodit(["encode", *ids, "--vae", str(folder / "vae"), "--batch_size", "8", "--device", "cpu"]):
                 raise SystemExit(1)
     manifest = str(latents / "training" / "manifest.csv")
