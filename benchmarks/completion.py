@@ -53,7 +53,7 @@ class Task:
 
 
 TASKS = {
-    "slices": Task("4 of 8 slices", Gaps(missing_slices=(1, 3, 4, 6)), 16, 4, 25),
+    "slices": Task("4 of 8 slices", Gaps(missing_slices=(1, 3, 4, 6)), 8, 8, 20),
     "frames": Task("8 of 16 frames", Gaps(missing_frames=tuple(range(1, 16, 2))), 4, 2, 10),
     "thick": Task("4 slices of double thickness", Gaps(split_slices=2), 4, 2, 10),
     "noise": Task(f"noise of {NOISE:.0%} of the range", Gaps(noise=1.0), 4, 2, 10),

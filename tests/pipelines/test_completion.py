@@ -79,7 +79,7 @@ def test_the_model_sees_what_was_measured_at_the_noise_of_each_level(
 
     monkeypatch.setattr(pipe.transformer, "forward", note)
     image, gaps = cine(), Gaps((1, 2))
-    complete(pipe, image, gaps, num_samples=2, num_inference_steps=5, visits=2)
+    complete(pipe, image, gaps, num_samples=2, num_inference_steps=5, visits=2, strength=1)
     assert [time for time, _ in seen] == [299, 299, 239, 239, 179, 179, 119, 119, 59, 59]
     model = STEPS(image).tensor()
     latents = pipe.vae.scale_latents(pipe.vae.quantize(pipe.vae.encode(model[None]).latents).latents)

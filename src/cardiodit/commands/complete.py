@@ -66,11 +66,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--num_samples",
         type=int,
-        default=4,
+        default=8,
         help="completions to draw; the result is their mean (%(default)s)",
     )
     parser.add_argument("--num_inference_steps", type=int, help="number of noise levels (25)")
     parser.add_argument("--visits", type=int, default=1, help="how often the model sees each noise level (%(default)s)")
+    parser.add_argument(
+        "--strength",
+        type=float,
+        default=0.75,
+        help="share of the noise levels to run through; 1 starts from noise, less from the noisy interpolated image, "
+        "to which the result then stays nearer (%(default)s)",
+    )
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="guidance by the class label (%(default)s)")
     parser.add_argument("--preset", choices=PRESETS, help="preprocessing, for models whose config does not contain it")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
@@ -113,6 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_samples=arguments.num_samples,
         num_inference_steps=arguments.num_inference_steps,
         visits=arguments.visits,
+        strength=arguments.strength,
         seed=arguments.seed,
         class_label=int(label) if label is not None and label.isdecimal() else label,
         guidance_scale=arguments.guidance_scale,
