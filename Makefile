@@ -9,7 +9,7 @@ SHARED := -n 2 --dist loadfile --no-loadscope-reorder# names order the files wit
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help env test demo lint docs notebooks release test-oldest lock help-texts clean
+.PHONY: help env test proofs demo lint docs notebooks release test-oldest lock help-texts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -18,6 +18,9 @@ env: $(VENV)/installed ## create .venv with the locked versions
 
 test: env ## run the tests in two processes
 	$(BIN)/python -m pytest $(SHARED)
+
+proofs: env ## run the long confirmations that `make test` leaves out
+	$(BIN)/python -m pytest $(SHARED) -m proof
 
 demo: env ## generate four beating hearts and show them: demo-output/hearts.html
 	rm -rf demo-output

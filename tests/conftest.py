@@ -5,6 +5,10 @@ import os
 # Work this small is slowed down many times by threads that wait for a busy core: here, and in whatever a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from .prepared_python import SHARED, share, start_forkserver
+
+share()  # before the imports below, beside which it imports
+
 import importlib
 import multiprocessing
 import shutil
@@ -51,6 +55,19 @@ PLACES_OF_WORKERS = ("evaluation.workers", "imaging.cache", "imaging.cohorts.pre
 WORKERS = [importlib.import_module(f"cardiodit.{place}") for place in PLACES_OF_WORKERS]
 for module in WORKERS:
     module.get_context = lambda method: PREPARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forkserver_of_prepared_python() -> None:
+    """Begin as one of the copies, if there is a shared prepared Python; here, where its output is captured."""
+    start_forkserver()
+
+
+def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
+    """Let the processes that run the tests be copies of the prepared Python."""
+    for spec in specs:
+        if SHARED in os.environ:
+            spec.python = os.environ[SHARED]
 
 
 @pytest.fixture

@@ -3,15 +3,20 @@
 `python()` returns the path of a command that takes `-c`, `-m` or a script with arguments, as the interpreter does.
 It starts a real process with an environment, folder, streams, session and exit code of its own; only the imports are
 done already. Tests of importing itself, and of memory, use `sys.executable`.
+
+Where pytest distributes the tests (`-n 2`), one prepared Python serves all of its processes, and these are copies of it
+too (`share()` and `conftest.pytest_xdist_setupnodes`).
 """
 
 import contextlib
+import fcntl
 import functools
 import importlib
 import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -19,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from multiprocessing import forkserver, resource_tracker, spawn
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,16 +32,26 @@ from typing import Any
 HEAVY = ("accelerate.commands.launch", "torch.distributed.run", "scipy.stats", "cardiodit.evaluation", "cardiodit.cli")
 STAGES = ("vqgan", "dit", "unet", "prdit", "tgca", "controlnet", "segmenter", "copy_detector")
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SHARED = "TESTS_PREPARED_PYTHON"  # the variable that tells pytest's processes the path of the one that they share
 
-# What is started: it hands its streams, arguments and environment over, passes signals on, and ends as its copy does.
+# What is started: it hands over its open files, arguments and environment, passes signals on, and ends as its copy.
 CLIENT = f"""#!{sys.executable} -IS
-import json, os, signal, socket, sys
+import json, os, signal, socket, sys, time
+files = [int(name) for name in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + name)]
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect({{path!r}})
+    for attempt in range(1200):  # the prepared Python may still be importing
+        try:
+            server.connect({{path!r}})
+        except OSError:
+            time.sleep(0.1)
+        else:
+            break
+    else:
+        sys.exit("the prepared Python did not start")
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    request = dict(arguments=sys.argv[1:], folder=os.getcwd(), environment=dict(os.environ), ignores_interrupts=ignored)
-    text = json.dumps(request).encode()
-    socket.send_fds(server, [len(text).to_bytes(8, "big")], [0, 1, 2])
+    request = dict(arguments=sys.argv[1:], folder=os.getcwd(), environment=dict(os.environ), files=files)
+    text = json.dumps(request | dict(ignores_interrupts=ignored)).encode()
+    socket.send_fds(server, [len(text).to_bytes(8, "big")], files)
     server.sendall(text)
     process = int.from_bytes(server.recv(8), "big")
     for name in {PASSED_ON}:
@@ -51,19 +67,41 @@ os._exit(code)
 
 @functools.cache
 def python() -> str:
-    """Return the path of the prepared Python of this process, which starts it at the first call."""
+    """Return the path of the prepared Python, which is started at the first call unless it is shared.
+
+    It is usable at once; a process that is started while it still imports waits for it.
+    """
+    if SHARED in os.environ:
+        return os.environ[SHARED]
     if not hasattr(os, "pidfd_open"):  # not on Linux
         return sys.executable
     folder = Path(tempfile.mkdtemp(prefix="prepared-"))
-    # The server ends with this process, which holds the other end of its standard input.
-    server = subprocess.Popen(
-        [sys.executable, __file__, str(folder / "socket")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert server.stdout and server.stdout.readline(), "the prepared Python did not start"
     client = folder / "python"
     client.write_text(CLIENT.format(path=str(folder / "socket")))
     client.chmod(stat.S_IRWXU)
+    # The server ends with this process, which holds the other end of its standard input. Its output is a pipe, as that
+    # of most clients is: its copies could not seek there as in a file.
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    STARTED.append(subprocess.Popen([sys.executable, __file__, str(folder / "socket")], **pipes))
     return str(client)
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+def share() -> None:
+    """Start the prepared Python for all processes among which this one is about to distribute the tests, if it is."""
+    if "-n" in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ and SHARED not in os.environ:
+        os.environ[SHARED] = python()
+
+
+def start_forkserver() -> None:
+    """Let the processes of `multiprocessing`'s fork server, too, be copies of the shared prepared Python."""
+    if SHARED in os.environ and os.environ[SHARED] != sys.executable:
+        resource_tracker.ensure_running()
+        spawn.set_executable(os.environ[SHARED])
+        forkserver.ensure_running()
+        spawn.set_executable(sys.executable)
 
 
 def serve(path: str) -> dict[str, Any]:
@@ -72,10 +110,10 @@ def serve(path: str) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen(64)
-        print("ready", flush=True)
         while True:
             ready, _, _ = select.select([listening, sys.stdin], [], [])
             if sys.stdin in ready:
+                shutil.rmtree(Path(path).parent, ignore_errors=True)
                 os._exit(0)
             connection, _ = listening.accept()
             if os.fork() == 0:
@@ -87,19 +125,22 @@ def serve(path: str) -> dict[str, Any]:
 
 def keep(connection: socket.socket) -> dict[str, Any]:
     """Start the copy, end it if its client is killed, and tell the client how it ended; return in the copy only."""
-    length, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    length, received, _, _ = socket.recv_fds(connection, 8, 64)
     with connection.makefile("rb") as file:
         request = json.loads(file.read(int.from_bytes(length, "big")))
     process = os.fork()
     if process == 0:
         connection.close()
         os.setsid()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
+        high = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 1000) for file in received]  # none of their new numbers
+        for file in received:
+            os.close(file)
+        for file, number in zip(high, request["files"]):
+            os.dup2(file, number)
+            os.close(file)
         return request
-    for stream in (0, 1, 2, *streams):
-        os.close(stream)
+    for file in {0, 1, 2, *received}:
+        os.close(file)
     connection.sendall(process.to_bytes(8, "big"))
     ended = os.pidfd_open(process)
     ready, _, _ = select.select([ended, connection], [], [])

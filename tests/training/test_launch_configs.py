@@ -180,7 +180,7 @@ def test_the_batch_script_is_bash() -> None:
 def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(
     slurm: Callable, cohorts: Cohorts, tmp_path: Path
 ) -> None:
-    settings = {"max_train_steps": 100, "checkpointing_steps": 1000, "validation_steps": 1000}
+    settings = {"max_train_steps": 40, "checkpointing_steps": 1000, "validation_steps": 1000}
     config = merged(DIT, {"training": {**settings, "mixed_precision": "no"}})
     options = arguments_of(tmp_path, "run", config, cohorts.latents, "--vae", str(cohorts.vae), "--cpu")
     options = [text for text in options if text not in ("--output_dir", "--run_name", str(tmp_path), "run")]
@@ -192,7 +192,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(
     said = said_by(job)
     last = max(lines_of(run))
     assert job.returncode == 0, said
-    assert last < 100 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
+    assert last < 40 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
     assert calls.read_text().split()[0] == "requeue"
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "interrupted" and record["sessions"][0]["processes"] == 2
@@ -200,7 +200,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(
     job = slurm(str(run), "cardiodit.training.train_dit", *options)
     said = said_by(job)
     assert job.returncode == 0 and f"Resuming run after step {last}." in said, said
-    assert sorted(lines_of(run)) == list(range(1, 101))
+    assert sorted(lines_of(run)) == list(range(1, 41))
     assert len(calls.read_text().splitlines()) == 1  # it is finished
 
 

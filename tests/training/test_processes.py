@@ -33,7 +33,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 CLOSE = 1e-5  # sums in another order
 
 
-LONG = {"max_train_steps": 60, "checkpointing_steps": 1000, "validation_steps": 1000}
+LONG = {"max_train_steps": 40, "checkpointing_steps": 1000, "validation_steps": 1000}
 
 
 @dataclass(frozen=True)
@@ -345,7 +345,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on(runs: Runs) -> None:
     """The same command, to the losses of a run that nobody stopped, to the bit."""
     said, found = runs.said["stopped"], runs.folder / "as-stopped"
     last = max(lines_of(found))
-    assert last < 60 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
+    assert last < 40 and said.count("Stopped by ") == said.count(f" after step {last}; the same command") == 1, said
     assert "forcefully exiting" not in said  # as torchrun does after 30 seconds
     assert [folder.name for folder in found.glob("checkpoint-*")] == [f"checkpoint-{last}"]
     assert json.loads((found / "run.json").read_text())["status"] == "interrupted"
@@ -353,7 +353,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on(runs: Runs) -> None:
     assert f"Resuming stopped after step {last}." in runs.said["plan"]
     for key in ("loss", "validation_loss"):
         assert lines_of(runs.folder / "stopped", key) == lines_of(runs.folder / "not-stopped", key)
-    assert sorted(lines_of(runs.folder / "stopped")) == list(range(1, 61))
+    assert sorted(lines_of(runs.folder / "stopped")) == list(range(1, 41))
 
 
 def test_an_error_ends_all_processes_with_one_sentence(runs: Runs) -> None:

@@ -22,11 +22,14 @@ def test_a_constant_network_has_no_distance() -> None:
     assert frechet_estimate(same, same).value == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize(("repetitions", "expected"), [(8, 6), pytest.param(30, 26, marks=pytest.mark.proof)])
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.0, 0.4), (1.6, 1.5)])
-def test_the_interval_contains_the_truth_at_its_level(scale: float, shift: float) -> None:
+def test_the_interval_contains_the_truth_at_its_level(
+    scale: float, shift: float, repetitions: int, expected: int
+) -> None:
     """n = 60, m = 80, f = 8: the truth is (scale − 1)² tr C + (scale · shift)²."""
     truth = (scale - 1) ** 2 * (1 / np.arange(1, 9) ** 2).sum() + (scale * shift) ** 2
-    repetitions, held, values, plain = 30, 0, [], []
+    held, values, plain = 0, [], []
     for seed in range(repetitions):
         real, synthetic = volumes(60, 8, 1000 + seed), volumes(80, 8, 2000 + seed, scale, shift)
         estimate = frechet_estimate(real, synthetic, seed=seed)
@@ -35,7 +38,7 @@ def test_the_interval_contains_the_truth_at_its_level(scale: float, shift: float
         held += estimate.low <= truth <= estimate.high
         values.append(estimate.value)
         plain.append(frechet_distance(real, synthetic))
-    assert held >= 0.86 * repetitions
+    assert held >= expected
     error = np.std(values) / np.sqrt(repetitions)
     assert abs(np.mean(values) - truth) < 3 * error  # no bias is left
     assert np.mean(plain) > np.mean(values)
@@ -53,13 +56,13 @@ def test_volumes_in_too_many_dimensions_get_no_interval() -> None:
     ("n", "spread"),
     [
         (100, np.arange(1, 513) ** -0.75),  # variances 1/k^1.5
-        (300, np.arange(1, 513) ** -0.5),  # 1/k
+        pytest.param(300, np.arange(1, 513) ** -0.5, marks=pytest.mark.proof),  # 1/k
         (100, np.array([np.sqrt(768)] + [1.0] * 255)),  # one direction holds three quarters of it
     ],
 )
 def test_a_long_tail_of_directions_gets_no_interval_that_misses_the_truth(n: int, spread: np.ndarray) -> None:
     """Few effective dimensions, but a bias that is not linear in 1/n."""
-    for seed in range(4 if n < 300 else 2):
+    for seed in range(2):
         rng = np.random.default_rng([40, seed])
         real, synthetic = (rng.normal(size=(n, len(spread))) * spread for _ in range(2))
         estimate = frechet_estimate(real, synthetic, seed=seed)
