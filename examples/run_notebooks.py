@@ -20,6 +20,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent / "notebooks"
 LONGEST = 300  # seconds of processor time are the aim; a cell that takes longer than this fails
+UNWANTED = re.compile(r"^Energy: |TqdmWarning|autonotebook")
 LARGEST = 2_000_000  # bytes of a notebook with its outputs
 
 
@@ -45,16 +46,24 @@ def main() -> None:
 
 
 def tidy(notebook: Any, folder: str) -> None:
-    """Remove what differs between machines and runs: folders, times of execution, and the energy of commands."""
+    """Remove what differs between machines and runs: folders, times of execution, energy, and warnings of others."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):
+        if "outputs" not in cell:
+            continue
+        merged: list[Any] = []
+        for output in cell.outputs:  # a stream arrives in pieces
+            same = [old for old in merged[-1:] if "text" in output and old.get("name") == output.get("name")]
+            if same:
+                same[0]["text"] += output["text"]
+            else:
+                merged.append(output)
+        for output in merged:
             if "text" in output:
-                lines = output["text"].replace(folder + os.sep, "").replace(folder, ".").splitlines(keepends=True)
-                output["text"] = "".join(line for line in lines if not re.match(r"(Energy: |\s*$)", line))
-        if "outputs" in cell:
-            cell["outputs"] = [output for output in cell["outputs"] if output.get("text", "keep")]
+                lines = output["text"].replace(folder + os.sep, "").replace(folder, ".").splitlines()
+                output["text"] = "".join(f"{line}\n" for line in lines if line.strip() and not UNWANTED.search(line))
+        cell.outputs = [output for output in merged if output.get("text", "keep")]
 
 
 if __name__ == "__main__":

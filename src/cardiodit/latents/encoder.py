@@ -11,6 +11,7 @@ import torch
 
 from cardiodit._util.gpu import fixed_kernels
 from cardiodit._util.memory import set_tiling
+from cardiodit._util.terminal import progress, say
 from cardiodit.errors import CardioDiTError, Problems
 from cardiodit.imaging import PRESETS, Preprocessing, Volume, read_case, read_manifest
 from cardiodit.imaging.checks import content_of
@@ -193,7 +194,7 @@ def encode_cohort(
     process_index: int = 0,
     num_processes: int = 1,
     gather: Callable[[list[Outcome]], list[Outcome]] = list,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
     condition_keys: Sequence[str] = (),
     tiling: str = "auto",
     spacing: Triple | None = None,
@@ -239,16 +240,21 @@ def encode_cohort(
     own_groups = folder.groups(len(cases))[process_index::num_processes]
     count = sum(map(len, own_groups))
     outcomes: list[Outcome] = []
-    for group in own_groups:
-        for row in group:
-            outcomes.append(encoder.encode(row, cases[row]))
-            if not any_size:
-                _check_same_size(outcomes, outcomes[-1], cases)
-            report(f"{len(outcomes)} of {count}: {cases[row].image.name} {outcomes[-1].status or 'cannot be encoded'}")
-        done = outcomes[-len(group) :]
-        if not any(outcome.problem for outcome in done):
-            places = folder.store([outcome.latent for outcome in done])
-            outcomes[-len(group) :] = [replace(o, latent=place) for o, place in zip(done, places, strict=True)]
+    bar = progress(description="Encoding", total=count, is_shown=process_index == 0)
+    with bar:
+        for group in own_groups:
+            for row in group:
+                outcomes.append(encoder.encode(row, cases[row]))
+                if not any_size:
+                    _check_same_size(outcomes, outcomes[-1], cases)
+                status = outcomes[-1].status or "cannot be encoded"
+                bar.update()
+                if bar.disable:  # as in a log
+                    report(f"{len(outcomes)} of {count}: {cases[row].image.name} {status}")
+            done = outcomes[-len(group) :]
+            if not any(outcome.problem for outcome in done):
+                places = folder.store([outcome.latent for outcome in done])
+                outcomes[-len(group) :] = [replace(o, latent=place) for o, place in zip(done, places, strict=True)]
     outcomes = sorted(gather(outcomes), key=lambda outcome: outcome.row)
     if process_index == 0:
         _finish(outcomes, cases, manifest, folder, vae, report, any_size)
@@ -382,7 +388,7 @@ def preprocessing_for(
     given: Preprocessing | None = None,
     depth: int | None = None,
     spacing: Triple | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
 ) -> Preprocessing:
     """Return how images are prepared for the VQ model: as given or else as its training volumes were.
 
