@@ -74,8 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def list_of_stages() -> str:
     """Return each stage with its module, which `accelerate launch -m` takes."""
+    width = max(map(len, STAGES))
     lines = [
-        f"  cardiodit train {name:<10} cardiodit.training.train_{name:<10} {text}" for name, text in STAGES.items()
+        f"  cardiodit train {name:<{width}}  cardiodit.training.train_{name:<{width}}  {text}"
+        for name, text in STAGES.items()
     ]
     return "\n".join(["The stages, their modules (for `accelerate launch -m`), and what they train:", *lines])
 
