@@ -53,7 +53,7 @@ def test_the_bundled_segmenter_segments_unseen_phantoms(tmp_path: Path) -> None:
     assert model.dtype == torch.float32  # whatever the file holds
     steps = Preprocessing.from_dict(model.config.preprocessing)
     overlaps, errors = [], []
-    for case in read_manifest(write_cohort(tmp_path / "fresh", num=4, seed=4242)):
+    for case in read_manifest(write_cohort(tmp_path / "fresh", num=2, seed=4242)):
         prepared = prepare_case(case, steps)
         truth, found = prepare_mask(case, prepared), model.segment(prepared.volume.voxels)
         overlaps.append(list(dice(found, truth.voxels).values()))
