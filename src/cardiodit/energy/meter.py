@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -280,8 +281,7 @@ class _Gpus:
         if device is not None and not device.startswith("cuda"):
             return cls(None, {})
         try:
-            import pynvml
-
+            pynvml = import_module("pynvml")  # an import would be a requirement in an exported pipeline's code
             pynvml.nvmlInit()
             every = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
             handles = {_text(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in every}
