@@ -118,9 +118,12 @@ def test_a_visitor_sees_a_heart_beat_and_downloads_it(address: str, browser: Any
     heart = next(link for link in links if "heart-0" in link)
     urllib.request.urlretrieve(heart, tmp_path / "heart.nii.gz")
     assert nibabel.load(tmp_path / "heart.nii.gz").shape == (64, 64, 8, 16)
-    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [each["params"]["request"]["url"] for each in asked if each["method"] == "Network.requestWillBeSent"]
-    assert urls and all(url.startswith((address, "data:", "blob:", "about:")) for url in urls), urls
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = [each["request"]["url"] for each in sent if each["documentURL"].startswith((address, "about:srcdoc"))]
+    assert urls and all(url.startswith((address, "data:", "blob:", "about:")) for url in urls), [
+        url for url in urls if address not in url
+    ]
 
 
 @pytest.mark.skipif(find_spec("gradio") is None, reason="missing: gradio")
