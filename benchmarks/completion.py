@@ -65,13 +65,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--hearts", type=int, help="phantoms of a seed; default: 8 for slices, 4 for other tasks")
     parser.add_argument("--visits", type=int, default=1)
     arguments = parser.parse_args()
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     cohort.PICTURED = 0
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.tasks}
-    trial = Trial(folder, arguments.visits)
+    trial = Trial(folder, arguments.visits, arguments.hearts)
     for seed in range(arguments.seeds):
         for name in arguments.tasks:
             results[name].append(trial.result(name, seed))
@@ -84,8 +85,8 @@ def main() -> None:
 class Trial:
     """The phantoms and results in a folder; what is there is not made again."""
 
-    def __init__(self, folder: Path, visits: int) -> None:
-        self.folder, self.visits = folder, visits
+    def __init__(self, folder: Path, visits: int, hearts: int | None) -> None:
+        self.folder, self.visits, self.hearts = folder, visits, hearts
         self.pipe = CardioDiTPipeline.from_pretrained("cardiodit-phantom")
         self.pipe.set_progress_bar_config(disable=True)
         self.steps = Preprocessing.from_dict(self.pipe.facts.preprocessing)
@@ -100,7 +101,7 @@ class Trial:
         phantoms = self.folder / f"phantoms-{seed}"
         if not phantoms.is_dir():
             write_cohort(phantoms, max(each.hearts for each in TASKS.values()), FIRST_SEED + seed)
-        cases = read_manifest(phantoms / "manifest.csv")[: task.hearts]
+        cases = read_manifest(phantoms / "manifest.csv")[: self.hearts or task.hearts]
         each = [self._measure(task, case, index) for index, case in enumerate(cases)]
         means = {key: float(np.mean([found[key] for found in each])) for key in each[0]}
         result = {**means, "seconds": (time.process_time() - started) / len(cases), "each": each}
