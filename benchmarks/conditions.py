@@ -142,6 +142,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=64, help="requests (%(default)s)")
     parser.add_argument("--steps", type=int, default=500, help="training steps (%(default)s)")
     parser.add_argument("--sampling_steps", type=int, default=15)
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the requests (%(default)s)")
     arguments = parser.parse_args()
     folder, count = arguments.output, arguments.count
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,7 @@ def main() -> int:
     results: dict[str, Any] = {"requests": {}, "without conditions": {}, "bundled model": {}, "each": {}}
     for seed in arguments.seeds:
         model, key = str(train(folder, seed, arguments.steps)), f"seed {seed}"
-        table = ("--conditions", str(folder / "requests.csv"))
+        table = ("--conditions", str(folder / "requests.csv"), "--guidance_scale", str(arguments.guidance_scale))
         given = sample(model, folder / f"given{seed}", count, seed, arguments.sampling_steps, *table)
         results["each"][key] = measure(given, segmenter, geometry)
         results["requests"][key] = judge_requests(asked, results["each"][key])
