@@ -37,7 +37,7 @@ WIDTHS = (0.5, 0.75, 1.0, 1.5)  # of the Gaussian filter, in voxels
 
 @dataclass(frozen=True)
 class Task:
-    """What is taken away.
+    """A part of the image that is removed and then restored.
 
     Args:
         title: for the table.

@@ -1,4 +1,4 @@
-"""What the newest options of training bring: each alone and the best together, with the same processor time.
+"""Compare the newest training options, each alone and the best ones together, at equal processor time.
 
     OMP_NUM_THREADS=1 python benchmarks/newest.py --output newest      # 24 trainings, about 1.5 hours of one core
 

@@ -1,4 +1,4 @@
-"""What is known about the frames of each latent: padding to whole patches, and the phase of the heart beat."""
+"""Per-latent frame data: padding to whole patches, and the phase of the heartbeat."""
 
 import json
 import re

@@ -66,10 +66,8 @@ def test_thin_slices_have_the_measured_mean(pipe: CardioDiTPipeline) -> None:
     assert done.geometry.spacing == (1.5, 1.5, 4.0)
 
 
-@torch.no_grad()
-def test_the_model_sees_what_was_measured_at_the_noise_of_each_level(
-    pipe: CardioDiTPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def inputs_of_model(pipe: CardioDiTPipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, torch.Tensor]]:
+    """Return a list to which every call of the transformer adds its time and its latents."""
     seen: list[tuple[float, torch.Tensor]] = []
     forward = pipe.transformer.forward
 
@@ -78,6 +76,14 @@ def test_the_model_sees_what_was_measured_at_the_noise_of_each_level(
         return forward(hidden_states, timestep, *args, **kwargs)
 
     monkeypatch.setattr(pipe.transformer, "forward", note)
+    return seen
+
+
+@torch.no_grad()
+def test_the_model_sees_what_was_measured_at_the_noise_of_each_level(
+    pipe: CardioDiTPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = inputs_of_model(pipe, monkeypatch)
     image, gaps = cine(), Gaps((1, 2))
     complete(pipe, image, gaps, num_samples=2, num_inference_steps=5, visits=2, strength=1)
     assert [time for time, _ in seen] == [299, 299, 239, 239, 179, 179, 119, 119, 59, 59]
@@ -97,14 +103,7 @@ def test_the_model_sees_what_was_measured_at_the_noise_of_each_level(
 def test_sampling_may_start_from_the_noisy_interpolated_image(
     pipe: CardioDiTPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[float, torch.Tensor]] = []
-    forward = pipe.transformer.forward
-
-    def note(hidden_states: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append((float(timestep[0]), hidden_states.clone()))
-        return forward(hidden_states, timestep, *args, **kwargs)
-
-    monkeypatch.setattr(pipe.transformer, "forward", note)
+    seen = inputs_of_model(pipe, monkeypatch)
     done = complete(pipe, cine(), Gaps((1, 2)), num_samples=1, num_inference_steps=5, strength=0.4)
     assert [time for time, _ in seen] == [119, 59] and done.record["strength"] == 0.4
     model = STEPS(done.interpolated).tensor()

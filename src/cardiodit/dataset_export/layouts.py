@@ -34,7 +34,7 @@ CARD = Path(__file__).with_name("dataset_card.md")
 
 @dataclass(frozen=True)
 class Export:
-    """What to export.
+    """Settings of an export.
 
     Args:
         name: name of the data set.

@@ -1,4 +1,4 @@
-"""What an image lacks (slices, frames, thin slices, freedom from noise), and the grid on which it is completed.
+"""Describe what is missing from an image (slices, frames, resolution) or is to be removed (noise), and its target grid.
 
 An image is completed on a target grid, its own or a finer one. What was measured is linear in the completed volume
 along slices and frames: `slices @ volume @ frames.T`, where a row picks a slice or averages those of a thick one.
@@ -24,7 +24,7 @@ MEDIAN_OF_NORMAL = 0.6745  # median of |x| for a standard normal x
 
 @dataclass(frozen=True)
 class Gaps:
-    """What is to be completed of an image; slices (third axis) and frames are counted from 0 as stored in its file.
+    """The parts of an image to complete; slices (third axis) and frames are counted from 0 as stored in its file.
 
     Args:
         missing_slices, missing_frames: those to be replaced, whatever the file holds there.

@@ -114,7 +114,7 @@ class ClinicalCondition:
 
     @classmethod
     def of_config(cls, name: str, entry: Any) -> "ClinicalCondition":
-        """Read an entry of a model's config; the config may come from a stranger."""
+        """Read an entry of a model's config, which may come from an untrusted source."""
         problem = CardioDiTError(f"The config's condition {name!r} is {entry!r}; expected values, or low and high.")
         if not isinstance(entry, Mapping):
             raise problem

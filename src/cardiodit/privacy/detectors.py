@@ -128,6 +128,12 @@ def _identity(description: dict[str, Any], *parts: str) -> str:
     return hashlib.sha256(json.dumps([FORMAT, description, *parts], sort_keys=True).encode()).hexdigest()
 
 
+def _identity_with_vae(description: dict[str, Any], vae: Any) -> str:
+    from cardiodit.latents.file import identity_of_vae
+
+    return _identity(description, identity_of_vae(vae))
+
+
 # --- Grids of pixels and latents, aligned ---
 
 
@@ -168,9 +174,7 @@ class LatentDetector:
 
     @cached_property
     def identity(self) -> str:
-        from cardiodit.latents.file import identity_of_vae
-
-        return _identity(self.describe(), identity_of_vae(self.vae))
+        return _identity_with_vae(self.describe(), self.vae)
 
     def describe(self) -> dict[str, Any]:
         grid = PixelDetector().describe()
@@ -182,9 +186,8 @@ class LatentDetector:
         from cardiodit.imaging.preprocessing import as_tensor
         from cardiodit.latents.encoder import encode_volume
 
-        latents = (
-            encode_volume(self.vae, as_tensor(_whole_beat(self.vae, voxels))).cpu().numpy()
-        )  # (C, D, h, w, t) or (C, h, w, d)
+        beat = as_tensor(_whole_beat(self.vae, voxels))
+        latents = encode_volume(self.vae, beat).cpu().numpy()  # (C, D, h, w, t) or (C, h, w, d)
         axes = (2, 3, 1, 4, 0) if latents.ndim == 5 else (1, 2, 3, 0)
         channels = latents.transpose(axes)
         mean = channels.mean(axis=tuple(range(channels.ndim - 1)), keepdims=True)
@@ -195,7 +198,7 @@ class LatentDetector:
 class ReconstructionDetector:
     """Compares samples with patients as the model's VQ model reconstructs them: what it blurs is blurred on both sides.
 
-    Nothing that the model generates can be nearer to a training image than the reconstruction of that image.
+    A model that memorized the latents of a training image generates its reconstruction, not the image itself.
     """
 
     vae: Any
@@ -203,9 +206,7 @@ class ReconstructionDetector:
 
     @cached_property
     def identity(self) -> str:
-        from cardiodit.latents.file import identity_of_vae
-
-        return _identity(self.describe(), identity_of_vae(self.vae))
+        return _identity_with_vae(self.describe(), self.vae)
 
     def describe(self) -> dict[str, Any]:
         grid = PixelDetector().describe()

@@ -64,7 +64,7 @@ VENDORS = {
 
 @dataclass(frozen=True)
 class Style:
-    """What a phantom shows beyond the plain one.
+    """Options that change how a phantom looks and moves; the defaults give the plain one.
 
     Args:
         vendor: name from `VENDORS`.
